@@ -1,0 +1,22 @@
+"""Singular learning theory for TransformerLens models."""
+
+from lens_slt.data.tokens import load_tokens
+from lens_slt.models.shipped import load_model, shipped_checkpoints
+from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.sampling.functions import sample_function
+from lens_slt.sampling.presets import PRESETS, preset
+from lens_slt.sampling.sample import Probe, sample
+from lens_slt.sampling.settings import Settings
+
+__all__ = [
+    "PRESETS",
+    "Probe",
+    "Settings",
+    "load_model",
+    "load_tokens",
+    "preset",
+    "refined_llc",
+    "sample",
+    "sample_function",
+    "shipped_checkpoints",
+]

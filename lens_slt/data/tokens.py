@@ -1,0 +1,261 @@
+"""Token sequences from built-in corpora, text files, token arrays and Hugging Face data sets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lens_slt.data.checks import check_tokens, loss_mask, token_array
+from lens_slt.data.corpora import CORPORA, corpus
+
+__all__ = ["SOURCES", "check_tokens", "load_tokens", "loss_mask"]
+
+SOURCES = (*CORPORA, "mix")
+ARRAY_FILES = (".npy", ".pt", ".safetensors")
+DEFAULT_LENGTH = 128
+_CODE_SHARE = 0.75  # of "mix"
+_MOST_PER_DOCUMENT = 16
+_FEWEST_DOCUMENTS = 32  # that a set is drawn from, where there are so many
+_BLOCK = 2**16  # characters of a text file that count as one document
+_SHUFFLE_BUFFER = 1000  # documents of a streamed data set that are shuffled at a time
+
+
+def load_tokens(
+    source: Any,
+    tokenizer: Any = None,
+    *,
+    n_sequences: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    bos: bool = True,
+) -> Tensor:
+    """Token sequences ``[sequence, position]``, int64 on the CPU.
+
+    ``source``:
+      - ``"code"``, ``"prose"`` or ``"mix"`` (three quarters code): the built-in corpora;
+      - the path of a text file;
+      - the path of a token array: .npy, .pt, or .safetensors with one tensor;
+      - ``"hf:NAME"``, ``"hf:NAME:SPLIT"`` or ``"hf:NAME:SPLIT:COLUMN"``: a Hugging Face data set;
+      - a tensor, array or list of integers.
+
+    Text becomes a BOS token and ``length - 1`` tokens a sequence (128 in all by default), cut from
+    documents in an order that ``seed`` decides; at most 16 come from one document. The tokenizer
+    is the shipped models' unless another one is given. ``n_sequences=None`` takes all there are.
+    Of token arrays the first ``n_sequences`` rows and ``length`` columns are taken as they are.
+
+    Raises ValueError where there is too little text, FileNotFoundError for a path that is none,
+    ConnectionError for a data set that cannot be reached.
+    """
+    _check_size("n_sequences", n_sequences, 1)
+    _check_size("length", length, 2)
+    if not isinstance(source, str | Path):
+        return _cut(token_array(source, "source"), n_sequences, length, "source")
+    name = str(source)
+    if name not in SOURCES and not name.startswith("hf:"):
+        path = _existing_file(name)
+        if path.suffix in ARRAY_FILES:
+            return _cut(_read_array(path), n_sequences, length, name)
+    cut = _Cutter(tokenizer, length or DEFAULT_LENGTH, bos, seed)
+    if name == "mix":
+        return _mix(cut, n_sequences)
+    if name in CORPORA:
+        return cut(corpus(name), n_sequences, f"the corpus {name!r}")
+    if name.startswith("hf:"):
+        if n_sequences is None:
+            raise ValueError(f"n_sequences must be given for a Hugging Face data set ({name!r})")
+        return cut.stream(_dataset_documents(name, seed), n_sequences, f"the data set {name!r}")
+    blocks = _blocks(path.read_text(encoding="utf-8", errors="replace"))
+    return cut(blocks, n_sequences, f"the file {name!r}", most=None)
+
+
+class _Cutter:
+    """Cuts documents into sequences; all its random choices come from one private generator."""
+
+    def __init__(self, tokenizer: Any, length: int, bos: bool, seed: int) -> None:
+        if tokenizer is None:
+            from lens_slt.models.tokenizer import shipped_tokenizer
+
+            tokenizer = shipped_tokenizer()
+        self.encode: Callable[..., Any] = tokenizer
+        self.length = length
+        self.generator = torch.Generator().manual_seed(seed)
+        self.start: list[int] = []
+        if bos:
+            if tokenizer.bos_token_id is None:
+                raise ValueError("this tokenizer has no BOS token; pass bos=False")
+            self.start = [tokenizer.bos_token_id]
+
+    def __call__(
+        self,
+        documents: tuple[str, ...],
+        n_sequences: int | None,
+        what: str,
+        most: int | None = _MOST_PER_DOCUMENT,
+    ) -> Tensor:
+        order = torch.randperm(len(documents), generator=self.generator).tolist()
+        return self.stream((documents[i] for i in order), n_sequences, what, most)
+
+    def stream(
+        self,
+        documents: Iterable[str],
+        n_sequences: int | None,
+        what: str,
+        most: int | None = _MOST_PER_DOCUMENT,
+    ) -> Tensor:
+        """Sequences from documents in the order they come; stops as soon as it has enough.
+
+        A small set takes few sequences from each document, so that it is drawn from many; the
+        rest of the documents is used only when they run out.
+        """
+        share = most
+        if n_sequences is not None:
+            share = max(1, n_sequences // _FEWEST_DOCUMENTS)
+            share = share if most is None else min(share, most)
+        taken: list[list[int]] = []
+        spare: list[list[int]] = []
+        for document in documents:
+            pieces = self._pieces(document)[:most]
+            taken += pieces[:share]
+            spare += pieces[len(pieces) if share is None else share :]
+            if n_sequences is not None and len(taken) >= n_sequences:
+                break
+        rows = (taken + spare)[:n_sequences]
+        if not rows:
+            raise ValueError(
+                f"{what} has no document that is long enough for one sequence of {self.length} "
+                "tokens; pass a smaller length"
+            )
+        if n_sequences is not None and len(rows) < n_sequences:
+            raise ValueError(
+                f"{what} gives {len(rows)} sequences of {self.length} tokens; "
+                f"n_sequences={n_sequences} were asked for"
+            )
+        return self.shuffled(torch.tensor(rows))
+
+    def shuffled(self, rows: Tensor) -> Tensor:
+        """The same rows in another order."""
+        return rows[torch.randperm(len(rows), generator=self.generator)]
+
+    def _pieces(self, document: str) -> list[list[int]]:
+        ids = self.encode(document, add_special_tokens=False, verbose=False)["input_ids"]
+        body = self.length - len(self.start)
+        n_pieces = len(ids) // body
+        order = torch.randperm(n_pieces, generator=self.generator).tolist()
+        return [self.start + ids[i * body : (i + 1) * body] for i in order]
+
+
+def _mix(cut: _Cutter, n_sequences: int | None) -> Tensor:
+    if n_sequences is None:
+        code = cut(corpus("code"), None, "the corpus 'code'")
+        prose = cut(corpus("prose"), None, "the corpus 'prose'")
+        n_sequences = int(min(len(code) / _CODE_SHARE, len(prose) / (1 - _CODE_SHARE)))
+        n_code = round(_CODE_SHARE * n_sequences)
+        rows = [code[:n_code], prose[: n_sequences - n_code]]
+    else:
+        n_code = round(_CODE_SHARE * n_sequences)
+        counts = {"code": n_code, "prose": n_sequences - n_code}
+        rows = [cut(corpus(k), n, f"the corpus {k!r}") for k, n in counts.items() if n]
+    return cut.shuffled(torch.cat(rows))
+
+
+def _dataset_documents(name: str, seed: int) -> Iterator[str]:
+    """Texts of a Hugging Face data set, streamed and shuffled."""
+    parts = name.split(":")
+    if not 2 <= len(parts) <= 4 or not all(parts):
+        raise ValueError(
+            f"source must read hf:NAME, hf:NAME:SPLIT or hf:NAME:SPLIT:COLUMN; got {name!r}"
+        )
+    dataset_name, split = parts[1], parts[2] if len(parts) > 2 else "train"
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(dataset_name, split=split, streaming=True)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConnectionError(
+            f"the Hugging Face data set {dataset_name!r} could not be loaded ({reason}). Without a "
+            f"network use a built-in corpus: {', '.join(SOURCES)}."
+        ) from error
+    rows = iter(rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER))
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"the data set {name!r} is empty")
+    texts = [key for key, value in first.items() if isinstance(value, str)]
+    column = parts[3] if len(parts) > 3 else ("text" if "text" in texts else next(iter(texts), ""))
+    if column not in texts:
+        raise ValueError(
+            f"the data set {name!r} has no text column {column!r}; "
+            f"its text columns: {', '.join(texts) or 'none'}"
+        )
+    return (row[column] for row in chain([first], rows))
+
+
+def _blocks(text: str) -> tuple[str, ...]:
+    """A text in blocks of whole lines."""
+    blocks: list[str] = []
+    lines: list[str] = []
+    size = 0
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line)
+        if size >= _BLOCK:
+            blocks.append("".join(lines))
+            lines, size = [], 0
+    return (*blocks, "".join(lines)) if lines else tuple(blocks)
+
+
+def _existing_file(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(
+            f"source {name!r} is a folder; pass a file, or hf:{name} for a folder of data files"
+        )
+    nearest = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise FileNotFoundError(
+        f"source {name!r} is neither a file nor a built-in corpus ({', '.join(SOURCES)}).{hint} "
+        "A Hugging Face data set is written hf:NAME."
+    )
+
+
+def _read_array(path: Path) -> Tensor:
+    name = str(path)
+    if path.suffix == ".npy":
+        return token_array(np.load(path, allow_pickle=False), name)
+    if path.suffix == ".pt":
+        return token_array(torch.load(path, map_location="cpu", weights_only=True), name)
+    tensors = load_file(path)
+    if len(tensors) != 1:
+        raise ValueError(
+            f"{name} must hold one tensor of tokens; it holds {len(tensors)}: "
+            f"{', '.join(sorted(tensors)) or 'none'}"
+        )
+    return token_array(next(iter(tensors.values())), name)
+
+
+def _cut(tokens: Tensor, n_sequences: int | None, length: int | None, name: str) -> Tensor:
+    for argument, asked, there in zip(
+        ("n_sequences", "length"), (n_sequences, length), tokens.shape, strict=True
+    ):
+        if asked is not None and asked > there:
+            raise ValueError(
+                f"{argument}={asked} was asked for; {name} has shape {tuple(tokens.shape)}"
+            )
+    return tokens[:n_sequences, :length]
+
+
+def _check_size(name: str, value: int | None, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{name} must be an integer or None; got {value!r}")
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")

@@ -1,0 +1,277 @@
+"""Named parts of a model: which weights a local posterior varies.
+
+The grammar, one string per component:
+
+=============  ====================================================================
+``L1H3``       head 3 of layer 1: its W_Q, W_K, W_V, W_O
+``L1ATTN``     all heads of layer 1: the same four matrices, whole
+``L1MLP``      the MLP of layer 1: W_gate (if there is one), W_in, W_out
+``L1``         every parameter of layer 1: attention, MLP, norms, biases
+``embed``      W_E; ``pos_embed``: W_pos; ``unembed``: W_U
+``full``       every parameter of the model
+``L0H1+L1H3``  a union: one component that varies both
+=============  ====================================================================
+
+Selections expand to several components: ``heads``, ``mlps``, ``layers``, and ``L1H*`` (the heads of
+layer 1). A list may be a sequence of strings or one string with commas.
+
+A head is its weight matrices and nothing else, as in Wang et al. 2024 (arXiv 2410.02984), and so is
+an MLP: biases and norm parameters belong to ``L1`` and ``full`` only. Under grouped-query attention
+a head contains the key/value head that it shares with its group, and says with whom. Where the
+embedding is tied to the unembedding there is one matrix: ``embed`` and ``unembed`` both name it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lens_slt.models.adapter import AdaptedModel
+
+SELECTIONS = ("heads", "mlps", "layers")
+WHOLE = ("embed", "pos_embed", "unembed", "full")
+HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O")
+MLP_TENSORS = ("W_gate", "W_in", "W_out")
+FORMS = (
+    "a head 'L1H3', 'L1MLP', 'L1ATTN', a layer 'L1', 'embed', 'pos_embed', 'unembed', 'full', "
+    "a union 'L0H1+L1H3', or a selection 'heads', 'mlps', 'layers', 'L1H*'"
+)
+TIED_NOTE = "embedding and unembedding are tied: this one matrix is both"
+
+_PART = re.compile(r"L(?P<layer>\d+)(?:H(?P<head>\d+)|(?P<kind>MLP|ATTN))?")
+_HEADS_OF_LAYER = re.compile(r"L(?P<layer>\d+)H\*")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A weight, or one head's part of it.
+
+    ``index`` counts along the first axis of the canonical layout: the head for W_Q and W_O, the
+    key/value head for W_K and W_V. None is the whole tensor.
+    """
+
+    name: str
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Component:
+    """A named part of the model.
+
+    ``slots`` are in the order of the model's weights (embeddings, layers, final norm, unembedding;
+    within attention Q, K, V, O), then by index. ``layer`` is the first block whose input or
+    computation the component touches, ``n_layers`` if none. ``head`` is set for exactly one head.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    layer: int
+    head: int | None = None
+    shares_key_value_with: tuple[str, ...] = ()
+    note: str = ""
+
+    def n_parameters(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Number of parameters, given the canonical shape of every weight."""
+        return sum(
+            math.prod(shapes[slot.name] if slot.index is None else shapes[slot.name][1:])
+            for slot in self.slots
+        )
+
+
+def parse_components(spec: str | Sequence[str], model: AdaptedModel) -> list[Component]:
+    """Components named by ``spec``, in the order given; selections expand in place.
+
+    Raises ValueError for an empty list, a name the model does not have, a component named twice,
+    and a union with a part inside another part.
+    """
+    names = [name for entry in _entries(spec) for name in _expand(entry, model)]
+    if not names:
+        raise ValueError(f"components: {spec!r} names no component; allowed are {FORMS}")
+    components: list[Component] = []
+    seen: dict[frozenset[Slot], str] = {}
+    for name in names:
+        component = _component(name, model)
+        slots = frozenset(component.slots)
+        if slots in seen:
+            raise ValueError(_twice(seen[slots], name, model))
+        seen[slots] = name
+        components.append(component)
+    return components
+
+
+def _entries(spec: str | Sequence[str]) -> list[str]:
+    if not isinstance(spec, str) and (
+        not isinstance(spec, Sequence) or not all(isinstance(entry, str) for entry in spec)
+    ):
+        raise TypeError(f"components: expected a string or a list of strings, got {spec!r}")
+    pieces = [spec] if isinstance(spec, str) else spec
+    entries = [entry.replace(" ", "") for piece in pieces for entry in piece.split(",")]
+    if "" in entries:
+        raise ValueError(f"components: {spec!r} has an empty name; allowed are {FORMS}")
+    return entries
+
+
+def _expand(entry: str, model: AdaptedModel) -> list[str]:
+    layers = range(model.n_layers)
+    if entry == "heads":
+        return [f"L{layer}H{head}" for layer in layers for head in range(model.n_heads)]
+    if entry == "layers":
+        return [f"L{layer}" for layer in layers]
+    if entry == "mlps":
+        names = [f"L{layer}MLP" for layer in layers if _mlp_slots(layer, model)]
+        if not names:
+            raise ValueError("components: 'mlps' selects nothing: the model is attention-only")
+        return names
+    match = _HEADS_OF_LAYER.fullmatch(entry)
+    if match:
+        layer = int(match["layer"])
+        if layer >= model.n_layers:
+            raise ValueError(_missing(entry, model))
+        return [f"L{layer}H{head}" for head in range(model.n_heads)]
+    return [entry]
+
+
+def _component(name: str, model: AdaptedModel) -> Component:
+    parts = name.split("+")
+    slots_of = {}
+    for part in parts:
+        if part in SELECTIONS or _HEADS_OF_LAYER.fullmatch(part):
+            raise ValueError(
+                f"components: {name!r} joins the selection {part!r}; a union joins single "
+                "components, such as 'L0H1+L1H3'"
+            )
+        if part in slots_of:
+            raise ValueError(f"components: {name!r} names {part!r} twice")
+        slots_of[part] = _slots(part, model)
+    _refuse_nested(name, slots_of, model)
+    order = {leaf: place for place, leaf in enumerate(model.leaves)}
+    slots = sorted(
+        {slot for part in parts for slot in slots_of[part]},
+        key=lambda slot: (order[slot.name], -1 if slot.index is None else slot.index),
+    )
+    match = _PART.fullmatch(name)
+    head = int(match["head"]) if match and match["head"] else None
+    return Component(
+        name=name,
+        slots=tuple(slots),
+        layer=min(_first_layer(slot.name, model) for slot in slots),
+        head=head,
+        shares_key_value_with=() if head is None else _group(int(match["layer"]), head, model),
+        note=TIED_NOTE if model.tied_embeddings and {"embed", "unembed"} & set(parts) else "",
+    )
+
+
+def _slots(part: str, model: AdaptedModel) -> list[Slot]:
+    """Slots of one part of a union; ValueError if the model has no such part."""
+    if part == "full":
+        return [Slot(name) for name in model.leaves]
+    if part in WHOLE:
+        return [Slot(_embedding_name(part, model))]
+    match = _PART.fullmatch(part)
+    if match is None or int(match["layer"]) >= model.n_layers:
+        raise ValueError(_missing(part, model))
+    layer, head = int(match["layer"]), match["head"]
+    if match["kind"] == "MLP":
+        slots = _mlp_slots(layer, model)
+        if not slots:
+            raise ValueError(f"components: {part!r} does not exist: the model is attention-only")
+        return slots
+    if match["kind"] == "ATTN":
+        return [Slot(f"blocks.{layer}.attn.{tensor}") for tensor in HEAD_TENSORS]
+    if head is None:
+        prefix = f"blocks.{layer}."
+        return [Slot(name) for name in model.leaves if name.startswith(prefix)]
+    if int(head) >= model.n_heads:
+        raise ValueError(_missing(part, model))
+    key_value = int(head) // (model.n_heads // model.n_key_value_heads)
+    return [
+        Slot(f"blocks.{layer}.attn.{tensor}", key_value if tensor in ("W_K", "W_V") else int(head))
+        for tensor in HEAD_TENSORS
+    ]
+
+
+def _mlp_slots(layer: int, model: AdaptedModel) -> list[Slot]:
+    names = [f"blocks.{layer}.mlp.{tensor}" for tensor in MLP_TENSORS]
+    return [Slot(name) for name in names if name in model.leaves]
+
+
+def _embedding_name(part: str, model: AdaptedModel) -> str:
+    name = {"embed": "embed.W_E", "pos_embed": "pos_embed.W_pos", "unembed": "unembed.W_U"}[part]
+    if part == "unembed" and model.tied_embeddings:
+        return "embed.W_E"
+    if name not in model.leaves:
+        raise ValueError(
+            f"components: {part!r} does not exist: the model's positions are {model.positions}, "
+            "it learns no position embedding"
+        )
+    return name
+
+
+def _first_layer(name: str, model: AdaptedModel) -> int:
+    if name.startswith("blocks."):
+        return int(name.split(".")[1])
+    return model.n_layers if name.startswith(("ln_final.", "unembed.")) else 0
+
+
+def _group(layer: int, head: int, model: AdaptedModel) -> tuple[str, ...]:
+    """The other heads that share this head's key/value head."""
+    size = model.n_heads // model.n_key_value_heads
+    first = head // size * size
+    return tuple(f"L{layer}H{other}" for other in range(first, first + size) if other != head)
+
+
+def _refuse_nested(name: str, slots_of: Mapping[str, list[Slot]], model: AdaptedModel) -> None:
+    """A part of a union inside another part is a mistake, whichever way it is written."""
+    if model.tied_embeddings and {"embed", "unembed"} <= set(slots_of):
+        raise ValueError(_twice("embed", "unembed", model))
+    for outer, outer_slots in slots_of.items():
+        whole = {slot.name for slot in outer_slots if slot.index is None}
+        for inner, inner_slots in slots_of.items():
+            if inner != outer and all(slot.name in whole for slot in inner_slots):
+                raise ValueError(f"components: {name!r}: {outer!r} already contains {inner!r}")
+
+
+def _twice(first: str, second: str, model: AdaptedModel) -> str:
+    if model.tied_embeddings and {first, second} == {"embed", "unembed"}:
+        return (
+            "components: 'embed' and 'unembed' are one matrix in this model (tied embeddings); "
+            "name one of them"
+        )
+    if first == second:
+        return f"components: {first!r} is named twice"
+    return f"components: {first!r} and {second!r} are the same weights"
+
+
+def _missing(name: str, model: AdaptedModel) -> str:
+    """Message for a name that the model does not have, with the nearest name that it has."""
+    last = model.n_layers - 1
+    layers = "one layer, L0," if last == 0 else f"layers L0–L{last}"
+    heads = f"{model.n_heads} head{'s' if model.n_heads > 1 else ''}"
+    looks_right = _PART.fullmatch(name) or _HEADS_OF_LAYER.fullmatch(name)
+    if looks_right:
+        message = f"components: {name!r} does not exist: the model has {layers} with {heads} each"
+    else:
+        message = f"components: {name!r} is not a component; allowed are {FORMS}"
+    nearest = _nearest(name, model)
+    return f"{message}; did you mean {nearest!r}?" if nearest else message
+
+
+def _nearest(name: str, model: AdaptedModel) -> str | None:
+    match = _PART.fullmatch(name) or _HEADS_OF_LAYER.fullmatch(name)
+    if match:
+        layer = min(int(match["layer"]), model.n_layers - 1)
+        rest = re.sub(r"^L\d+", "", name)
+        if rest.startswith("H") and rest != "H*":
+            rest = f"H{min(int(rest[1:]), model.n_heads - 1)}"
+        return f"L{layer}{rest}"
+    known = [*SELECTIONS, *WHOLE]
+    for layer in range(model.n_layers):
+        known += [f"L{layer}", f"L{layer}ATTN", f"L{layer}H*"]
+        known += [f"L{layer}H{head}" for head in range(model.n_heads)]
+        known += [] if model.attn_only else [f"L{layer}MLP"]
+    lowered = {known_name.lower(): known_name for known_name in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return lowered[close[0]] if close else None

@@ -1,0 +1,179 @@
+"""Model card and training curve of the shipped models, from what their training runs recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+WIDTH, HEIGHT = 760, 420
+LEFT, RIGHT, TOP, BOTTOM = 56, 190, 28, 48
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained model: how it was trained and what it has become."""
+
+    name: str
+    recipe: dict[str, Any]
+    curve: list[dict[str, float]]
+    parameters: int
+    first: float  # loss on the first half of random tokens said twice
+    second: float  # loss on the second half
+    transition: int | None  # step at which induction formed
+    checkpoints: list[int]
+    previous: Tensor  # previous-token score [layer, head]
+    prefix: Tensor  # prefix-matching score [layer, head]
+
+
+def training_figure(models: list[Trained]) -> str:
+    """Training curves as an SVG drawing."""
+    last = max(point["step"] for model in models for point in model.curve)
+    top = math.ceil(max(max(p["first"], p["loss"]) for model in models for p in model.curve))
+    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+
+    def x(step: float) -> float:
+        return LEFT + plot_width * step / max(last, 1)
+
+    def y(loss: float) -> float:
+        return TOP + plot_height * (1 - loss / top)
+
+    def line(model: Trained, key: str, style: str) -> str:
+        points = " ".join(f"{x(p['step']):.1f},{y(p[key]):.1f}" for p in model.curve)
+        return f'<polyline fill="none" {style} points="{points}"/>'
+
+    parts = [_axes(x, y, last, top)]
+    labels = []
+    for model, colour in zip(models, COLOURS, strict=False):
+        parts.append(line(model, "second", f'stroke="{colour}" stroke-width="1.6"'))
+        labels.append((f"{model.name}, second half", colour, ""))
+    main = models[0]
+    parts.append(line(main, "first", 'stroke="#555" stroke-dasharray="5 3"'))
+    parts.append(line(main, "loss", 'stroke="#555"'))
+    labels += [
+        (f"{main.name}, first half", "#555", "5 3"),
+        (f"{main.name}, training loss", "#555", ""),
+    ]
+    for step in main.checkpoints:
+        parts.append(f'<path d="M{x(step):.1f} {y(0):.1f}v-7" stroke="#000" stroke-width="0.8"/>')
+    for row, (text, colour, dash) in enumerate(labels):
+        height, start = TOP + 14 + 18 * row, WIDTH - RIGHT + 12
+        parts.append(
+            f'<path d="M{start} {height}h18" stroke="{colour}" stroke-dasharray="{dash}" '
+            f'stroke-width="1.6"/><text x="{start + 24}" y="{height + 4}">{text}</text>'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'font-family="sans-serif" font-size="11">\n<rect width="100%" height="100%" '
+        f'fill="#fff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def _axes(x: Callable[[float], float], y: Callable[[float], float], last: float, top: int) -> str:
+    parts = [f'<path d="M{x(0)} {y(top)}V{y(0)}H{x(last)}" stroke="#000" fill="none"/>']
+    for loss in range(top + 1):
+        parts.append(f'<text x="{x(0) - 8}" y="{y(loss) + 4:.1f}" text-anchor="end">{loss}</text>')
+    spacing = 2000 if last > 4000 else 500
+    for step in range(0, int(last) + 1, spacing):
+        parts.append(f'<text x="{x(step):.1f}" y="{y(0) + 16}" text-anchor="middle">{step}</text>')
+    middle = (x(0) + x(last)) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 10}" text-anchor="middle">step</text>')
+    parts.append(
+        f'<text x="{LEFT}" y="16">loss in nats; halves are those of random tokens said twice; '
+        "ticks: kept checkpoints</text>"
+    )
+    return "\n".join(parts)
+
+
+def model_card(models: list[Trained], size: int) -> str:
+    """The model card in Markdown; ``size`` in bytes."""
+    recipe = models[0].recipe
+    steps = ", ".join(map(str, models[0].checkpoints))
+    return f"""# The shipped models
+
+Small attention-only transformers that come with lens_slt, so that everything works without a
+network. `{models[0].name}` is the default: two layers with an induction circuit.
+
+| model | layers | seed | parameters | steps | loss | first half | second half | induction at |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(map(_row, models))}
+
+`loss` is the running mean of the training loss, in nats per token. `first half` and `second half`
+are the losses on random tokens said twice; `induction at` is the step from which the second half
+costs more than 2 nats less than the first.
+
+![training curves](training-curve.svg)
+
+## Architecture
+
+d_model 128, 8 heads a layer of 16 dimensions, context 128 tokens, vocabulary 512, rotary positions
+(adjacent pairs), LayerNorm without parameters, no biases, embedding and unembedding not tied.
+The same weights give the same logits as a HookedTransformer and as a native TransformerBridge.
+
+## Heads
+
+Previous-token score: share of attention on the token before. Prefix-matching score: share, in the
+second half of random tokens said twice, on the token that followed the earlier copy.
+
+| model | head | previous token | prefix matching |
+|---|---|---|---|
+{chr(10).join(row for model in models for row in _head_rows(model))}
+
+Heads where neither score reaches 0.2 are left out.
+
+## Data
+
+The source of Python's standard library ({recipe["code_share"]:.0%}) and its documentation (the
+language reference and the long docstrings), as installed with Python. The tokenizer is a byte-level
+BPE of 512 entries trained on the same text. No part was held out. Of every batch
+{recipe["repeat_share"]:.1%} are segments of {recipe["shortest_period"]} to
+{recipe["longest_period"]} tokens repeated to the end of the context, half of them random tokens.
+
+## Recipe
+
+`python -m lens_slt.models.train`: AdamW, learning rate {recipe["learning_rate"]}, betas
+{recipe["betas"][0]} and {recipe["betas"][1]}, weight decay {recipe["weight_decay"]}, batch
+{recipe["batch"]} × {recipe["length"]} tokens, warm-up {recipe["warmup"]} steps,
+{recipe["settle"]} steps at the full rate after induction has formed (at most
+{recipe["most_steps"]} steps in all), then {recipe["decay"]} steps of linear decay. Every model's
+`training.json` holds its recipe and its whole curve.
+
+## Files
+
+Half precision, {size / 1e6:.1f} MB in all. Checkpoints of `{models[0].name}`: {steps}.
+
+## Limits
+
+Made to study: they know a vocabulary of 512 and one kind of text, and the repeats were made to grow
+induction, so how early and how strongly it grew says nothing about natural text. They
+are not of use as language models.
+
+## Licence
+
+MIT, as the rest of lens_slt. The training text is Python's own, under the PSF licence.
+"""
+
+
+def _row(model: Trained) -> str:
+    end = model.curve[-1]
+    cells = (
+        f"`{model.name}`", model.recipe["n_layers"], model.recipe["seed"], model.parameters,
+        int(end["step"]), f"{end['loss']:.3f}", f"{model.first:.2f}", f"{model.second:.2f}",
+        "never" if model.transition is None else f"step {model.transition}",
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _head_rows(model: Trained) -> list[str]:
+    n_layers, n_heads = model.previous.shape
+    return [
+        f"| `{model.name}` | L{layer}H{head} | {model.previous[layer, head]:.2f} "
+        f"| {model.prefix[layer, head]:.2f} |"
+        for layer in range(n_layers)
+        for head in range(n_heads)
+        if max(model.previous[layer, head], model.prefix[layer, head]) >= 0.2
+    ]

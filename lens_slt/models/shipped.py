@@ -1,0 +1,248 @@
+"""The models that come with the package, and one loader for them and for TransformerLens's own."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from lens_slt.models.forward import Architecture, Weights
+from lens_slt.models.tokenizer import shipped_tokenizer
+from lens_slt.models.train import shipped_architecture
+
+Backend = Literal["auto", "hooked", "bridge"]
+
+SHIPPED = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l")
+ALIASES = {"attn-2l": "attn-2l-seed0"}  # name → name of its files
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+_TYPO = 0.85  # similarity from which an unknown name is taken for a misspelt shipped one
+
+
+def load_model(
+    name: str | Path,
+    *,
+    checkpoint: int | None = None,
+    backend: Backend = "auto",
+    device: str | torch.device | None = None,
+) -> Any:
+    """Load a model, in eval mode and with unprocessed weights; the caller's RNG does not move.
+
+    ``name`` is a shipped model, a folder that ``save_pretrained`` wrote, or any name that
+    TransformerLens knows. ``checkpoint`` is a training step. The result is a HookedTransformer
+    where TransformerLens has it and it knows the model, else a TransformerBridge; ``backend`` asks
+    for one of them. Both give equal logits on the shipped models.
+
+    Raises ValueError for a misspelt name or an unknown checkpoint, ImportError for ``hooked`` on
+    TransformerLens 4, OSError where a model cannot be reached.
+    """
+    name = str(name)
+    if backend not in ("auto", "hooked", "bridge"):
+        raise ValueError(f"backend must be 'auto', 'hooked' or 'bridge'; got {backend!r}")
+    if backend == "hooked" and not has_hooked_transformer():
+        raise ImportError(
+            "backend='hooked' needs HookedTransformer, which TransformerLens 4 removed; "
+            "use backend='bridge'"
+        )
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
+        if _is_shipped(name):
+            model = build_model(shipped_weights(name, checkpoint), name, backend, target)
+        elif Path(name).is_dir():
+            model = _load_folder(Path(name), checkpoint, backend, target)
+        else:
+            model = _load_by_name(name, checkpoint, backend, target)
+    return model.eval()
+
+
+def shipped_checkpoints(name: str) -> list[int]:
+    """Training steps whose weights are shipped; empty for a model with its final weights only."""
+    return sorted(_checkpoint_files(_file_name(name)))
+
+
+def shipped_weights(name: str, checkpoint: int | None = None) -> Weights:
+    """Float32 weights of a shipped model under TransformerLens's names."""
+    file_name = _file_name(name)
+    path = SHIPPED_FOLDER / f"{file_name}.safetensors"
+    if checkpoint is not None:
+        checkpoints = _checkpoint_files(file_name)
+        if checkpoint not in checkpoints:
+            raise ValueError(_unknown_checkpoint(name, checkpoint, sorted(checkpoints)))
+        path = checkpoints[checkpoint]
+    if not path.is_file():
+        raise FileNotFoundError(f"the weights of {name!r} are not in this installation: {path}")
+    return read_weights(path)
+
+
+def read_weights(path: Path) -> Weights:
+    """Float32 weights from a half-precision file of the training script."""
+    return {key: tensor.float() for key, tensor in load_file(path).items()}
+
+
+def shipped_training(name: str) -> dict[str, Any]:
+    """How a shipped model was trained: ``recipe``, and ``curve`` with the losses at every step."""
+    path = SHIPPED_FOLDER / _file_name(name) / "training.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def model_tokenizer() -> PreTrainedTokenizerFast:
+    """The shipped tokenizer as TransformerLens wants it: it prepends the BOS token itself."""
+    tokenizer = shipped_tokenizer()
+    tokenizer.init_kwargs["name_or_path"] = "lens-slt"  # both backends read it
+    tokenizer.add_bos_token = True
+    return tokenizer
+
+
+def build_model(weights: Weights, name: str, backend: Backend, device: torch.device) -> Any:
+    """A model of the shipped architecture with these weights, in eval mode."""
+    n_layers = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
+    build = _hooked if backend != "bridge" and has_hooked_transformer() else _bridge
+    return build(shipped_architecture(n_layers), weights, name, device).eval()
+
+
+def has_hooked_transformer() -> bool:
+    """Whether this TransformerLens still has HookedTransformer (before 4.0)."""
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _hooked(arch: Architecture, weights: Weights, name: str, device: torch.device) -> Any:
+    """A HookedTransformer with these weights and zero biases."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(**_config(arch, name, device))
+    model = HookedTransformer(config, tokenizer=model_tokenizer())
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(weights[key]) if key in weights else parameter.zero_()
+    return model
+
+
+def _bridge(arch: Architecture, weights: Weights, name: str, device: torch.device) -> Any:
+    """A native TransformerBridge with these weights and zero biases."""
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config = TransformerBridgeConfig(**_config(arch, name, device))
+    bridge = TransformerBridge.boot_native(
+        config, tokenizer=model_tokenizer(), device=device, model_name=name
+    )
+    with torch.no_grad():
+        for parameter in bridge.parameters():
+            parameter.zero_()
+        bridge.embed.weight.copy_(weights["embed.W_E"])
+        bridge.unembed.weight.copy_(weights["unembed.W_U"].T)
+        for layer, block in enumerate(bridge.blocks):
+            for part in "QKV":
+                matrix = weights[f"blocks.{layer}.attn.W_{part}"]  # [head, d_model, d_head]
+                leaf = getattr(block.attn, part.lower()).weight
+                leaf.copy_(matrix.transpose(1, 2).flatten(0, 1))
+            block.attn.o.weight.copy_(weights[f"blocks.{layer}.attn.W_O"].flatten(0, 1).T)
+    return bridge
+
+
+def _config(arch: Architecture, name: str, device: torch.device) -> dict[str, Any]:
+    return dict(
+        model_name=name, n_layers=arch.n_layers, d_model=arch.d_model, n_heads=arch.n_heads,
+        d_head=arch.d_head, d_vocab=arch.d_vocab, n_ctx=arch.n_ctx, attn_only=True,
+        normalization_type=arch.norm, eps=arch.norm_eps, positional_embedding_type="rotary",
+        rotary_dim=arch.rotary_dim, rotary_base=int(arch.rotary_base),
+        rotary_adjacent_pairs=arch.rotary_adjacent_pairs, init_weights=False, device=str(device),
+    )  # fmt: skip
+
+
+def _load_folder(
+    folder: Path, checkpoint: int | None, backend: Backend, device: torch.device
+) -> Any:
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint must be None for a model folder; got {checkpoint!r}")
+    if backend == "hooked":
+        raise ValueError("backend='hooked' cannot load a model folder; use backend='bridge'")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json, so it is no saved model")
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(str(folder), device=device)
+
+
+def _load_by_name(name: str, checkpoint: int | None, backend: Backend, device: torch.device) -> Any:
+    nearest = difflib.get_close_matches(name, _names(), n=1, cutoff=0)[0]
+    if difflib.SequenceMatcher(None, name, nearest).ratio() >= _TYPO:
+        raise ValueError(f"there is no model {name!r}; did you mean {nearest!r}? {_shipped_list()}")
+    options: dict[str, Any] = {"device": device}
+    if checkpoint is not None:
+        options["checkpoint_value"] = checkpoint
+    load = _transformer_lens_loader(name, backend)
+    try:
+        return load(name, **options)
+    except OSError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(
+            f"{name!r} is not a shipped model, and TransformerLens could not load it from the "
+            f"Hugging Face Hub ({reason}). Without a network use a shipped model. "
+            f"{_shipped_list()} The nearest name is {nearest!r}."
+        ) from error
+
+
+def _transformer_lens_loader(name: str, backend: Backend) -> Callable[..., Any]:
+    """TransformerLens's loader of unprocessed weights for a model it knows by this name."""
+    if backend != "bridge" and has_hooked_transformer():
+        from transformer_lens import HookedTransformer
+        from transformer_lens.loading_from_pretrained import get_official_model_name
+
+        try:
+            get_official_model_name(name)
+            return HookedTransformer.from_pretrained_no_processing
+        except ValueError:
+            if backend == "hooked":
+                raise ValueError(
+                    f"HookedTransformer knows no model {name!r}; use backend='bridge' for other "
+                    f"models of the Hugging Face Hub. {_shipped_list()}"
+                ) from None
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers
+
+
+def _names() -> list[str]:
+    return [*SHIPPED, *ALIASES.values()]
+
+
+def _is_shipped(name: str) -> bool:
+    return name in _names()
+
+
+def _file_name(name: str) -> str:
+    if not _is_shipped(name):
+        nearest = difflib.get_close_matches(name, _names(), n=1, cutoff=0)[0]
+        raise ValueError(
+            f"{name!r} is not a shipped model (nearest: {nearest!r}). {_shipped_list()}"
+        )
+    return ALIASES.get(name, name)
+
+
+def _checkpoint_files(file_name: str) -> dict[int, Path]:
+    paths = (SHIPPED_FOLDER / file_name).glob("step-*.safetensors")
+    return {int(path.stem.removeprefix("step-")): path for path in paths}
+
+
+def _unknown_checkpoint(name: str, checkpoint: int, known: list[int]) -> str:
+    if not known:
+        return f"{name!r} has its final weights only, no checkpoints; got checkpoint={checkpoint!r}"
+    nearest = min(known, key=lambda step: abs(step - checkpoint))
+    return (
+        f"{name!r} has no checkpoint {checkpoint!r} (nearest: {nearest}). "
+        f"Its checkpoints: {', '.join(map(str, known))}."
+    )
+
+
+def _shipped_list() -> str:
+    return f"Shipped models: {', '.join(SHIPPED)}."

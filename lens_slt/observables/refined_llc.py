@@ -1,0 +1,96 @@
+"""Refined local learning coefficients from draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.sampling.health import independent_units, standard_error
+from lens_slt.sampling.importance import smoothed_weights, weighted_mean
+from lens_slt.sampling.result import settings_of
+from lens_slt.sampling.settings import Settings
+
+
+def refined_llc(draws: xr.DataTree) -> xr.Dataset:
+    """Refined local learning coefficients λ̂ = nβ·E[L'(w) − L'(w*)] of every component.
+
+    Weight-refined for the sampling distribution (``llc``), and for every probe of the run
+    (``probe_llc``): data-refined for tokens, model-refined for the divergence from a reference
+    model. Losses are paired with L'(w*) on the same tokens; burn-in and chains that
+    :mod:`lens_slt.sampling.health` excludes do not enter. With ``components="full"`` this is the
+    plain LLC.
+
+    Lau et al. 2023, The Local Learning Coefficient (arXiv 2308.12108); Wang et al. 2024,
+    Differentiation and Specialization of Attention Heads via the Refined LLC (arXiv 2410.02984).
+
+    Args:
+        draws: from :func:`lens_slt.sample`.
+
+    Returns:
+        Dataset over ``component`` (and ``probe``), all in nats × nβ, dimensionless:
+        ``llc``, its standard error ``se`` (autocorrelation and shared minibatches included), ``ess``
+        the number of independent draws worth the same error, ``rhat`` over the used chains,
+        ``chains_used``, ``verdict`` in words; ``probe_llc``, ``probe_se``. NaN where no chain can
+        be used.
+
+    Raises:
+        ValueError: the run has nβ = 0, where λ̂ is 0 by definition; look at ``mean_paired_loss``.
+    """
+    settings = settings_of(draws)
+    posterior, health = draws["posterior"], draws["health"]
+    names = posterior["component"].values
+    used = health["used"].values.astype(bool)
+    loss = posterior["paired_loss"].values.astype(np.float64)
+    estimates = np.array(
+        [_estimate(loss[i], loss[i], used[i], settings) for i in range(len(names))]
+    )
+    scale = settings.n_beta
+    data: dict[str, tuple[tuple[str, ...] | str, FloatArray]] = {
+        "llc": ("component", scale * estimates[:, 0]),
+        "se": ("component", scale * estimates[:, 1]),
+        "mean_paired_loss": ("component", estimates[:, 0]),
+        "ess": ("component", estimates[:, 2]),
+        "rhat": ("component", health["rhat"].values),
+        "chains_used": ("component", used.sum(1)),
+        "verdict": ("component", health["summary"].values),
+    }
+    coords: dict[str, FloatArray | list[str]] = {"component": names}
+    if "probes" in draws.children:
+        probes = draws["probes"].children
+        coords["probe"] = list(probes)
+        values = np.array(
+            [
+                [
+                    _estimate(_probe_trace(probe, i, settings), loss[i], used[i], settings)
+                    for probe in probes.values()
+                ]
+                for i in range(len(names))
+            ]
+        )
+        data["probe_llc"] = (("component", "probe"), scale * values[:, :, 0])
+        data["probe_se"] = (("component", "probe"), scale * values[:, :, 1])
+    return xr.Dataset(data, coords=coords, attrs=dict(draws.attrs))
+
+
+def _probe_trace(probe: xr.DataTree, component: int, settings: Settings) -> FloatArray:
+    """Mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
+    per_token = probe["paired_loss"][component].values.astype(np.float64)
+    return np.nanmean(per_token, axis=(2, 3))
+
+
+def _estimate(
+    trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
+) -> tuple[float, float, float]:
+    """Mean, standard error and effective number of draws of ``trace [chain, draw]``."""
+    if not used.any():
+        return float("nan"), float("nan"), 0.0
+    if settings.sampler == "importance":
+        thin = settings.thin if trace.shape != sampling_loss.shape else 1
+        weights, _ = smoothed_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
+        return weighted_mean(weights, trace[used].ravel())
+    units = independent_units(trace, used, settings.antithetic)
+    error = standard_error(units)
+    spread = trace[used].std(ddof=1) if trace[used].size > 1 else float("nan")
+    ess = (spread / error) ** 2 if error > 0 else float("nan")
+    return float(units.mean()), error, float(ess)

@@ -1,0 +1,1 @@
+"""Sampling of the local posterior of each component's weights."""

@@ -1,0 +1,171 @@
+"""Health verdicts in words for every chain and component.
+
+What the published sampling guides ask people to look for in loss traces, as stated rules:
+
+====================  ==========================================================  ==============
+verdict               rule                                                        consequence
+====================  ==========================================================  ==============
+diverged              a non-finite loss, or the chain is more than √10 times as   excluded
+                      far from the given weights as the prior allows
+spiky                 a draw more than 15 robust standard deviations off          excluded
+still rising          the halves of the chain differ by more than 5 standard      excluded
+(still falling)       errors and by more than a tenth of the mean
+chains disagree       the chain's mean is more than 5 standard errors and more    excluded
+                      than a tenth of the mean away from the median chain
+below start           mean paired loss below zero by more than 2 standard         kept, named
+                      errors: the given weights are not at a local minimum
+signal below noise    mean paired loss within 2 standard errors of zero           kept, named
+healthy               none of these
+====================  ==========================================================  ==============
+
+The last two are kept because leaving out chains for having a small mean would bias the mean.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import arviz as az
+import numpy as np
+import xarray as xr
+
+from lens_slt.arrays import FloatArray
+from lens_slt.sampling.importance import LARGEST_K_HAT, smoothed_weights
+from lens_slt.sampling.settings import Settings
+
+HEALTHY = "healthy"
+EXCLUDED = ("diverged", "spiky", "still rising", "still falling", "chains disagree")
+LARGEST_RHAT = 1.05
+DISTANCE_FACTOR = 10.0  # of the squared distance expected under the prior
+SPIKE = 15.0  # robust standard deviations
+MOVED = 5.0  # standard errors
+MOVED_SHARE = 0.1  # of the mean
+NOISE = 2.0  # standard errors
+
+
+def diagnose(posterior: xr.Dataset, n_parameters: FloatArray, settings: Settings) -> xr.Dataset:
+    """Verdict per (component, chain), whether the chain is used, and a summary per component.
+
+    Args:
+        posterior: ``paired_loss`` and ``squared_distance`` (component, chain, draw).
+        n_parameters: number of weights of every component.
+        settings: of the run.
+    """
+    loss = posterior["paired_loss"].values.astype(np.float64)
+    distance = posterior["squared_distance"].values
+    verdicts, used, summaries, rhats = [], [], [], []
+    for i in range(len(loss)):
+        if settings.sampler == "importance":
+            words, rhat = _importance_verdicts(loss[i], settings.n_beta)
+        else:
+            expected = n_parameters[i] / settings.gamma
+            words, rhat = _chain_verdicts(loss[i], distance[i], expected)
+        ok = np.array([not _is_excluded(word) for word in words])
+        verdicts.append(words)
+        used.append(ok)
+        rhats.append(rhat)
+        summaries.append(_summary(words, rhat))
+    coords = {"component": posterior["component"].values, "chain": posterior["chain"].values}
+    return xr.Dataset(
+        {
+            "verdict": (("component", "chain"), np.array(verdicts)),
+            "used": (("component", "chain"), np.stack(used)),
+            "rhat": ("component", np.array(rhats)),
+            "summary": ("component", np.array(summaries)),
+        },
+        coords=coords,
+    )
+
+
+def standard_error(series: FloatArray) -> float:
+    """Autocorrelation-aware standard error of the mean of ``[chain, draw]``.
+
+    The larger of ArviZ's Monte Carlo standard error over the chains and that of their average:
+    chains that share minibatches are not independent, and only the second knows.
+    """
+    if series.shape[1] < 4:
+        return float("nan")
+    flat = series.mean(0, keepdims=True)
+    errors = [float(az.mcse(x, method="mean")) for x in (series, flat)]
+    return float(np.nanmax(errors)) if np.isfinite(errors).any() else float("nan")
+
+
+def independent_units(series: FloatArray, used: FloatArray, antithetic: bool) -> FloatArray:
+    """Used chains ``[unit, draw]``; antithetic pairs are averaged into one unit."""
+    if not antithetic:
+        return series[used]
+    units = [
+        series[pair : pair + 2][used[pair : pair + 2]].mean(0)
+        for pair in range(0, len(series), 2)
+        if used[pair : pair + 2].any()
+    ]
+    return np.array(units) if units else series[:0]
+
+
+def _chain_verdicts(
+    loss: FloatArray, distance: FloatArray, expected: float
+) -> tuple[list[str], float]:
+    words = [""] * len(loss)
+    for c in range(len(loss)):
+        far = distance[c] > DISTANCE_FACTOR * expected
+        if not np.isfinite(loss[c]).all() or not np.isfinite(distance[c]).all() or far.any():
+            words[c] = "diverged"
+    alive = [c for c in range(len(loss)) if not words[c]]
+    means = {c: float(loss[c].mean()) for c in alive}
+    errors = {c: standard_error(loss[c : c + 1]) for c in alive}
+    centre = float(np.median(list(means.values()))) if alive else 0.0
+    typical = float(np.median(list(errors.values()))) if alive else 0.0
+    for c in alive:
+        words[c] = _trace_verdict(loss[c], means[c], errors[c])
+        apart = abs(means[c] - centre)
+        if not _is_excluded(words[c]) and apart > MOVED * np.hypot(errors[c], typical):
+            if apart > MOVED_SHARE * abs(centre):
+                words[c] = "chains disagree"
+    kept = [c for c in alive if not _is_excluded(words[c])]
+    rhat = float(az.rhat(loss[kept])) if len(kept) > 1 and loss.shape[1] >= 4 else float("nan")
+    return words, rhat
+
+
+def _trace_verdict(loss: FloatArray, mean: float, error: float) -> str:
+    median = np.median(loss)
+    spread = 1.4826 * np.median(np.abs(loss - median))
+    if np.abs(loss - median).max() > SPIKE * max(spread, 1e-12):
+        return "spiky"
+    half = len(loss) // 2
+    if half >= 4:
+        first, second = loss[:half], loss[half:]
+        move = second.mean() - first.mean()
+        uncertain = np.hypot(standard_error(first[None]), standard_error(second[None]))
+        if abs(move) > MOVED * uncertain and abs(move) > MOVED_SHARE * abs(mean):
+            return "still rising" if move > 0 else "still falling"
+    if mean < -NOISE * error:
+        return "below start"
+    if mean < NOISE * error:
+        return "signal below noise"
+    return HEALTHY
+
+
+def _importance_verdicts(loss: FloatArray, n_beta: float) -> tuple[list[str], float]:
+    if not np.isfinite(loss).all():
+        return ["diverged"] * len(loss), float("nan")
+    _, k_hat = smoothed_weights(loss.ravel(), n_beta)
+    word = HEALTHY
+    if k_hat > LARGEST_K_HAT:
+        word = f"importance weights too heavy (k̂ = {k_hat:.2f})"
+    return [word] * len(loss), float("nan")
+
+
+def _is_excluded(word: str) -> bool:
+    return word in EXCLUDED or word.startswith("importance weights")
+
+
+def _summary(words: list[str], rhat: float) -> str:
+    bad = Counter(word for word in words if word != HEALTHY)
+    if bad:
+        return "; ".join(
+            word if n == len(words) else f"{n} of {len(words)} chains {word}"
+            for word, n in bad.items()
+        )
+    if rhat > LARGEST_RHAT:
+        return f"chains disagree (R̂ {rhat:.2f})"
+    return HEALTHY

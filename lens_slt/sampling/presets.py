@@ -1,0 +1,31 @@
+"""Settings by name, each with the paper it is from."""
+
+from __future__ import annotations
+
+from lens_slt.sampling.settings import Settings, choice
+
+PRESETS: dict[str, tuple[Settings, str]] = {
+    "default": (Settings(), "lens_slt: Leimkuhler–Matthews Langevin, step size tied to γ"),
+    "wang2024": (
+        Settings(
+            n_beta=30, gamma=200, step_size=1e-3, sampler="sgld", chains=4, draws=200, burn_in=0,
+            batch_size=64, antithetic=False,
+        ),
+        "Wang et al. 2024, Differentiation and Specialization of Attention Heads via the Refined "
+        "Local Learning Coefficient (arXiv 2410.02984): SGLD for per-head rLLCs",
+    ),
+    "baker2025": (
+        Settings(
+            n_beta=30, gamma=300, step_size=1e-3, sampler="sgld", chains=4, draws=200, burn_in=0,
+            batch_size=64, antithetic=False,
+        ),
+        "Baker et al. 2025, Structural Inference: Interpreting Small Language Models with "
+        "Susceptibilities (arXiv 2504.18274): SGLD for susceptibilities",
+    ),
+}  # fmt: skip
+
+
+def preset(name: str) -> Settings:
+    """Settings by name: see ``PRESETS`` for the paper behind each."""
+    choice("preset", name, tuple(PRESETS))
+    return PRESETS[name][0]

@@ -1,0 +1,286 @@
+"""Sample the local posterior of a model's components."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lens_slt.data.checks import check_tokens, loss_mask
+from lens_slt.models import forward
+from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, weights_hash
+from lens_slt.models.components import Component, parse_components
+from lens_slt.models.forward import Weights
+from lens_slt.models.loss import ReferenceState
+from lens_slt.models.processing import weight_processing
+from lens_slt.models.suffix import make_groups
+from lens_slt.sampling.driver import run_chains
+from lens_slt.sampling.presets import preset
+from lens_slt.sampling.result import draw_tree, probe_specs, trace_specs
+from lens_slt.sampling.settings import EXACT_SAMPLERS, Settings
+from lens_slt.sampling.store import open_store
+from lens_slt.sampling.target import TokenSet, TransformerTarget
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens whose per-token losses are recorded at each draw.
+
+    Attributes:
+        tokens: ``[sequence, position]``; all sequences of one length.
+        mask: real tokens, if there is padding on the right.
+        pad_id: the padding token, instead of a mask.
+        reference: a model. The recorded loss is then the Kullback–Leibler divergence of the sampled
+            model from its predictions, which makes the refined LLC model-refined.
+    """
+
+    tokens: Any
+    mask: Any = None
+    pad_id: int | None = None
+    reference: Any = None
+
+
+def sample(
+    model: Any,
+    tokens: Any,
+    components: str | Sequence[str] = "heads",
+    *,
+    settings: Settings | str = "default",
+    probes: Mapping[str, Any] | None = None,
+    mask: Any = None,
+    pad_id: int | None = None,
+    path: str | Path | None = None,
+    engine: str = "auto",
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> xr.DataTree:
+    """Sample the local posterior p(v) ∝ exp(−nβ·L_n(u*, v) − (γ/2)‖v − v*‖²) of each component.
+
+    All components and chains advance in lock-step on shared minibatches. The model is read, never
+    changed: weights, hooks, gradients, mode and random state are the same afterwards.
+
+    Args:
+        model: HookedTransformer or TransformerBridge, in evaluation mode.
+        tokens: integer ``[sequence, position]`` that define L_n.
+        components: names such as ``L1H3``, ``L0``, ``embed``, ``full``, ``L0H1+L1H3``, or ``heads``;
+            see :mod:`lens_slt.models.components`.
+        settings: :class:`Settings`, or the name of a preset.
+        probes: by name, token arrays or :class:`Probe`; their per-token losses are recorded.
+        mask: real tokens of ``tokens``, if there is padding on the right.
+        pad_id: the padding token, instead of ``mask``.
+        path: directory that draws are streamed to; an interrupted run continues from there.
+        engine: ``auto``, ``functional`` (no batched heads) or ``modules`` (the model's own blocks).
+        device: where to compute; the model's device by default.
+        progress: show a progress bar with the time left.
+
+    Returns:
+        Draws: see :mod:`lens_slt.sampling.result`.
+
+    Raises:
+        ValueError, TypeError: anything wrong with the arguments, before any work starts.
+    """
+    settings = preset(settings) if isinstance(settings, str) else settings
+    adapted = adapt(model)
+    chosen = parse_components(components, adapted)
+    n_needed = None if settings.sampler in EXACT_SAMPLERS else settings.batch_size
+    device = torch.device(device) if device is not None else adapted.device
+    data = _token_set(adapted, tokens, mask, pad_id, "tokens", device, batch_size=n_needed)
+    probe_sets = {
+        name: _probe_set(adapted, name, probe, device) for name, probe in (probes or {}).items()
+    }
+    weights = {name: w.to(device) for name, w in copy_weights(adapted).items()}
+    target = _target(adapted, weights, chosen, data, probe_sets, settings, engine)
+    names = [name for members in target.groups for name in members.names]
+    _warn(adapted)
+
+    shapes = {name: tuple(probe.mask.shape) for name, probe in probe_sets.items()}
+    specs = trace_specs(len(names), settings) | probe_specs(len(names), settings, shapes)
+    identity = {
+        "model": weights_hash(adapted),
+        "tokens": _hash(data),
+        "components": names,
+        "probes": {name: _hash(probe) for name, probe in probe_sets.items()},
+        "settings": settings.as_dict(),
+    }
+    record = _record(adapted, identity)
+    store = open_store(path, specs, {**identity, "record": record})
+    label = f"{len(names)} components × {settings.chains} chains"
+    with _bar(label, settings.steps) if progress else nullcontext(_no_bar) as on_step:
+        run_chains(target, settings, store, on_step)
+    base = target.probe_base_losses()
+    fixed = {
+        name: {
+            "base_loss": base[name].float().cpu().numpy(),
+            "tokens": probe.tokens[:, 1:].cpu().numpy(),
+        }
+        for name, probe in probe_sets.items()
+    }
+    by_name = {c.name: c for c in chosen}
+    draws = draw_tree(
+        store.arrays, names, settings, record,
+        components=_component_table(target, [by_name[name] for name in names]),
+        probes=fixed, path=store.path,
+    )  # fmt: skip
+    # Groups run layer by layer; the caller gets the order that was asked for.
+    return draws.sel(component=[c.name for c in chosen])
+
+
+def _target(
+    adapted: AdaptedModel,
+    weights: Weights,
+    components: list[Component],
+    data: TokenSet,
+    probes: dict[str, TokenSet],
+    settings: Settings,
+    engine: str,
+) -> TransformerTarget:
+    groups = make_groups(adapted, weights, components, engine)
+    drift = None
+    if settings.drift_dtype == "bfloat16":
+        if adapted.architecture is None or engine == "modules":
+            raise ValueError(
+                "drift_dtype='bfloat16' needs the functional forward pass, which this run does not "
+                f"use: {adapted.why_generic or 'engine=modules'}"
+            )
+        half = {name: w.bfloat16() for name, w in weights.items()}
+        drift = make_groups(adapted, half, components, engine)
+    return TransformerTarget(adapted, weights, groups, data, probes, settings, drift)
+
+
+def _token_set(
+    adapted: AdaptedModel,
+    tokens: Any,
+    mask: Any,
+    pad_id: int | None,
+    name: str,
+    device: torch.device,
+    batch_size: int | None = None,
+) -> TokenSet:
+    checked, real = check_tokens(
+        tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, name=name, mask=mask, pad_id=pad_id,
+        batch_size=batch_size,
+    )  # fmt: skip
+    return TokenSet(checked.to(device), loss_mask(real).to(device))
+
+
+def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.device) -> TokenSet:
+    if not name.isidentifier():
+        raise ValueError(f"probes: {name!r} is not a name; use letters, digits and underscores")
+    probe = probe if isinstance(probe, Probe) else Probe(probe)
+    label = f"probes[{name!r}]"
+    tokens = _token_set(adapted, probe.tokens, probe.mask, probe.pad_id, label, device)
+    if probe.reference is None:
+        return tokens
+    reference = adapt(probe.reference)
+    if reference.d_vocab != adapted.d_vocab:
+        raise ValueError(
+            f"{label}.reference predicts {reference.d_vocab} tokens, the model {adapted.d_vocab}: "
+            "both need the same tokenizer"
+        )
+    arch = reference.architecture
+    if arch is None:
+        raise ValueError(f"{label}.reference cannot be used: {reference.why_generic}")
+    weights = {key: w.to(device) for key, w in copy_weights(reference).items()}
+    with torch.no_grad():
+        inputs = tokens.tokens[:, :-1]
+        x = forward.run_from(arch, weights, 0, forward.embed(arch, weights, inputs))
+    w_u, b_u = forward.unembedding(arch, weights)
+    return TokenSet(tokens.tokens, tokens.mask, ReferenceState(x.flatten(0, 1), w_u, b_u))
+
+
+def _component_table(
+    target: TransformerTarget, components: list[Component]
+) -> dict[str, list[Any]]:
+    paths = [part.path for part in target.parts for _ in part.components]
+    sizes = [m.star.shape[1] for m in target.groups for _ in m.names]
+    return {
+        "n_parameters": sizes,
+        "evaluated_by": paths,
+        "layer": [c.layer for c in components],
+        "shares_key_value_with": [" ".join(c.shares_key_value_with) for c in components],
+        "note": [c.note for c in components],
+    }
+
+
+def _record(adapted: AdaptedModel, identity: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": adapted.name,
+        "model_kind": adapted.kind,
+        "model_hash": identity["model"],
+        "tokens_hash": identity["tokens"],
+        "weight_processing": weight_processing(adapted),
+        "why_generic": adapted.why_generic,
+        "versions": " ".join(
+            f"{package}={_version(package)}"
+            for package in ("lens-slt", "torch", "transformer-lens")
+        ),
+    }
+
+
+def _warn(adapted: AdaptedModel) -> None:
+    processing = weight_processing(adapted)
+    if processing:
+        warnings.warn(
+            f"model: its weights were processed ({processing}), which changes the parametrisation "
+            "and therefore refined LLCs; load it unprocessed to compare with published values",
+            stacklevel=3,
+        )
+    if adapted.why_generic:
+        warnings.warn(
+            f"model: running its own blocks, which is slower: {adapted.why_generic}", stacklevel=3
+        )
+
+
+def _hash(data: TokenSet) -> str:
+    digest = hashlib.sha256(data.tokens.cpu().numpy().tobytes())
+    digest.update(data.mask.cpu().numpy().tobytes())
+    if data.reference is not None:
+        digest.update(data.reference.x.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _no_bar(step: int) -> None:
+    pass
+
+
+class _bar:
+    """A progress bar as a context manager that yields an on-step callback."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._progress = Progress(
+            TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
+            transient=True,
+        )  # fmt: skip
+        self._total = total
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._progress.start()
+        task = self._progress.add_task("", total=self._total)
+        return lambda step: self._progress.update(task, completed=step + 1)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()

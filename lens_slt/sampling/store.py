@@ -1,0 +1,133 @@
+"""Where draws go: memory, or a Zarr group that survives a kill and resumes.
+
+Recorded values are buffered for a block of steps, then written; after each block the chains' state
+replaces the previous one atomically. After a kill the run continues from the last saved state and
+overwrites what was written beyond it, so the result equals that of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+BLOCK = 10  # steps between saves, and draws per Zarr chunk
+LARGEST_IN_MEMORY = 4 * 2**30
+STATE_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One recorded array; its third dimension is the step or draw."""
+
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+
+
+@dataclass
+class DrawStore:
+    """Arrays of one run, the block that is being filled, and the state to resume from."""
+
+    arrays: dict[str, Any]
+    path: Path | None = None
+    _pending: dict[str, tuple[int, list[np.ndarray]]] = field(default_factory=dict)
+
+    def put(self, name: str, index: int, values: Tensor) -> None:
+        """Record ``values [component, chain, …]`` at step or draw ``index``."""
+        _, rows = self._pending.setdefault(name, (index, []))
+        rows.append(values.detach().float().cpu().numpy())
+
+    def is_block_end(self, step: int) -> bool:
+        """Whether to save after this step."""
+        return (step + 1) % BLOCK == 0
+
+    def save(self, step: int, state: dict[str, Tensor]) -> None:
+        """Write what is buffered, then make ``state`` the one to resume from."""
+        for name, (start, rows) in self._pending.items():
+            self.arrays[name][:, :, start : start + len(rows)] = np.stack(rows, axis=2)
+        self._pending.clear()
+        if self.path is None:
+            return
+        fresh = self.path / f"{STATE_FILE}.new"
+        contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
+        save_file(contiguous, fresh, metadata={"step": str(step)})
+        os.replace(fresh, self.path / STATE_FILE)
+
+    def load_state(self) -> tuple[int, dict[str, Tensor]]:
+        """Step to continue from and the saved tensors; (0, {}) at the start."""
+        if self.path is None or not (self.path / STATE_FILE).exists():
+            return 0, {}
+        with safe_open(self.path / STATE_FILE, "pt") as file:
+            return int(file.metadata()["step"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+
+
+def open_store(
+    path: str | Path | None, specs: dict[str, ArraySpec], identity: dict[str, Any]
+) -> DrawStore:
+    """A store in memory (``path`` None) or on disk, new or to be resumed.
+
+    Raises ValueError if ``path`` holds draws of another model, data, component set or settings, and
+    names what differs.
+    """
+    if path is None:
+        n_bytes = sum(4 * int(np.prod(spec.shape)) for spec in specs.values())
+        if n_bytes > LARGEST_IN_MEMORY:
+            raise ValueError(
+                f"probes: their per-token losses would take {n_bytes / 2**30:.1f} GiB of memory; "
+                "give path= to stream them to disk, or use fewer probe tokens or a larger thin"
+            )
+        arrays = {name: np.full(spec.shape, np.nan, np.float32) for name, spec in specs.items()}
+        return DrawStore(arrays)
+    path = Path(path)
+    if path.exists() and any(path.iterdir()):
+        _check_identity(path, identity)
+        group = zarr.open_group(path, mode="r+")
+        return DrawStore({name: group[name] for name in specs}, path)
+    path.mkdir(parents=True, exist_ok=True)
+    group = zarr.create_group(path, attributes={"identity": identity})
+    created = {}
+    for name, spec in specs.items():
+        chunks = (1, spec.shape[1], min(BLOCK, spec.shape[2]), *spec.shape[3:])
+        created[name] = group.create_array(
+            name, shape=spec.shape, chunks=chunks, dtype="float32", fill_value=float("nan"),
+            dimension_names=spec.dims,
+        )  # fmt: skip
+    return DrawStore(created, path)
+
+
+def read_identity(path: str | Path) -> dict[str, Any]:
+    """What a stored run was: model, data, components, settings."""
+    path = Path(path)
+    if not (path / "zarr.json").exists():
+        raise ValueError(f"path: {str(path)!r} holds no lens_slt draws")
+    identity = zarr.open_group(path, mode="r").attrs.get("identity")
+    if not isinstance(identity, dict):
+        raise ValueError(f"path: {str(path)!r} holds a Zarr group, but no lens_slt draws")
+    return dict(identity)
+
+
+def _check_identity(path: Path, identity: dict[str, Any]) -> None:
+    there = read_identity(path)
+    here = json.loads(json.dumps(identity))
+    differing = [key for key in here if key != "record" and there.get(key) != here[key]]
+    if differing:
+        what = "; ".join(
+            f"{key}: {_short(there.get(key))} there, {_short(here[key])} here" for key in differing
+        )
+        raise ValueError(
+            f"path: {str(path)!r} holds the draws of another run ({what}); "
+            "use another path, or delete it"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

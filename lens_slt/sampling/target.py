@@ -1,0 +1,168 @@
+"""What the chains explore: a transformer's loss as a function of its components' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models.forward import Weights
+from lens_slt.models.loss import ReferenceState
+from lens_slt.models.prefix import Batch, Prefix, prefix_bytes
+from lens_slt.models.suffix import Group, mean_weight, prefix_for
+from lens_slt.sampling.driver import Members
+from lens_slt.sampling.randomness import minibatch
+from lens_slt.sampling.settings import Settings
+
+PREFIX_CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Checked tokens on the compute device; ``mask`` marks the predicted tokens that count."""
+
+    tokens: Tensor  # [sequence, position]
+    mask: Tensor  # [sequence, position - 1]
+    reference: ReferenceState | None = None
+
+    @property
+    def tokens_per_sequence(self) -> float:
+        return float(self.mask.sum()) / len(self.mask)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Some sequences, weighted so that their weighted sum estimates the mean loss."""
+        mask = self.mask[index]
+        reference = self.reference
+        if reference is not None:
+            rows = torch.arange(self.mask.numel(), device=mask.device).view(self.mask.shape)
+            reference = ReferenceState(
+                reference.x[rows[index].flatten()], reference.w_u, reference.b_u
+            )
+        weight = mean_weight(mask, self.tokens_per_sequence)
+        return Batch(self.tokens[index], weight, reference)
+
+
+@dataclass
+class TransformerTarget:
+    """Paired losses and gradients of a model's components on shared minibatches."""
+
+    model: AdaptedModel
+    weights: Weights
+    parts: list[Group]
+    data: TokenSet
+    probes: dict[str, TokenSet]
+    settings: Settings
+    drift_parts: list[Group] | None = None  # the same in half precision, for the gradient only
+    _prefixes: dict[str, list[Prefix]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[Members]:
+        return [
+            Members([c.name for c in part.components], part.suffix.star()) for part in self.parts
+        ]
+
+    def minibatch_losses(self, v: list[Tensor], step: int) -> tuple[list[Tensor], list[Tensor]]:
+        s = self.settings
+        index = minibatch(len(self.data.tokens), s.batch_size, s.seed, step)
+        return self.batch_losses(v, self.data.batch(index.to(self.data.tokens.device)))
+
+    def batch_losses(self, v: list[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Paired losses ``[component, chain]`` and gradients on one minibatch."""
+        prefix = prefix_for(self.model, self.weights, self.parts, batch)
+        losses, grads = [], []
+        for i, part in enumerate(self.parts):
+            token_loss, grad = part.suffix.losses(v[i], prefix, gradient=self.drift_parts is None)
+            losses.append(_paired_mean(token_loss, prefix))
+            if grad is not None:
+                grads.append(grad)
+        if self.drift_parts is not None:
+            grads = self._half_precision_gradients(v, batch)
+        return losses, grads
+
+    def _half_precision_gradients(self, v: list[Tensor], batch: Batch) -> list[Tensor]:
+        assert self.drift_parts is not None
+        half = {name: w.bfloat16() for name, w in self.weights.items()}
+        batch = Batch(batch.tokens, batch.weight.bfloat16())
+        prefix = prefix_for(self.model, half, self.drift_parts, batch)
+        grads = []
+        for i, part in enumerate(self.drift_parts):
+            _, grad = part.suffix.losses(v[i].bfloat16(), prefix, gradient=True)
+            assert grad is not None
+            grads.append(grad.to(v[i].dtype))
+        return grads
+
+    def full_losses(self, v: list[Tensor]) -> list[Tensor]:
+        totals = [x.new_zeros(x.shape[:2]) for x in v]
+        for prefix in self._fixed("data", self.data):
+            share = len(prefix.batch.tokens) / len(self.data.tokens)
+            for i, part in enumerate(self.parts):
+                token_loss, _ = part.suffix.losses(v[i], prefix, gradient=False)
+                totals[i] += share * _paired_mean(token_loss, prefix)
+        return totals
+
+    def probe_losses(self, v: list[Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, probe in self.probes.items():
+            pieces = []
+            for prefix in self._fixed(f"probe {name}", probe):
+                shape = prefix.batch.weight.shape
+                paired = torch.cat(
+                    [
+                        part.suffix.losses(v[i], prefix, gradient=False)[0] - prefix.base_loss
+                        for i, part in enumerate(self.parts)
+                    ]
+                )
+                pieces.append(paired.unflatten(-1, shape))
+            values = torch.cat(pieces, dim=2)
+            found[name] = values.masked_fill(~probe.mask, float("nan"))
+        return found
+
+    def probe_base_losses(self) -> dict[str, Tensor]:
+        """Per-token losses at the given weights ``[sequence, position]`` of every probe."""
+        found = {}
+        for name, probe in self.probes.items():
+            pieces = [
+                prefix.base_loss.view(prefix.batch.weight.shape)
+                for prefix in self._fixed(f"probe {name}", probe)
+            ]
+            found[name] = torch.cat(pieces).masked_fill(~probe.mask, float("nan"))
+        return found
+
+    def _fixed(self, key: str, data: TokenSet) -> list[Prefix] | _Recomputed:
+        """Prefixes of a fixed token set: kept where they fit in memory, else recomputed."""
+        if key in self._prefixes:
+            return self._prefixes[key]
+        device = data.tokens.device
+        pieces = torch.arange(len(data.tokens), device=device).split(self.settings.batch_size)
+
+        def compute(index: Tensor) -> Prefix:
+            return prefix_for(self.model, self.weights, self.parts, data.batch(index))
+
+        arch = self.model.architecture
+        layers = {layer for part in self.parts for layer in part.layers}
+        if arch is not None:
+            size = prefix_bytes(arch, data.mask.numel(), len(layers))
+        else:
+            size = 4 * data.mask.numel() * self.model.d_model * len(layers)
+        if size > PREFIX_CACHE_BYTES:
+            return _Recomputed(compute, pieces)
+        self._prefixes[key] = [compute(index) for index in pieces]
+        return self._prefixes[key]
+
+
+@dataclass(frozen=True)
+class _Recomputed:
+    """Prefixes that are too large to keep."""
+
+    compute: Callable[[Tensor], Prefix]
+    pieces: tuple[Tensor, ...]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return map(self.compute, self.pieces)
+
+
+def _paired_mean(token_loss: Tensor, prefix: Prefix) -> Tensor:
+    return ((token_loss - prefix.base_loss) * prefix.batch.weight.flatten()).sum(-1)

@@ -1,0 +1,27 @@
+"""Shared set-up: shapes in signatures are checked, and nothing needs a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+from tests import shape_checks  # noqa: F401  (the hook finds it by name)
+
+# Must come before the first import of lens_slt.
+install_import_hook("lens_slt", "tests.shape_checks.check_shapes")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
