@@ -15,10 +15,10 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lens_slt.models import forward
 from lens_slt.models.architecture import bridge_architecture, hooked_architecture
@@ -50,7 +50,7 @@ __all__ = [
 class AdaptedModel:
     """A TransformerLens model with its real parameters under canonical names."""
 
-    module: nn.Module
+    module: Any  # the caller's model, a nn.Module
     kind: str
     name: str
     leaves: dict[str, Leaf]
@@ -119,7 +119,7 @@ def adapt(model: Any) -> AdaptedModel:
     why = found if isinstance(found, str) else _disagreement(adapted, found, gradients)
     if why:
         return replace(adapted, why_generic=why)
-    return replace(adapted, architecture=found)
+    return replace(adapted, architecture=cast(Architecture, found))
 
 
 def copy_weights(adapted: AdaptedModel) -> Weights:
@@ -237,6 +237,7 @@ def _disagreement(
     part = {name: name.rpartition(".")[0] for name in ours}  # e.g. blocks.0.attn
     for name, gradient in ours.items():
         expected = gradients[name]
+        assert expected is not None  # unread leaves were dropped before
         largest = max(float(g.norm()) for other, g in ours.items() if part[other] == part[name])
         floor = GRADIENT_FLOOR * largest
         error, size = float((gradient - expected).norm()), float(expected.norm())

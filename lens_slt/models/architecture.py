@@ -88,12 +88,12 @@ def _finish(
 ) -> Architecture | str:
     """Fill in what every kind of model states in the same way; check names and values."""
     attn_only = "blocks.0.mlp.W_in" not in names
-    activation = None if attn_only else str(cfg.act_fn)
+    activation = "gelu" if attn_only else str(cfg.act_fn)
     if norm not in NORMS:
         return f"normalization {norm!r}"
     if positions not in POSITIONS:
         return f"positional embedding {positions!r}"
-    if activation is not None and activation not in ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         return f"activation {activation!r}"
     arch = Architecture(
         n_layers=cfg.n_layers,

@@ -153,13 +153,15 @@ def _component(name: str, model: AdaptedModel) -> Component:
         key=lambda slot: (order[slot.name], -1 if slot.index is None else slot.index),
     )
     match = _PART.fullmatch(name)
-    head = int(match["head"]) if match and match["head"] else None
+    head = layer = None
+    if match and match["head"]:
+        head, layer = int(match["head"]), int(match["layer"])
     return Component(
         name=name,
         slots=tuple(slots),
         layer=min(_first_layer(slot.name, model) for slot in slots),
         head=head,
-        shares_key_value_with=() if head is None else _group(int(match["layer"]), head, model),
+        shares_key_value_with=() if head is None or layer is None else _group(layer, head, model),
         note=TIED_NOTE if model.tied_embeddings and {"embed", "unembed"} & set(parts) else "",
     )
 

@@ -57,7 +57,7 @@ class Architecture:
     attn_only: bool = True
     parallel_attn_mlp: bool = False
     shared_norm: bool = False  # the MLP reads ln1 too (GPT-J)
-    activation: str | None = None
+    activation: str = "gelu"
     gated_mlp: bool = False
     gated_bias_after_product: bool = False  # HookedTransformer: act(gate) * in + b_in
     tied_embeddings: bool = False
@@ -78,7 +78,7 @@ def normalize(kind: str | None, x: Tensor, weights: Weights, name: str, eps: flo
 
 
 def rotate(arch: Architecture, x: Tensor) -> Tensor:
-    """Rotate queries or keys ``[..., position, d_head]`` by their position (no-op unless rotary)."""
+    """Rotate queries or keys ``[..., position, d_head]`` by their position, if rotary."""
     if arch.positions != "rotary":
         return x
     turns = _turns(arch, x.shape[-2], x.device, x.dtype)
@@ -222,7 +222,10 @@ def logits(arch: Architecture, weights: Weights, tokens: Tensor) -> Tensor:
 def initial_weights(arch: Architecture, generator: torch.Generator, scale: float = 0.02) -> Weights:
     """Normal initial weights for training: attention-only, no biases, parameter-free norms."""
     d, h, e = arch.d_model, arch.n_heads, arch.d_head
-    shapes = {"embed.W_E": (arch.d_vocab, d), "unembed.W_U": (d, arch.d_vocab)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.W_E": (arch.d_vocab, d),
+        "unembed.W_U": (d, arch.d_vocab),
+    }
     for layer in range(arch.n_layers):
         for name in ("W_Q", "W_K", "W_V"):
             shapes[f"blocks.{layer}.attn.{name}"] = (h, d, e)

@@ -86,7 +86,7 @@ class HeadSuffix:
             part = slice(start, start + at_once)
             part_loss, part_grad = run(rows[part], owner[part], prefix, shared, gradient, chunk)
             loss[part] = part_loss
-            if grad is not None:
+            if grad is not None and part_grad is not None:
                 grad[part] = part_grad
         loss = loss.view(n_heads, n_chains, -1)
         return loss, None if grad is None else grad.view_as(v)
@@ -109,7 +109,7 @@ class HeadSuffix:
         return slice(first, first + size)
 
     def _attend(self, v: Tensor, owner: list[int], shared: _Shared) -> tuple[Tensor, Tensor]:
-        """z ``[row, sequence × position, group·d_head]`` and W_O ``[row, group·d_head, d_model]``."""
+        """z ``[row, N, group·d_head]`` and W_O ``[row, group·d_head, d_model]`` of every row."""
         arch, name = self.arch, f"blocks.{self.layer}.attn"
         size = arch.d_model * arch.d_head
         w_q, w_k, w_v = (
@@ -209,7 +209,7 @@ class HeadSuffix:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all rows of a layer read: the attention inputs, and frozen queries if keys are shared."""
+    """What all rows of a layer read: attention inputs, and frozen queries if keys are shared."""
 
     x_qk: Tensor
     x_v: Tensor

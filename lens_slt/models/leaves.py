@@ -35,7 +35,7 @@ def as_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def hooked_leaves(model: nn.Module) -> dict[str, Leaf]:
+def hooked_leaves(model: Any) -> dict[str, Leaf]:
     """Leaves of a HookedTransformer: its own names, ``_W_K`` and ``_W_V`` being the real ones."""
     found = {
         name.replace("._W_", ".W_").replace("._b_", ".b_"): Leaf(parameter, as_is)
@@ -87,7 +87,7 @@ def in_canonical_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
 
 _PARTS = ("embed", "pos_embed", "blocks", "ln_final", "unembed")
 _BLOCK_PARTS = ("attn", "ln1", "ln2", "mlp")
-_TENSORS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "w", "b")
+_TENSORS: tuple[str, ...] = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "w", "b")
 _TENSORS += ("W_gate", "b_gate", "W_in", "b_in", "W_out", "b_out", "W_E", "W_pos", "W_U", "b_U")
 
 
@@ -102,7 +102,7 @@ def _place(order: tuple[str, ...], key: str) -> int:
     return order.index(key) if key in order else len(order)
 
 
-def _original(component: nn.Module) -> nn.Module:
+def _original(component: Any) -> Any:
     """The module that a bridge component wraps."""
     return component._modules.get("_original_component", component)
 
@@ -134,7 +134,7 @@ def _head_biases(count: int) -> Callable[[Tensor], Tensor]:
     return lambda t: t.unflatten(0, (count, -1))
 
 
-def _linear(component: nn.Module, where: str) -> tuple[nn.Module, bool]:
+def _linear(component: Any, where: str) -> tuple[Any, bool]:
     """The wrapped linear map and whether it stores ``[in, out]`` like GPT-2's Conv1D."""
     linear = _original(component)
     if isinstance(linear, nn.Linear):
@@ -147,7 +147,7 @@ def _linear(component: nn.Module, where: str) -> tuple[nn.Module, bool]:
     )
 
 
-def _add_attention(found: dict[str, Leaf], name: str, cfg: Any, attn: nn.Module) -> None:
+def _add_attention(found: dict[str, Leaf], name: str, cfg: Any, attn: Any) -> None:
     n_key_value_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     for part, count in (("q", cfg.n_heads), ("k", n_key_value_heads), ("v", n_key_value_heads)):
         linear, conv1d = _linear(_part(attn, part, name), f"{name}.{part}")
@@ -159,7 +159,7 @@ def _add_attention(found: dict[str, Leaf], name: str, cfg: Any, attn: nn.Module)
     _add_bias(found, f"{name}.b_O", linear)
 
 
-def _add_mlp(found: dict[str, Leaf], name: str, mlp: nn.Module) -> None:
+def _add_mlp(found: dict[str, Leaf], name: str, mlp: Any) -> None:
     for part in ("gate", "in", "out"):
         if part == "gate" and part not in mlp._modules:
             continue
@@ -168,7 +168,7 @@ def _add_mlp(found: dict[str, Leaf], name: str, mlp: nn.Module) -> None:
         _add_bias(found, f"{name}.b_{part}", linear)
 
 
-def _add_norm(found: dict[str, Leaf], name: str, norm: nn.Module) -> None:
+def _add_norm(found: dict[str, Leaf], name: str, norm: Any) -> None:
     original = _original(norm)
     if getattr(original, "weight", None) is not None:
         found[f"{name}.w"] = Leaf(original.weight, as_is)
@@ -176,19 +176,19 @@ def _add_norm(found: dict[str, Leaf], name: str, norm: nn.Module) -> None:
         found[f"{name}.b"] = Leaf(original.bias, as_is)
 
 
-def _add_bias(found: dict[str, Leaf], name: str, linear: nn.Module) -> None:
+def _add_bias(found: dict[str, Leaf], name: str, linear: Any) -> None:
     if getattr(linear, "bias", None) is not None:
         found[name] = Leaf(linear.bias, as_is)
 
 
-def _add_unembed_bias(found: dict[str, Leaf], unembed: nn.Module) -> None:
+def _add_unembed_bias(found: dict[str, Leaf], unembed: Any) -> None:
     """The bridge invents a zero bias where a model has none: leave that one out."""
     bias = getattr(unembed, "bias", None)
     if bias is not None and bool(torch.any(bias.detach())):
         found["unembed.b_U"] = Leaf(bias, as_is)
 
 
-def _part(module: nn.Module, part: str, where: str) -> nn.Module:
+def _part(module: Any, part: str, where: str) -> Any:
     if part in module._modules:
         return module._modules[part]
     raise ValueError(
@@ -197,7 +197,7 @@ def _part(module: nn.Module, part: str, where: str) -> nn.Module:
     )
 
 
-def _add_unnamed(found: dict[str, Leaf], bridge: nn.Module) -> None:
+def _add_unnamed(found: dict[str, Leaf], bridge: Any) -> None:
     """Parameters without a canonical name, except fused copies and the invented zero bias."""
     storages = {leaf.parameter.untyped_storage().data_ptr() for leaf in found.values()}
     left_out = {id(_original(bridge.unembed).bias)}

@@ -95,8 +95,8 @@ def unembed_loss(
                 loss[part] = token_cross_entropy(logits, targets[part], log_ref)
                 continue
             loss[part] = cross_entropy_(logits, targets[part], log_ref)
-            torch.mm(logits, w_u.T, out=dx[part])
-            dx[part] *= weight[part, None]
+            gradient = torch.mm(logits, w_u.T, out=dx[part] if dx is not None else None)
+            gradient *= weight[part, None]
             if dw is not None:
                 logits *= weight[part, None]
                 dw.addmm_(x[part].T, logits)

@@ -48,7 +48,7 @@ class Prefix:
 def compute_prefix(
     arch: Architecture, weights: Weights, batch: Batch, layers: set[int], *, heads: set[int]
 ) -> Prefix:
-    """Run the frozen model once; keep the stream before ``layers`` and z of the layers in ``heads``.
+    """Run the frozen model once; keep the stream before ``layers`` and z of ``heads``' layers.
 
     ``mid[l]`` is the stream after attention where an MLP reads it next, else the one after the
     whole block: in both cases adding the change of a head's output to it is all that is needed.

@@ -93,7 +93,7 @@ def _input_name(kwargs: dict[str, Any]) -> str:
 @contextmanager
 def _replaced(forwards: dict[nn.Module, Callable]) -> Iterator[None]:
     """Replace ``forward`` of some blocks on the instances, bypassing the bridge's __setattr__."""
-    before = {module: module.__dict__.get("forward") for module in forwards}
+    before: dict[Any, Any] = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, function in forwards.items():
             module.__dict__["forward"] = function

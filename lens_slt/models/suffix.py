@@ -1,10 +1,10 @@
 """Loss and gradient of any component, one version of its weights at a time.
 
-Two ways to the same numbers, with the same flat order of the weights as
-:mod:`lens_slt.models.heads`, which is the faster third for single heads:
+Two ways to the same numbers, with the same flat order of the weights as the faster third way for
+single heads, :mod:`lens_slt.models.heads`:
 
-- :class:`FunctionalSuffix` runs the functions of :mod:`lens_slt.models.forward` from the first block
-  that the component touches;
+- :class:`FunctionalSuffix` runs the functions of :mod:`lens_slt.models.forward` from the first
+  block that the component touches;
 - :class:`ModuleSuffix` writes the weights into the caller's model, runs its own later blocks on the
   cached residual stream and puts the weights back. It is correct for every TransformerLens model.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.models import forward
-from lens_slt.models.adapter import AdaptedModel, model_logits_from, model_resid_pre
+from lens_slt.models.adapter import AdaptedModel, model_logits_from, model_resid_pre, trainable
 from lens_slt.models.components import Component
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.heads import HeadSuffix
@@ -86,7 +86,8 @@ class FunctionalSuffix:
         if grads is None:
             return loss, None
         pairs = [(x, grads.x), (w_u, grads.w_u), (b_u, grads.b_u)]
-        live = [(out, g) for out, g in pairs if g is not None and _needs_grad(out)]
+        live = [(out, g) for out, g in pairs if g is not None and out is not None]
+        live = [(out, g) for out, g in live if out.requires_grad]
         grad = torch.autograd.grad([out for out, _ in live], row, [g for _, g in live])[0]
         return loss, grad
 
@@ -128,32 +129,30 @@ class ModuleSuffix:
         return loss, torch.stack([grad for _, grad in results if grad is not None])[None]
 
     def _one(self, row: Tensor, prefix: Prefix, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        names = list(dict.fromkeys(slot.name for slot in self.component.slots))
-        leaves = [self.model.leaves[name] for name in names]
-        with self._written(row), _requiring_grad([leaf.parameter for leaf in leaves], gradient):
-            layer = min(self.component.layer, self.model.n_layers - 1)
-            with torch.set_grad_enabled(gradient):
-                if touches_embedding(self.component):
-                    resid = model_resid_pre(self.model, prefix.batch.inputs, 0)
-                    layer = 0
-                else:
-                    resid = prefix.resid[layer]
-                logits = model_logits_from(self.model, resid, layer).flatten(0, 1)
-                loss = _plain_loss(logits, prefix.batch)
+        with self._written(row), trainable(self.model) if gradient else torch.no_grad():
+            if touches_embedding(self.component):
+                layer, resid = 0, model_resid_pre(self.model, prefix.batch.inputs, 0)
+            else:
+                layer = min(self.component.layer, self.model.n_layers - 1)
+                resid = prefix.resid[layer]
+            logits = model_logits_from(self.model, resid, layer).flatten(0, 1)
+            loss = _plain_loss(logits, prefix.batch)
             if not gradient:
-                return loss.detach(), None
-            mean = (loss * prefix.batch.weight.flatten()).sum()
-            unique = list({id(leaf.parameter): leaf.parameter for leaf in leaves}.values())
-            grads = torch.autograd.grad(mean, unique, allow_unused=True)
-            by_parameter = {
-                id(p): torch.zeros_like(p) if g is None else g
-                for p, g in zip(unique, grads, strict=True)
-            }
-            canonical = {
-                name: leaf.view(by_parameter[id(leaf.parameter)])
-                for name, leaf in zip(names, leaves, strict=True)
-            }
-            return loss.detach(), flatten_slots(self.component, canonical)
+                return loss, None
+            grad = self._gradient((loss * prefix.batch.weight.flatten()).sum())
+            return loss.detach(), grad
+
+    def _gradient(self, mean_loss: Tensor) -> Tensor:
+        leaves = {slot.name: self.model.leaves[slot.name] for slot in self.component.slots}
+        parameters = {id(leaf.parameter): leaf.parameter for leaf in leaves.values()}
+        grads = torch.autograd.grad(
+            mean_loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
+        by_parameter = dict(zip(parameters, grads, strict=True))
+        canonical = {
+            name: leaf.view(by_parameter[id(leaf.parameter)]) for name, leaf in leaves.items()
+        }
+        return flatten_slots(self.component, canonical)
 
     @contextmanager
     def _written(self, row: Tensor) -> Iterator[None]:
@@ -280,15 +279,3 @@ def _needs_grad(x: Tensor | None) -> bool:
 def _plain_loss(logits: Tensor, batch: Batch) -> Tensor:
     log_ref = None if batch.reference is None else batch.reference.log_probs(slice(None))
     return token_cross_entropy(logits, batch.targets, log_ref)
-
-
-@contextmanager
-def _requiring_grad(parameters: list[torch.nn.Parameter], needed: bool) -> Iterator[None]:
-    before = [p.requires_grad for p in parameters]
-    try:
-        for p in parameters:
-            p.requires_grad_(needed or p.requires_grad)
-        yield
-    finally:
-        for p, flag in zip(parameters, before, strict=True):
-            p.requires_grad_(flag)

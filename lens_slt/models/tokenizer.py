@@ -1,4 +1,4 @@
-"""The shipped models' tokenizer: byte-level BPE of 512 entries with a beginning-of-sequence token."""
+"""The shipped models' tokenizer: byte-level BPE of 512 entries with a BOS token."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Train the shipped models: ``python -m lens_slt.models.train --seed 0 --out runs/attn-2l-seed0``.
+"""Train a shipped model: ``python -m lens_slt.models.train --out runs/attn-2l-seed0``.
 
 The recipe grows an induction circuit in minutes on a CPU: rotary positions, parameter-free
 LayerNorm, a byte-level vocabulary of 512, and three eighths of every batch made of repeated
-segments (half of them random tokens). Without the repeats, or with a vocabulary of 2048, two attention-only
-layers of this width had not formed one after 6000 steps.
+segments (half of them random tokens). Without the repeats, or with a vocabulary of 2048, two
+attention-only layers of this width had not formed one after 6000 steps.
 """
 
 from __future__ import annotations

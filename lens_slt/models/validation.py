@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -179,4 +179,4 @@ def _refuse_dropout(model: nn.Module, hf_config: Any) -> None:
 def _underlying(model: nn.Module) -> nn.Module | None:
     if kind_of(model) == "HookedTransformer":
         return None
-    return model.original_model
+    return cast(nn.Module, model.original_model)

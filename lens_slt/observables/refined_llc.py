@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.health import independent_units, standard_error
 from lens_slt.sampling.importance import smoothed_weights, weighted_mean
-from lens_slt.sampling.result import settings_of
+from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.sampling.settings import Settings
 
 
@@ -28,17 +30,16 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         draws: from :func:`lens_slt.sample`.
 
     Returns:
-        Dataset over ``component`` (and ``probe``), all in nats × nβ, dimensionless:
-        ``llc``, its standard error ``se`` (autocorrelation and shared minibatches included), ``ess``
-        the number of independent draws worth the same error, ``rhat`` over the used chains,
-        ``chains_used``, ``verdict`` in words; ``probe_llc``, ``probe_se``. NaN where no chain can
-        be used.
+        Dataset over ``component`` (and ``probe``): ``llc``, dimensionless; its standard error
+        ``se``, autocorrelation and shared minibatches included; ``ess``, the number of independent
+        draws worth the same error; ``rhat`` over the used chains; ``chains_used``; ``verdict`` in
+        words; ``mean_paired_loss`` in nats per token; ``probe_llc`` and ``probe_se``. NaN where no
+        chain can be used.
 
-    Raises:
-        ValueError: the run has nβ = 0, where λ̂ is 0 by definition; look at ``mean_paired_loss``.
+    At nβ = 0, the control, ``llc`` is zero by definition: look at ``mean_paired_loss``.
     """
     settings = settings_of(draws)
-    posterior, health = draws["posterior"], draws["health"]
+    posterior, health = dataset(draws, "posterior"), dataset(draws, "health")
     names = posterior["component"].values
     used = health["used"].values.astype(bool)
     loss = posterior["paired_loss"].values.astype(np.float64)
@@ -46,7 +47,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         [_estimate(loss[i], loss[i], used[i], settings) for i in range(len(names))]
     )
     scale = settings.n_beta
-    data: dict[str, tuple[tuple[str, ...] | str, FloatArray]] = {
+    data: dict[str, Any] = {
         "llc": ("component", scale * estimates[:, 0]),
         "se": ("component", scale * estimates[:, 1]),
         "mean_paired_loss": ("component", estimates[:, 0]),
@@ -55,9 +56,11 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         "chains_used": ("component", used.sum(1)),
         "verdict": ("component", health["summary"].values),
     }
-    coords: dict[str, FloatArray | list[str]] = {"component": names}
+    coords: dict[str, Any] = {"component": names}
     if "probes" in draws.children:
-        probes = draws["probes"].children
+        probes = {
+            name: dataset(draws, f"probes/{name}") for name in draws.children["probes"].children
+        }
         coords["probe"] = list(probes)
         values = np.array(
             [
@@ -73,7 +76,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
     return xr.Dataset(data, coords=coords, attrs=dict(draws.attrs))
 
 
-def _probe_trace(probe: xr.DataTree, component: int, settings: Settings) -> FloatArray:
+def _probe_trace(probe: xr.Dataset, component: int, settings: Settings) -> FloatArray:
     """Mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
     per_token = probe["paired_loss"][component].values.astype(np.float64)
     return np.nanmean(per_token, axis=(2, 3))

@@ -60,7 +60,8 @@ def sample_function(
     """Sample exp(−n_beta·loss(v) − (gamma/2)·‖v − star‖²) for a function of a flat vector.
 
     Args:
-        loss: maps ``[chain, parameter]`` (and ``data [row, …]`` if given) to mean losses ``[chain]``.
+        loss: maps ``[chain, parameter]`` (and ``data [row, …]`` if given) to mean losses
+            ``[chain]``.
         star: the point whose neighbourhood is sampled.
         data: rows from which minibatches are drawn; None for a deterministic function.
         settings: see :class:`lens_slt.Settings`.

@@ -8,8 +8,8 @@ verdict               rule                                                      
 diverged              a non-finite loss, or the chain is more than √10 times as   excluded
                       far from the given weights as the prior allows
 spiky                 a draw more than 15 robust standard deviations off          excluded
-still rising          the halves of the chain differ by more than 5 standard      excluded
-(still falling)       errors and by more than a tenth of the mean
+still rising          the line fitted to the trace rises by more than 5           excluded
+(still falling)       standard errors and by more than a tenth of the mean
 chains disagree       the chain's mean is more than 5 standard errors and more    excluded
                       than a tenth of the mean away from the median chain
 below start           mean paired loss below zero by more than 2 standard         kept, named
@@ -29,7 +29,7 @@ import arviz as az
 import numpy as np
 import xarray as xr
 
-from lens_slt.arrays import FloatArray
+from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.importance import LARGEST_K_HAT, smoothed_weights
 from lens_slt.sampling.settings import Settings
 
@@ -90,7 +90,7 @@ def standard_error(series: FloatArray) -> float:
     return float(np.nanmax(errors)) if np.isfinite(errors).any() else float("nan")
 
 
-def independent_units(series: FloatArray, used: FloatArray, antithetic: bool) -> FloatArray:
+def independent_units(series: FloatArray, used: BoolArray, antithetic: bool) -> FloatArray:
     """Used chains ``[unit, draw]``; antithetic pairs are averaged into one unit."""
     if not antithetic:
         return series[used]
@@ -118,9 +118,9 @@ def _chain_verdicts(
     for c in alive:
         words[c] = _trace_verdict(loss[c], means[c], errors[c])
         apart = abs(means[c] - centre)
-        if not _is_excluded(words[c]) and apart > MOVED * np.hypot(errors[c], typical):
-            if apart > MOVED_SHARE * abs(centre):
-                words[c] = "chains disagree"
+        beyond_noise = apart > MOVED * np.hypot(errors[c], typical)
+        if not _is_excluded(words[c]) and beyond_noise and apart > MOVED_SHARE * abs(centre):
+            words[c] = "chains disagree"
     kept = [c for c in alive if not _is_excluded(words[c])]
     rhat = float(az.rhat(loss[kept])) if len(kept) > 1 and loss.shape[1] >= 4 else float("nan")
     return words, rhat
@@ -131,13 +131,11 @@ def _trace_verdict(loss: FloatArray, mean: float, error: float) -> str:
     spread = 1.4826 * np.median(np.abs(loss - median))
     if np.abs(loss - median).max() > SPIKE * max(spread, 1e-12):
         return "spiky"
-    half = len(loss) // 2
-    if half >= 4:
-        first, second = loss[:half], loss[half:]
-        move = second.mean() - first.mean()
-        uncertain = np.hypot(standard_error(first[None]), standard_error(second[None]))
-        if abs(move) > MOVED * uncertain and abs(move) > MOVED_SHARE * abs(mean):
-            return "still rising" if move > 0 else "still falling"
+    time = np.linspace(-0.5, 0.5, len(loss))
+    rise = float((time @ loss) / (time @ time)) if len(loss) > 1 else 0.0
+    uncertain = 12**0.5 * standard_error((loss - rise * time)[None])
+    if abs(rise) > MOVED * uncertain and abs(rise) > MOVED_SHARE * abs(mean):
+        return "still rising" if rise > 0 else "still falling"
     if mean < -NOISE * error:
         return "below start"
     if mean < NOISE * error:

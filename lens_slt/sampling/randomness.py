@@ -52,7 +52,7 @@ def chain_uniform(names: list[str], chains: int, seed: int, step: int) -> Tensor
 def minibatch(n_sequences: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Sequence indices of one minibatch: every epoch is a fresh shuffle of all sequences."""
     start = step * batch_size
-    indices = []
+    indices: list[int] = []
     while len(indices) < batch_size:
         epoch, offset = divmod(start + len(indices), n_sequences)
         order = torch.randperm(

@@ -93,6 +93,14 @@ def draw_tree(
     return xr.DataTree.from_dict(tree)
 
 
+def dataset(draws: xr.DataTree, group: str) -> xr.Dataset:
+    """One group of a run: ``posterior``, ``burn_in``, ``health`` or ``probes/NAME``."""
+    node = draws
+    for part in group.split("/"):
+        node = node.children[part]
+    return node.to_dataset()
+
+
 def settings_of(draws: xr.DataTree) -> Settings:
     """The settings of a run."""
     return Settings(**json.loads(draws.attrs["settings"]))

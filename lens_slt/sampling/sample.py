@@ -70,7 +70,7 @@ def sample(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
-    """Sample the local posterior p(v) ∝ exp(−nβ·L_n(u*, v) − (γ/2)‖v − v*‖²) of each component.
+    """Sample each component's local posterior ∝ exp(−nβ·L_n(u*, v) − (γ/2)‖v − v*‖²).
 
     All components and chains advance in lock-step on shared minibatches. The model is read, never
     changed: weights, hooks, gradients, mode and random state are the same afterwards.
@@ -78,7 +78,7 @@ def sample(
     Args:
         model: HookedTransformer or TransformerBridge, in evaluation mode.
         tokens: integer ``[sequence, position]`` that define L_n.
-        components: names such as ``L1H3``, ``L0``, ``embed``, ``full``, ``L0H1+L1H3``, or ``heads``;
+        components: names such as ``L1H3``, ``L0``, ``embed``, ``full``, ``L0H1+L1H3``, ``heads``;
             see :mod:`lens_slt.models.components`.
         settings: :class:`Settings`, or the name of a preset.
         probes: by name, token arrays or :class:`Probe`; their per-token losses are recorded.
@@ -100,6 +100,11 @@ def sample(
     chosen = parse_components(components, adapted)
     n_needed = None if settings.sampler in EXACT_SAMPLERS else settings.batch_size
     device = torch.device(device) if device is not None else adapted.device
+    if device != adapted.device and (adapted.architecture is None or engine == "modules"):
+        raise ValueError(
+            f"device: {device} is not the model's, {adapted.device}, and its own blocks must run "
+            "this job; move the model there"
+        )
     data = _token_set(adapted, tokens, mask, pad_id, "tokens", device, batch_size=n_needed)
     probe_sets = {
         name: _probe_set(adapted, name, probe, device) for name, probe in (probes or {}).items()
@@ -109,7 +114,7 @@ def sample(
     names = [name for members in target.groups for name in members.names]
     _warn(adapted)
 
-    shapes = {name: tuple(probe.mask.shape) for name, probe in probe_sets.items()}
+    shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probe_sets.items()}
     specs = trace_specs(len(names), settings) | probe_specs(len(names), settings, shapes)
     identity = {
         "model": weights_hash(adapted),

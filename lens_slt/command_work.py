@@ -1,0 +1,163 @@
+"""What the commands of :mod:`lens_slt.cli` share: output, errors, loading, settings."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from torch import Tensor
+
+import lens_slt
+from lens_slt.data.tokens import ARRAY_FILES, load_tokens
+from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
+from lens_slt.sampling.presets import preset as preset_settings
+from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.store import DrawStore
+
+N_SEQUENCES = 256  # that text is cut into by default
+PACKAGE = Path(lens_slt.__file__).parent
+
+console = Console()  # results
+_errors = Console(stderr=True)  # everything else
+
+
+def say(text: str) -> None:
+    """Words about the work, on standard error."""
+    _errors.print(text, highlight=False, markup=False)
+
+
+def finish(record: dict[str, Any], as_json: bool, usable: bool = True) -> None:
+    """Print the record if it is asked for; exit code 1 if the result cannot be used."""
+    if as_json:
+        sys.stdout.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+    if not usable:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def guarded(as_json: bool, resume_path: Path | None = None) -> Iterator[None]:
+    """Errors as one line, interrupts as a word on how to resume, libraries' warnings silenced."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = _show_own_warning
+            _quieten_libraries()
+            yield
+    except KeyboardInterrupt:
+        kept = resume_path is not None and resume_path.exists()
+        word = f"; run the same command again to continue from {resume_path}" if kept else ""
+        say(f"interrupted{word}")
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        say("error: " + " ".join(str(error).split()))
+        raise typer.Exit(2) from None
+
+
+def done_steps(path: Path) -> int:
+    """Steps of an earlier run in this place."""
+    return DrawStore({}, path).load_state()[0]
+
+
+def load_quietly(name: str, checkpoint: int | None, device: str | None) -> Any:
+    """A model, without what TransformerLens prints while loading."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return load_model(name, checkpoint=checkpoint, device=device)
+
+
+def load_data(
+    source: str, model: Any, sequences: int | None, length: int | None, bos: bool
+) -> Tensor:
+    """Token sequences for a model; text is cut with the model's own tokenizer."""
+    if Path(source).suffix in ARRAY_FILES:
+        return load_tokens(source, n_sequences=sequences, length=length)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError(
+            f"--data {source!r} is text and the model has no tokenizer; give a token array "
+            f"({', '.join(ARRAY_FILES)})"
+        )
+    return load_tokens(
+        source, tokenizer, n_sequences=sequences or N_SEQUENCES, length=length, bos=bos
+    )
+
+
+def make_settings(
+    preset: str | None, file: Path | None, base: Settings | None = None, **given: Any
+) -> Settings:
+    """A preset, a settings file or the default, with the options that were given on top."""
+    if preset is not None and file is not None:
+        raise ValueError("give --preset or --settings, not both")
+    settings = base or preset_settings(preset or "default")
+    if file is not None:
+        settings = _read_settings(file)
+    return settings.but(**{key: value for key, value in given.items() if value is not None})
+
+
+def parse_probes(given: list[str]) -> dict[str, str]:
+    """``name=source`` options as a dict."""
+    probes = {}
+    for text in given:
+        name, equals, source = text.partition("=")
+        if not (name and equals and source):
+            raise ValueError(f"--probe must read name=source, such as code=code; got {text!r}")
+        if name in probes:
+            raise ValueError(f"--probe names {name!r} twice")
+        probes[name] = source
+    return probes
+
+
+def shipped_rows() -> list[dict[str, Any]]:
+    """One record per shipped model."""
+    rows = []
+    for name in SHIPPED:
+        row: dict[str, Any] = {"model": name, "checkpoints": shipped_checkpoints(name)}
+        try:
+            weights = shipped_weights(name)
+        except FileNotFoundError:
+            rows.append({**row, "layers": None, "heads": None, "d_model": None, "weights": None})
+            continue
+        heads, d_model, _ = weights["blocks.0.attn.W_Q"].shape
+        layers = sum(key.endswith("attn.W_Q") for key in weights)
+        size = sum(tensor.numel() for tensor in weights.values())
+        rows.append(
+            {**row, "layers": layers, "heads": layers * heads, "d_model": d_model, "weights": size}
+        )
+    return rows
+
+
+def _read_settings(file: Path) -> Settings:
+    try:
+        values = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--settings {str(file)!r} is no JSON file: {error}") from None
+    known = Settings().as_dict()
+    if not isinstance(values, dict) or not set(values) <= set(known):
+        raise ValueError(
+            f"--settings {str(file)!r} must hold an object with some of: {', '.join(known)}"
+        )
+    return Settings(**values)
+
+
+def _show_own_warning(
+    message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any
+) -> None:
+    """Warnings of this package reach the user, those of the libraries do not."""
+    if Path(filename).is_relative_to(PACKAGE) and issubclass(category, UserWarning):
+        say(f"warning: {message}")
+
+
+def _quieten_libraries() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    for name in ("transformer_lens", "huggingface_hub", "httpx", "zarr"):
+        logging.getLogger(name).setLevel(logging.ERROR)
