@@ -12,7 +12,8 @@ PRESETS: dict[str, tuple[Settings, str]] = {
             batch_size=64, antithetic=False,
         ),
         "Wang et al. 2024, Differentiation and Specialization of Attention Heads via the Refined "
-        "Local Learning Coefficient (arXiv 2410.02984): SGLD for per-head rLLCs",
+        "Local Learning Coefficient (arXiv 2410.02984), per-head rLLCs by SGLD. nβ, γ and ε agree "
+        "with public replications; chains, draws and batch size: check Appendix F.2",
     ),
     "baker2025": (
         Settings(
@@ -20,7 +21,8 @@ PRESETS: dict[str, tuple[Settings, str]] = {
             batch_size=64, antithetic=False,
         ),
         "Baker et al. 2025, Structural Inference: Interpreting Small Language Models with "
-        "Susceptibilities (arXiv 2504.18274): SGLD for susceptibilities",
+        "Susceptibilities (arXiv 2504.18274), by SGLD. Not checked against the paper's appendix: "
+        "compare before quoting",
     ),
 }  # fmt: skip
 

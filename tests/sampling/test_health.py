@@ -41,6 +41,14 @@ def test_healthy_chains_are_rarely_accused():
     assert accused <= 4  # of 400 chains
 
 
+@pytest.mark.parametrize("shape", [0.25, 0.5, 5.0])
+def test_the_tail_of_a_singular_posterior_is_no_spike(shape):
+    """nβ·ΔL of a healthy chain follows a gamma distribution of shape λ."""
+    rng = np.random.default_rng(0)
+    found = [verdicts(rng.gamma(shape, size=(4, 200))) for _ in range(25)]
+    assert sum(int((f["verdict"] == "spiky").sum()) for f in found) <= 1  # of 100 chains
+
+
 def spoiled(kind):
     x = autoregressive(np.random.default_rng(0))
     distance = np.full_like(x, N_PARAMETERS / SETTINGS.gamma)
