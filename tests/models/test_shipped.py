@@ -43,7 +43,7 @@ def test_both_backends_give_the_logits_of_the_weights(name: str, backend: str) -
     with torch.no_grad():
         expected = forward.logits(arch, weights, tokens)
         logits = model(tokens)
-    assert expected.std() > 1
+    assert expected.std() > 0.5  # not trivially equal
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
