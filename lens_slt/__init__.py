@@ -3,6 +3,7 @@
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model, shipped_checkpoints
 from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.sampling.calibrate import Calibration, calibrate
 from lens_slt.sampling.functions import sample_function
 from lens_slt.sampling.presets import PRESETS, preset
 from lens_slt.sampling.sample import Probe, sample
@@ -10,8 +11,10 @@ from lens_slt.sampling.settings import Settings
 
 __all__ = [
     "PRESETS",
+    "Calibration",
     "Probe",
     "Settings",
+    "calibrate",
     "load_model",
     "load_tokens",
     "preset",

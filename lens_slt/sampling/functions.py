@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import xarray as xr
@@ -26,7 +27,7 @@ class _FunctionTarget:
     data: Tensor | None
     settings: Settings
 
-    @property
+    @cached_property
     def groups(self) -> list[Members]:
         return [Members(["function"], self.star[None])]
 

@@ -35,7 +35,7 @@ from lens_slt.sampling.presets import preset
 from lens_slt.sampling.result import draw_tree, probe_specs, trace_specs
 from lens_slt.sampling.settings import EXACT_SAMPLERS, Settings
 from lens_slt.sampling.store import open_store
-from lens_slt.sampling.target import TokenSet, TransformerTarget
+from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _target(
                 f"use: {adapted.why_generic or 'engine=modules'}"
             )
         half = {name: w.bfloat16() for name, w in weights.items()}
-        drift = make_groups(adapted, half, components, engine)
+        drift = HalfPrecision(half, make_groups(adapted, half, components, engine))
     return TransformerTarget(adapted, weights, groups, data, probes, settings, drift)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ class TokenSet:
         return Batch(self.tokens[index], weight, reference)
 
 
+@dataclass(frozen=True)
+class HalfPrecision:
+    """The model's weights and suffixes in bfloat16."""
+
+    weights: Weights
+    parts: list[Group]
+
+
 @dataclass
 class TransformerTarget:
     """Paired losses and gradients of a model's components on shared minibatches."""
@@ -55,10 +64,10 @@ class TransformerTarget:
     data: TokenSet
     probes: dict[str, TokenSet]
     settings: Settings
-    drift_parts: list[Group] | None = None  # the same in half precision, for the gradient only
+    drift: HalfPrecision | None = None  # set: the gradient, and only that, is computed with it
     _prefixes: dict[str, list[Prefix]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def groups(self) -> list[Members]:
         return [
             Members([c.name for c in part.components], part.suffix.star()) for part in self.parts
@@ -74,21 +83,19 @@ class TransformerTarget:
         prefix = prefix_for(self.model, self.weights, self.parts, batch)
         losses, grads = [], []
         for i, part in enumerate(self.parts):
-            token_loss, grad = part.suffix.losses(v[i], prefix, gradient=self.drift_parts is None)
+            token_loss, grad = part.suffix.losses(v[i], prefix, gradient=self.drift is None)
             losses.append(_paired_mean(token_loss, prefix))
             if grad is not None:
                 grads.append(grad)
-        if self.drift_parts is not None:
-            grads = self._half_precision_gradients(v, batch)
+        if self.drift is not None:
+            grads = self._drift_gradients(self.drift, v, batch)
         return losses, grads
 
-    def _half_precision_gradients(self, v: list[Tensor], batch: Batch) -> list[Tensor]:
-        assert self.drift_parts is not None
-        half = {name: w.bfloat16() for name, w in self.weights.items()}
+    def _drift_gradients(self, drift: HalfPrecision, v: list[Tensor], batch: Batch) -> list[Tensor]:
         batch = Batch(batch.tokens, batch.weight.bfloat16())
-        prefix = prefix_for(self.model, half, self.drift_parts, batch)
+        prefix = prefix_for(self.model, drift.weights, drift.parts, batch)
         grads = []
-        for i, part in enumerate(self.drift_parts):
+        for i, part in enumerate(drift.parts):
             _, grad = part.suffix.losses(v[i].bfloat16(), prefix, gradient=True)
             assert grad is not None
             grads.append(grad.to(v[i].dtype))
