@@ -218,7 +218,15 @@ class HeadSuffix:
         stars = {h: self._star_output(h, prefix) for h in set(owner)}
         with torch.no_grad():
             loss, d_z, d_w_o = _low_rank_losses(
-                self.arch, self._unembedding, z.detach(), w_o.detach(), owner, stars, prefix, gradient, chunk
+                self.arch,
+                self._unembedding,
+                z.detach(),
+                w_o.detach(),
+                owner,
+                stars,
+                prefix,
+                gradient,
+                chunk,
             )
         if not gradient:
             return loss, None

@@ -38,6 +38,10 @@ from lens_slt.sampling.store import open_store
 from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
 
 
+class SamplingWarning(UserWarning):
+    """Something about a run that changes what its numbers mean or cost."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """Tokens whose per-token losses are recorded at each draw.
@@ -244,11 +248,14 @@ def _warn(adapted: AdaptedModel) -> None:
         warnings.warn(
             f"model: its weights were processed ({processing}), which changes the parametrisation "
             "and therefore refined LLCs; load it unprocessed to compare with published values",
+            SamplingWarning,
             stacklevel=3,
         )
     if adapted.why_generic:
         warnings.warn(
-            f"model: running its own blocks, which is slower: {adapted.why_generic}", stacklevel=3
+            f"model: running its own blocks, which is slower: {adapted.why_generic}",
+            SamplingWarning,
+            stacklevel=3,
         )
 
 

@@ -223,7 +223,7 @@ def test_trainable_restores_the_flags_on_any_exit() -> None:
     model = adapt(module)
     flags = {name: leaf.parameter.requires_grad for name, leaf in model.leaves.items()}
     assert not flags["blocks.0.attn.W_Q"] and flags["blocks.1.attn.W_Q"]
-    with pytest.raises(KeyError), torch.no_grad(), trainable(model):
+    with pytest.raises(KeyError), torch.no_grad(), trainable(model):  # noqa: PT012
         assert torch.is_grad_enabled()
         assert all(leaf.parameter.requires_grad for leaf in model.leaves.values())
         raise KeyError

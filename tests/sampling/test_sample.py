@@ -16,6 +16,7 @@ import torch
 import lens_slt as ls
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.sampling import driver
+from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.store import STATE_FILE
 from tests.tiny_models import GENERIC_MODELS, native, wrapped_gpt2
 
@@ -111,7 +112,7 @@ def test_padding_does_not_count():
 
 
 def test_generic_models_say_so():
-    with pytest.warns(UserWarning, match="running its own blocks, which is slower: .*soft cap"):
+    with pytest.warns(SamplingWarning, match="running its own blocks, which is slower: .*soft cap"):
         draws = run(GENERIC_MODELS["native_logit_cap"]())
     assert set(draws["evaluated_by"].values) == {"the model's own blocks"}
 
@@ -236,6 +237,7 @@ KILLED = """
 import sys, time
 from tests.sampling.test_sample import run, LONG, PROBES
 from lens_slt.sampling import driver
+from lens_slt.sampling.sample import SamplingWarning
 step = driver.lm.step
 def slow(*args, **options):
     time.sleep(0.02)

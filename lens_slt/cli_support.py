@@ -16,15 +16,14 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-import lens_slt
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
 from lens_slt.sampling.presets import preset as preset_settings
+from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import DrawStore
 
 N_SEQUENCES = 256  # that text is cut into by default
-PACKAGE = Path(lens_slt.__file__).parent
 
 console = Console()  # results
 _errors = Console(stderr=True)  # everything else
@@ -32,7 +31,7 @@ _errors = Console(stderr=True)  # everything else
 
 def say(text: str) -> None:
     """Words about the work, on standard error."""
-    _errors.print(text, highlight=False, markup=False)
+    _errors.print(text, highlight=False, markup=False, soft_wrap=not _errors.is_terminal)
 
 
 def finish(record: dict[str, Any], as_json: bool, usable: bool = True) -> None:
@@ -62,9 +61,14 @@ def guarded(as_json: bool, resume_path: Path | None = None) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def done_steps(path: Path) -> int:
-    """Steps of an earlier run in this place."""
-    return DrawStore({}, path).load_state()[0]
+def found_steps(path: Path, settings: Settings) -> int:
+    """Steps of an earlier run in this place; says so if there are any."""
+    steps = DrawStore({}, path).load_state()[0]
+    if steps >= settings.steps:
+        say(f"found finished draws in {path}")
+    elif steps:
+        say(f"found draws up to step {steps} of {settings.steps} in {path}")
+    return steps
 
 
 def load_quietly(name: str, checkpoint: int | None, device: str | None) -> Any:
@@ -148,10 +152,10 @@ def _read_settings(file: Path) -> Settings:
 
 
 def _show_own_warning(
-    message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any
+    message: Warning | str, category: type[Warning], *rest: Any, **named: Any
 ) -> None:
     """Warnings of this package reach the user, those of the libraries do not."""
-    if Path(filename).is_relative_to(PACKAGE) and issubclass(category, UserWarning):
+    if issubclass(category, SamplingWarning):
         say(f"warning: {message}")
 
 

@@ -1,0 +1,257 @@
+"""The command line: ``lens-slt demo | rllc | calibrate | models``.
+
+Tables go to standard output, words about the work to standard error; with ``--json`` standard
+output holds one JSON object and nothing else. Exit codes: 0 fine, 1 a result that cannot be used
+(a component without usable chains, no accepted setting), 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lens_slt import demo as demonstration
+from lens_slt.cli_support import (
+    console,
+    finish,
+    found_steps,
+    guarded,
+    load_data,
+    load_quietly,
+    make_settings,
+    parse_probes,
+    say,
+    shipped_rows,
+)
+from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.report.files import rllc_rows, write_csv, write_page, write_rllc
+from lens_slt.report.tables import health_summary, models_table, probe_table, rllc_table
+from lens_slt.sampling.calibrate import SHORT
+from lens_slt.sampling.calibrate import calibrate as run_calibration
+from lens_slt.sampling.result import settings_of
+from lens_slt.sampling.sample import sample
+
+app = typer.Typer(
+    name="lens-slt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Singular learning theory for TransformerLens models.",
+)  # fmt: skip
+
+Model = Annotated[
+    str, typer.Option("--model", help="A shipped model, a folder, or a TransformerLens name.")
+]
+Checkpoint = Annotated[int | None, typer.Option(help="Training step of the weights.")]
+Data = Annotated[
+    str,
+    typer.Option("--data", help="code, prose, mix, a text file, a token array, or hf:NAME."),
+]
+Components = Annotated[str, typer.Option(help="Such as heads, layers, full, or L0H1,L1H3.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for results; a run continues from it.")]
+Sequences = Annotated[int | None, typer.Option(help="How many; 256 by default, arrays whole.")]
+Length = Annotated[int | None, typer.Option(help="Tokens per sequence.")]
+Bos = Annotated[bool, typer.Option(help="Begin sequences of text with a BOS token.")]
+PadId = Annotated[int | None, typer.Option(help="Padding token on the right; -1: no padding.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the model's by default.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Seed = Annotated[int | None, typer.Option(help="Everything random follows from it.")]
+Chains = Annotated[int | None, typer.Option(help="Chains per component.")]
+Draws = Annotated[int | None, typer.Option(help="Draws per chain.")]
+BatchSize = Annotated[int | None, typer.Option(help="Sequences per minibatch.")]
+Sampler = Annotated[str | None, typer.Option(help="lm, sgld, rmsprop_sgld, pcn or importance.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("lens-slt-demo"),
+    as_json: Json = False,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    draws: Annotated[int, typer.Option(help="Draws per chain.")] = demonstration.SETTINGS.draws,
+    sequences: Annotated[int, typer.Option(help="Sequences.")] = demonstration.SEQUENCES,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = demonstration.LENGTH,
+) -> None:
+    """Refined LLC of every head of the shipped model, with error bars and health verdicts."""
+    path = out / "draws.zarr"
+    with guarded(as_json, path):
+        settings = demonstration.demo_settings(draws, seed)
+        say(demonstration.WHAT)
+        before = found_steps(path, settings)
+        began = time.monotonic()
+        result = demonstration.run_demo(
+            path, settings, sequences=sequences, length=length, progress=not as_json
+        )
+        _show_rllc(
+            result, out, "Refined LLCs of the shipped model", as_json, before,
+            time.monotonic() - began, demonstration.HOW_TO_READ,
+        )  # fmt: skip
+
+
+@app.command()
+def rllc(
+    model: Model,
+    data: Data,
+    out: Out,
+    components: Components = "heads",
+    checkpoint: Checkpoint = None,
+    preset: Annotated[str | None, typer.Option(help="Published settings by name.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="settings.json from lens-slt calibrate.")
+    ] = None,
+    n_beta: Annotated[float | None, typer.Option(help="Inverse temperature nβ.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Localization γ.")] = None,
+    step_size: Annotated[float | None, typer.Option(help="ε; follows γ by default.")] = None,
+    sampler: Sampler = None,
+    chains: Chains = None,
+    draws: Draws = None,
+    burn_in: Annotated[int | None, typer.Option(help="Steps before the first draw.")] = None,
+    batch_size: BatchSize = None,
+    thin: Annotated[int | None, typer.Option(help="Probes at every thin-th draw.")] = None,
+    seed: Seed = None,
+    probe: Annotated[
+        list[str] | None, typer.Option(help="name=source, tokens for a data-refined column.")
+    ] = None,
+    probe_sequences: Annotated[int, typer.Option(help="Sequences of every probe.")] = 16,
+    sequences: Sequences = None,
+    length: Length = None,
+    bos: Bos = True,
+    pad_id: PadId = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Refined LLCs of any components of any model on any tokens."""
+    path = out / "draws.zarr"
+    with guarded(as_json, path):
+        chosen = make_settings(
+            preset, settings, n_beta=n_beta, gamma=gamma, step_size=step_size, sampler=sampler,
+            chains=chains, draws=draws, burn_in=burn_in, batch_size=batch_size, thin=thin,
+            seed=seed,
+        )  # fmt: skip
+        sources = parse_probes(probe or [])
+        loaded = load_quietly(model, checkpoint, device)
+        tokens = load_data(data, loaded, sequences, length, bos)
+        probes = {
+            name: load_data(source, loaded, probe_sequences, length, bos)
+            for name, source in sources.items()
+        }
+        before = found_steps(path, chosen)
+        began = time.monotonic()
+        result = sample(
+            loaded, tokens, components, settings=chosen, probes=probes, pad_id=pad_id, path=path,
+            device=device, progress=not as_json,
+        )  # fmt: skip
+        title = f"Refined LLCs of {model}"
+        _show_rllc(result, out, title, as_json, before, time.monotonic() - began)
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    data: Data,
+    out: Out,
+    components: Components = "heads",
+    checkpoint: Checkpoint = None,
+    n_betas: Annotated[str, typer.Option(help="Inverse temperatures of the grid.")] = "10,30,100",
+    gammas: Annotated[str, typer.Option(help="Localizations of the grid.")] = "100,200,400",
+    sampler: Sampler = None,
+    chains: Chains = None,
+    draws: Draws = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    sequences: Sequences = None,
+    length: Length = None,
+    bos: Bos = True,
+    pad_id: PadId = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Choose nβ and γ for all components; writes settings.json for lens-slt rllc --settings."""
+    with guarded(as_json):
+        short = make_settings(
+            None, None, base=SHORT, sampler=sampler, chains=chains, draws=draws,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        grid = {"n_betas": _numbers("n-betas", n_betas), "gammas": _numbers("gammas", gammas)}
+        loaded = load_quietly(model, checkpoint, device)
+        tokens = load_data(data, loaded, sequences, length, bos)
+        found = run_calibration(
+            loaded, tokens, components, settings=short, pad_id=pad_id, device=device,
+            progress=not as_json, **grid,
+        )  # fmt: skip
+        files = _write_calibration(out, found, model)
+        chosen = None if found.settings is None else found.settings.as_dict()
+        record = {"settings": chosen, "reason": found.reason, "files": files}
+        if not as_json:
+            console.print(found.table())
+            say(f"written: {', '.join(files.values())}")
+        finish(record, as_json, usable=chosen is not None)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """The models that come with the package, and their checkpoints."""
+    with guarded(as_json):
+        rows = shipped_rows()
+        if not as_json:
+            console.print(models_table(rows))
+        finish({"models": rows}, as_json)
+
+
+def main() -> None:
+    """Entry point of ``lens-slt``."""
+    app()
+
+
+def _show_rllc(
+    draws: Any, out: Path, title: str, as_json: bool, before: int, seconds: float, how: str = ""
+) -> None:
+    """Health first, then the tables, then how to read them and where the files are."""
+    llc = refined_llc(draws)
+    files = {"draws": str(out / "draws.zarr"), **write_rllc(out, draws, llc, title)}
+    if not as_json:
+        console.print(f"[bold]Health:[/bold] {health_summary(llc)}", highlight=False)
+        console.print()
+        console.print(rllc_table(draws, llc))
+        if "probe" in llc.dims:
+            console.print()
+            console.print(probe_table(llc))
+        console.print()
+        if how:
+            console.print(how, highlight=False)
+            console.print()
+        say(f"sampled in {seconds:.0f} s; written: {', '.join(files.values())}")
+    record = {
+        "title": title,
+        "model": draws.attrs["model"],
+        "settings": settings_of(draws).as_dict(),
+        "health": health_summary(llc),
+        "components": rllc_rows(draws, llc),
+        "resumed_from_step": before,
+        "seconds": round(seconds, 2),
+        "files": files,
+    }
+    finish(record, as_json, usable=bool((llc["chains_used"] > 0).all()))
+
+
+def _write_calibration(out: Path, found: Any, model: str) -> dict[str, str]:
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"evidence": out / "evidence.csv", "figure": out / "calibration.html"}
+    rows = found.evidence.to_dataframe().reset_index()
+    write_csv(files["evidence"], rows.to_dict("records"))
+    write_page(files["figure"], f"Calibration of {model}", [found.reason], [found.plot()])
+    if found.settings is not None:
+        files["settings"] = out / "settings.json"
+        files["settings"].write_text(json.dumps(found.settings.as_dict(), indent=1) + "\n")
+    return {key: str(path) for key, path in files.items()}
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} must be numbers with commas; got {text!r}") from None
+
+
+if __name__ == "__main__":
+    main()

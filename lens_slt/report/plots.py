@@ -1,0 +1,257 @@
+"""Figures. Everything that a colour says is also said by a symbol, a dash or a word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from lens_slt.sampling.calibrate import Calibration
+from lens_slt.sampling.health import HEALTHY
+
+# Okabe & Ito 2008: told apart with every common form of colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+INTERVAL = 1.96  # standard errors either side
+LLC_AXIS = "λ̂ (dimensionless)"
+LOSS_AXIS = "paired loss (nats per token)"
+ROW_PIXELS = 24
+_HEAD = re.compile(r"L(\d+)H(\d+)")
+
+
+def plot_rllc(llc: xr.Dataset) -> go.Figure:
+    """Components ranked by λ̂ with 95 % intervals; one panel more for every probe.
+
+    ``llc`` is from :func:`lens_slt.refined_llc`. Open symbols mark components that are not healthy.
+    """
+    panels = ["sampling tokens"]
+    if "probe" in llc.dims:
+        panels += [f"probe: {name}" for name in llc["probe"].values]
+    order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
+    llc = llc.isel(component=order)
+    names = [str(name) for name in llc["component"].values]
+    layers = np.array([_layer(name) for name in names])
+    figure = make_subplots(
+        cols=len(panels), shared_yaxes=True, subplot_titles=panels, horizontal_spacing=0.03
+    )
+    for column in range(len(panels)):
+        value, error = llc["llc"], llc["se"]
+        if column:
+            value, error = llc["probe_llc"][:, column - 1], llc["probe_se"][:, column - 1]
+        for place, layer in enumerate(sorted(set(layers), key=_layer_place)):
+            rows = np.flatnonzero(layers == layer)
+            figure.add_trace(
+                _points(llc, rows, value.values, error.values, place, _group_label(layer), column),
+                row=1, col=column + 1,
+            )  # fmt: skip
+        figure.update_xaxes(title_text=LLC_AXIS, rangemode="tozero", col=column + 1)
+    figure.update_yaxes(categoryorder="array", categoryarray=names)
+    figure.update_yaxes(title_text="component", col=1)
+    figure.update_layout(
+        template="plotly_white", height=170 + ROW_PIXELS * len(names),
+        title="Refined LLC of every component, with 95 % intervals"
+        "<br><sup>filled: healthy; open: see the verdict on hover</sup>",
+        legend=dict(orientation="h", y=-60 / (ROW_PIXELS * len(names)), yanchor="top"),
+        margin=dict(t=100),
+    )  # fmt: skip
+    return figure
+
+
+def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
+    """λ̂ of every head as a layer × head map with the numbers written in.
+
+    Raises ValueError if ``llc`` has no heads.
+    """
+    found = {
+        (int(match[1]), int(match[2])): i
+        for i, name in enumerate(llc["component"].values)
+        if (match := _HEAD.fullmatch(str(name)))
+    }
+    if not found:
+        raise ValueError("llc has no single heads, such as L1H3; a layer × head map needs them")
+    n_layers = 1 + max(layer for layer, _ in found)
+    n_heads = 1 + max(head for _, head in found)
+    value = np.full((n_layers, n_heads), np.nan)
+    text = np.full((n_layers, n_heads), "", dtype=object)
+    for (layer, head), i in found.items():
+        row = llc.isel(component=i)
+        value[layer, head] = float(row["llc"])
+        sign = "" if str(row["verdict"].values) == HEALTHY else "!"
+        number = f"{float(row['llc']):.2f}" if np.isfinite(float(row["llc"])) else "no chain"
+        text[layer, head] = f"{number}{sign}<br>±{float(row['se']):.2f}"
+    figure = go.Figure(
+        go.Heatmap(
+            z=value, text=text, texttemplate="%{text}", colorscale="Cividis", xgap=2, ygap=2,
+            x=[f"H{head}" for head in range(n_heads)], y=[f"L{n}" for n in range(n_layers)],
+            colorbar=dict(title="λ̂"), hovertemplate="%{y}%{x}: %{text}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", height=220 + 70 * n_layers,
+        title="Refined LLC λ̂ (dimensionless) ± standard error<br><sup>!: not healthy</sup>",
+        xaxis_title="head", yaxis_title="layer", margin=dict(t=100),
+    )  # fmt: skip
+    return figure
+
+
+def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
+    """Loss trace of every chain of one component with its verdict; burn-in shaded."""
+    names = [str(name) for name in draws.to_dataset()["component"].values]
+    if component not in names:
+        raise ValueError(f"component must be one of {', '.join(names)}; got {component!r}")
+    before = draws["burn_in"].to_dataset()["paired_loss"].sel(component=component).values
+    after = draws["posterior"].to_dataset()["paired_loss"].sel(component=component).values
+    health = draws["health"].to_dataset().sel(component=component)
+    verdicts = [str(word) for word in health["verdict"].values]
+    used = health["used"].values.astype(bool)
+    loss = np.concatenate([before, after], axis=1)
+    steps = np.arange(loss.shape[1])
+    figure = go.Figure()
+    for chain, word in enumerate(verdicts):
+        figure.add_scatter(
+            x=steps, y=loss[chain], mode="lines", opacity=0.8 if used[chain] else 0.5,
+            name=f"chain {chain}: {word}" + ("" if used[chain] else " (not used)"),
+            line=dict(
+                color=COLOURS[chain % len(COLOURS)], dash=DASHES[chain % len(DASHES)], width=1.3
+            ),
+        )  # fmt: skip
+    if before.shape[1]:
+        figure.add_vrect(
+            x0=0, x1=before.shape[1], fillcolor="grey", opacity=0.15, line_width=0,
+            annotation_text="burn-in, not used", annotation_position="top left",
+        )  # fmt: skip
+    words = [f"{component}: {health['summary'].values}"]
+    if used.any():
+        mean = float(after[used].mean())
+        figure.add_hline(y=mean, line=dict(color="black", width=1))
+        words.append(f"mean after burn-in {mean:.3g} nats per token (line)")
+    rhat = float(health["rhat"])
+    if np.isfinite(rhat):
+        words.append(f"R̂ {rhat:.2f}")
+    figure.update_layout(
+        template="plotly_white", height=420,
+        title=", ".join(words),
+        xaxis_title="step", yaxis_title=LOSS_AXIS, legend=dict(orientation="h", y=-0.2),
+    )  # fmt: skip
+    return figure
+
+
+def plot_calibration(calibration: Calibration) -> go.Figure:
+    """λ̂ and the lowering of the loss below the control's, over nβ, one panel for each γ.
+
+    Filled symbols are accepted settings, a star is the chosen one; lines join one component.
+    """
+    evidence = calibration.evidence
+    gammas = [float(gamma) for gamma in evidence["gamma"].values]
+    figure = make_subplots(
+        rows=2, cols=len(gammas), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
+        horizontal_spacing=0.03, subplot_titles=[f"γ = {gamma:g}" for gamma in gammas],
+    )  # fmt: skip
+    for column, gamma in enumerate(gammas, start=1):
+        for row in (1, 2):
+            for line in _calibration_lines(calibration, gamma, row, legend=(row, column) == (1, 1)):
+                figure.add_trace(line, row=row, col=column)
+    figure.update_xaxes(type="log", tickvals=[float(x) for x in evidence["n_beta"].values])
+    figure.update_xaxes(title_text="inverse temperature nβ", row=2)
+    figure.update_yaxes(title_text=LLC_AXIS, row=1, col=1)
+    if not bool((evidence["llc"] <= 0).any()):
+        figure.update_yaxes(type="log", row=1)
+    figure.update_yaxes(title_text="mean loss below the control's (%)", row=2, col=1)
+    title = "Calibration: one line per component, with 95 % intervals"
+    signs = "star: chosen; filled: accepted; open: refused (the reason is on hover)"
+    figure.update_layout(
+        template="plotly_white", height=700, title=f"{title}<br><sup>{signs}</sup>",
+        margin=dict(t=110),
+    )  # fmt: skip
+    return figure
+
+
+def _calibration_lines(
+    calibration: Calibration, gamma: float, row: int, legend: bool
+) -> list[go.Scatter]:
+    """One line per component: λ̂ (row 1) or the lowering of the loss in per cent (row 2)."""
+    at = calibration.evidence.sel(gamma=gamma)
+    value, error = at["llc"], at["se"]
+    if row == 2:
+        value = 100 * at["lowered"] / at["control_loss"]
+        error = 100 * at["lowered_se"] / abs(at["control_loss"])
+    symbols = _calibration_symbols(calibration, gamma)
+    names = [str(name) for name in at["component"].values]
+    groups = sorted({_layer(name) for name in names}, key=_layer_place)
+    lines: list[go.Scatter] = []
+    for i, name in enumerate(names):
+        place = groups.index(_layer(name))
+        lines.append(
+            go.Scatter(
+                x=at["n_beta"].values, y=value[:, i].values, mode="lines+markers",
+                error_y=dict(array=INTERVAL * error[:, i].values, thickness=1, width=2),
+                line=dict(
+                    color=COLOURS[place % len(COLOURS)], width=1, dash=DASHES[place % len(DASHES)]
+                ),
+                marker=dict(symbol=symbols, size=[13 if s == "star" else 8 for s in symbols]),
+                name=_group_label(_layer(name)), legendgroup=_layer(name),
+                showlegend=legend and name == next(n for n in names if _layer(n) == _layer(name)),
+                text=[f"{name}: {why}" for why in at["why"].values],
+                hovertemplate="nβ %{x}: %{y:.3g}<br>%{text}<extra></extra>",
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _calibration_symbols(calibration: Calibration, gamma: float) -> list[str]:
+    chosen = calibration.settings
+    symbols = []
+    for n_beta in calibration.evidence["n_beta"].values:
+        ok = bool(calibration.evidence["accepted"].sel(n_beta=n_beta, gamma=gamma))
+        symbol = "circle" if ok else "circle-open"
+        if chosen is not None and (chosen.n_beta, chosen.gamma) == (n_beta, gamma):
+            symbol = "star"
+        symbols.append(symbol)
+    return symbols
+
+
+def _points(
+    llc: xr.Dataset,
+    rows: Sequence[int] | np.ndarray,
+    value: np.ndarray,
+    error: np.ndarray,
+    place: int,
+    label: str,
+    column: int,
+) -> go.Scatter:
+    verdicts = [str(word) for word in llc["verdict"].values[rows]]
+    symbol = SYMBOLS[place % len(SYMBOLS)]
+    return go.Scatter(
+        x=value[rows], y=[str(name) for name in llc["component"].values[rows]], mode="markers",
+        error_x=dict(array=INTERVAL * error[rows], thickness=1.2, width=3),
+        marker=dict(
+            size=8, color=COLOURS[place % len(COLOURS)], line=dict(width=1.5),
+            symbol=[symbol if word == HEALTHY else f"{symbol}-open" for word in verdicts],
+        ),
+        text=verdicts, name=label, legendgroup=label, showlegend=column == 0,
+        hovertemplate="%{y}: %{x:.3f}<br>%{text}<extra></extra>",
+    )  # fmt: skip
+
+
+def _layer(name: str) -> str:
+    match = re.match(r"L(\d+)", name)
+    return match[1] if match and "+" not in name else name
+
+
+def _group_label(layer: str) -> str:
+    return f"layer {layer}" if layer.isdigit() else layer
+
+
+def _layer_place(layer: str) -> tuple[int, str]:
+    """Sort key: layers by number, then what belongs to no single layer."""
+    return (int(layer), "") if layer.isdigit() else (10**6, layer)
+
+
+def is_head(name: str) -> bool:
+    """Whether a component is a single head, such as L1H3."""
+    return _HEAD.fullmatch(name) is not None

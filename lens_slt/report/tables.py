@@ -1,0 +1,189 @@
+"""Results as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.sampling.calibrate import Calibration
+from lens_slt.sampling.health import HEALTHY
+from lens_slt.sampling.result import settings_of
+
+
+def rllc_table(draws: xr.DataTree, llc: xr.Dataset | None = None) -> Table:
+    """One row per component: λ̂ ± standard error, R̂, effective draws, chains used, verdict.
+
+    Shared key/value heads and tied weights are named below the table. ``llc`` is the result of
+    :func:`lens_slt.refined_llc` where it is at hand.
+    """
+    llc = refined_llc(draws) if llc is None else llc
+    chains = draws.sizes["chain"]
+    table = _table("Refined LLC", "\n".join([_run(draws), *notes(draws)]))
+    table.add_column("component", no_wrap=True)
+    for name in ("λ̂ ± SE", "SE %", "R̂", "ESS", "chains", "weights"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    sizes = draws.to_dataset()["n_parameters"].sel(component=llc["component"]).values
+    for i, name in enumerate(llc["component"].values):
+        row = llc.isel(component=i)
+        value, error = float(row["llc"]), float(row["se"])
+        table.add_row(
+            str(name), with_error(value, error), _share(value, error), _number(row["rhat"], 2),
+            _number(row["ess"], 0), f"{int(row['chains_used'])}/{chains}", _count(sizes[i]),
+            verdict_text(str(row["verdict"].values)),
+        )  # fmt: skip
+    return table
+
+
+def probe_table(llc: xr.Dataset) -> Table:
+    """One row per component: λ̂ on the sampling tokens and on every probe, ± standard error."""
+    if "probe" not in llc.dims:
+        raise ValueError("llc has no probes; give probes= to lens_slt.sample")
+    table = _table("Refined LLC by probe", "± one standard error")
+    table.add_column("component", no_wrap=True)
+    table.add_column("sampling", justify="right")
+    for probe in llc["probe"].values:
+        table.add_column(str(probe).replace("_", " "), justify="right")
+    for i, name in enumerate(llc["component"].values):
+        row = llc.isel(component=i)
+        cells = [with_error(float(row["llc"]), float(row["se"]))]
+        for value, error in zip(row["probe_llc"].values, row["probe_se"].values, strict=True):
+            cells.append(with_error(float(value), float(error)))
+        table.add_row(str(name), *cells)
+    return table
+
+
+def health_summary(llc: xr.Dataset) -> str:
+    """Health of all components in words: one sentence, and one line per component that has none."""
+    names, verdicts = llc["component"].values, llc["verdict"].values
+    bad = [(n, v, int(c)) for n, v, c in zip(names, verdicts, llc["chains_used"], strict=True)
+           if v != HEALTHY]  # fmt: skip
+    rhat = llc["rhat"].values
+    worst = f"largest R̂ {np.nanmax(rhat):.2f}" if np.isfinite(rhat).any() else "R̂ not defined"
+    if not bad:
+        every = "the one component is" if len(names) == 1 else f"all {len(names)} components are"
+        return f"{every} healthy; {worst}"
+    lines = [f"{len(names) - len(bad)} of {len(names)} components are healthy; {worst}"]
+    for name, verdict, used in bad:
+        lines.append(f"{name}: {verdict}" + ("" if used else " (no chain can be used)"))
+    return "\n".join(lines)
+
+
+def notes(draws: xr.DataTree) -> list[str]:
+    """What has to be known about the components of a run: shared or tied weights, processing."""
+    found: dict[str, list[str]] = {}
+    root = draws.to_dataset()
+    names = [str(name) for name in root["component"].values]
+    if "note" in root:
+        for name, note in zip(names, root["note"].values, strict=True):
+            if note:
+                found.setdefault(str(note), []).append(name)
+    lines = [f"{', '.join(members)}: {note}" for note, members in found.items()]
+    if "shares_key_value_with" in root:
+        groups = {
+            tuple(sorted([name, *str(others).split()]))
+            for name, others in zip(names, root["shares_key_value_with"].values, strict=True)
+            if others
+        }
+        lines += [f"{', '.join(group)} share key and value weights" for group in sorted(groups)]
+    if draws.attrs.get("weight_processing"):
+        lines.append(f"the model's weights were processed: {draws.attrs['weight_processing']}")
+    return lines
+
+
+def calibration_table(calibration: Calibration) -> Table:
+    """One row per setting with everything the rule used; ● marks the chosen one."""
+    evidence, chosen = calibration.evidence, calibration.settings
+    legend = (
+        "λ̂: median over components; vs prior: median change of the mean paired loss from the "
+        "control at nβ = 0; slope: mean |Δ log λ̂ / Δ log knob|; ●: chosen"
+    )
+    table = _table("Calibration", f"{legend}\n{calibration.reason}")
+    table.add_column("", no_wrap=True)
+    for name in ("nβ", "γ", "λ̂", "healthy", "R̂", "λ̂/SE", "vs prior", "slope"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    n = evidence.sizes["component"]
+    for gamma in evidence["gamma"].values:
+        for n_beta in evidence["n_beta"].values:
+            row = evidence.sel(n_beta=n_beta, gamma=gamma)
+            marked = chosen is not None and (n_beta, gamma) == (chosen.n_beta, chosen.gamma)
+            table.add_row(
+                "●" if marked else "", f"{n_beta:g}", f"{gamma:g}",
+                _number(row["llc"].median(), 2), f"{int(row['healthy'])}/{n}",
+                _number(row["largest_rhat"], 2), _number(row["signal_to_noise"], 0),
+                f"{-100 * float(row['below_prior']):+.0f} %", _number(row["sensitivity"], 2),
+                str(row["why"].values),
+            )  # fmt: skip
+        table.add_section()
+    return table
+
+
+def models_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One row per shipped model, from records."""
+    table = _table("Shipped models", "load with --model NAME, --checkpoint STEP")
+    table.add_column("model", no_wrap=True)
+    for name in ("layers", "heads", "d_model", "weights"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("checkpoints")
+    for row in rows:
+        if row["weights"] is None:
+            table.add_row(row["model"], "–", "–", "–", "–", "not in this installation")
+            continue
+        steps = row["checkpoints"]
+        words = "final weights only"
+        if steps:
+            words = f"{len(steps)}: {', '.join(map(str, steps))}"
+        table.add_row(
+            row["model"], str(row["layers"]), str(row["heads"]), str(row["d_model"]),
+            _count(row["weights"]), words,
+        )  # fmt: skip
+    return table
+
+
+def with_error(value: float, error: float) -> str:
+    """``13.25 ± 0.12``: two significant digits of the error."""
+    if not np.isfinite(value):
+        return "–"
+    if not np.isfinite(error) or error <= 0:
+        return f"{value:.3g}"
+    decimals = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def verdict_text(verdict: str) -> str:
+    """A verdict with a sign that does not depend on colour."""
+    return verdict if verdict == HEALTHY else f"[bold]! {verdict}[/bold]"
+
+
+def _run(draws: xr.DataTree) -> str:
+    s = settings_of(draws)
+    return (
+        f"nβ {s.n_beta:g}, γ {s.gamma:g}, {s.sampler} with ε {s.epsilon:.3g}, {s.chains} chains × "
+        f"{s.draws} draws after {s.burn_in_steps} steps of burn-in, batch {s.batch_size}"
+    )
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=title, caption=caption, title_justify="left", caption_justify="left",
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold",
+    )  # fmt: skip
+
+
+def _share(value: float, error: float) -> str:
+    return "–" if not np.isfinite(value / error) else f"{100 * error / abs(value):.1f}"
+
+
+def _number(value: Iterable[float] | xr.DataArray | float, decimals: int) -> str:
+    number = float(value)  # type: ignore[arg-type]
+    return f"{number:.{decimals}f}" if np.isfinite(number) else "–"
+
+
+def _count(n: int) -> str:
+    return f"{int(n):,}".replace(",", " ")

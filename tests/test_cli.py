@@ -1,0 +1,211 @@
+"""The command line on tiny workloads: results, JSON, exit codes, resuming, one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+import lens_slt as ls
+from lens_slt import cli
+from lens_slt.sampling import driver
+
+TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
+HEAD = ["--model", "attn-2l", "--data", "code", "--components", "L1H3"]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def rows_of(path: str) -> list[dict[str, str]]:
+    with Path(path).open() as file:
+        return list(csv.DictReader(file))
+
+
+def rllc(out: Path, *more: str | Path) -> Result:
+    return call("rllc", *HEAD, *TINY, "--out", out, *more)
+
+
+def test_rllc_as_json_agrees_with_the_library(tmp_path: Path) -> None:
+    result = rllc(tmp_path, "--json", "--probe", "text=prose", "--n-beta", "20")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)  # one object and nothing else
+    tokens = ls.load_tokens("code", n_sequences=8, length=16)
+    settings = ls.Settings(n_beta=20, draws=8, burn_in=2, batch_size=4)
+    probes = {"text": ls.load_tokens("prose", n_sequences=16, length=16)}
+    draws = ls.sample(
+        ls.load_model("attn-2l"), tokens, "L1H3", settings=settings, probes=probes, progress=False
+    )
+    llc = ls.refined_llc(draws)
+    (row,) = record["components"]
+    assert row["component"] == "L1H3"
+    assert row["llc"] == pytest.approx(float(llc["llc"][0]), rel=1e-6)
+    assert row["llc_text"] == pytest.approx(float(llc["probe_llc"][0, 0]), rel=1e-6)
+    assert record["settings"] == settings.as_dict()
+    assert Path(record["files"]["figures"]).stat().st_size > 10**6
+    (line,) = rows_of(record["files"]["table"])
+    assert float(line["llc"]) == row["llc"]
+
+
+def test_rllc_prints_health_before_the_table(tmp_path: Path) -> None:
+    result = rllc(tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.index("Health:") < result.stdout.index("Refined LLC")
+    assert "L1H3" in result.stdout
+
+
+def test_an_interrupted_run_continues_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads(rllc(tmp_path / "whole", "--json").stdout)
+    advance = driver._SAMPLERS["lm"]
+
+    def interrupted(*arguments: Any) -> Any:
+        if arguments[-1] == 6:
+            raise KeyboardInterrupt
+        return advance(*arguments)
+
+    monkeypatch.setitem(driver._SAMPLERS, "lm", interrupted)
+    result = rllc(tmp_path / "parts", "--json")
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    assert "run the same command again to continue from" in result.stderr
+    monkeypatch.undo()
+    result = rllc(tmp_path / "parts", "--json")
+    assert "found draws up to step 6 of 10" in result.stderr
+    resumed = json.loads(result.stdout)
+    assert resumed["resumed_from_step"] == 6
+    assert resumed["components"] == whole["components"]
+
+
+def test_unusable_chains_exit_with_1(tmp_path: Path) -> None:
+    result = rllc(tmp_path, "--json", "--sampler", "sgld", "--step-size", "10")
+    assert result.exit_code == 1
+    record = json.loads(result.stdout)
+    assert record["components"][0]["llc"] is None
+    assert "L1H3: diverged (no chain can be used)" in record["health"]
+
+
+def test_only_the_package_s_own_warnings_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rllc(tmp_path / "plain", "--json").stderr == ""
+    model = ls.load_model("attn-2l", backend="bridge")
+    with torch.no_grad():  # as TransformerLens's center_unembed does
+        model.unembed.weight.sub_(model.unembed.weight.mean(0))
+    monkeypatch.setattr(cli, "load_quietly", lambda *_: model)
+    words = rllc(tmp_path / "centred", "--json").stderr
+    assert words.startswith("warning: model: its weights were processed (unembedding centred")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--components", "L1H9"], "error: components: 'L1H9' does not exist"),
+        (["--model", "atn-2l"], "error: there is no model 'atn-2l'; did you mean 'attn-2l'?"),
+        (["--data", "nowhere.txt"], "error: source 'nowhere.txt' is neither a file nor a built-in"),
+        (["--gamma", "0"], "error: gamma must be a finite number above 0; got 0.0"),
+        (["--batch-size", "9"], "error: tokens has 8 sequences, fewer than a batch of 9"),
+        (["--preset", "wang2042"], "error: preset must be one of default, wang2024, baker2025"),
+        (["--probe", "code"], "error: --probe must read name=source, such as code=code; got"),
+        (["--probe", "a=code", "--probe", "a=code"], "error: --probe names 'a' twice"),
+        (["--preset", "default", "--settings", "x"], "error: give --preset or --settings, not"),
+        (["--settings", "nowhere.json"], "error: [Errno 2] No such file"),
+        (["--checkpoint", "7"], "error: 'attn-2l' has no checkpoint 7 (nearest: "),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = rllc(tmp_path, "--json", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(message)
+
+
+def test_draws_of_another_run_are_refused(tmp_path: Path) -> None:
+    assert rllc(tmp_path).exit_code == 0
+    result = rllc(tmp_path, "--seed", "1")
+    assert result.exit_code == 2
+    assert "holds the draws of another run (settings" in result.stderr
+
+
+def test_text_needs_a_tokenizer_and_arrays_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ls.load_model("attn-2l")
+    model.tokenizer = None
+    monkeypatch.setattr(cli, "load_quietly", lambda *_: model)
+    result = rllc(tmp_path / "text")
+    assert result.exit_code == 2
+    assert "the model has no tokenizer; give a token array" in result.stderr
+    torch.save(ls.load_tokens("code", n_sequences=8, length=16), tmp_path / "tokens.pt")
+    result = rllc(tmp_path / "array", "--data", tmp_path / "tokens.pt", "--json")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_calibrate_writes_what_rllc_reads(tmp_path: Path) -> None:
+    result = call(
+        "calibrate", *HEAD, "--out", tmp_path, "--sequences", "16", "--length", "32",
+        "--batch-size", "8", "--draws", "80", "--n-betas", "30,100", "--gammas", "100", "--json",
+    )  # fmt: skip
+    record = json.loads(result.stdout)
+    assert result.exit_code == 0, record["reason"]
+    assert len(rows_of(record["files"]["evidence"])) == 2
+    assert Path(record["files"]["figure"]).exists()
+    settings = Path(record["files"]["settings"])
+    result = rllc(tmp_path / "run", "--settings", settings, "--json")
+    used = json.loads(result.stdout)["settings"]
+    assert used["n_beta"] == record["settings"]["n_beta"] in (30, 100)
+    assert (used["gamma"], used["draws"]) == (100, 8)  # options go on top of the file
+
+
+def test_calibrate_without_an_accepted_setting_exits_with_1(tmp_path: Path) -> None:
+    result = call(
+        "calibrate", *HEAD, *TINY[:-4], "--draws", "4", "--out", tmp_path, "--n-betas", "1e-3",
+        "--gammas", "1e6",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    words = " ".join(result.stdout.split())
+    assert "no setting of the grid is accepted; try" in words
+    assert "where the prior dominates" in words
+    assert not (tmp_path / "settings.json").exists()
+
+
+def test_calibrate_refuses_what_is_no_list_of_numbers(tmp_path: Path) -> None:
+    result = call("calibrate", *HEAD, "--out", tmp_path, "--n-betas", "10;30")
+    assert result.exit_code == 2
+    assert result.stderr == "error: --n-betas must be numbers with commas; got '10;30'\n"
+
+
+def test_models_lists_checkpoints() -> None:
+    record = json.loads(call("models", "--json").stdout)
+    rows = {row["model"]: row for row in record["models"]}
+    assert list(rows) == ["attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l"]
+    assert rows["attn-2l"]["checkpoints"] == ls.shipped_checkpoints("attn-2l")
+    assert (rows["attn-2l"]["layers"], rows["attn-2l"]["heads"]) == (2, 16)
+    assert "attn-2l-seed1" in call("models").stdout
+
+
+def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
+    arguments = ["demo", "--out", tmp_path, "--draws", "4", "--sequences", "8", "--length", "12"]
+    first = call(*arguments, "--json")
+    assert first.exit_code == 0, first.stderr
+    record = json.loads(first.stdout)
+    assert [row["component"] for row in record["components"]] == [
+        f"L{layer}H{head}" for layer in (0, 1) for head in range(8)
+    ]
+    assert {"llc_code", "llc_prose", "llc_vs_attn_1l"} <= set(record["components"][0])
+    again = call(*arguments)
+    assert "found finished draws" in again.stderr
+    assert "How to read it" in again.stdout
+    again = json.loads(call(*arguments, "--json").stdout)
+    assert again["components"] == record["components"]
