@@ -259,6 +259,8 @@ class _CentredUnembedding:
         constant = b_u
         if b is not None and arch.final_norm == "LN":
             constant = b @ w_u if constant is None else constant + b @ w_u
+        if constant is not None and not constant.any():
+            constant = None  # TransformerLens gives every model a bias, most of them zero
         return cls(a.contiguous(), constant)
 
 
@@ -297,14 +299,14 @@ def _low_rank_losses(
     buffers = z.new_empty(4, min(step, n_tokens), a.shape[1])
     for start in range(0, n_tokens, step):
         part = slice(start, min(start + step, n_tokens))
-        full, base, raw, logits = buffers[:, : part.stop - part.start]
+        full, base, scaled, p = buffers[:, : part.stop - part.start]
         t, x_full = targets[part, None], final[part]
         torch.mm(x_full, a, out=full)
         _, inverse = _centre_and_inverse_scale(arch, x_full)
-        torch.mul(full, inverse, out=logits)
+        torch.mul(full, inverse, out=p)
         if constant is not None:
-            logits += constant
-        shift = logits.amax(-1, keepdim=True)  # no logit at w* exceeds it
+            p += constant
+        shift = p.amax(-1, keepdim=True)  # no logit at w* exceeds it
         log_ref = None if reference is None else reference.log_probs(part)
         for row, h in enumerate(owner):
             z_row, w_row, m_row = z[row, part], w_o[row], m[row]
@@ -312,32 +314,33 @@ def _low_rank_losses(
                 z_h, w_h = stars[h]
                 torch.addmm(full, z_h[part], m_star[h], alpha=-1, out=base)
                 x_base = torch.addmm(x_full, z_h[part], w_h, alpha=-1)
-            torch.addmm(base, z_row, m_row, out=raw)
             x_c, inverse = _centre_and_inverse_scale(arch, torch.addmm(x_base, z_row, w_row))
-            torch.mul(raw, inverse, out=logits)
-            logits -= shift
+            torch.mul(base, inverse, out=scaled).addmm_(z_row * inverse, m_row)
+            torch.sub(scaled, shift, out=p)
             if constant is not None:
-                logits += constant
+                p += constant
             if log_ref is not None:
-                loss[row, part] = token_cross_entropy(logits, t[:, 0], log_ref)
+                loss[row, part] = token_cross_entropy(p, t[:, 0], log_ref)
                 continue
-            picked = logits.gather(1, t)
-            total = logits.exp_().sum(-1, keepdim=True)  # logits now holds exp(logits - shift)
+            picked = p.gather(1, t)
+            total = p.exp_().sum(-1, keepdim=True)  # p is the prediction times total
             loss[row, part] = (total.log() - picked).squeeze(1)
             if d_m is None:
                 continue
-            pull = weight[part, None] * inverse  # d mean loss / d raw = pull · (p − onehot)
-            d_row = (logits @ m_row.T) / total - m_row.T[t[:, 0]]
+            pull = (
+                weight[part, None] * inverse
+            )  # d mean loss / d (scaled / inverse) = pull·(p − 1ₜ)
+            d_row = (p @ m_row.T) / total - m_row.T[t[:, 0]]
             d_row *= pull
+            d_m[row].addmm_((z_row * (pull / total)).T, p)
+            d_m[row].index_add_(1, t[:, 0], (z_row * pull).T, alpha=-1)
             if arch.final_norm is not None:
-                expected = torch.linalg.vecdot(logits, raw)[:, None] / total
-                d_scale = (raw.gather(1, t) - expected) * pull * inverse.square()
-                d_x = x_c * (d_scale / arch.d_model)
+                chosen = scaled.gather(1, t)
+                expected = scaled.mul_(p).sum(-1, keepdim=True) / total
+                d_x = x_c * ((chosen - expected) * pull * inverse / arch.d_model)
                 d_row.addmm_(d_x, w_row.T)
                 d_w[row].addmm_(z_row.T, d_x)
             d_z[row, part] = d_row
-            d_m[row].addmm_((z_row * (pull / total)).T, logits)
-            d_m[row].index_add_(1, t[:, 0], (z_row * pull).T, alpha=-1)
     if d_m is not None:
         d_w += d_m @ a.T
     return loss, d_z, d_w
