@@ -1,0 +1,79 @@
+"""The sampling loop with a clock at every step, and models of any size to run it on."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import clock
+from lens_slt.models.adapter import adapt, copy_weights
+from lens_slt.models.components import parse_components
+from lens_slt.models.suffix import make_groups
+from lens_slt.sampling.driver import run_chains
+from lens_slt.sampling.result import trace_specs
+from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.store import open_store
+from lens_slt.sampling.target import TokenSet, TransformerTarget
+
+
+def step_seconds(
+    model: Any,
+    tokens: Tensor,
+    components: str | list[str],
+    settings: Settings,
+    device: str = "cpu",
+) -> np.ndarray:
+    """Seconds of every step after the first: prefix, losses, gradients, noise, update, storage.
+
+    What :func:`lens_slt.sample` does around the loop (checks, hashes, health) is not in it.
+    """
+    adapted = adapt(model)
+    weights = {name: w.to(device) for name, w in copy_weights(adapted).items()}
+    chosen = parse_components(components, adapted)
+    tokens = tokens.to(device)
+    data = TokenSet(tokens, torch.ones_like(tokens[:, 1:], dtype=torch.bool))
+    groups = make_groups(adapted, weights, chosen)
+    target = TransformerTarget(adapted, weights, groups, data, {}, settings)
+    store = open_store(None, trace_specs(len(chosen), settings), {})
+    marks: list[float] = []
+    run_chains(target, settings, store, lambda step: marks.append(clock(device)))
+    return np.diff(marks)
+
+
+def random_model(
+    *, n_layers: int, d_model: int, n_heads: int, d_vocab: int, n_ctx: int, mlp: bool = False
+) -> Any:
+    """A transformer with random weights: HookedTransformer where there is one, else a bridge."""
+    sizes: dict[str, Any] = dict(
+        n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads,
+        n_ctx=n_ctx, d_vocab=d_vocab, attn_only=not mlp, normalization_type="LNPre", seed=0,
+    )  # fmt: skip
+    if mlp:
+        sizes |= dict(d_mlp=4 * d_model, act_fn="gelu")
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from transformer_lens import HookedTransformer, HookedTransformerConfig
+        except ImportError:
+            return _native_bridge(sizes)
+        return HookedTransformer(HookedTransformerConfig(device="cpu", **sizes)).eval()
+
+
+def _native_bridge(sizes: dict[str, Any]) -> Any:
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config = TransformerBridgeConfig(**sizes)
+    return TransformerBridge.boot_native(config, device="cpu").eval()
+
+
+def random_tokens(d_vocab: int, n_sequences: int, length: int) -> Tensor:
+    """Uniform tokens ``[sequence, position]``."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, d_vocab, (n_sequences, length), generator=generator)

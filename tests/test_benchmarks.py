@@ -1,0 +1,57 @@
+"""Every benchmark runs at toy size and ends with one line of JSON that holds its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def figures(name: str, *options: str) -> dict[str, object]:
+    """Run ``python -m benchmarks.NAME --json`` and parse its last line."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", "--json", *options],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_known_answers():
+    found = figures("known_answers", "--quick")
+    assert {"max_rel_error_rrr", "normal_crossing_within_3se", "coverage_95"} <= set(found)
+
+
+@pytest.mark.slow
+def test_sampler_bias():
+    found = figures("sampler_bias", "--quick")
+    assert {"max_abs_bias_lm", "median_bias_sgld", "max_abs_bias_bf16"} <= set(found)
+
+
+@pytest.mark.slow
+def test_vs_devinterp():
+    pytest.importorskip("devinterp", reason="devinterp is not installed (extra: bench)")
+    found = figures("vs_devinterp", "--quick")
+    wanted = {"throughput_ratio_l0", "throughput_ratio_l1", "throughput_ratio_table"}
+    assert wanted | {"time_to_5pct_ratio"} <= set(found)
+
+
+@pytest.mark.slow
+def test_scaling():
+    found = figures("scaling", "--quick")
+    assert 0 < found["gemm_fraction"] < 1
+
+
+@pytest.mark.slow
+def test_gpu_code_on_the_cpu():
+    found = figures("gpu", "--device", "cpu", "--toy")
+    assert found["paper_heads_tokens_per_second"] > 0
+    assert found["gpt2_small_heads_seconds"] > 0
