@@ -153,7 +153,7 @@ def calibrate(
     components: Components = "heads",
     checkpoint: Checkpoint = None,
     n_betas: Annotated[str, typer.Option(help="Inverse temperatures of the grid.")] = "10,30,100",
-    gammas: Annotated[str, typer.Option(help="Localizations of the grid.")] = "100,200,400",
+    gammas: Annotated[str, typer.Option(help="Localizations of the grid.")] = "100,300",
     sampler: Sampler = None,
     chains: Chains = None,
     draws: Draws = None,

@@ -229,11 +229,12 @@ def make_groups(
             for c in components
         ]  # fmt: skip
     groups: list[Group] = []
+    frozen = _without_zero_biases(weights)
     batched = [c for c in components if c.head is not None and engine == "auto"]
     for layer in sorted({c.layer for c in batched}):
         members = tuple(c for c in batched if c.layer == layer)
         heads = tuple(c.head for c in members if c.head is not None)
-        suffix = HeadSuffix(arch, weights, layer, heads)
+        suffix = HeadSuffix(arch, frozen, layer, heads)
         path = "low-rank last layer" if suffix.low_rank else "batched heads"
         groups.append(
             Group(
@@ -266,6 +267,15 @@ def mean_weight(mask: Tensor, tokens_per_sequence: float) -> Tensor:
     estimate unbiased when sequences are padded to different lengths.
     """
     return mask.float() / (len(mask) * tokens_per_sequence)
+
+
+def _without_zero_biases(weights: Weights) -> Weights:
+    """TransformerLens gives every model biases; adding those that are zero costs 3 % of a step."""
+    return {
+        name: w
+        for name, w in weights.items()
+        if not (name.split(".")[-1][0] == "b" and (w == 0).all())
+    }
 
 
 def _slot(weights: Weights, name: str, index: int | None) -> Tensor:

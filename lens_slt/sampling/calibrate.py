@@ -87,7 +87,7 @@ def calibrate(
     components: str | Sequence[str] = "heads",
     *,
     n_betas: Sequence[float] = (10.0, 30.0, 100.0),
-    gammas: Sequence[float] = (100.0, 200.0, 400.0),
+    gammas: Sequence[float] = (100.0, 300.0),
     settings: Settings = SHORT,
     mask: Any = None,
     pad_id: int | None = None,
