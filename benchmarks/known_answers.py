@@ -37,7 +37,7 @@ TARGETS = {
 def run_case(case: KnownCase, settings: Settings) -> tuple[Estimate, float, float]:
     """λ̂ of one case, the step size from the rule, and ε·(nβ·h + γ) where the run ended."""
     pilot = settings.but(chains=64, draws=1, antithetic=False)
-    pilot_steps = settings.burn_in_steps // 2
+    pilot_steps = max(2000, settings.burn_in_steps // 2)
     visited = _visited(case, pilot.but(sampler="pcn", burn_in=pilot_steps // 4))
     curvature = largest_curvature(case, visited)
     first = STABILITY / (settings.n_beta * curvature + settings.gamma)
@@ -51,7 +51,9 @@ def run_case(case: KnownCase, settings: Settings) -> tuple[Estimate, float, floa
 
 
 def largest_curvature(case: KnownCase, at: torch.Tensor) -> float:
-    """The largest Hessian eigenvalue of the loss at the rows of ``at`` and at the reference."""
+    """The largest Hessian eigenvalue at the rows of ``at`` and the reference; ∞ once diverged."""
+    if not bool(at.isfinite().all()):
+        return float("inf")
     hessian = torch.func.vmap(torch.func.hessian(lambda w: case.loss(w[None])[0]))
     return float(torch.linalg.eigvalsh(hessian(torch.cat([at, case.star[None]]))).max())
 

@@ -60,7 +60,7 @@ def throughput(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """CPU seconds per head-step of both libraries, measured alternately; ratios; medians."""
     spent: dict[str, list[float]] = {}
-    settings = Settings(chains=2, draws=2, burn_in=0, batch_size=batch_size)
+    settings = Settings(draws=2, burn_in=0, batch_size=batch_size)
     n_heads = int(model.cfg.n_heads)
     jobs = {"lens_slt L0": "L0H0", "lens_slt L1": "L1H0", "lens_slt table": "heads"}
     for _ in range(effort.rounds):
@@ -90,7 +90,7 @@ def throughput(
     ]  # fmt: skip
     rows.append(["all heads", table, cost["lens_slt table"], ratios["throughput_ratio_table"]])
     columns = ["heads of", "devinterp", "lens_slt", "ratio"]
-    title = f"CPU seconds per head and step, batch {batch_size}, lens_slt with 2 chains per head"
+    title = f"CPU seconds per head and step, batch {batch_size}, 4 chains per head"
     common.show_table(title, columns, rows)
     return ratios, cost
 

@@ -79,7 +79,8 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
 def _probe_trace(probe: xr.Dataset, component: int, settings: Settings) -> FloatArray:
     """Mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
     per_token = probe["paired_loss"][component].values.astype(np.float64)
-    return np.nanmean(per_token, axis=(2, 3))
+    real = np.isfinite(probe["base_loss"].values)  # padding has no loss
+    return per_token[:, :, real].mean(-1)
 
 
 def _estimate(
