@@ -78,8 +78,8 @@ def test_then_ties_go_to_the_lower_n_beta() -> None:
     ("variable", "value", "why"),
     [
         ("verdict", "still rising", "not healthy: L0H1 still rising"),
-        ("rhat", 1.08, "R̂ 1.08"),
-        ("rhat", np.nan, "too few draws for an R̂"),
+        ("rhat", 1.08, "R̂ too large for 1 of 3"),
+        ("rhat", np.nan, "R̂ is not defined"),
         ("se", 1e3, "λ̂ only 0.0 standard errors"),
     ],
 )
@@ -93,6 +93,14 @@ def test_one_bad_component_refuses_a_setting(variable: str, value: object, why: 
     assert str(at["why"].values) == why
     assert found.settings is not None
     assert (found.settings.n_beta, found.settings.gamma) == (100, 100)
+
+
+@pytest.mark.parametrize(("rhats", "ok"), [([1.1], True), ([1.1, 1.1], False), ([1.3], False)])
+def test_a_few_of_many_r_hats_may_be_large_by_chance(rhats: list[float], ok: bool) -> None:
+    evidence = made_evidence([1.0, 0.0]).isel(component=[0] * 10)
+    evidence = evidence.assign_coords(component=[f"L0H{i}" for i in range(10)])
+    evidence["rhat"][2, 1, : len(rhats)] = rhats
+    assert bool(judge(evidence)["accepted"].sel(n_beta=100, gamma=400)) is ok
 
 
 def test_prior_dominated_settings_are_refused_and_say_so() -> None:
