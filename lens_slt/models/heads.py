@@ -297,14 +297,14 @@ def _low_rank_losses(
     buffers = z.new_empty(4, min(step, n_tokens), a.shape[1])
     for start in range(0, n_tokens, step):
         part = slice(start, min(start + step, n_tokens))
-        full, base, scaled, p = buffers[:, : part.stop - part.start]
+        full, base, logits, p = buffers[:, : part.stop - part.start]
         t, x_full = targets[part, None], final[part]
         torch.mm(x_full, a, out=full)
+        # The loss is the target's logit against that of the best word at w*, whose probability
+        # stays far from underflow: softmax is twice as fast as exp() and tells no normaliser.
         _, inverse = _centre_and_inverse_scale(arch, x_full)
-        torch.mul(full, inverse, out=p)
-        if constant is not None:
-            p += constant
-        shift = p.amax(-1, keepdim=True)  # no logit at w* exceeds it
+        torch.mul(full, inverse, out=logits)
+        best = (logits if constant is None else logits.add_(constant)).argmax(-1, keepdim=True)
         log_ref = None if reference is None else reference.log_probs(part)
         for row, h in enumerate(owner):
             z_row, w_row, m_row = z[row, part], w_o[row], m[row]
@@ -313,29 +313,28 @@ def _low_rank_losses(
                 torch.addmm(full, z_h[part], m_star[h], alpha=-1, out=base)
                 x_base = torch.addmm(x_full, z_h[part], w_h, alpha=-1)
             x_c, inverse = _centre_and_inverse_scale(arch, torch.addmm(x_base, z_row, w_row))
-            torch.mul(base, inverse, out=scaled).addmm_(z_row * inverse, m_row)
-            torch.sub(scaled, shift, out=p)
+            torch.mul(base, inverse, out=logits).addmm_(z_row * inverse, m_row)
             if constant is not None:
-                p += constant
+                logits += constant
             if log_ref is not None:
-                loss[row, part] = token_cross_entropy(p, t[:, 0], log_ref)
+                loss[row, part] = token_cross_entropy(logits, t[:, 0], log_ref)
                 continue
-            picked = p.gather(1, t)
-            total = p.exp_().sum(-1, keepdim=True)  # p is the prediction times total
-            loss[row, part] = (total.log() - picked).squeeze(1)
+            torch.softmax(logits, -1, out=p)
+            behind = logits.gather(1, best) - logits.gather(1, t)
+            loss[row, part] = (behind - p.gather(1, best).log()).squeeze(1)
             if d_m is None:
                 continue
-            pull = (
-                weight[part, None] * inverse
-            )  # d mean loss / d (scaled / inverse) = pull·(p − 1ₜ)
-            d_row = (p @ m_row.T) / total - m_row.T[t[:, 0]]
-            d_row *= pull
-            d_m[row].addmm_((z_row * (pull / total)).T, p)
-            d_m[row].index_add_(1, t[:, 0], (z_row * pull).T, alpha=-1)
+            # d mean loss / d (logit / inverse) = pull·(p − 1ₜ)
+            pull = weight[part, None] * inverse
+            moved = p @ m_row.T - m_row.T[t[:, 0]]
+            d_row = moved * pull
+            pulled = z_row * pull
+            d_m[row].addmm_(pulled.T, p).index_add_(1, t[:, 0], pulled.T, alpha=-1)
             if arch.final_norm is not None:
-                chosen = scaled.gather(1, t)
-                expected = scaled.mul_(p).sum(-1, keepdim=True) / total
-                d_x = x_c * ((chosen - expected) * pull * inverse / arch.d_model)
+                # Mean logit less the target's, before the scale: base's share and the head's.
+                excess = p.mul_(base).sum(-1, keepdim=True) - base.gather(1, t)
+                excess += (z_row * moved).sum(-1, keepdim=True)
+                d_x = x_c * (excess * pull * inverse.square() / -arch.d_model)
                 d_row.addmm_(d_x, w_row.T)
                 d_w[row].addmm_(z_row.T, d_x)
             d_z[row, part] = d_row
