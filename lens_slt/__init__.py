@@ -2,12 +2,16 @@
 
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model, shipped_checkpoints
+from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.observables.susceptibility import susceptibility
 from lens_slt.sampling.calibrate import Calibration, calibrate
 from lens_slt.sampling.functions import sample_function
 from lens_slt.sampling.presets import PRESETS, preset
 from lens_slt.sampling.sample import Probe, sample
 from lens_slt.sampling.settings import Settings
+from lens_slt.structure.modes import modes
+from lens_slt.structure.pattern_enrichment import enrichment
 
 __all__ = [
     "PRESETS",
@@ -15,11 +19,15 @@ __all__ = [
     "Probe",
     "Settings",
     "calibrate",
+    "enrichment",
     "load_model",
     "load_tokens",
+    "modes",
+    "per_token_llc",
     "preset",
     "refined_llc",
     "sample",
     "sample_function",
     "shipped_checkpoints",
+    "susceptibility",
 ]

@@ -90,7 +90,8 @@ def standard_error(series: FloatArray) -> float:
     if series.shape[1] < 4:
         return float("nan")
     flat = series.mean(0, keepdims=True)
-    errors = [float(az.mcse(x, method="mean")) for x in (series, flat)]
+    # Where numba is installed, ArviZ returns an array of one number.
+    errors = [np.asarray(az.mcse(x, method="mean")).item() for x in (series, flat)]
     return float(np.nanmax(errors)) if np.isfinite(errors).any() else float("nan")
 
 

@@ -7,7 +7,8 @@
 - ``/posterior``: ``paired_loss`` and ``squared_distance`` (component, chain, draw);
 - ``/burn_in``: the same before the first draw (component, chain, step);
 - ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position), ``base_loss`` and
-  ``tokens`` (sequence, position);
+  ``tokens`` (sequence, position), the predicted ones; attribute ``loss``: ``next-token``, or
+  ``divergence`` from a reference model;
 - ``/health``: verdicts in words, see :mod:`lens_slt.sampling.health`.
 """
 
@@ -58,6 +59,7 @@ def draw_tree(
     *,
     components: dict[str, list[Any]],
     probes: dict[str, dict[str, np.ndarray]] | None = None,
+    probe_loss: dict[str, str] | None = None,
     path: Path | None = None,
 ) -> xr.DataTree:
     """Label the recorded arrays; Zarr arrays of probes stay on disk until they are read."""
@@ -87,6 +89,7 @@ def draw_tree(
             {"paired_loss": per_token}
             | {key: (("sequence", "position"), value) for key, value in fixed.items()},
             coords={**coords, "draw": np.arange(n_draws) * settings.thin},
+            attrs={"loss": (probe_loss or {}).get(name, "next-token")},
         )
     n_parameters = np.asarray(components["n_parameters"])
     tree["/health"] = diagnose(posterior, n_parameters, settings)
@@ -99,6 +102,11 @@ def dataset(draws: xr.DataTree, group: str) -> xr.Dataset:
     for part in group.split("/"):
         node = node.children[part]
     return node.to_dataset()
+
+
+def component_names(draws: xr.DataTree) -> list[str]:
+    """The components of a run, in order."""
+    return [str(name) for name in draws.to_dataset()["component"].values]
 
 
 def settings_of(draws: xr.DataTree) -> Settings:

@@ -145,6 +145,10 @@ def sample(
         store.arrays, names, settings, record,
         components=_component_table(target, [by_name[name] for name in names]),
         probes=fixed, path=store.path,
+        probe_loss={
+            name: "next-token" if probe.reference is None else "divergence"
+            for name, probe in probe_sets.items()
+        },
     )  # fmt: skip
     # Groups run layer by layer; the caller gets the order that was asked for.
     return draws.sel(component=[c.name for c in chosen])

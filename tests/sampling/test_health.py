@@ -114,7 +114,7 @@ def test_noise_shared_by_all_chains_counts():
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(1, 400)).repeat(4, axis=0)
     assert standard_error(shared) == pytest.approx(1 / 20, rel=0.2)
-    assert float(az.mcse(shared, method="mean")) < 0.7 * standard_error(shared)
+    assert np.asarray(az.mcse(shared, method="mean")).item() < 0.7 * standard_error(shared)
 
 
 def test_antithetic_pairs_are_one_unit():

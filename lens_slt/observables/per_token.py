@@ -1,0 +1,272 @@
+"""Moments of per-token losses over draws, and the matrices made of them.
+
+Both matrices, per-token rLLCs and susceptibilities, are functions of a few means over the draws of
+a component: of φ (its paired loss on the minibatch of the draw), of the paired loss of each probe
+token, and of their product. They are summed up in blocks of consecutive draws, read one block at a
+time, so that nothing larger than a block of one component's draws is in memory. Standard errors
+come from leaving out one block after the other (the jackknife), reliability from the first half
+of the draws against the second: both see the noise of the chains and of their shared minibatches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.sampling.importance import smoothed_weights
+from lens_slt.sampling.result import dataset, settings_of
+
+BLOCKS = 8  # of consecutive draws; a standard error from 8 has a spread of a quarter
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted sums over the draws of one component; one row per block of draws."""
+
+    weight: FloatArray  # [block]
+    phi: FloatArray  # [block]
+    phi_phi: FloatArray  # [block]
+    loss: FloatArray  # [block, token]
+    phi_loss: FloatArray  # [block, token]
+
+    def of(self, blocks: BoolArray) -> Means:
+        """Means over some of the blocks."""
+        n = self.weight[blocks].sum()
+        return Means(
+            self.phi[blocks].sum() / n, self.phi_phi[blocks].sum() / n,
+            self.loss[blocks].sum(0) / n, self.phi_loss[blocks].sum(0) / n,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Means:
+    """Expectations under a local posterior."""
+
+    phi: float
+    phi_phi: float
+    loss: FloatArray  # [token]
+    phi_loss: FloatArray  # [token]
+
+    @property
+    def covariance(self) -> FloatArray:
+        """Cov(φ, ℓ_xy − φ) of every token."""
+        return self.phi_loss - self.phi * self.loss - (self.phi_phi - self.phi**2)
+
+    @property
+    def excess(self) -> FloatArray:
+        """E[Δℓ_xy − φ]: how much more than the mean loss a token's loss rises."""
+        return self.loss - self.phi
+
+
+Estimator = Callable[[list[Means]], dict[str, FloatArray]]
+
+
+@dataclass(frozen=True)
+class ProbeReader:
+    """The draws of one run at one probe."""
+
+    draws: xr.DataTree
+    probe: xr.Dataset
+    real: BoolArray  # [sequence, position]: not padding
+
+    @property
+    def n_draws(self) -> int:
+        return int(self.probe.sizes["draw"])
+
+    @property
+    def blocks(self) -> list[slice]:
+        """Consecutive draws that are summed together."""
+        n = max(1, min(BLOCKS, self.n_draws // 2))
+        edges = np.linspace(0, self.n_draws, n + 1).astype(int)
+        return [slice(a, b) for a, b in pairwise(edges)]
+
+    def weights(self, component: str) -> tuple[FloatArray, FloatArray]:
+        """Weight of every draw ``[chain, draw]``, zero for excluded chains, and φ."""
+        settings = settings_of(self.draws)
+        posterior, health = dataset(self.draws, "posterior"), dataset(self.draws, "health")
+        phi = posterior["paired_loss"].sel(component=component, draw=self.probe["draw"]).values
+        phi = phi.astype(np.float64)
+        used = health["used"].sel(component=component).values.astype(bool)
+        weight = np.repeat(used[:, None], phi.shape[1], 1).astype(np.float64)
+        if settings.sampler == "importance" and used.any():
+            smoothed, _ = smoothed_weights(phi[used].ravel(), settings.n_beta)
+            weight[used] = smoothed.reshape(phi[used].shape) * phi[used].size
+        return weight, phi
+
+    def moments(self, component: str) -> Moments | None:
+        """Sums of one component; None if none of its chains can be used."""
+        weight, phi = self.weights(component)
+        alive = weight.any(1)
+        if not alive.any():
+            return None
+        sums = []
+        values = self.probe["paired_loss"].sel(component=component)
+        for block in self.blocks:
+            w, f = weight[alive, block].ravel(), phi[alive, block].ravel()
+            x = values[:, block].values[alive][:, :, self.real]
+            x = x.reshape(len(w), -1).astype(np.float64)
+            sums.append((w.sum(), w @ f, w @ (f * f), w @ x, (w * f) @ x))
+        return Moments(*(np.array(column) for column in zip(*sums, strict=True)))
+
+
+def open_probe(draws: xr.DataTree, probe: str | None) -> ProbeReader:
+    """The probe of that name, or the only one.
+
+    Raises ValueError where there is none, or more than one and no name, or a divergence.
+    """
+    if not isinstance(draws, xr.DataTree) or "posterior" not in draws.children:
+        raise TypeError(f"draws must come from sample(…); got {type(draws).__name__}")
+    there = list(draws.children["probes"].children) if "probes" in draws.children else []
+    if not there:
+        raise ValueError(
+            "draws have no probe: sample(…, probes={'name': tokens}) records per-token losses"
+        )
+    if probe is None and len(there) > 1:
+        raise ValueError(f"probe must be one of {', '.join(there)}: the run has more than one")
+    name = there[0] if probe is None else probe
+    if name not in there:
+        raise ValueError(f"probe must be one of {', '.join(there)}; got {name!r}")
+    found = dataset(draws, f"probes/{name}")
+    if found.attrs.get("loss", "next-token") != "next-token":
+        raise ValueError(
+            f"probe {name!r} recorded a divergence from a reference model; per-token matrices are "
+            "made of next-token losses: record a probe without reference"
+        )
+    return ProbeReader(draws, found, np.isfinite(found["base_loss"].values))
+
+
+def per_token_matrix(
+    reader: ProbeReader,
+    components: Sequence[str],
+    estimate: Estimator,
+    names: Sequence[str],
+    *,
+    others: Sequence[Moments] = (),
+    keep_blocks: bool = True,
+    path: str | Path | None = None,
+) -> xr.Dataset:
+    """The matrix ``names[0]`` and its terms ``names[1:]``, one component after the other.
+
+    ``estimate`` maps the means of the component and of ``others`` to values per token. With
+    ``path`` the matrix goes to a Zarr group there and is read from it.
+    """
+    blocks = len(reader.blocks)
+    keep_blocks = keep_blocks and blocks > 1
+    n_tokens = int(reader.real.sum())
+    arrays = _arrays(path, [*names, "se"], blocks * keep_blocks, len(components), n_tokens)
+    rows: dict[str, list[float]] = {key: [] for key in _COLUMNS}
+    for i, component in enumerate(components):
+        moments = reader.moments(component)
+        if moments is None:
+            summary = dict.fromkeys(_COLUMNS, float("nan"))
+        else:
+            found, pseudo, summary = _one(moments, list(others), estimate, names[0])
+            for key, values in found.items():
+                arrays[key][i] = values
+            if keep_blocks:
+                arrays["blocks"][:, i] = pseudo
+        for key, value in summary.items():
+            rows[key].append(value)
+    return _labelled(reader, components, names[0], arrays, rows, path)
+
+
+_COLUMNS = ("split_half", "reliability", "mean", "mean_se", "rms_se")
+
+
+def _one(
+    moments: Moments, others: list[Moments], estimate: Estimator, name: str
+) -> tuple[dict[str, FloatArray], FloatArray, dict[str, float]]:
+    """Values with standard errors, pseudo-values per block, and summaries of one component."""
+    n = len(moments.weight)
+
+    def at(blocks: BoolArray) -> dict[str, FloatArray]:
+        return estimate([moments.of(blocks), *(other.of(blocks) for other in others)])
+
+    every = np.ones(n, dtype=bool)
+    found = at(every)
+    value = found[name]
+    summary = dict.fromkeys(_COLUMNS, float("nan")) | {"mean": float(value.mean())}
+    if n < 2:
+        return found | {"se": np.full_like(value, np.nan)}, value[None], summary
+    left_out = np.array([at(every & (np.arange(n) != b))[name] for b in range(n)])
+    pseudo = value + (n - 1) * (left_out.mean(0) - left_out)  # their mean is the estimate
+    se = pseudo.std(0, ddof=1) / np.sqrt(n)
+    early = np.arange(n) < n // 2
+    halves = at(early)[name], at(~early)[name]
+    r = correlation(*halves)
+    summary |= {
+        "split_half": r,
+        "reliability": 2 * r / (1 + r) if r > -1 else float("nan"),
+        "mean_se": float(pseudo.mean(1).std(ddof=1) / np.sqrt(n)),
+        "rms_se": float(np.sqrt(np.mean(se**2))),
+    }
+    return found | {"se": se}, pseudo, summary
+
+
+def correlation(a: FloatArray, b: FloatArray) -> float:
+    """Pearson's; NaN where one of them is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if scale > 0 else float("nan")
+
+
+def _arrays(
+    path: str | Path | None, names: list[str], blocks: int, n_components: int, n_tokens: int
+) -> dict[str, Any]:
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (n_components, n_tokens))
+    dims: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("component", "token"))
+    if blocks:
+        shapes["blocks"] = (blocks, n_components, n_tokens)
+        dims["blocks"] = ("block", "component", "token")
+    if path is None:
+        return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+    folder = Path(path)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"path: {str(folder)!r} is not empty; use another path, or delete it")
+    group = zarr.create_group(folder)
+    return {
+        name: group.create_array(
+            name, shape=shape, chunks=(*(1,) * (len(shape) - 1), min(n_tokens, 2**20)),
+            dtype="float32", fill_value=float("nan"), dimension_names=dims[name],
+        )
+        for name, shape in shapes.items()
+    }  # fmt: skip
+
+
+def _labelled(
+    reader: ProbeReader,
+    components: Sequence[str],
+    quantity: str,
+    arrays: dict[str, Any],
+    rows: dict[str, list[float]],
+    path: str | Path | None,
+) -> xr.Dataset:
+    sequence, position = np.nonzero(reader.real)
+    coords = {
+        "component": list(components),
+        "sequence": ("token", sequence),
+        "position": ("token", position),
+        "token_id": ("token", reader.probe["tokens"].values[reader.real]),
+        "base_loss": ("token", reader.probe["base_loss"].values[reader.real]),
+    }
+    health = dataset(reader.draws, "health").sel(component=list(components))
+    columns = {key: ("component", np.array(values)) for key, values in rows.items()}
+    columns["verdict"] = ("component", health["summary"].values)
+    attrs = {"quantity": quantity, **reader.draws.attrs}
+    small = xr.Dataset(columns, coords=coords, attrs=attrs)
+    if path is not None:
+        strings = {key: small[key].astype(object) for key in ("component", "verdict")}
+        small.assign(strings).to_zarr(Path(path), mode="a", consolidated=False)
+        stored = xr.open_zarr(Path(path), chunks=None, consolidated=False)
+        return stored.set_coords(list(coords))
+    for name, values in arrays.items():
+        small[name] = (("block", "component", "token")[-values.ndim :], values)
+    return small

@@ -1,0 +1,1 @@
+"""Structure in matrices of tokens and components: modes, clusters, maps."""

@@ -1,0 +1,203 @@
+"""Modes: patterns over tokens that go with patterns over components.
+
+The singular value decomposition of a matrix with standardised columns. What is stable is told from
+what is noise by a bootstrap that resamples the blocks of draws (all chains together, because they
+share minibatches) and whole sequences of tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from scipy.optimize import linear_sum_assignment
+
+from lens_slt.arrays import FloatArray
+from lens_slt.structure.standardize import standardized, values_of
+
+LEVEL = 0.95  # of every interval
+STABLE_ANGLE = 30.0  # degrees
+SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with
+
+
+def modes(
+    matrix: xr.Dataset,
+    *,
+    n_modes: int = 8,
+    centre_rows: bool = False,
+    whiten: bool = False,
+    n_bootstrap: int = 200,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Singular vectors of a matrix of tokens × components with standardised columns.
+
+    Sampling noise attenuates the correlations between columns and with them small loadings; the
+    intervals tell how far a loading may be off through noise, not this: look at the reliability of
+    the columns.
+
+    Signs: the loading of largest magnitude is positive. On susceptibilities negative values are
+    expression, positive ones suppression; on per-token rLLCs high values are what is learned.
+
+    Args:
+        matrix: from :func:`lens_slt.susceptibility` or :func:`lens_slt.per_token_llc`.
+        n_modes: how many; at most the number of components.
+        centre_rows: take away each token's mean over components first.
+        whiten: measure components in units of their sampling noise, decorrelated, instead of their
+            spread over tokens: modes are then ordered by signal to noise. Needs ``blocks``.
+        n_bootstrap: resamples of blocks of draws and of sequences; 0 for none.
+        seed: of the bootstrap.
+
+    Returns:
+        Dataset over (mode, token) and (mode, component): ``score``, of variance 1 over tokens;
+        ``loading``, of length 1, with ``loading_low`` and ``loading_high`` (95 %); per mode
+        ``explained``, its share of the variance, with interval; ``angle``, the 95th percentile of
+        the angle to its bootstrapped self in degrees; ``subspace_angle``, that of the largest
+        principal angle between the span of all modes up to it and the bootstrapped span;
+        ``verdict``: ``stable`` where the angle is under 30 degrees, else ``may be noise``. An
+        unstable mode inside a stable subspace has a neighbour of nearly the same size with which it
+        mixes.
+
+    Raises:
+        ValueError: NaN, constant columns, fewer tokens than components, bad arguments.
+    """
+    x = standardized(matrix, centre_rows=centre_rows)
+    n_components = x.shape[1]
+    if not isinstance(n_modes, int) or n_modes < 1:
+        raise ValueError(f"n_modes must be a positive integer; got {n_modes!r}")
+    if not isinstance(n_bootstrap, int) or n_bootstrap < 0:
+        raise ValueError(f"n_bootstrap must be an integer of at least 0; got {n_bootstrap!r}")
+    if whiten and "blocks" not in matrix:
+        raise ValueError("whiten=True needs the noise: make the matrix with keep_blocks=True")
+    k = min(n_modes, n_components)
+    whitening = _noise_whitening(matrix, centre_rows) if whiten else None
+    whole = _Decomposition.of(x, np.ones(len(x)), whitening)
+    vectors = whole.vectors[:, :k]
+    score = whole.x @ vectors
+    score /= np.where(score.std(0) > 0, score.std(0), 1)
+    names = list(matrix["component"].values)
+    found = xr.Dataset(
+        {
+            "score": (("mode", "token"), score.T),
+            "loading": (("mode", "component"), vectors.T),
+            "explained": ("mode", whole.explained[:k]),
+        },
+        coords={
+            "mode": np.arange(1, k + 1),
+            "component": names,
+            **{c: matrix[c] for c in ("sequence", "position", "token_id", "base_loss")},
+        },
+        attrs={**matrix.attrs, "centre_rows": int(centre_rows), "whiten": int(whiten)},
+    )
+    if n_bootstrap:
+        found = found.assign(
+            _bootstrap(matrix, whole, k, n_bootstrap, seed, centre_rows, whitening)
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Decomposition:
+    """Eigenvectors of the weighted second moments of the columns."""
+
+    x: FloatArray  # [token, component], centred and scaled
+    vectors: FloatArray  # [component, mode]
+    explained: FloatArray  # [mode]
+
+    @classmethod
+    def of(
+        cls, values: FloatArray, weight: FloatArray, whitening: FloatArray | None
+    ) -> _Decomposition:
+        """Of standardised or bare columns; ``weight`` counts how often each token is there."""
+        weight = weight / weight.sum()
+        x = values if whitening is None else values @ whitening
+        x = x - weight @ x
+        size, vectors = np.linalg.eigh((x * weight[:, None]).T @ x)
+        size, vectors = np.maximum(size[::-1], 0), vectors[:, ::-1]
+        largest = vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])]
+        return cls(x, vectors * np.sign(largest), size / size.sum())
+
+
+def _scaled(values: FloatArray, weight: FloatArray, centre_rows: bool) -> FloatArray:
+    """Columns standardised with weights, rows centred if asked for."""
+    weight = weight / weight.sum()
+    x = values - weight @ values
+    spread = np.sqrt(weight @ x**2)
+    x = x / np.where(spread > 0, spread, 1)
+    return x - x.mean(1, keepdims=True) if centre_rows else x
+
+
+def _noise_whitening(matrix: xr.Dataset, centre_rows: bool) -> FloatArray:
+    """Inverse square root of the covariance of the sampling noise between standardised columns."""
+    values = values_of(matrix)
+    blocks = matrix["blocks"].values.astype(np.float64)
+    noise = (blocks - blocks.mean(0)) / values.std(0)[None, :, None]
+    noise -= noise.mean(2, keepdims=True)  # what is constant over tokens is no noise here
+    if centre_rows:
+        noise -= noise.mean(1, keepdims=True)
+    flat = noise.transpose(1, 0, 2).reshape(noise.shape[1], -1)
+    value, vector = np.linalg.eigh(flat @ flat.T / flat.shape[1])
+    keep = value > 1e-10 * value.max()  # row centring removes a direction for good
+    return (vector[:, keep] / np.sqrt(value[keep])) @ vector[:, keep].T
+
+
+def _bootstrap(
+    matrix: xr.Dataset,
+    whole: _Decomposition,
+    k: int,
+    n_bootstrap: int,
+    seed: int,
+    centre_rows: bool,
+    whitening: FloatArray | None,
+) -> dict[str, tuple[str | tuple[str, ...], FloatArray]]:
+    generator = np.random.default_rng(seed)
+    blocks = matrix["blocks"].values if "blocks" in matrix else None
+    values = values_of(matrix)
+    _, sequence = np.unique(matrix["sequence"].values, return_inverse=True)
+    n_sequences = int(sequence.max()) + 1
+    loadings, explained, angles, subspaces = [], [], [], []
+    for _ in range(n_bootstrap):
+        if blocks is not None:
+            share = generator.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)))
+            values = np.tensordot(share / len(blocks), blocks, 1).T.astype(np.float64)
+        weight = np.ones(len(values))
+        if n_sequences > 1:
+            counts = generator.multinomial(n_sequences, np.full(n_sequences, 1 / n_sequences))
+            weight = counts[sequence].astype(np.float64)
+        again = _Decomposition.of(_scaled(values, weight, centre_rows), weight, whitening)
+        vectors, shares = _matched(whole.vectors[:, :k], again)
+        loadings.append(vectors.T)
+        explained.append(shares)
+        overlap = np.abs((whole.vectors[:, :k] * vectors).sum(0))
+        angles.append(np.degrees(np.arccos(np.minimum(overlap, 1))))
+        subspaces.append(_subspace_angles(whole.vectors, again.vectors, k))
+    low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+    angle = np.quantile(angles, LEVEL, axis=0)
+    return {
+        "loading_low": (("mode", "component"), np.quantile(loadings, low, axis=0)),
+        "loading_high": (("mode", "component"), np.quantile(loadings, high, axis=0)),
+        "explained_low": ("mode", np.quantile(explained, low, axis=0)),
+        "explained_high": ("mode", np.quantile(explained, high, axis=0)),
+        "angle": ("mode", angle),
+        "subspace_angle": ("mode", np.quantile(subspaces, LEVEL, axis=0)),
+        "verdict": ("mode", np.where(angle < STABLE_ANGLE, "stable", "may be noise")),
+    }
+
+
+def _matched(original: FloatArray, again: _Decomposition) -> tuple[FloatArray, FloatArray]:
+    """The bootstrapped modes in the order and with the signs of the original ones."""
+    k = original.shape[1]
+    candidates = again.vectors[:, : k + SPARE]
+    overlap = original.T @ candidates
+    rows, columns = linear_sum_assignment(-np.abs(overlap))
+    vectors = candidates[:, columns] * np.sign(overlap[rows, columns])
+    return vectors, again.explained[columns]
+
+
+def _subspace_angles(a: FloatArray, b: FloatArray, k: int) -> list[float]:
+    """Largest principal angle in degrees between the first 1, 2, …, k columns of each."""
+    found = []
+    for n in range(1, k + 1):
+        cosines = np.linalg.svd(a[:, :n].T @ b[:, :n], compute_uv=False)
+        found.append(float(np.degrees(np.arccos(min(1.0, cosines.min())))))
+    return found

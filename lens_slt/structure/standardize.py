@@ -1,0 +1,65 @@
+"""Matrices of tokens and components, checked and put on one scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.arrays import FloatArray
+
+CONSTANT = 1e-12  # of the largest value: a column that varies less is constant
+
+
+def values_of(matrix: xr.Dataset) -> FloatArray:
+    """Values ``[token, component]`` of a matrix from ``susceptibility`` or ``per_token_llc``.
+
+    Raises ValueError where ``matrix`` is something else, holds NaN, or has fewer tokens than
+    components.
+    """
+    quantity = matrix.attrs.get("quantity") if isinstance(matrix, xr.Dataset) else None
+    if quantity is None or quantity not in matrix:
+        raise ValueError(
+            "matrix must come from susceptibility(draws) or per_token_llc(draws); "
+            f"got {type(matrix).__name__} without a quantity"
+        )
+    values = matrix[quantity].transpose("token", "component").values.astype(np.float64)
+    names = matrix["component"].values
+    bad = ~np.isfinite(values)
+    if bad.any():
+        worst = [str(name) for name, n in zip(names, bad.sum(0), strict=True) if n]
+        raise ValueError(
+            f"matrix has {int(bad.sum())} values that are not finite, in {', '.join(worst[:8])}: "
+            "leave these components out with matrix.sel(component=[…])"
+        )
+    if values.shape[0] < values.shape[1]:
+        raise ValueError(
+            f"matrix has {values.shape[0]} tokens for {values.shape[1]} components; at least as "
+            "many tokens as components are needed: use a larger probe"
+        )
+    return values
+
+
+def standardized(matrix: xr.Dataset, *, centre_rows: bool = False) -> FloatArray:
+    """Columns with mean 0 and standard deviation 1, ``[token, component]``.
+
+    The scale of a column of susceptibilities is arbitrary (an unknown factor per component), so
+    nothing may compare columns before this.
+
+    Args:
+        matrix: from ``susceptibility`` or ``per_token_llc``.
+        centre_rows: also take away each token's mean over the components, which removes what all
+            components share.
+
+    Raises ValueError for NaN, constant columns, or fewer tokens than components.
+    """
+    values = values_of(matrix)
+    spread = values.std(0)
+    constant = spread <= CONSTANT * np.abs(values).max(initial=0.0)
+    if constant.any():
+        names = matrix["component"].values
+        which = ", ".join(str(name) for name, flag in zip(names, constant, strict=True) if flag)
+        raise ValueError(
+            f"matrix: the column of {which} is constant over tokens and has no scale: leave it out"
+        )
+    x = (values - values.mean(0)) / spread
+    return x - x.mean(1, keepdims=True) if centre_rows else x
