@@ -1,5 +1,6 @@
 """Singular learning theory for TransformerLens models."""
 
+from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model, shipped_checkpoints
 from lens_slt.observables.per_token_llc import per_token_llc
@@ -18,11 +19,14 @@ __all__ = [
     "Calibration",
     "Probe",
     "Settings",
+    "bracket_depth",
     "calibrate",
     "enrichment",
+    "label_patterns",
     "load_model",
     "load_tokens",
     "modes",
+    "ngram_counts",
     "per_token_llc",
     "preset",
     "refined_llc",
