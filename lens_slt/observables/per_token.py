@@ -24,7 +24,8 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.importance import smoothed_weights
 from lens_slt.sampling.result import dataset, settings_of
 
-BLOCKS = 8  # of consecutive draws; a standard error from 8 has a spread of a quarter
+MOST_BLOCKS = 32  # of consecutive draws; a standard error from 8 is itself a quarter uncertain
+SHORTEST_BLOCK = 5  # draws with probes, where there are enough of them
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ProbeReader:
     @property
     def blocks(self) -> list[slice]:
         """Consecutive draws that are summed together."""
-        n = max(1, min(BLOCKS, self.n_draws // 2))
+        n = min(MOST_BLOCKS, max(self.n_draws // SHORTEST_BLOCK, min(4, self.n_draws // 2), 1))
         edges = np.linspace(0, self.n_draws, n + 1).astype(int)
         return [slice(a, b) for a, b in pairwise(edges)]
 

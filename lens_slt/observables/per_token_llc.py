@@ -26,8 +26,8 @@ def per_token_llc(
     Args:
         draws: from :func:`lens_slt.sample` with a probe.
         probe: which one, where there are several.
-        keep_blocks: keep ``blocks``, from which :func:`lens_slt.modes` bootstraps; eight times the
-            memory of the matrix.
+        keep_blocks: keep ``blocks``, from which :func:`lens_slt.modes` bootstraps: one matrix for
+            every five draws with probes, at most 32.
         path: folder of a new Zarr group that the matrix is streamed to.
 
     Returns:

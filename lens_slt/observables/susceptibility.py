@@ -48,8 +48,8 @@ def susceptibility(
         estimator: ``two_posterior`` or ``restricted``.
         full: draws of the component ``full`` with the same model, tokens, probe and settings, where
             ``draws`` does not have it; with the same seed they are on the same minibatches.
-        keep_blocks: keep ``blocks``, from which :func:`lens_slt.modes` bootstraps; eight times the
-            memory of the matrix.
+        keep_blocks: keep ``blocks``, from which :func:`lens_slt.modes` bootstraps: one matrix for
+            every five draws with probes, at most 32.
         path: folder of a new Zarr group that the matrix is streamed to.
 
     Returns:
