@@ -11,6 +11,10 @@ from lens_slt.sampling.functions import sample_function
 from lens_slt.sampling.presets import PRESETS, preset
 from lens_slt.sampling.sample import Probe, sample
 from lens_slt.sampling.settings import Settings
+from lens_slt.structure.cluster_summary import cluster_summary
+from lens_slt.structure.clusters import cluster_stability, clusters
+from lens_slt.structure.contexts import contexts, top_tokens
+from lens_slt.structure.maps import map_stability, token_map
 from lens_slt.structure.modes import modes
 from lens_slt.structure.pattern_enrichment import enrichment
 
@@ -21,10 +25,15 @@ __all__ = [
     "Settings",
     "bracket_depth",
     "calibrate",
+    "cluster_stability",
+    "cluster_summary",
+    "clusters",
+    "contexts",
     "enrichment",
     "label_patterns",
     "load_model",
     "load_tokens",
+    "map_stability",
     "modes",
     "ngram_counts",
     "per_token_llc",
@@ -34,4 +43,6 @@ __all__ = [
     "sample_function",
     "shipped_checkpoints",
     "susceptibility",
+    "token_map",
+    "top_tokens",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``lens-slt demo | rllc | calibrate | models``.
+"""The command line: ``lens-slt demo | rllc | susceptibility | calibrate | models``.
 
 Tables go to standard output, words about the work to standard error; with ``--json`` standard
 output holds one JSON object and nothing else. Exit codes: 0 fine, 1 a result that cannot be used
@@ -28,12 +28,17 @@ from lens_slt.cli_support import (
     shipped_rows,
 )
 from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.report.files import rllc_rows, write_csv, write_page, write_rllc
+from lens_slt.report.files_structure import structure_records, write_structure
 from lens_slt.report.tables import health_summary, models_table, probe_table, rllc_table
+from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.sampling.calibrate import SHORT
 from lens_slt.sampling.calibrate import calibrate as run_calibration
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
+from lens_slt.sampling.settings import choice
+from lens_slt.structure.overview import View, read_structure
 
 app = typer.Typer(
     name="lens-slt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -146,6 +151,61 @@ def rllc(
 
 
 @app.command()
+def susceptibility(
+    model: Model,
+    data: Data,
+    out: Out,
+    components: Components = "heads",
+    probe: Annotated[
+        str | None, typer.Option(help="Tokens of the matrix; other sequences of --data by default.")
+    ] = None,
+    probe_sequences: Annotated[int, typer.Option(help="Sequences of the probe.")] = 32,
+    estimator: Annotated[str, typer.Option(help="two_posterior or restricted.")] = "two_posterior",
+    control: Annotated[bool, typer.Option("--control", help="nβ = 0: the prior alone.")] = False,
+    checkpoint: Checkpoint = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="settings.json from lens-slt calibrate.")
+    ] = None,
+    n_beta: Annotated[float | None, typer.Option(help="Inverse temperature nβ.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Localization γ.")] = None,
+    chains: Chains = None,
+    draws: Draws = None,
+    batch_size: BatchSize = None,
+    thin: Annotated[int | None, typer.Option(help="The probe at every thin-th draw.")] = None,
+    seed: Seed = None,
+    sequences: Sequences = None,
+    length: Length = None,
+    bos: Bos = True,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Susceptibilities and per-token rLLCs of a probe's tokens, their modes and patterns."""
+    path = out / "draws.zarr"
+    with guarded(as_json, path):
+        choice("estimator", estimator, ESTIMATORS)
+        chosen = make_settings(
+            None, settings, n_beta=0.0 if control else n_beta, gamma=gamma, chains=chains,
+            draws=draws, batch_size=batch_size, thin=thin, seed=seed,
+        )  # fmt: skip
+        loaded = load_quietly(model, checkpoint, device)
+        tokens = load_data(data, loaded, sequences, length, bos)
+        probe_tokens = load_data(probe or data, loaded, probe_sequences, length, bos, seed=1)
+        names = [components, "full"] if estimator == "two_posterior" else [components]
+        before = found_steps(path, chosen)
+        began = time.monotonic()
+        result = sample(
+            loaded, tokens, names, settings=chosen, probes={"probe": probe_tokens}, path=path,
+            device=device, progress=not as_json,
+        )  # fmt: skip
+        views = read_structure(
+            result, "probe", probe_tokens, tokenizer=loaded.tokenizer, estimator=estimator,
+            folder=out,
+        )  # fmt: skip
+        seconds = time.monotonic() - began
+        _show_structure(result, views, out, f"Structure of {model}", as_json, before, seconds)
+
+
+@app.command()
 def calibrate(
     model: Model,
     data: Data,
@@ -227,6 +287,38 @@ def _show_rllc(
         "settings": settings_of(draws).as_dict(),
         "health": health_summary(llc),
         "components": rllc_rows(draws, llc),
+        "resumed_from_step": before,
+        "seconds": round(seconds, 2),
+        "files": files,
+    }
+    finish(record, as_json, usable=bool((llc["chains_used"] > 0).all()))
+
+
+def _show_structure(
+    draws: Any,
+    views: dict[str, View],
+    out: Path,
+    title: str,
+    as_json: bool,
+    before: int,
+    seconds: float,
+) -> None:
+    """Health, reliability, and the modes of each matrix with patterns and tokens."""
+    llc = refined_llc(draws)
+    files = {"draws": str(out / "draws.zarr"), **write_structure(out, views, title)}
+    if not as_json:
+        console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
+        console.print(reliability_table(*(view.matrix for view in views.values())))
+        for view in views.values():
+            console.print()
+            console.print(modes_table(view.modes, view.by_mode))
+        console.print()
+        say(f"done in {seconds:.0f} s; written to {out}: {', '.join(sorted(files))}")
+    record = {
+        "title": title,
+        "settings": settings_of(draws).as_dict(),
+        "health": health_summary(llc),
+        "structure": structure_records(views),
         "resumed_from_step": before,
         "seconds": round(seconds, 2),
         "files": files,

@@ -78,7 +78,12 @@ def load_quietly(name: str, checkpoint: int | None, device: str | None) -> Any:
 
 
 def load_data(
-    source: str, model: Any, sequences: int | None, length: int | None, bos: bool
+    source: str,
+    model: Any,
+    sequences: int | None,
+    length: int | None,
+    bos: bool,
+    seed: int = 0,
 ) -> Tensor:
     """Token sequences for a model; text is cut with the model's own tokenizer."""
     if Path(source).suffix in ARRAY_FILES:
@@ -90,7 +95,7 @@ def load_data(
             f"({', '.join(ARRAY_FILES)})"
         )
     return load_tokens(
-        source, tokenizer, n_sequences=sequences or N_SEQUENCES, length=length, bos=bos
+        source, tokenizer, n_sequences=sequences or N_SEQUENCES, length=length, bos=bos, seed=seed
     )
 
 

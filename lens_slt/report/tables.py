@@ -23,7 +23,7 @@ def rllc_table(draws: xr.DataTree, llc: xr.Dataset | None = None) -> Table:
     """
     llc = refined_llc(draws) if llc is None else llc
     chains = draws.sizes["chain"]
-    table = _table("Refined LLC", "\n".join([_run(draws), *notes(draws)]))
+    table = plain_table("Refined LLC", "\n".join([_run(draws), *notes(draws)]))
     table.add_column("component", no_wrap=True)
     for name in ("λ̂ ± SE", "SE %", "R̂", "ESS", "chains", "weights"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -44,7 +44,7 @@ def probe_table(llc: xr.Dataset) -> Table:
     """One row per component: λ̂ on the sampling tokens and on every probe, ± standard error."""
     if "probe" not in llc.dims:
         raise ValueError("llc has no probes; give probes= to lens_slt.sample")
-    table = _table("Refined LLC by probe", "± one standard error")
+    table = plain_table("Refined LLC by probe", "± one standard error")
     table.add_column("component", no_wrap=True)
     table.add_column("sampling", justify="right")
     for probe in llc["probe"].values:
@@ -103,7 +103,7 @@ def calibration_table(calibration: Calibration) -> Table:
         "λ̂: median over components; vs prior: median change of the mean paired loss from the "
         "control at nβ = 0; slope: mean |Δ log λ̂ / Δ log knob|; ●: chosen"
     )
-    table = _table("Calibration", f"{legend}\n{calibration.reason}")
+    table = plain_table("Calibration", f"{legend}\n{calibration.reason}")
     table.add_column("", no_wrap=True)
     for name in ("nβ", "γ", "λ̂", "healthy", "R̂", "λ̂/SE", "vs prior", "slope"):
         table.add_column(name, justify="right")
@@ -126,7 +126,7 @@ def calibration_table(calibration: Calibration) -> Table:
 
 def models_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row per shipped model, from records."""
-    table = _table("Shipped models", "load with --model NAME, --checkpoint STEP")
+    table = plain_table("Shipped models", "load with --model NAME, --checkpoint STEP")
     table.add_column("model", no_wrap=True)
     for name in ("layers", "heads", "d_model", "weights"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -169,7 +169,8 @@ def _run(draws: xr.DataTree) -> str:
     )
 
 
-def _table(title: str, caption: str) -> Table:
+def plain_table(title: str, caption: str) -> Table:
+    """A table without lines; columns are added by the caller."""
     return Table(
         title=title, caption=caption, title_justify="left", caption_justify="left",
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold",

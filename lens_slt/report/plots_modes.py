@@ -1,0 +1,108 @@
+"""Figures of modes and of the patterns they go with."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from lens_slt.report.plots import COLOURS, ROW_PIXELS, SYMBOLS
+
+CLEAR = 0.05  # of q
+
+
+def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
+    """Loadings of the components on the first modes, with 95 % intervals.
+
+    ``found`` is from :func:`lens_slt.modes`. A mode that may be noise has open symbols.
+    """
+    found = found.isel(mode=slice(0, n_modes))
+    names = [str(name) for name in found["component"].values]
+    titles = [_title(found, i) for i in range(found.sizes["mode"])]
+    figure = make_subplots(
+        cols=len(titles), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02
+    )
+    for i in range(len(titles)):
+        mode = found.isel(mode=i)
+        stable = "verdict" not in mode or str(mode["verdict"].values) == "stable"
+        loading = mode["loading"].values
+        error = None
+        if "loading_low" in mode:
+            error = dict(
+                array=mode["loading_high"].values - loading,
+                arrayminus=loading - mode["loading_low"].values,
+                symmetric=False, thickness=1.2, width=3,
+            )  # fmt: skip
+        symbol = SYMBOLS[0] if stable else f"{SYMBOLS[0]}-open"
+        figure.add_trace(
+            go.Scatter(
+                x=loading, y=names, mode="markers", error_x=error, showlegend=False,
+                marker=dict(size=8, color=COLOURS[0], symbol=symbol, line=dict(width=1.5)),
+                hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+            ),
+            row=1, col=i + 1,
+        )  # fmt: skip
+        figure.add_vline(x=0, line=dict(color="grey", width=1), row=1, col=i + 1)
+        figure.update_xaxes(title_text="loading", range=[-1.05, 1.05], row=1, col=i + 1)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(title_text="component", col=1)
+    figure.update_layout(
+        template="plotly_white", height=190 + ROW_PIXELS * len(names), margin=dict(t=130),
+        title=f"Modes of the {_quantity(found)}: loadings with 95 % intervals"
+        "<br><sup>open symbols: the mode may be noise</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_enrichment(enriched: xr.Dataset, *, title: str = "") -> go.Figure:
+    """AUC of every mode, or component, for every pattern as a map; * where q < 0.05."""
+    rows = str(next(iter(enriched["auc"].dims)))
+    known = np.isfinite(enriched["auc"].values).any(0)
+    shown = enriched.isel(pattern=np.flatnonzero(known))
+    auc = shown["auc"].values.T
+    text = np.where(shown["q"].values.T < CLEAR, "*", "")
+    label = np.char.add(np.char.mod("%.2f", auc), text)
+    label = np.where(np.isfinite(auc), label, "")
+    names = [f"mode {x}" if rows == "mode" else str(x) for x in shown[rows].values]
+    hover = [
+        [
+            f"{pattern}, {name}: AUC {a:.2f} [{low:.2f}, {high:.2f}], q {q:.1g}"
+            for name, a, low, high, q in zip(names, *columns, strict=True)
+        ]
+        for pattern, *columns in zip(
+            shown["pattern"].values,
+            *(shown[key].values.T for key in ("auc", "low", "high", "q")),
+            strict=True,
+        )
+    ]
+    figure = go.Figure(
+        go.Heatmap(
+            z=auc, x=names, y=[str(p).replace("_", " ") for p in shown["pattern"].values],
+            zmin=0, zmax=1, zmid=0.5, colorscale="PuOr", xgap=2, ygap=2, text=label,
+            texttemplate="%{text}", hovertext=hover, hovertemplate="%{hovertext}<extra></extra>",
+            colorbar=dict(title="AUC"),
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    words = title or f"Patterns of the {rows}s of the {_quantity(shown)}"
+    figure.update_layout(
+        template="plotly_white", height=220 + 26 * len(auc), margin=dict(t=110),
+        title=f"{words}<br><sup>AUC over tokens; 0.5: no relation; *: q &lt; 0.05</sup>",
+        yaxis_title="pattern",
+    )  # fmt: skip
+    return figure
+
+
+def _title(found: xr.Dataset, i: int) -> str:
+    mode = found.isel(mode=i)
+    words = f"mode {int(mode['mode'])}: {100 * float(mode['explained']):.1f} %"
+    if "verdict" in mode:
+        words += f"<br><sup>{mode['verdict'].values}, angle {float(mode['angle']):.0f}°</sup>"
+    return words
+
+
+def _quantity(found: xr.Dataset) -> str:
+    return {"chi": "susceptibilities", "llc": "per-token rLLCs"}.get(
+        str(found.attrs.get("quantity")), "matrix"
+    )

@@ -1,0 +1,98 @@
+"""Matrices, modes and what they go with as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from rich.table import Table
+
+from lens_slt.report.tables import plain_table, with_error
+
+CLEAR = 0.05  # of q
+NAMES = {"chi": "Susceptibility χ", "llc": "Per-token rLLC"}
+
+
+def reliability_table(*matrices: xr.Dataset) -> Table:
+    """One row per component: mean over the probe's tokens, and split-half reliability."""
+    table = plain_table(
+        "Mean over the probe's tokens, and reliability",
+        "± one standard error; split-half: correlation over tokens, first half\n"
+        "of the draws against the second",
+    )
+    table.add_column("component", no_wrap=True)
+    for matrix in matrices:
+        quantity = str(matrix.attrs["quantity"])
+        table.add_column(f"{'χ' if quantity == 'chi' else 'λ̂'} ± SE", justify="right")
+        table.add_column("split-half", justify="right")
+    for name in matrices[0]["component"].values:
+        cells = []
+        for matrix in matrices:
+            row = matrix.sel(component=name)
+            factor = 1.0 if matrix.attrs["quantity"] == "llc" else 1e3
+            cells.append(with_error(factor * float(row["mean"]), factor * float(row["mean_se"])))
+            cells.append(f"{float(row['split_half']):.2f}")
+        table.add_row(str(name), *cells)
+    return table
+
+
+def modes_table(
+    found: xr.Dataset, enriched: xr.Dataset | None = None, *, n_modes: int = 4
+) -> Table:
+    """One row per mode: variance, stability, strongest loadings and patterns."""
+    quantity = str(found.attrs["quantity"])
+    table = plain_table(
+        f"Modes: {NAMES[quantity]}",
+        "loadings of at least half the largest; patterns: AUC with q < 0.05,\n"
+        "the three furthest from 0.5",
+    )
+    for name, justify in (("mode", "right"), ("var %", "right"), ("verdict", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("loadings")
+    table.add_column("patterns")
+    for i in range(min(n_modes, found.sizes["mode"])):
+        mode = found.isel(mode=i)
+        verdict = str(mode["verdict"].values) if "verdict" in mode else ""
+        if "angle" in mode:
+            verdict += f" ({float(mode['angle']):.0f}°)"
+        table.add_row(
+            str(int(mode["mode"])), f"{100 * float(mode['explained']):.1f}", verdict,
+            _loadings(mode), "" if enriched is None else _patterns(enriched.isel(mode=i)),
+        )  # fmt: skip
+    return table
+
+
+def tokens_table(top: pd.DataFrame, mode: int, *, n: int = 5, width: int = 60) -> Table:
+    """The tokens at both ends of a mode, in context."""
+    table = plain_table(f"Mode {mode}: the tokens at its ends", "« »: the predicted token")
+    table.add_column("end")
+    table.add_column("score", justify="right")
+    table.add_column("context", no_wrap=True)
+    for end in ("high", "low"):
+        chosen = top[(top["mode"] == mode) & (top["end"] == end)].head(n)
+        for row in chosen.itertuples():
+            table.add_row(end, f"{row.score:.1f}", _escaped(str(row.context)[-width:]))
+    return table
+
+
+def _loadings(mode: xr.Dataset) -> str:
+    loading = mode["loading"]
+    order = np.argsort(-np.abs(loading.values))
+    least = 0.5 * np.abs(loading.values).max()
+    strong = [i for i in order if abs(float(loading[i])) >= least]
+    if len(strong) > 8:
+        same = {np.sign(float(loading[i])) for i in strong}
+        signs = "all of one sign" if len(same) == 1 else "of both signs"
+        return f"{len(strong)} of {len(order)} components, {signs}"
+    return " ".join(f"{loading['component'].values[i]} {float(loading[i]):+.2f}" for i in strong)
+
+
+def _patterns(enriched: xr.Dataset) -> str:
+    clear = np.flatnonzero(enriched["q"].values < CLEAR)
+    auc = enriched["auc"].values
+    best = sorted(clear, key=lambda i: -abs(auc[i] - 0.5))[:3]
+    return "; ".join(f"{enriched['pattern'].values[i]} {auc[i]:.2f}" for i in best)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

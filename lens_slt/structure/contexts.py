@@ -1,0 +1,88 @@
+"""Tokens in context, as text to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
+MARKS = "«", "»"
+
+
+def contexts(
+    found: xr.Dataset, tokenizer: Any = None, *, width: int = 12, rows: Any = None
+) -> list[str]:
+    """The text before each token and the token itself, in « ».
+
+    Args:
+        found: a matrix, modes or a map.
+        tokenizer: of the model; the shipped models' by default. Needs ``decode``.
+        width: tokens of context.
+        rows: which tokens; all by default.
+    """
+    tokenizer = _tokenizer(tokenizer)
+    sequence, position = found["sequence"].values, found["position"].values
+    ids = np.full((int(sequence.max()) + 1, int(position.max()) + 1), -1)
+    ids[sequence, position] = found["token_id"].values
+    known: dict[int, str] = {-1: ""}
+
+    def text(token: int) -> str:
+        if token not in known:
+            known[token] = str(tokenizer.decode([token])).translate(VISIBLE)
+        return known[token]
+
+    chosen = np.arange(len(sequence)) if rows is None else np.asarray(rows)
+    return [
+        "".join(text(int(t)) for t in ids[s, max(0, p - width) : p])
+        + text(int(ids[s, p])).join(MARKS)
+        for s, p in zip(sequence[chosen], position[chosen], strict=True)
+    ]
+
+
+def top_tokens(
+    found: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
+) -> pd.DataFrame:
+    """The tokens at both ends of every mode, in context; at most one of each sequence and end.
+
+    One sequence that repeats itself would otherwise fill the list.
+
+    Args:
+        found: from :func:`lens_slt.modes`.
+        tokenizer: of the model; the shipped models' by default.
+        n: tokens of each end.
+        width: tokens of context.
+
+    Returns:
+        Columns ``mode``, ``end`` (high or low), ``score`` and ``context``.
+    """
+    if "mode" not in found.dims:
+        raise ValueError("found must come from modes(…): it has no dimension 'mode'")
+    sequence = found["sequence"].values
+    rows = []
+    for mode in found["mode"].values:
+        score = found["score"].sel(mode=mode).values
+        for end, order in (("high", np.argsort(-score)), ("low", np.argsort(score))):
+            _, first = np.unique(sequence[order], return_index=True)
+            best = order[np.sort(first)[:n]]
+            rows += [
+                {"mode": int(mode), "end": end, "score": float(score[token]), "context": text}
+                for token, text in zip(
+                    best, contexts(found, tokenizer, width=width, rows=best), strict=True
+                )
+            ]
+    return pd.DataFrame(rows, columns=["mode", "end", "score", "context"])
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    if tokenizer is None:
+        from lens_slt.models.tokenizer import shipped_tokenizer
+
+        return shipped_tokenizer()
+    if not hasattr(tokenizer, "decode"):
+        raise TypeError(
+            f"tokenizer must have a decode method; got {type(tokenizer).__name__}: pass the model's"
+        )
+    return tokenizer

@@ -1,0 +1,134 @@
+"""Maps of the tokens in two dimensions, and how far to trust them."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy.stats import hypergeom
+from sklearn.neighbors import NearestNeighbors
+
+from lens_slt.arrays import FloatArray
+from lens_slt.structure.clusters import check_enough, matched_tokens, token_coordinates
+from lens_slt.structure.standardize import standardized
+
+
+def token_map(
+    matrix: xr.Dataset,
+    *,
+    n_neighbors: int = 45,
+    min_dist: float = 0.1,
+    seed: int = 0,
+    components: int = 2,
+    centre_rows: bool = False,
+) -> xr.Dataset:
+    """UMAP coordinates of the tokens: tokens that the components respond to alike lie together.
+
+    Euclidean neighbours of the standardised columns; 45 of them as in Gordon et al. 2026 (arXiv
+    2601.12703). McInnes, Healy & Melville 2018, UMAP (arXiv 1802.03426). Distances between groups
+    and the sizes of groups on the map mean nothing: what is close together is all that it shows,
+    and :func:`map_stability` tells how much of that survives another seed or half of the draws.
+
+    Args:
+        matrix: from ``susceptibility`` or ``per_token_llc``.
+        n_neighbors: tokens that each token is kept close to.
+        min_dist: how tightly points may be packed, 0 to 1.
+        seed: the same seed gives the same map. The global random state is not touched.
+        components: number of axes of the map.
+        centre_rows: first take away each token's mean over the components.
+
+    Returns:
+        Dataset with ``map`` (token, axis), without units.
+
+    Raises ValueError for numbers out of range, fewer than ``n_neighbors`` + 1 tokens, and for
+    what ``standardized`` refuses; ImportError without umap-learn.
+    """
+    for name, count, least in (("n_neighbors", n_neighbors, 2), ("components", components, 1)):
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {count!r}")
+    if not 0 <= min_dist <= 1:
+        raise ValueError(f"min_dist must be between 0 and 1; got {min_dist!r}")
+    points = standardized(matrix, centre_rows=centre_rows)
+    check_enough(len(points), n_neighbors)
+    umap = _umap()
+    with _random_state_kept(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*n_jobs value.*")
+        made = umap.UMAP(
+            n_neighbors=n_neighbors, min_dist=min_dist, n_components=components,
+            random_state=seed, n_jobs=1,  # more threads would not be reproducible
+        ).fit_transform(points)  # fmt: skip
+    coords = token_coordinates(matrix) | {"axis": [f"UMAP {i + 1}" for i in range(components)]}
+    settings: dict[str, Any] = dict(
+        n_neighbors=n_neighbors, min_dist=min_dist, seed=seed, centre_rows=int(centre_rows),
+        quantity=matrix.attrs["quantity"],
+    )  # fmt: skip
+    return xr.Dataset(
+        {"map": (("token", "axis"), np.asarray(made, dtype=np.float64))},
+        coords=coords, attrs=settings,
+    )  # fmt: skip
+
+
+def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) -> xr.Dataset:
+    """Share of nearest neighbours that two maps have in common, against chance.
+
+    Tokens are matched by sequence and position, and neighbours sought among those of both maps.
+
+    Returns:
+        Dataset with ``jaccard`` (token), the shared neighbours over those in either map; its mean
+        ``agreement``; and ``chance``, the mean for two maps that know nothing of each other.
+
+    Raises ValueError where too few tokens are shared.
+    """
+    here, there = matched_tokens(first, second)
+    check_enough(len(here), n_neighbors)
+    a = _neighbours(first["map"].values[here], n_neighbors)
+    b = _neighbours(second["map"].values[there], n_neighbors)
+    shared = np.array([len(np.intersect1d(x, y)) for x, y in zip(a, b, strict=True)])
+    jaccard = shared / (2 * n_neighbors - shared)
+    drawn = np.arange(n_neighbors + 1)
+    weight = hypergeom.pmf(drawn, len(here) - 1, n_neighbors, n_neighbors)
+    chance = float((weight * drawn / (2 * n_neighbors - drawn)).sum())
+    where = {
+        name: ("token", first[name].values[here])
+        for name in ("sequence", "position", "token_id")
+        if name in first
+    }
+    return xr.Dataset(
+        {
+            "jaccard": ("token", jaccard),
+            "agreement": ((), float(jaccard.mean())),
+            "chance": ((), chance),
+        },
+        coords=where,
+        attrs={"n_neighbors": n_neighbors},
+    )
+
+
+def _neighbours(points: FloatArray, n_neighbors: int) -> np.ndarray:
+    search = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=1).fit(points)
+    return search.kneighbors(return_distance=False)
+
+
+def _umap() -> Any:
+    """The UMAP package, imported on use: it takes seconds to load."""
+    try:
+        import umap
+    except ImportError as error:
+        raise ImportError(f"token_map needs umap-learn, which failed to load: {error}") from error
+    return umap
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Put Python's and NumPy's global random states back on any exit."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

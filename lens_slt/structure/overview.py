@@ -1,0 +1,83 @@
+"""Everything that is read from one probe: matrices, modes, patterns, tokens at the ends."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+import zarr
+
+from lens_slt.data.patterns import label_patterns
+from lens_slt.observables.per_token_llc import per_token_llc
+from lens_slt.observables.susceptibility import FULL, susceptibility
+from lens_slt.sampling.result import component_names
+from lens_slt.structure.contexts import top_tokens
+from lens_slt.structure.modes import modes
+from lens_slt.structure.pattern_enrichment import enrichment
+
+
+@dataclass(frozen=True)
+class View:
+    """One matrix and what its modes say."""
+
+    matrix: xr.Dataset
+    modes: xr.Dataset
+    by_mode: xr.Dataset  # enrichment of patterns
+    by_component: xr.Dataset
+    top: pd.DataFrame
+
+
+def read_structure(
+    draws: xr.DataTree,
+    probe: str,
+    tokens: Any,
+    *,
+    tokenizer: Any = None,
+    estimator: str = "two_posterior",
+    folder: Path | None = None,
+) -> dict[str, View]:
+    """Views of the per-token rLLC (``llc``) and of the susceptibility (``chi``) of a probe.
+
+    The two-posterior susceptibility needs draws of ``full``; without them only ``llc`` is made.
+
+    Args:
+        draws: from :func:`lens_slt.sample`.
+        probe: which one.
+        tokens: the probe's tokens ``[sequence, position]``, for the patterns.
+        tokenizer: of the model; the shipped models' by default.
+        estimator: of the susceptibility.
+        folder: where the matrices are written, as ``llc.zarr`` and ``chi.zarr``.
+    """
+    patterns = label_patterns(tokens, tokenizer)
+    names = component_names(draws)
+    found = {}
+    rest = [name for name in names if name != FULL]
+    llc = per_token_llc(draws.sel(component=rest), probe, path=_place(folder, "llc"))
+    found["llc"] = _view(llc, patterns, tokenizer)
+    if estimator != "two_posterior" or FULL in names:
+        chi = susceptibility(draws, probe, estimator=estimator, path=_place(folder, "chi"))
+        found["chi"] = _view(chi, patterns, tokenizer)
+    return found
+
+
+def _view(matrix: xr.Dataset, patterns: xr.DataArray, tokenizer: Any) -> View:
+    usable = matrix.sel(component=matrix["mean"].notnull())
+    found = modes(usable)
+    return View(
+        matrix, found, enrichment(found, patterns), enrichment(usable, patterns),
+        top_tokens(found, tokenizer),
+    )  # fmt: skip
+
+
+def _place(folder: Path | None, name: str) -> Path | None:
+    """Where a matrix goes; an earlier one of this kind is replaced, anything else is not."""
+    if folder is None:
+        return None
+    path = folder / f"{name}.zarr"
+    if path.exists() and name in zarr.open_group(path, mode="r"):
+        shutil.rmtree(path)
+    return path
