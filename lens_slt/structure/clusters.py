@@ -55,10 +55,10 @@ def clusters(
     (personalised PageRank) on the graph of nearest neighbours, cut the walk's ranking where
     conductance is low, keep what passes as a cluster, go on with the tokens that are left. 45
     neighbours and α = 0.001 are the published values. The rest is this library's choice and need
-    not be the paper's: edges without weights that one of the two neighbours suffices for; seeds in random
-    order; a refused seed's neighbours are no seeds; the graph stays whole while clusters are
-    taken, and a token keeps its first cluster; walks from eight members of a set may replace it
-    by a smaller one; cut and threshold as below; no early stop.
+    not be the paper's: edges without weights that one of the two neighbours suffices for; seeds in
+    random order; a refused seed's neighbours are no seeds; the graph stays whole while clusters are
+    taken, and a token keeps its first cluster; walks from eight members of a set may replace it by
+    a smaller one; cut and threshold as below; no early stop.
 
     ``hdbscan`` is scikit-learn's (Campello et al. 2013), with ``min_size`` as smallest cluster.
 
