@@ -3,6 +3,7 @@
 from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model, shipped_checkpoints
+from lens_slt.observables.influence import attribute, influence
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import susceptibility
@@ -23,6 +24,7 @@ __all__ = [
     "Calibration",
     "Probe",
     "Settings",
+    "attribute",
     "bracket_depth",
     "calibrate",
     "cluster_stability",
@@ -30,6 +32,7 @@ __all__ = [
     "clusters",
     "contexts",
     "enrichment",
+    "influence",
     "label_patterns",
     "load_model",
     "load_tokens",

@@ -209,3 +209,35 @@ def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
     assert "How to read it" in again.stdout
     again = json.loads(call(*arguments, "--json").stdout)
     assert again["components"] == record["components"]
+
+
+def test_susceptibility_as_json_agrees_with_the_library(tmp_path: Path) -> None:
+    options = [*TINY, "--probe-sequences", "4", "--draws", "12"]
+    tiny = ["--model", "attn-1l", "--data", "code", "--components", "L0H1,L0H2,L0H3"]
+    options = [x for x in options if x not in ("--burn-in", "2")]
+    result = call("susceptibility", *tiny, *options, "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    tokens = ls.load_tokens("code", n_sequences=8, length=16)
+    probe = ls.load_tokens("code", n_sequences=4, length=16, seed=1)
+    draws = ls.sample(
+        ls.load_model("attn-1l"), tokens, ["L0H1", "L0H2", "L0H3", "full"], progress=False,
+        settings=ls.Settings(draws=12, batch_size=4), probes={"probe": probe},
+    )  # fmt: skip
+    chi = ls.susceptibility(draws)
+    mean = record["structure"]["chi"]["mean"]
+    assert mean["L0H2"] == pytest.approx(float(chi["mean"].sel(component="L0H2")), rel=1e-5)
+    assert Path(record["files"]["loadings_llc"]).exists()
+    again = call("susceptibility", *tiny, *options, "--out", tmp_path)
+    assert again.exit_code == 0, again.stderr
+    assert "found finished draws" in again.stderr
+    assert "Modes: Susceptibility χ" in again.stdout
+    assert max(map(len, again.stdout.splitlines())) <= 80
+
+
+def test_susceptibility_bad_input_is_one_line(tmp_path: Path) -> None:
+    result = call(
+        "susceptibility", *HEAD, *TINY[:6], "--out", tmp_path, "--estimator", "two-posterior"
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "did you mean 'two_posterior'" in result.stderr

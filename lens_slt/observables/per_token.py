@@ -264,8 +264,10 @@ def _labelled(
     attrs = {"quantity": quantity, **reader.draws.attrs}
     small = xr.Dataset(columns, coords=coords, attrs=attrs)
     if path is not None:
-        strings = {key: small[key].astype(object) for key in ("component", "verdict")}
-        small.assign(strings).to_zarr(Path(path), mode="a", consolidated=False)
+        # Strings of variable length: those of fixed length are not in Zarr's specification.
+        names, words = (small[key].values.astype(object) for key in ("component", "verdict"))
+        plain = small.assign_coords(component=names).assign(verdict=("component", words))
+        plain.to_zarr(Path(path), mode="a", consolidated=False)
         stored = xr.open_zarr(Path(path), chunks=None, consolidated=False)
         return stored.set_coords(list(coords))
     for name, values in arrays.items():
