@@ -55,3 +55,15 @@ def test_gpu_code_on_the_cpu():
     found = figures("gpu", "--device", "cpu", "--toy")
     assert found["paper_heads_tokens_per_second"] > 0
     assert found["gpt2_small_heads_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_susceptibility_accuracy():
+    found = figures("susceptibility_accuracy", "--quick")
+    assert {"max_z", "sign_agreement", "median_split_half"} <= set(found)
+
+
+@pytest.mark.slow
+def test_structure_recovery():
+    found = figures("structure_recovery", "--quick", "--models", "attn-2l")
+    assert {"induction_mode_auc", "head_auc", "induction_mode_auc_chi_control"} <= set(found)
