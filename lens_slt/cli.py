@@ -84,13 +84,16 @@ def demo(
         say(demonstration.WHAT)
         before = found_steps(path, settings)
         began = time.monotonic()
-        result = demonstration.run_demo(
+        result, views = demonstration.run_demo(
             path, settings, sequences=sequences, length=length, progress=not as_json
         )
-        _show_rllc(
-            result, out, "Refined LLCs of the shipped model", as_json, before,
-            time.monotonic() - began, demonstration.HOW_TO_READ,
-        )  # fmt: skip
+        seconds = time.monotonic() - began
+        llc = refined_llc(result).drop_sel(probe=demonstration.STRUCTURE)
+        title = "Refined LLCs of the shipped model"
+        record = _show_rllc(result, llc, out, title, as_json, demonstration.HOW_TO_READ)
+        title = "Structure of the shipped model"
+        record |= _show_structure(views, out, title, as_json, demonstration.HOW_TO_READ_MODES)
+        _finish_run(record, result, llc, as_json, before, seconds)
 
 
 @app.command()
@@ -146,8 +149,10 @@ def rllc(
             loaded, tokens, components, settings=chosen, probes=probes, pad_id=pad_id, path=path,
             device=device, progress=not as_json,
         )  # fmt: skip
-        title = f"Refined LLCs of {model}"
-        _show_rllc(result, out, title, as_json, before, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        llc = refined_llc(result)
+        record = _show_rllc(result, llc, out, f"Refined LLCs of {model}", as_json)
+        _finish_run(record, result, llc, as_json, before, seconds)
 
 
 @app.command()
@@ -202,7 +207,11 @@ def susceptibility(
             folder=out,
         )  # fmt: skip
         seconds = time.monotonic() - began
-        _show_structure(result, views, out, f"Structure of {model}", as_json, before, seconds)
+        llc = refined_llc(result)
+        if not as_json:
+            console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
+        record = _show_structure(views, out, f"Structure of {model}", as_json)
+        _finish_run(record, result, llc, as_json, before, seconds)
 
 
 @app.command()
@@ -264,64 +273,57 @@ def main() -> None:
 
 
 def _show_rllc(
-    draws: Any, out: Path, title: str, as_json: bool, before: int, seconds: float, how: str = ""
-) -> None:
-    """Health first, then the tables, then how to read them and where the files are."""
-    llc = refined_llc(draws)
-    files = {"draws": str(out / "draws.zarr"), **write_rllc(out, draws, llc, title)}
+    draws: Any, llc: Any, out: Path, title: str, as_json: bool, how: str = ""
+) -> dict[str, Any]:
+    """Health first, then the tables, then how to read them; the record of ``--json``."""
+    files = write_rllc(out, draws, llc, title)
     if not as_json:
-        console.print(f"[bold]Health:[/bold] {health_summary(llc)}", highlight=False)
-        console.print()
+        console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
         console.print(rllc_table(draws, llc))
-        if "probe" in llc.dims:
-            console.print()
-            console.print(probe_table(llc))
         console.print()
-        if how:
-            console.print(how, highlight=False)
+        if "probe" in llc.dims:
+            console.print(probe_table(llc))
             console.print()
-        say(f"sampled in {seconds:.0f} s; written: {', '.join(files.values())}")
-    record = {
-        "title": title,
-        "model": draws.attrs["model"],
-        "settings": settings_of(draws).as_dict(),
-        "health": health_summary(llc),
-        "components": rllc_rows(draws, llc),
-        "resumed_from_step": before,
-        "seconds": round(seconds, 2),
-        "files": files,
-    }
-    finish(record, as_json, usable=bool((llc["chains_used"] > 0).all()))
+        if how:
+            console.print(f"{how}\n", highlight=False)
+    return {"title": title, "components": rllc_rows(draws, llc), "files": files}
 
 
 def _show_structure(
-    draws: Any,
-    views: dict[str, View],
-    out: Path,
-    title: str,
-    as_json: bool,
-    before: int,
-    seconds: float,
-) -> None:
-    """Health, reliability, and the modes of each matrix with patterns and tokens."""
-    llc = refined_llc(draws)
-    files = {"draws": str(out / "draws.zarr"), **write_structure(out, views, title)}
+    views: dict[str, View], out: Path, title: str, as_json: bool, how: str = ""
+) -> dict[str, Any]:
+    """Reliability and the modes of each matrix with their patterns; the record of ``--json``."""
+    files = write_structure(out, views, title)
     if not as_json:
-        console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
         console.print(reliability_table(*(view.matrix for view in views.values())))
-        for view in views.values():
-            console.print()
-            console.print(modes_table(view.modes, view.by_mode))
         console.print()
-        say(f"done in {seconds:.0f} s; written to {out}: {', '.join(sorted(files))}")
-    record = {
-        "title": title,
+        for view in views.values():
+            console.print(modes_table(view.modes, view.by_mode))
+            console.print()
+        if how:
+            console.print(f"{how}\n", highlight=False)
+    return {"structure": structure_records(views), "structure_files": files}
+
+
+def _finish_run(
+    record: dict[str, Any], draws: Any, llc: Any, as_json: bool, before: int, seconds: float
+) -> None:
+    """What every run says at its end."""
+    written = {**record.get("files", {}), **record.pop("structure_files", {})}
+    if not as_json:
+        pages = [path for path in written.values() if path.endswith(".html")]
+        folder = Path(next(iter(written.values()))).parent
+        say(f"done in {seconds:.0f} s; figures: {', '.join(pages)}; tables and draws in {folder}")
+    record |= {
+        "model": draws.attrs["model"],
         "settings": settings_of(draws).as_dict(),
         "health": health_summary(llc),
-        "structure": structure_records(views),
         "resumed_from_step": before,
         "seconds": round(seconds, 2),
-        "files": files,
+        "files": {
+            "draws": str(Path(next(iter(written.values()))).parent / "draws.zarr"),
+            **written,
+        },
     }
     finish(record, as_json, usable=bool((llc["chains_used"] > 0).all()))
 

@@ -11,15 +11,18 @@ from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model
 from lens_slt.sampling.sample import Probe, sample
 from lens_slt.sampling.settings import Settings
+from lens_slt.structure.overview import View, read_structure
 
 MODEL, REFERENCE = "attn-2l", "attn-1l"
 SEQUENCES, PROBE_SEQUENCES, LENGTH = 512, 8, 128
 SETTINGS = Settings(draws=160, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
+STRUCTURE, STRUCTURE_SEQUENCES = "structure", 24  # the probe that modes are read from
 WHAT = (
     "Refined local learning coefficients (rLLC, λ̂) of all 16 heads of the shipped two-layer "
     f"model {MODEL!r} (trained on the Python standard library): for each head, its weights are "
     "sampled near their trained values, with everything else frozen, and λ̂ is the mean rise of "
-    "the loss times nβ."
+    "the loss times nβ. 'full' are all weights of the model together. Then modes: which heads "
+    "respond together, on which tokens."
 )
 HOW_TO_READ = (
     "How to read it: λ̂ has no unit. It measures how tightly the loss holds a head's weights in "
@@ -30,6 +33,14 @@ HOW_TO_READ = (
     "model's predictions (model-refined); it is low, or below zero, where the head does what a "
     "one-layer model does not. Compare values within the table only: all depend on nβ and γ."
 )
+HOW_TO_READ_MODES = (
+    "How to read it: rows of a matrix are tokens, columns heads; an entry says how much the loss "
+    "of one token depends on one head. A mode is a pattern over heads that goes with a pattern "
+    "over tokens. The first is what all heads share. Look for one further down that tells "
+    "induction tokens from others (AUC far from 0.5): its loadings name the heads that take part. "
+    "Verdict and angle say whether the mode comes back when draws and sequences are resampled. In "
+    "susceptibilities a low value is expression, in rLLCs a high one."
+)
 
 
 def demo_settings(draws: int = SETTINGS.draws, seed: int = 0) -> Settings:
@@ -39,19 +50,23 @@ def demo_settings(draws: int = SETTINGS.draws, seed: int = 0) -> Settings:
 
 def run_demo(
     path: Path, settings: Settings, *, sequences: int, length: int, progress: bool
-) -> xr.DataTree:
+) -> tuple[xr.DataTree, dict[str, View]]:
     """Sample the demonstration's draws into ``path``, or continue those that are there."""
     tokens = load_tokens("mix", n_sequences=sequences, length=length)
 
-    def few(source: str) -> Tensor:
-        return load_tokens(source, n_sequences=PROBE_SEQUENCES, length=length, seed=1)
+    def few(source: str, n: int = PROBE_SEQUENCES) -> Tensor:
+        return load_tokens(source, n_sequences=n, length=length, seed=1)
+
+    structure = few("mix", STRUCTURE_SEQUENCES)
 
     probes = {
         "code": few("code"),
         "prose": few("prose"),
         "vs_attn_1l": Probe(few("mix"), reference=load_model(REFERENCE)),
+        STRUCTURE: structure,
     }
-    return sample(
-        load_model(MODEL), tokens, "heads", settings=settings, probes=probes, path=path,
+    draws = sample(
+        load_model(MODEL), tokens, ["heads", "full"], settings=settings, probes=probes, path=path,
         progress=progress,
     )  # fmt: skip
+    return draws, read_structure(draws, STRUCTURE, structure, folder=path.parent)

@@ -201,12 +201,16 @@ def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
     assert first.exit_code == 0, first.stderr
     record = json.loads(first.stdout)
     assert [row["component"] for row in record["components"]] == [
-        f"L{layer}H{head}" for layer in (0, 1) for head in range(8)
+        *(f"L{layer}H{head}" for layer in (0, 1) for head in range(8)), "full",
+    ]  # fmt: skip
+    assert list(record["structure"]["chi"]["modes"][0]["loadings"]) == [
+        row["component"] for row in record["components"][:16]
     ]
     assert {"llc_code", "llc_prose", "llc_vs_attn_1l"} <= set(record["components"][0])
     again = call(*arguments)
     assert "found finished draws" in again.stderr
-    assert "How to read it" in again.stdout
+    assert again.stdout.count("How to read it") == 2
+    assert "Modes: Per-token rLLC" in again.stdout
     again = json.loads(call(*arguments, "--json").stdout)
     assert again["components"] == record["components"]
 

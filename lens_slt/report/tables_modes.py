@@ -23,7 +23,7 @@ def reliability_table(*matrices: xr.Dataset) -> Table:
     table.add_column("component", no_wrap=True)
     for matrix in matrices:
         quantity = str(matrix.attrs["quantity"])
-        table.add_column(f"{'χ' if quantity == 'chi' else 'λ̂'} ± SE", justify="right")
+        table.add_column("1000·χ ± SE" if quantity == "chi" else "λ̂ ± SE", justify="right")
         table.add_column("split-half", justify="right")
     for name in matrices[0]["component"].values:
         cells = []
@@ -31,7 +31,8 @@ def reliability_table(*matrices: xr.Dataset) -> Table:
             row = matrix.sel(component=name)
             factor = 1.0 if matrix.attrs["quantity"] == "llc" else 1e3
             cells.append(with_error(factor * float(row["mean"]), factor * float(row["mean_se"])))
-            cells.append(f"{float(row['split_half']):.2f}")
+            r = float(row["split_half"])
+            cells.append(f"{r:.2f}" if np.isfinite(r) else "–")
         table.add_row(str(name), *cells)
     return table
 
