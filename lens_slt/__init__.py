@@ -1,5 +1,6 @@
 """Singular learning theory for TransformerLens models."""
 
+from lens_slt.calibration import Calibration, calibrate
 from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model, shipped_checkpoints
@@ -7,7 +8,6 @@ from lens_slt.observables.influence import attribute, influence
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import susceptibility
-from lens_slt.sampling.calibrate import Calibration, calibrate
 from lens_slt.sampling.functions import sample_function
 from lens_slt.sampling.presets import PRESETS, preset
 from lens_slt.sampling.sample import Probe, sample

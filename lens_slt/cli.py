@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from lens_slt import demo as demonstration
+from lens_slt.calibration import SHORT
+from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.cli_support import (
     console,
     finish,
@@ -33,8 +35,6 @@ from lens_slt.report.files import rllc_rows, write_csv, write_page, write_rllc
 from lens_slt.report.files_structure import structure_records, write_structure
 from lens_slt.report.tables import health_summary, models_table, probe_table, rllc_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
-from lens_slt.sampling.calibrate import SHORT
-from lens_slt.sampling.calibrate import calibrate as run_calibration
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import choice

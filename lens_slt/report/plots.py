@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from lens_slt.sampling.calibrate import Calibration
+from lens_slt.calibration import Calibration
 from lens_slt.sampling.health import HEALTHY
 
 # Okabe & Ito 2008: told apart with every common form of colour blindness.

@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from lens_slt.calibration import Calibration
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.sampling.calibrate import Calibration
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
 

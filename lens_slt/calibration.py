@@ -97,7 +97,7 @@ def calibrate(
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Calibration:
-    """Choose nβ and γ for all components by the rule in :mod:`lens_slt.sampling.calibrate`.
+    """Choose nβ and γ for all components by the rule in :mod:`lens_slt.calibration`.
 
     Sweep nβ and γ coarsely, each γ with its control at nβ = 0; accept settings at which every
     chain is healthy, R̂ is small and λ̂ is at least 10 standard errors, and which the prior does not

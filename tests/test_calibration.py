@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import lens_slt as ls
-from lens_slt.sampling.calibrate import Calibration, calibrate, choose, judge
+from lens_slt.calibration import Calibration, calibrate, choose, judge
 from lens_slt.sampling.settings import Settings
 
 N_BETAS, GAMMAS = [10.0, 30.0, 100.0], [100.0, 400.0]
