@@ -67,3 +67,10 @@ def test_susceptibility_accuracy():
 def test_structure_recovery():
     found = figures("structure_recovery", "--quick", "--models", "attn-2l")
     assert {"induction_mode_auc", "head_auc", "induction_mode_auc_chi_control"} <= set(found)
+
+
+@pytest.mark.slow
+def test_susceptibility_vs_devinterp():
+    pytest.importorskip("devinterp", reason="needs the extra 'bench'")
+    found = figures("susceptibility_vs_devinterp", "--quick")
+    assert found["max_rel_difference"] < 1e-5
