@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 
 from lens_slt.report.files import write_page
+from lens_slt.report.plots_maps import plot_map
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.structure.overview import View
 
@@ -34,6 +35,14 @@ def write_structure(folder: Path, views: dict[str, View], title: str) -> dict[st
             plot_enrichment(view.by_mode),
             plot_enrichment(view.by_component),
         ]
+        if view.map is not None:
+            figures.append(
+                plot_map(
+                    view.map, view.map["pattern"].values, list(view.map["context"].values),
+                    title=f"Tokens that heads respond to alike lie together ({WORDS[key]}, UMAP)",
+                    label="rarest pattern",
+                )
+            )  # fmt: skip
     files["figures"] = folder / "modes.html"
     words = [
         f"Split-half reliability of the {WORDS[key]}, median over components: "

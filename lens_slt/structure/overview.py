@@ -1,4 +1,4 @@
-"""Everything that is read from one probe: matrices, modes, patterns, tokens at the ends."""
+"""Everything that is read from one probe: matrices, modes, patterns, a map, tokens at the ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
@@ -15,9 +16,13 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.susceptibility import FULL, susceptibility
 from lens_slt.sampling.result import component_names
-from lens_slt.structure.contexts import top_tokens
+from lens_slt.structure.contexts import contexts, top_tokens
+from lens_slt.structure.maps import token_map
 from lens_slt.structure.modes import modes
-from lens_slt.structure.pattern_enrichment import enrichment
+from lens_slt.structure.pattern_enrichment import enrichment, labels_of
+
+MAP_NEIGHBOURS = 45
+MOST_MAPPED = 10_000  # tokens of a map; more take minutes and hide each other
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class View:
     by_mode: xr.Dataset  # enrichment of patterns
     by_component: xr.Dataset
     top: pd.DataFrame
+    map: xr.Dataset | None  # coordinates of tokens with their pattern and context
 
 
 def read_structure(
@@ -57,20 +63,43 @@ def read_structure(
     found = {}
     rest = [name for name in names if name != FULL]
     llc = per_token_llc(draws.sel(component=rest), probe, path=_place(folder, "llc"))
-    found["llc"] = _view(llc, patterns, tokenizer)
+    found["llc"] = _view(llc, patterns, tokenizer, with_map=True)
     if estimator != "two_posterior" or FULL in names:
         chi = susceptibility(draws, probe, estimator=estimator, path=_place(folder, "chi"))
         found["chi"] = _view(chi, patterns, tokenizer)
     return found
 
 
-def _view(matrix: xr.Dataset, patterns: xr.DataArray, tokenizer: Any) -> View:
+def _view(
+    matrix: xr.Dataset, patterns: xr.DataArray, tokenizer: Any, with_map: bool = False
+) -> View:
     usable = matrix.sel(component=matrix["mean"].notnull())
     found = modes(usable)
     return View(
         matrix, found, enrichment(found, patterns), enrichment(usable, patterns),
         top_tokens(found, tokenizer),
+        labelled_map(usable, patterns, tokenizer) if with_map else None,
     )  # fmt: skip
+
+
+def labelled_map(
+    matrix: xr.Dataset, patterns: xr.DataArray, tokenizer: Any = None
+) -> xr.Dataset | None:
+    """UMAP of the tokens with the rarest pattern of each, and its context; None for few tokens.
+
+    Of more than 10 000 tokens the first sequences are drawn.
+    """
+    last = int(matrix["sequence"].values[min(MOST_MAPPED, matrix.sizes["token"]) - 1])
+    if matrix.sizes["token"] > MOST_MAPPED:
+        matrix = matrix.isel(token=matrix["sequence"].values < max(last, 1))
+    if matrix.sizes["token"] <= MAP_NEIGHBOURS:
+        return None
+    labels = labels_of(matrix, patterns)
+    counts = np.where(labels, labels.sum(1, keepdims=True), labels.size + 1)
+    names = patterns["pattern"].values[counts.argmin(0)]
+    names = np.where(labels.any(0), names, "none")
+    found = token_map(matrix, n_neighbors=MAP_NEIGHBOURS)
+    return found.assign(pattern=("token", names), context=("token", contexts(matrix, tokenizer)))
 
 
 def _place(folder: Path | None, name: str) -> Path | None:
