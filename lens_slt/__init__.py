@@ -18,6 +18,7 @@ from lens_slt.structure.contexts import contexts, top_tokens
 from lens_slt.structure.maps import map_stability, token_map
 from lens_slt.structure.modes import modes
 from lens_slt.structure.pattern_enrichment import enrichment
+from lens_slt.structure.standardize import halves
 
 __all__ = [
     "PRESETS",
@@ -32,6 +33,7 @@ __all__ = [
     "clusters",
     "contexts",
     "enrichment",
+    "halves",
     "influence",
     "label_patterns",
     "load_model",

@@ -40,7 +40,7 @@ def write_structure(folder: Path, views: dict[str, View], title: str) -> dict[st
                 plot_map(
                     view.map, view.map["pattern"].values, list(view.map["context"].values),
                     title=f"Tokens that heads respond to alike lie together ({WORDS[key]}, UMAP)",
-                    label="rarest pattern",
+                    label="pattern",
                 )
             )  # fmt: skip
     files["figures"] = folder / "modes.html"

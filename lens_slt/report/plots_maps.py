@@ -84,6 +84,11 @@ def plot_stability(
 
     Raises ValueError without anything to draw.
     """
+    if clusters:
+        clusters = {
+            name if np.isfinite(float(made["rand"])) else f"{name} (none in both)": made
+            for name, made in clusters.items()
+        }
     panels = [(name, made) for name, made in (("clusters", clusters), ("maps", maps)) if made]
     if not panels:
         raise ValueError("plot_stability needs clusters or maps; got neither")

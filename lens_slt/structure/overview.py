@@ -21,6 +21,16 @@ from lens_slt.structure.maps import token_map
 from lens_slt.structure.modes import modes
 from lens_slt.structure.pattern_enrichment import enrichment, labels_of
 
+# Families of patterns by which a map is coloured: a token belongs to the first that it has.
+FAMILIES = {
+    "induction": ("induction", "repeat_3", "repeat_5"),
+    "spacing": ("spacing", "newline", "indentation"),
+    "delimiter": ("left_delimiter", "right_delimiter", "quote"),
+    "numeric": ("numeric",),
+    "punctuation, formatting": ("formatting", "punctuation"),
+    "word start": ("word_start",),
+    "word part, end": ("word_part", "word_end"),
+}
 MAP_NEIGHBOURS = 45
 MOST_MAPPED = 10_000  # tokens of a map; more take minutes and hide each other
 
@@ -85,7 +95,7 @@ def _view(
 def labelled_map(
     matrix: xr.Dataset, patterns: xr.DataArray, tokenizer: Any = None
 ) -> xr.Dataset | None:
-    """UMAP of the tokens with the rarest pattern of each, and its context; None for few tokens.
+    """UMAP of the tokens with the family of patterns and the context of each; None for few tokens.
 
     Of more than 10 000 tokens the first sequences are drawn.
     """
@@ -94,10 +104,11 @@ def labelled_map(
         matrix = matrix.isel(token=matrix["sequence"].values < max(last, 1))
     if matrix.sizes["token"] <= MAP_NEIGHBOURS:
         return None
-    labels = labels_of(matrix, patterns)
-    counts = np.where(labels, labels.sum(1, keepdims=True), labels.size + 1)
-    names = patterns["pattern"].values[counts.argmin(0)]
-    names = np.where(labels.any(0), names, "none")
+    labels = dict(zip(patterns["pattern"].values, labels_of(matrix, patterns), strict=True))
+    names = np.full(matrix.sizes["token"], "none", dtype=object)
+    for family, members in reversed(FAMILIES.items()):
+        there = [labels[name] for name in members if name in labels]
+        names[np.any(there, axis=0)] = family
     found = token_map(matrix, n_neighbors=MAP_NEIGHBOURS)
     return found.assign(pattern=("token", names), context=("token", contexts(matrix, tokenizer)))
 

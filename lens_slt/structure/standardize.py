@@ -63,3 +63,22 @@ def standardized(matrix: xr.Dataset, *, centre_rows: bool = False) -> FloatArray
         )
     x = (values - values.mean(0)) / spread
     return x - x.mean(1, keepdims=True) if centre_rows else x
+
+
+def halves(matrix: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """The matrix from the first half of the draws and from the second, to see what comes back.
+
+    Each is the mean of the matrix's ``blocks``, which for susceptibilities are pseudo-values: equal
+    to the estimate from that half up to terms of second order.
+
+    Raises ValueError where ``matrix`` was made with ``keep_blocks=False`` or of too few draws.
+    """
+    if "blocks" not in matrix or matrix.sizes["block"] < 2:
+        raise ValueError(
+            "matrix has no blocks to halve: make it with keep_blocks=True and of four draws or more"
+        )
+    n = matrix.sizes["block"] // 2
+    quantity = matrix.attrs["quantity"]
+    parts = matrix["blocks"].isel(block=slice(0, n)), matrix["blocks"].isel(block=slice(n, None))
+    first, second = (matrix.assign({quantity: part.mean("block")}) for part in parts)
+    return first, second

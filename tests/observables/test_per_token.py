@@ -193,3 +193,17 @@ def test_draws_without_a_probe_or_with_a_divergence():
         ls.per_token_llc(ls.sample(model, tokens, "L0H0", probes=against, **options))
     with pytest.raises(TypeError, match=r"draws must come from sample\(…\); got Tensor"):
         ls.per_token_llc(torch.zeros(3))
+
+
+def test_halves_are_those_of_the_draws():
+    draws = per_token_draws()
+    matrix = ls.per_token_llc(draws)
+    first, second = ls.halves(matrix)
+    for half, keep in ((first, slice(0, 20)), (second, slice(20, 40))):
+        part = draws.copy()
+        part["probes/text"] = type(draws)(dataset(draws, "probes/text").isel(draw=keep))
+        np.testing.assert_allclose(half["llc"], ls.per_token_llc(part)["llc"], rtol=1e-5, atol=1e-6)
+    r = np.corrcoef(first["llc"].values[0], second["llc"].values[0])[0, 1]
+    assert r == pytest.approx(float(matrix["split_half"][0]), abs=1e-5)
+    with pytest.raises(ValueError, match="no blocks to halve"):
+        ls.halves(ls.per_token_llc(draws, keep_blocks=False))
