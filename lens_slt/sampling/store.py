@@ -19,7 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-BLOCK = 10  # steps between saves, and draws per Zarr chunk
+BLOCK = 10  # steps between saves, and draws per Zarr chunk, where they are small enough
+LARGEST_CHUNK = 2**26  # bytes of one component's chunk
+LARGEST_PENDING = 2**28  # bytes that are recorded before they are written
 LARGEST_IN_MEMORY = 4 * 2**30
 STATE_FILE = "state.safetensors"
 
@@ -47,7 +49,8 @@ class DrawStore:
 
     def is_block_end(self, step: int) -> bool:
         """Whether to save after this step."""
-        return (step + 1) % BLOCK == 0
+        pending = sum(row.nbytes for _, rows in self._pending.values() for row in rows)
+        return (step + 1) % BLOCK == 0 or pending > LARGEST_PENDING
 
     def save(self, step: int, state: dict[str, Tensor]) -> None:
         """Write what is buffered, then make ``state`` the one to resume from."""
@@ -95,7 +98,9 @@ def open_store(
     group = zarr.create_group(path, attributes={"identity": identity})
     created = {}
     for name, spec in specs.items():
-        chunks = (1, spec.shape[1], min(BLOCK, spec.shape[2]), *spec.shape[3:])
+        row = 4 * spec.shape[1] * int(np.prod(spec.shape[3:]))
+        draws = max(1, min(BLOCK, spec.shape[2], LARGEST_CHUNK // row))
+        chunks = (1, spec.shape[1], draws, *spec.shape[3:])
         created[name] = group.create_array(
             name, shape=spec.shape, chunks=chunks, dtype="float32", fill_value=float("nan"),
             dimension_names=spec.dims,

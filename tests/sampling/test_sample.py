@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+import zarr
 
 import lens_slt as ls
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.sampling import driver
+from lens_slt.sampling import driver, store
 from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.store import STATE_FILE
 from tests.tiny_models import GENERIC_MODELS, native, wrapped_gpt2
@@ -341,3 +343,20 @@ def test_gpu_and_cpu_agree():
     tables = [ls.refined_llc(run(settings=settings, device=d)) for d in ("cpu", "cuda")]
     gap = abs(tables[0]["llc"] - tables[1]["llc"])
     assert (gap < 4 * np.hypot(tables[0]["se"], tables[1]["se"])).all()
+
+
+def test_large_probes_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
+    """Fewer draws per chunk and earlier saves give the same draws."""
+    model, tokens = ls.load_model("attn-1l"), ls.load_tokens("code", n_sequences=4, length=16)
+    options = {
+        "settings": ls.Settings(draws=7, burn_in=2, batch_size=2, thin=2),
+        "probes": {"code": tokens}, "progress": False,
+    }  # fmt: skip
+    whole = ls.sample(model, tokens, "L0H0,L0H1", **options)
+    monkeypatch.setattr(store, "LARGEST_CHUNK", 4 * 4 * 4 * 15 * 2)  # two draws
+    monkeypatch.setattr(store, "LARGEST_PENDING", 1)
+    streamed = ls.sample(model, tokens, "L0H0,L0H1", path=tmp_path / "draws", **options)
+    assert zarr.open_group(tmp_path / "draws")["probes/code/paired_loss"].chunks[2] == 2
+    xr.testing.assert_identical(
+        whole["probes/code"].to_dataset(), streamed["probes/code"].to_dataset().load()
+    )
