@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,7 @@ def time_to_5pct(
     for layer in (0, 1):
         heads = [head for head in own if head.startswith(f"L{layer}")]
         run_head = sorted(heads, key=lambda head: own[head].value)[len(heads) // 2]
+        common.say(f"Layer {layer}: the head that both run is {run_head}.")
         by, truth = exact(model, tokens, run_head, effort.exact_draws, seed)
         sgld = peer_model(model, tokens, run_head, truth, effort.sgld_draws, seed)
         lr = sgld.best_rate()
@@ -264,10 +265,16 @@ def main() -> None:
     made = common.parser(__doc__)
     made.add_argument("--cache", type=Path, help="folder where the trained model is kept")
     made.add_argument("--only", choices=("throughput", "time"), help="one half of the benchmark")
+    made.add_argument(
+        "--peer-steps", type=int,
+        help="steps that the peer really runs on one head per layer; to reach 5 % takes it hours",
+    )  # fmt: skip
     args: argparse.Namespace = made.parse_args()
     common.one_thread()
     warnings.filterwarnings("ignore")
     size, effort = (peer.TOY, QUICK) if args.quick else (peer.Size(), Effort())
+    if args.peer_steps is not None:
+        effort = replace(effort, peer_steps=args.peer_steps)
     model = peer.trained_model(size, args.cache)
     figures: dict[str, Any] = {}
     if args.only != "time":
