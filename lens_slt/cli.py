@@ -313,7 +313,7 @@ def _finish_run(
     if not as_json:
         pages = [path for path in written.values() if path.endswith(".html")]
         folder = Path(next(iter(written.values()))).parent
-        say(f"done in {seconds:.0f} s; figures: {', '.join(pages)}; tables and draws in {folder}")
+        say(f"done in {seconds:.0f} s; open {', '.join(pages)}; tables and draws in {folder}")
     record |= {
         "model": draws.attrs["model"],
         "settings": settings_of(draws).as_dict(),

@@ -43,13 +43,13 @@ def write_structure(folder: Path, views: dict[str, View], title: str) -> dict[st
                     label="pattern",
                 )
             )  # fmt: skip
-    files["figures"] = folder / "modes.html"
+    files["modes"] = folder / "modes.html"
     words = [
         f"Split-half reliability of the {WORDS[key]}, median over components: "
         f"{float(view.matrix['split_half'].median()):.2f}."
         for key, view in views.items()
     ]
-    write_page(files["figures"], title, words, figures)
+    write_page(files["modes"], title, words, figures)
     return {key: str(path) for key, path in files.items()}
 
 

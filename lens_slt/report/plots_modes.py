@@ -25,7 +25,7 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     )
     for i in range(len(titles)):
         mode = found.isel(mode=i)
-        stable = "verdict" not in mode or str(mode["verdict"].values) == "stable"
+        stable = "verdict" not in mode or str(mode["verdict"].values).startswith("stable")
         loading = mode["loading"].values
         error = None
         if "loading_low" in mode:

@@ -17,8 +17,8 @@ def reliability_table(*matrices: xr.Dataset) -> Table:
     """One row per component: mean over the probe's tokens, and split-half reliability."""
     table = plain_table(
         "Mean over the probe's tokens, and reliability",
-        "± one standard error; split-half: correlation over tokens, first half\n"
-        "of the draws against the second",
+        "± one standard error; split-half: correlation over tokens, first half of the draws "
+        "against the second",
     )
     table.add_column("component", no_wrap=True)
     for matrix in matrices:
@@ -44,8 +44,8 @@ def modes_table(
     quantity = str(found.attrs["quantity"])
     table = plain_table(
         f"Modes: {NAMES[quantity]}",
-        "loadings of at least half the largest; patterns: AUC with q < 0.05,\n"
-        "the three furthest from 0.5",
+        "loadings of at least half the largest; patterns: AUC with q < 0.05, the three furthest "
+        "from 0.5; degrees: how far the mode turns when draws and sequences are resampled",
     )
     for name, justify in (("mode", "right"), ("var %", "right"), ("verdict", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from lens_slt.structure.standardize import standardized, values_of
 
 LEVEL = 0.95  # of every interval
 STABLE_ANGLE = 30.0  # degrees
+LARGEST_SPAN = 3  # modes
 SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with
 
 
@@ -54,9 +55,9 @@ def modes(
         ``explained``, its share of the variance, with interval; ``angle``, the 95th percentile of
         the angle to its bootstrapped self in degrees; ``subspace_angle``, that of the largest
         principal angle between the span of all modes up to it and the bootstrapped span;
-        ``verdict``: ``stable`` where the angle is under 30 degrees, else ``may be noise``. An
-        unstable mode inside a stable subspace has a neighbour of nearly the same size with which it
-        mixes.
+        ``verdict``: ``stable`` where the angle is under 30 degrees; ``stable span 2–3`` where modes
+        of nearly the same size mix but what they span together is within 30 degrees; else ``may be
+        noise``.
 
     Raises:
         ValueError: NaN, constant columns, fewer tokens than components, bad arguments.
@@ -173,15 +174,32 @@ def _bootstrap(
         subspaces.append(_subspace_angles(whole.vectors, again.vectors, k))
     low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     angle = np.quantile(angles, LEVEL, axis=0)
+    subspace = np.quantile(subspaces, LEVEL, axis=0)
     return {
         "loading_low": (("mode", "component"), np.quantile(loadings, low, axis=0)),
         "loading_high": (("mode", "component"), np.quantile(loadings, high, axis=0)),
         "explained_low": ("mode", np.quantile(explained, low, axis=0)),
         "explained_high": ("mode", np.quantile(explained, high, axis=0)),
         "angle": ("mode", angle),
-        "subspace_angle": ("mode", np.quantile(subspaces, LEVEL, axis=0)),
-        "verdict": ("mode", np.where(angle < STABLE_ANGLE, "stable", "may be noise")),
+        "subspace_angle": ("mode", subspace),
+        "verdict": ("mode", np.array(_verdicts(angle, subspace))),
     }
+
+
+def _verdicts(angle: FloatArray, subspace: FloatArray) -> list[str]:
+    """A mode lies in a stable span if the spans of all modes before it and up to its end are."""
+    ends = [0, *(i + 1 for i in range(len(angle)) if subspace[i] < STABLE_ANGLE)]
+    words = []
+    for mode in range(1, len(angle) + 1):
+        first = max(end for end in ends if end < mode) + 1
+        last = min((end for end in ends if end >= mode), default=0)
+        if angle[mode - 1] < STABLE_ANGLE:
+            words.append("stable")
+        elif 0 < last - first < LARGEST_SPAN:
+            words.append(f"stable span {first}–{last}")
+        else:
+            words.append("may be noise")
+    return words
 
 
 def _matched(original: FloatArray, again: _Decomposition) -> tuple[FloatArray, FloatArray]:

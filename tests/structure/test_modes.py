@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 import lens_slt as ls
+from lens_slt.structure.modes import _verdicts
 from lens_slt.structure.standardize import standardized
 from tests.made_matrices import planted
 
@@ -38,6 +39,17 @@ def test_stable_modes_and_noise_are_told_apart():
     assert list(found["verdict"].values[:2]) == ["stable"] * 2
     assert (found["angle"].values[:2] < 15).all()
     assert "may be noise" in found["verdict"].values[2:]  # equal sizes: any rotation is as good
+
+
+def test_modes_of_equal_size_are_a_stable_span():
+    assert _verdicts(np.array([2.0, 45.0, 44.0, 60.0]), np.array([2.0, 50.0, 8.0, 70.0])) == [
+        "stable", "stable span 2–3", "stable span 2–3", "may be noise",
+    ]  # fmt: skip
+
+
+def test_bootstrap_intervals_hold_the_estimate():
+    matrix, _, _ = planted(sizes=(3.0, 1.5), noise=0.3)
+    found = ls.modes(matrix, n_modes=4)
     inside = (found["loading_low"] <= found["loading"]) & (
         found["loading"] <= found["loading_high"]
     )
