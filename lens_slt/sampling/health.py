@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import arviz as az
 import numpy as np
 import xarray as xr
 
@@ -87,6 +86,8 @@ def standard_error(series: FloatArray) -> float:
     The larger of ArviZ's Monte Carlo standard error over the chains and that of their average:
     chains that share minibatches are not independent, and only the second knows.
     """
+    import arviz as az  # on use: it takes seconds to load
+
     if series.shape[1] < 4:
         return float("nan")
     flat = series.mean(0, keepdims=True)
@@ -126,6 +127,8 @@ def _chain_verdicts(
         beyond_noise = apart > MOVED * np.hypot(errors[c], typical)
         if not _is_excluded(words[c]) and beyond_noise and apart > MOVED_SHARE * abs(centre):
             words[c] = "chains disagree"
+    import arviz as az  # on use: it takes seconds to load
+
     kept = [c for c in alive if not _is_excluded(words[c])]
     rhat = float(az.rhat(loss[kept])) if len(kept) > 1 and loss.shape[1] >= 4 else float("nan")
     return words, rhat

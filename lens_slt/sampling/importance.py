@@ -8,7 +8,6 @@ Vehtari, Simpson, Gelman, Yao & Gabry 2024, Pareto smoothed importance sampling 
 
 from __future__ import annotations
 
-import arviz as az
 import numpy as np
 
 from lens_slt.arrays import FloatArray
@@ -20,6 +19,8 @@ def smoothed_weights(paired_loss: FloatArray, n_beta: float) -> tuple[FloatArray
     """Normalised Pareto-smoothed weights of prior draws ``[draw]`` and their k̂."""
     if n_beta == 0:
         return np.full(len(paired_loss), 1 / len(paired_loss)), float("-inf")
+    import arviz as az  # on use: it takes seconds to load
+
     log_weights, k_hat = az.psislw(-n_beta * paired_loss.astype(np.float64))
     return np.exp(np.asarray(log_weights)), float(k_hat)
 
