@@ -23,6 +23,7 @@ from lens_slt.models.train import loss_and_gradients
 
 N_CLASSES = 50  # of tokens in the synthetic source
 LEARNING_RATE = 3e-3
+RELAXATIONS = 5  # of the prior, left out by the peer as burn-in
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,30 @@ def _train(model: Any, size: Size) -> forward.Weights:
     return {k: w.detach() for k, w in weights.items()}
 
 
+def burn_in(lr: float, gamma: float = 200.0) -> int:
+    """Steps that the peer leaves out."""
+    return round(RELAXATIONS * 2 / (lr * gamma))
+
+
+def token_rows(tokens: Tensor) -> Any:
+    """Tokens as the peer reads them."""
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"input_ids": tokens.numpy()})
+    rows.set_format("torch")
+    return rows
+
+
 def peer_chain(
     model: Any, head: str, tokens: Tensor, *, batch_size: int, steps: int, lr: float, seed: int
 ) -> PeerRun:
     """One SGLD chain of devinterp restricted to a head; minibatches in order, again and again."""
-    from datasets import Dataset
     from devinterp.optim import SGMCMC
     from devinterp.slt.lm_loss import make_evaluate_fn
     from devinterp.slt.sampler import sample_single_chain
     from devinterp.slt.weight_restrictions import create_param_masks
 
-    rows = Dataset.from_dict({"input_ids": tokens.numpy()})
-    rows.set_format("torch")
+    rows = token_rows(tokens)
     losses: list[float] = []
     marks: list[float] = []
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

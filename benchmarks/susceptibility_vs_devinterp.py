@@ -33,7 +33,7 @@ import xarray as xr
 from torch import Tensor
 
 import lens_slt as ls
-from benchmarks import common
+from benchmarks import common, peer
 from benchmarks.common import Target, cpu_seconds
 from lens_slt.demo import MODEL
 from lens_slt.sampling.result import component_names, dataset
@@ -46,7 +46,6 @@ TARGETS = {
 WANTED = 0.9
 THINS = (1, 2, 4)
 BATCH, PROBE = 8, 8  # sequences
-RELAXATIONS = 5  # of the prior, left out by the peer as burn-in
 PEER_RATE = 1e-3
 GAMMA = 200.0
 BASELINE = 3.0  # nats; cancels
@@ -166,7 +165,7 @@ def peer_seconds(
     """CPU seconds of one chain per head until each is reliable, and of ``full``."""
     cost = {layer: _peer_cost(model, tokens, probe, f"l{layer}h1", effort) for layer in (0, 1)}
     cost["full"] = _peer_cost(model, tokens, probe, None, effort)
-    burn_in = round(RELAXATIONS * 2 / (PEER_RATE * GAMMA))
+    burn_in = peer.burn_in(PEER_RATE, GAMMA)
     n_heads = int(model.cfg.n_heads)
 
     def total(thin: int) -> float:
@@ -189,18 +188,12 @@ def _peer_cost(
     model: Any, tokens: Tensor, probe: Tensor, head: str | None, effort: Effort
 ) -> tuple[float, float]:
     """CPU seconds of a step and of an evaluation of devinterp."""
-    from datasets import Dataset
     from devinterp.slt.sampling import sample
     from devinterp.slt.weight_restrictions import create_param_masks
 
-    def rows(of: Tensor) -> Any:
-        made = Dataset.from_dict({"input_ids": of.numpy()})
-        made.set_format("torch")
-        return made
-
     masks = {name: None for name, _ in model.named_parameters()}
     masks = masks if head is None else create_param_masks(model, head)
-    data, observed = rows(tokens), rows(probe)
+    data, observed = peer.token_rows(tokens), peer.token_rows(probe)
 
     def spent(draws: int, between: int) -> float:
         start = cpu_seconds()
@@ -232,7 +225,7 @@ def main() -> None:
     settings = Settings(draws=effort.draws, batch_size=BATCH, seed=args.seed)
     rule = settings.but(
         sampler="sgld", step_size=PEER_RATE, antithetic=False,
-        burn_in=4 if args.quick else round(RELAXATIONS * 2 / (PEER_RATE * GAMMA)),
+        burn_in=4 if args.quick else peer.burn_in(PEER_RATE, GAMMA),
     )  # fmt: skip
     runs = [
         ls.sample(
@@ -242,7 +235,7 @@ def main() -> None:
     ]
     difference = same_numbers(runs[0])
     own, own_row = own_seconds(model, tokens, probe, runs[0], settings)
-    peer, peer_row = peer_seconds(model, tokens, probe, needed(runs[1]), effort)
+    other, other_row = peer_seconds(model, tokens, probe, needed(runs[1]), effort)
     common.show_table(
         f"CPU seconds until split-half {WANTED}; step, evaluation: of one head, or of all together",
         [
@@ -254,13 +247,13 @@ def main() -> None:
             "slowest head's steps",
             "all heads",
         ],
-        [["lens_slt", *own_row], ["devinterp", *peer_row]],
+        [["lens_slt", *own_row], ["devinterp", *other_row]],
     )
     figures = {
         "max_rel_difference": difference,
-        "time_to_reliability_ratio": peer / own,
+        "time_to_reliability_ratio": other / own,
         "own_seconds": own,
-        "peer_seconds": peer,
+        "peer_seconds": other,
     }
     common.finish(args, figures, None if args.quick else TARGETS)
 

@@ -37,7 +37,6 @@ TARGETS = {
 TOLERANCE = 0.05
 PEER_RATES = (1e-3, 5e-4, 3e-4, 2e-4, 1e-4)
 PROBE_STEP = 4e-3  # SGLD's bias is large against its noise here; linear in ε below
-RELAXATIONS = 5  # of the prior, left out by the peer as burn-in
 SMALL_BATCH = 8
 
 
@@ -130,14 +129,10 @@ class PeerModel:
         if room <= 0:
             return float("inf")
         draws = self.variance * max(1.0, self.correlation * 1e-3 / lr) / (room / 2) ** 2
-        return draws + burn_in(lr)
+        return draws + peer.burn_in(lr)
 
     def best_rate(self) -> float:
         return min(PEER_RATES, key=self.steps)
-
-
-def burn_in(lr: float, gamma: float = 200.0) -> int:
-    return round(RELAXATIONS * 2 / (lr * gamma))
 
 
 def peer_model(
@@ -149,7 +144,7 @@ def peer_model(
     )
     coarse = run(model, tokens, [head], base.but(step_size=PROBE_STEP, burn_in=15))[head]
     fine = ls.sample(
-        model, tokens, [head], settings=base.but(step_size=1e-3, burn_in=burn_in(1e-3)),
+        model, tokens, [head], settings=base.but(step_size=1e-3, burn_in=peer.burn_in(1e-3)),
         progress=False,
     )  # fmt: skip
     trace = 30.0 * fine["posterior"]["paired_loss"].values[0].astype(np.float64) / truth.value
@@ -164,7 +159,7 @@ def real_peer(
     model: Any, tokens: Tensor, head: str, lr: float, steps: int, seed: int
 ) -> tuple[Estimate, int, float]:
     """λ̂ of a real devinterp chain, its number of draws, and CPU seconds per step."""
-    skip = min(burn_in(lr), steps // 2)
+    skip = min(peer.burn_in(lr), steps // 2)
     chain = peer.peer_chain(
         model, head, tokens, batch_size=SMALL_BATCH, steps=steps, lr=lr, seed=seed
     )

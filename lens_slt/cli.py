@@ -93,7 +93,7 @@ def demo(
         record = _show_rllc(result, llc, out, title, as_json, demonstration.HOW_TO_READ)
         title = "Structure of the shipped model"
         record |= _show_structure(views, out, title, as_json, demonstration.HOW_TO_READ_MODES)
-        _finish_run(record, result, llc, as_json, before, seconds)
+        _finish_run(record, result, llc, out, as_json, before, seconds)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def rllc(
         seconds = time.monotonic() - began
         llc = refined_llc(result)
         record = _show_rllc(result, llc, out, f"Refined LLCs of {model}", as_json)
-        _finish_run(record, result, llc, as_json, before, seconds)
+        _finish_run(record, result, llc, out, as_json, before, seconds)
 
 
 @app.command()
@@ -211,7 +211,7 @@ def susceptibility(
         if not as_json:
             console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
         record = _show_structure(views, out, f"Structure of {model}", as_json)
-        _finish_run(record, result, llc, as_json, before, seconds)
+        _finish_run(record, result, llc, out, as_json, before, seconds)
 
 
 @app.command()
@@ -306,24 +306,26 @@ def _show_structure(
 
 
 def _finish_run(
-    record: dict[str, Any], draws: Any, llc: Any, as_json: bool, before: int, seconds: float
+    record: dict[str, Any],
+    draws: Any,
+    llc: Any,
+    out: Path,
+    as_json: bool,
+    before: int,
+    seconds: float,
 ) -> None:
     """What every run says at its end."""
     written = {**record.get("files", {}), **record.pop("structure_files", {})}
     if not as_json:
         pages = [path for path in written.values() if path.endswith(".html")]
-        folder = Path(next(iter(written.values()))).parent
-        say(f"done in {seconds:.0f} s; open {', '.join(pages)}; tables and draws in {folder}")
+        say(f"done in {seconds:.0f} s; open {', '.join(pages)}; tables and draws in {out}")
     record |= {
         "model": draws.attrs["model"],
         "settings": settings_of(draws).as_dict(),
         "health": health_summary(llc),
         "resumed_from_step": before,
         "seconds": round(seconds, 2),
-        "files": {
-            "draws": str(Path(next(iter(written.values()))).parent / "draws.zarr"),
-            **written,
-        },
+        "files": {"draws": str(out / "draws.zarr"), **written},
     }
     finish(record, as_json, usable=bool((llc["chains_used"] > 0).all()))
 

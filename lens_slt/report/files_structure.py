@@ -9,10 +9,8 @@ import xarray as xr
 
 from lens_slt.report.files import write_page
 from lens_slt.report.plots_maps import plot_map
-from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+from lens_slt.report.plots_modes import QUANTITIES, plot_enrichment, plot_modes
 from lens_slt.structure.overview import View
-
-WORDS = {"chi": "susceptibilities", "llc": "per-token rLLCs"}
 
 
 def write_structure(folder: Path, views: dict[str, View], title: str) -> dict[str, str]:
@@ -36,16 +34,17 @@ def write_structure(folder: Path, views: dict[str, View], title: str) -> dict[st
             plot_enrichment(view.by_component),
         ]
         if view.map is not None:
+            what = QUANTITIES[key]
             figures.append(
                 plot_map(
                     view.map, view.map["pattern"].values, list(view.map["context"].values),
-                    title=f"Tokens that heads respond to alike lie together ({WORDS[key]}, UMAP)",
+                    title=f"Tokens that heads respond to alike lie together ({what}, UMAP)",
                     label="pattern",
                 )
             )  # fmt: skip
     files["modes"] = folder / "modes.html"
     words = [
-        f"Split-half reliability of the {WORDS[key]}, median over components: "
+        f"Split-half reliability of the {QUANTITIES[key]}, median over components: "
         f"{float(view.matrix['split_half'].median()):.2f}."
         for key, view in views.items()
     ]

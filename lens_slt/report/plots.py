@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from lens_slt.calibration import Calibration
 from lens_slt.sampling.health import HEALTHY
+from lens_slt.sampling.result import component_names
 
 # Okabe & Ito 2008: told apart with every common form of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -101,7 +102,7 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
 
 def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
     """Loss trace of every chain of one component with its verdict; burn-in shaded."""
-    names = [str(name) for name in draws.to_dataset()["component"].values]
+    names = component_names(draws)
     if component not in names:
         raise ValueError(f"component must be one of {', '.join(names)}; got {component!r}")
     before = draws["burn_in"].to_dataset()["paired_loss"].sel(component=component).values

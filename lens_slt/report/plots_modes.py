@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from lens_slt.report.plots import COLOURS, ROW_PIXELS, SYMBOLS
 
 CLEAR = 0.05  # of q
+QUANTITIES = {"chi": "susceptibilities", "llc": "per-token rLLCs"}
 
 
 def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
@@ -103,6 +104,4 @@ def _title(found: xr.Dataset, i: int) -> str:
 
 
 def _quantity(found: xr.Dataset) -> str:
-    return {"chi": "susceptibilities", "llc": "per-token rLLCs"}.get(
-        str(found.attrs.get("quantity")), "matrix"
-    )
+    return QUANTITIES.get(str(found.attrs.get("quantity")), "matrix")

@@ -7,9 +7,9 @@ import pandas as pd
 import xarray as xr
 from rich.table import Table
 
+from lens_slt.report.plots_modes import CLEAR
 from lens_slt.report.tables import plain_table, with_error
 
-CLEAR = 0.05  # of q
 NAMES = {"chi": "Susceptibility χ", "llc": "Per-token rLLC"}
 
 

@@ -111,6 +111,8 @@ def independent_units(series: FloatArray, used: BoolArray, antithetic: bool) -> 
 def _chain_verdicts(
     loss: FloatArray, distance: FloatArray, expected: float
 ) -> tuple[list[str], float]:
+    import arviz as az  # on use: it takes seconds to load
+
     words = [""] * len(loss)
     for c in range(len(loss)):
         far = distance[c] > DISTANCE_FACTOR * expected
@@ -127,8 +129,6 @@ def _chain_verdicts(
         beyond_noise = apart > MOVED * np.hypot(errors[c], typical)
         if not _is_excluded(words[c]) and beyond_noise and apart > MOVED_SHARE * abs(centre):
             words[c] = "chains disagree"
-    import arviz as az  # on use: it takes seconds to load
-
     kept = [c for c in alive if not _is_excluded(words[c])]
     rhat = float(az.rhat(loss[kept])) if len(kept) > 1 and loss.shape[1] >= 4 else float("nan")
     return words, rhat

@@ -14,7 +14,7 @@ from scipy.stats import hypergeom
 from sklearn.neighbors import NearestNeighbors
 
 from lens_slt.arrays import FloatArray
-from lens_slt.structure.clusters import check_enough, matched_tokens, token_coordinates
+from lens_slt.structure.clusters import check_count, check_enough, matched_tokens, token_coordinates
 from lens_slt.structure.standardize import standardized
 
 
@@ -48,9 +48,8 @@ def token_map(
     Raises ValueError for numbers out of range, fewer than ``n_neighbors`` + 1 tokens, and for
     what ``standardized`` refuses; ImportError without umap-learn.
     """
-    for name, count, least in (("n_neighbors", n_neighbors, 2), ("components", components, 1)):
-        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
-            raise ValueError(f"{name} must be an integer of at least {least}; got {count!r}")
+    check_count("n_neighbors", n_neighbors, 2)
+    check_count("components", components, 1)
     if not 0 <= min_dist <= 1:
         raise ValueError(f"min_dist must be between 0 and 1; got {min_dist!r}")
     points = standardized(matrix, centre_rows=centre_rows)

@@ -14,7 +14,7 @@ import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
 from lens_slt.arrays import FloatArray
-from lens_slt.structure.standardize import standardized, values_of
+from lens_slt.structure.standardize import scaled, standardized, values_of
 
 LEVEL = 0.95  # of every interval
 STABLE_ANGLE = 30.0  # degrees
@@ -119,15 +119,6 @@ class _Decomposition:
         return cls(x, vectors * np.sign(largest), size / size.sum())
 
 
-def _scaled(values: FloatArray, weight: FloatArray, centre_rows: bool) -> FloatArray:
-    """Columns standardised with weights, rows centred if asked for."""
-    weight = weight / weight.sum()
-    x = values - weight @ values
-    spread = np.sqrt(weight @ x**2)
-    x = x / np.where(spread > 0, spread, 1)
-    return x - x.mean(1, keepdims=True) if centre_rows else x
-
-
 def _noise_whitening(matrix: xr.Dataset, centre_rows: bool) -> FloatArray:
     """Inverse square root of the covariance of the sampling noise between standardised columns."""
     values = values_of(matrix)
@@ -165,7 +156,7 @@ def _bootstrap(
         if n_sequences > 1:
             counts = generator.multinomial(n_sequences, np.full(n_sequences, 1 / n_sequences))
             weight = counts[sequence].astype(np.float64)
-        again = _Decomposition.of(_scaled(values, weight, centre_rows), weight, whitening)
+        again = _Decomposition.of(scaled(values, weight, centre_rows), weight, whitening)
         vectors, shares = _matched(whole.vectors[:, :k], again)
         loadings.append(vectors.T)
         explained.append(shares)

@@ -99,8 +99,8 @@ def labelled_map(
 
     Of more than 10 000 tokens the first sequences are drawn.
     """
-    last = int(matrix["sequence"].values[min(MOST_MAPPED, matrix.sizes["token"]) - 1])
     if matrix.sizes["token"] > MOST_MAPPED:
+        last = int(matrix["sequence"].values[MOST_MAPPED - 1])
         matrix = matrix.isel(token=matrix["sequence"].values < max(last, 1))
     if matrix.sizes["token"] <= MAP_NEIGHBOURS:
         return None

@@ -61,7 +61,18 @@ def standardized(matrix: xr.Dataset, *, centre_rows: bool = False) -> FloatArray
         raise ValueError(
             f"matrix: the column of {which} is constant over tokens and has no scale: leave it out"
         )
-    x = (values - values.mean(0)) / spread
+    return scaled(values, np.ones(len(values)), centre_rows)
+
+
+def scaled(values: FloatArray, weight: FloatArray, centre_rows: bool) -> FloatArray:
+    """Columns of ``values [token, component]`` standardised with a weight for each token.
+
+    Nothing is checked: a column without spread stays zero.
+    """
+    weight = weight / weight.sum()
+    x = values - weight @ values
+    spread = np.sqrt(weight @ x**2)
+    x = x / np.where(spread > 0, spread, 1)
     return x - x.mean(1, keepdims=True) if centre_rows else x
 
 
