@@ -1,0 +1,1 @@
+"""Circuit hypotheses: how they are guessed, and how they are put on trial."""

@@ -1,0 +1,214 @@
+"""A circuit hypothesis as a value: heads, edges, the pattern it is for, where the guess came from.
+
+Written by hand it is one line, ``circuit("L0H2 -> L1H2.K", pattern="induction")``: head 2 of layer
+0 writes what head 2 of layer 1 reads through its keys. Parts are separated by ``;`` or ``,``; a
+part is an edge, a chain of edges ``L0H2 -> L1H2.K -> logits``, or a component without edges.
+Edges lead from a head to a later head's ``Q``, ``K`` or ``V``, or to ``logits``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models.components import parse_components
+
+THROUGH = ("Q", "K", "V")
+LOGITS = "logits"
+FIELDS = ("components", "edges", "pattern", "name", "provenance", "model")
+
+_HEAD = re.compile(r"L(\d+)H(\d+)")
+_ENDS = re.compile(r"\s*(?:->|→)\s*")
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """What a head writes, read by a later head through its Q, K or V, or by the unembedding."""
+
+    source: str
+    target: str
+    through: str = ""
+
+    def __post_init__(self) -> None:
+        for name, role in ((self.source, "source"), (self.target, "target")):
+            if not (_HEAD.fullmatch(name) or (name == LOGITS and role == "target")):
+                allowed = "a head such as 'L0H2'" + (", or 'logits'" if role == "target" else "")
+                raise ValueError(f"edge {role} must be {allowed}; got {name!r}")
+        if self.target == LOGITS:
+            if self.through:
+                raise ValueError(f"an edge into the logits goes through '', not {self.through!r}")
+            return
+        if self.through not in THROUGH:
+            raise ValueError(
+                f"edge {self.source} -> {self.target} must say through what, as in "
+                f"'{self.source} -> {self.target}.K': one of {', '.join(THROUGH)}; "
+                f"got {self.through!r}"
+            )
+        if layer_of(self.source) >= layer_of(self.target):
+            raise ValueError(
+                f"edge {self} runs backwards: its source must lie in an earlier layer than its "
+                "target"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.source}→{self.target}" + (f".{self.through}" if self.through else "")
+
+
+@dataclass(frozen=True)
+class CircuitHypothesis:
+    """Components and edges that are claimed to do what a pattern of tokens needs.
+
+    ``components`` are heads, MLPs or layers in the grammar of :mod:`lens_slt.models.components`;
+    the ends of all edges are among them. ``provenance`` holds plain values that let a reader
+    retrace the guess. ``model`` is the hash of the weights that it was made for, "" for any model.
+    """
+
+    components: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    pattern: str
+    name: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.components:
+            raise ValueError("components: a circuit hypothesis names at least one component")
+        if not self.pattern:
+            raise ValueError("pattern must name the tokens that the circuit is for; got ''")
+        for kind, parts in (("component", self.components), ("edge", self.edges)):
+            twice = sorted({str(part) for part in parts if parts.count(part) > 1})
+            if twice:
+                raise ValueError(f"{kind} {twice[0]} is named twice")
+        ends = {end for edge in self.edges for end in (edge.source, edge.target)} - {LOGITS}
+        missing = sorted(ends - set(self.components))
+        if missing:
+            raise ValueError(f"edges end in {', '.join(missing)}, not among the components")
+
+    def __str__(self) -> str:
+        joined = {end for edge in self.edges for end in (edge.source, edge.target)}
+        alone = [name for name in self.components if name not in joined]
+        what = "; ".join([*map(str, self.edges), *alone])
+        return f"{self.name or 'circuit'} for {self.pattern}: {what}"
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Those of its components that are heads."""
+        return tuple(name for name in self.components if _HEAD.fullmatch(name))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "components": list(self.components),
+            "edges": [str(edge) for edge in self.edges],
+            "pattern": self.pattern,
+            "name": self.name,
+            "provenance": dict(self.provenance),
+            "model": self.model,
+        }
+
+
+def circuit(
+    text: str,
+    pattern: str,
+    *,
+    name: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    model: str = "",
+) -> CircuitHypothesis:
+    """A hypothesis from one line, such as ``"L0H2 -> L1H2.K -> logits; L1H4"``.
+
+    Raises ValueError for edges that run backwards, lack their Q, K or V, or do not parse.
+    """
+    components: dict[str, None] = {}
+    edges: dict[Edge, None] = {}
+    for part in re.split(r"[;,]", text):
+        if not part.strip():
+            continue
+        source = ""
+        for place, end in enumerate(_ENDS.split(part.strip())):
+            target, _, through = end.strip().partition(".")
+            if place:
+                edges[Edge(source, target, through.upper())] = None
+            elif through:
+                raise ValueError(f"{part.strip()!r} begins with {end!r}: a source has no '.'")
+            if target != LOGITS:
+                components[target] = None
+            source = target
+    return CircuitHypothesis(
+        tuple(sorted(components, key=_place)), tuple(edges), pattern, name, provenance or {}, model
+    )
+
+
+def write_hypotheses(path: Path | str, hypotheses: Sequence[CircuitHypothesis]) -> None:
+    """Write hypotheses to a JSON file."""
+    records = [hypothesis.as_dict() for hypothesis in hypotheses]
+    Path(path).write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_hypotheses(path: Path | str) -> list[CircuitHypothesis]:
+    """Hypotheses from a JSON file that holds one of them or a list.
+
+    Raises ValueError, naming the file and the entry, for anything else.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from None
+    records = content if isinstance(content, list) else [content]
+    found = []
+    for i, record in enumerate(records):
+        try:
+            found.append(_from_record(record))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, hypothesis {i + 1}: {error}") from None
+    return found
+
+
+def check_hypothesis(hypothesis: CircuitHypothesis, model: AdaptedModel, model_hash: str) -> None:
+    """Raise ValueError where the model has no such component or is not the one it was made for."""
+    parse_components(list(hypothesis.components), model)
+    if hypothesis.model and hypothesis.model != model_hash:
+        raise ValueError(
+            f"hypothesis {str(hypothesis)!r} was made for a model with weights "
+            f"{hypothesis.model[:12]}…; this one has {model_hash[:12]}…: heads of different models "
+            "do not correspond (clear the field 'model' to test it all the same)"
+        )
+
+
+def layer_of(head: str) -> int:
+    """Layer of a head."""
+    return head_place(head)[0]
+
+
+def head_place(head: str) -> tuple[int, int]:
+    """Layer and index of a head, ``L1H3`` → (1, 3)."""
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise ValueError(f"a head reads 'L1H3'; got {head!r}")
+    return int(match[1]), int(match[2])
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    """Order of components: by layer, then heads by index."""
+    match = re.match(r"L(\d+)(?:H(\d+))?", name)
+    return (int(match[1]), int(match[2] or -1), name) if match else (10**6, -1, name)
+
+
+def _from_record(record: Any) -> CircuitHypothesis:
+    if not isinstance(record, dict) or "pattern" not in record or not set(record) <= set(FIELDS):
+        raise ValueError(
+            f"must be an object with 'pattern', 'components' or 'edges', and perhaps others of "
+            f"{', '.join(FIELDS)}; got {str(record)[:80]}"
+        )
+    parts = [*record.get("edges", []), *record.get("components", [])]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("components and edges must be strings, such as 'L1H2', 'L0H2→L1H2.K'")
+    return circuit(
+        ";".join(parts), record["pattern"], name=record.get("name", ""),
+        provenance=record.get("provenance") or {}, model=record.get("model", ""),
+    )  # fmt: skip

@@ -1,0 +1,240 @@
+"""What the loss of every token becomes when parts of a model are ablated, kept or put back.
+
+Four questions, one table each over (sequence, position):
+
+- :func:`ablate`: what if these components did nothing specific?
+- :func:`ablate_path`: what if this head could not read that one?
+- :func:`keep_only`: what can these components do alone?
+- :func:`knock_in`: what do their outputs bring where everything else is ablated?
+
+The caller's model is used as it stands and comes back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from torch import Tensor
+
+from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
+from lens_slt.circuits.runs import Losses, Runs, nodes_of
+from lens_slt.models.adapter import adapt
+from lens_slt.models.components import parse_components
+from lens_slt.sampling.settings import choice
+from lens_slt.structure.contexts import contexts
+
+OUTSIDE = ("heads", "all")
+
+
+def ablate(
+    model: Any,
+    tokens: Any,
+    components: str | Iterable[str],
+    *,
+    how: str = "mean",
+    reference: Any = None,
+    pattern: Any = None,
+    frozen_norm: bool = False,
+    pad_id: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Losses with components ablated: heads, MLPs (``L1MLP``), layers (``L1``, ``L1ATTN``).
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        tokens: ``[sequence, position]``.
+        components: such as ``"L1H2"`` or ``["L0H2", "L1MLP"]``; they are ablated together.
+        how: what replaces their output: its ``mean`` over all tokens of the reference, its mean at
+            each position (``mean_position``), its mean over the tokens with a pattern and over
+            those without, each for its own (``mean_pattern``), its value on another sequence at the
+            same position (``resample``), or ``zero``.
+        reference: tokens ``[sequence, position]`` that means and resampled values come from;
+            ``tokens`` by default.
+        pattern: bool ``[sequence, position - 1]``, for ``mean_pattern``.
+        frozen_norm: keep the scale of every norm as it is without the ablation, so that the rest of
+            the model sees nothing but the missing output.
+        pad_id: id of the padding on the right; its losses are NaN.
+        seed: of ``resample``.
+
+    Returns:
+        Dataset over (sequence, position): ``base_loss``, ``loss`` and ``effect``, their difference
+        in nats, positive where the ablation hurts; ``token_id`` of the predicted token.
+
+    Raises:
+        ValueError: components the model does not have, tokens or reference of another vocabulary or
+            length, ``frozen_norm`` on a model whose norms are not known.
+    """
+    runs = Runs(
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
+        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+    )  # fmt: skip
+    nodes = nodes_of(components, runs.adapted)
+    return effects(runs, runs.loss(nodes), f"{how} ablation of {_named(components)}")
+
+
+def ablate_path(
+    model: Any,
+    tokens: Any,
+    paths: str | Edge | Iterable[Edge],
+    *,
+    how: str = "mean",
+    reference: Any = None,
+    pattern: Any = None,
+    frozen_norm: bool = False,
+    pad_id: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Losses where what a head writes is ablated for one reader only, through Q, K or V.
+
+    The direct path alone: what reaches the target through heads and MLPs in between stays.
+    ``"L0H2 -> L1H2.K"`` is such a path, ``"L1H2 -> logits"`` the one into the unembedding; several
+    are ablated together. Under grouped-query attention keys and values belong to the target's whole
+    group. Other arguments and the result are those of :func:`ablate`.
+
+    Raises ValueError for heads the model does not have, edges that run backwards, and models whose
+    heads do not write straight into the residual stream.
+    """
+    edges = _edges(paths)
+    runs = Runs(
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
+        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+    )  # fmt: skip
+    ends = {end for edge in edges for end in (edge.source, edge.target)} - {LOGITS}
+    parse_components(sorted(ends), runs.adapted)
+    what = f"{how} ablation of {', '.join(map(str, edges))}"
+    return effects(runs, runs.loss(paths=edges), what)
+
+
+def keep_only(
+    model: Any,
+    tokens: Any,
+    components: str | Iterable[str],
+    *,
+    outside: str = "heads",
+    how: str = "mean",
+    reference: Any = None,
+    pattern: Any = None,
+    frozen_norm: bool = False,
+    pad_id: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Losses with everything outside some components ablated.
+
+    ``outside`` says what that is: all other ``heads`` (MLPs stay, as in Wang et al. 2211.00593), or
+    ``all`` other heads and MLPs. Other arguments and the result are those of :func:`ablate`.
+    """
+    runs = Runs(
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
+        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+    )  # fmt: skip
+    rest = outside_of(nodes_of(components, runs.adapted), runs, outside)
+    return effects(runs, runs.loss(rest), f"{how} ablation of all but {_named(components)}")
+
+
+def knock_in(
+    model: Any,
+    tokens: Any,
+    components: str | Iterable[str],
+    *,
+    outside: str = "heads",
+    how: str = "mean",
+    reference: Any = None,
+    pattern: Any = None,
+    frozen_norm: bool = False,
+    pad_id: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Losses where all is ablated but some components put out what they do in the whole model.
+
+    Unlike in :func:`keep_only` the components do not compute on ablated inputs: this asks what
+    their outputs are worth, not whether they can work alone. Arguments and result as there.
+    """
+    runs = Runs(
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
+        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+    )  # fmt: skip
+    nodes = nodes_of(components, runs.adapted)
+    rest = outside_of(nodes, runs, outside)
+    what = f"{_named(components)} knocked into a model under {how} ablation"
+    return effects(runs, runs.loss(rest, restored=nodes), what)
+
+
+def affected_tokens(
+    found: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
+) -> pd.DataFrame:
+    """The tokens that an intervention hurts and helps most, in context; one of each sequence.
+
+    Args:
+        found: from :func:`ablate` and its like.
+        tokenizer: of the model; the shipped models' by default. Needs ``decode``.
+        n: tokens of each kind.
+        width: tokens of context.
+
+    Returns:
+        Columns ``kind`` (hurt or helped), ``effect`` and ``base_loss`` in nats, ``sequence``,
+        ``position`` and ``context``, with the predicted token in « ».
+    """
+    flat = found.stack(token=("sequence", "position")).reset_index("token")
+    flat = flat.isel(token=np.isfinite(flat["effect"].values))
+    effect, sequence = flat["effect"].values, flat["sequence"].values
+    rows = []
+    for kind, order in (("hurt", np.argsort(-effect)), ("helped", np.argsort(effect))):
+        _, first = np.unique(sequence[order], return_index=True)
+        best = order[np.sort(first)[:n]]
+        for token, text in zip(
+            best, contexts(flat, tokenizer, width=width, rows=best), strict=True
+        ):
+            one = flat.isel(token=token)
+            rows.append(
+                {
+                    "kind": kind, "effect": float(one["effect"]),
+                    "base_loss": float(one["base_loss"]), "sequence": int(one["sequence"]),
+                    "position": int(one["position"]), "context": text,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
+    """Losses under an intervention beside those without it."""
+    dims = ("sequence", "position")
+    tokens: Tensor = runs.tokens
+    return xr.Dataset(
+        {
+            "base_loss": (dims, runs.base),
+            "loss": (dims, loss),
+            "effect": (dims, loss - runs.base),
+        },
+        coords={
+            "sequence": np.arange(loss.shape[0]),
+            "position": np.arange(loss.shape[1]),
+            "token_id": (dims, tokens[:, 1:].numpy()),
+        },
+        attrs={"intervention": what, "model": runs.adapted.name, "units": "nats"},
+    )
+
+
+def outside_of(nodes: frozenset[str], runs: Runs, outside: str) -> frozenset[str]:
+    """Heads, or heads and MLPs, that are not among ``nodes``."""
+    choice("outside", outside, OUTSIDE)
+    return frozenset(runs.heads if outside == "heads" else runs.nodes) - nodes
+
+
+def _edges(paths: str | Edge | Iterable[Edge]) -> tuple[Edge, ...]:
+    if isinstance(paths, str):
+        edges = circuit(paths, pattern="any").edges
+    else:
+        edges = (paths,) if isinstance(paths, Edge) else tuple(paths)
+    if not edges or not all(isinstance(edge, Edge) for edge in edges):
+        raise ValueError(
+            f"paths must be edges, such as 'L0H2 -> L1H2.K' or 'L1H2 -> logits'; got {paths!r}"
+        )
+    return edges
+
+
+def _named(components: str | Iterable[str]) -> str:
+    return components if isinstance(components, str) else ", ".join(components)

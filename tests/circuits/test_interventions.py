@@ -1,0 +1,301 @@
+"""Interventions against weights and hooks written by hand; the model stays untouched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import lens_slt as ls
+from lens_slt.circuits.hypothesis import Edge
+from lens_slt.circuits.interventions import (
+    ablate,
+    ablate_path,
+    affected_tokens,
+    keep_only,
+    knock_in,
+)  # fmt: skip
+from lens_slt.circuits.runs import HOWS
+from lens_slt.models import forward
+from lens_slt.models.adapter import adapt, copy_weights, weights_hash
+from tests.tiny_models import GENERIC_MODELS, TINY_MODELS, has_hooked_transformer, native
+
+MODELS = [
+    name
+    for name in (*TINY_MODELS, *GENERIC_MODELS)
+    if has_hooked_transformer() or not name.startswith("hooked_")
+]
+FAST = [name for name in MODELS if name in TINY_MODELS]
+
+
+def make(name):
+    return {**TINY_MODELS, **GENERIC_MODELS}[name]()
+
+
+def some_tokens(n: int = 4, length: int = 12, seed: int = 0) -> torch.Tensor:
+    return torch.randint(1, 49, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def losses(logits: torch.Tensor, tokens: torch.Tensor) -> np.ndarray:
+    return -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].detach().numpy()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_zero_ablation_equals_weights_set_to_zero(name):
+    model, tokens = make(name), some_tokens()
+    got = ablate(model, tokens, "L0H1", how="zero")["loss"].values
+    leaf = adapt(model).leaves["blocks.0.attn.W_O"]
+    with torch.no_grad():
+        leaf.view(leaf.parameter)[1] = 0
+        want = losses(model(tokens[:, :-1], return_type="logits"), tokens)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def by_hand(model, tokens, edge):
+    """Loss with one path zero-ablated, in the package's functional forward pass."""
+    adapted = adapt(model)
+    arch, w = adapted.architecture, copy_weights(adapted)
+    inputs = tokens[:, :-1]
+    source_layer, source = int(edge.source[1]), int(edge.source[3:])
+    resid = forward.embed(arch, w, inputs)
+    for layer in range(arch.n_layers):
+        z = forward.head_outputs(arch, w, layer, resid)
+        if layer == source_layer:
+            write = z[:, source] @ w[f"blocks.{layer}.attn.W_O"][source]
+        if edge.target.startswith(f"L{layer}H"):
+            head = int(edge.target[3:])
+            x = dict.fromkeys("QKV", resid)
+            x[edge.through] = resid - write
+            qkv = {}
+            for part in "QKV":
+                qk, v = forward.attention_inputs(arch, w, layer, x[part])
+                read = v if part == "V" else qk
+                bias = w.get(f"blocks.{layer}.attn.b_{part}")
+                qkv[part] = forward.project(read, w[f"blocks.{layer}.attn.W_{part}"], bias)
+            group = arch.heads_per_key_value
+            index = head if edge.through == "Q" else head // group
+            full = {p: forward.project(
+                forward.attention_inputs(arch, w, layer, resid)[p == "V"],
+                w[f"blocks.{layer}.attn.W_{p}"], w.get(f"blocks.{layer}.attn.b_{p}"),
+            ) for p in "QKV"}  # fmt: skip
+            full[edge.through][:, index] = qkv[edge.through][:, index]
+            k, v = (full[p].repeat_interleave(group, dim=1) for p in "KV")
+            z = forward.causal_attention(arch, full["Q"], k, v)
+        attn = forward.attention_output(w, layer, z)
+        resid = forward.finish_block(arch, w, layer, resid, attn)
+    if edge.target == "logits":
+        resid = resid - write
+    w_u, b_u = forward.unembedding(arch, w)
+    logits = forward.final_state(arch, w, resid) @ w_u
+    return losses(logits if b_u is None else logits + b_u, tokens)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("text", ["L0H1 -> L1H2.Q", "L0H1 -> L1H2.K", "L0H3 -> L1H0.V", "logits"])
+def test_a_path_equals_the_forward_pass_without_it(name, text):
+    model, tokens = make(name), some_tokens()
+    if text == "logits":
+        text = "L1H2 -> logits"
+    source, target = text.split(" -> ")
+    edge = Edge(source, *(target.split(".") if "." in target else (target,)))
+    got = ablate_path(model, tokens, text, how="zero")
+    np.testing.assert_allclose(got["loss"], by_hand(model, tokens, edge), atol=1e-5)
+    assert float(np.abs(got["effect"]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_frozen_norm_makes_a_last_head_its_path_to_the_logits(name):
+    """Without MLPs nothing else reads it, so the ablation is linear in its output."""
+    model, tokens = make(name), some_tokens()
+    node = ablate(model, tokens, "L1H2", frozen_norm=True)["effect"].values
+    if not adapt(model).attn_only:
+        assert np.abs(node - ablate(model, tokens, "L1H2")["effect"].values).max() > 1e-5
+        return
+    path = ablate_path(model, tokens, "L1H2 -> logits", frozen_norm=True)["effect"].values
+    np.testing.assert_allclose(node, path, atol=1e-5)
+
+
+def test_frozen_norm_equals_the_linearised_norm_of_a_path():
+    model, tokens = native(normalization_type="LN"), some_tokens()
+    adapted = adapt(model)
+    arch, w = adapted.architecture, copy_weights(adapted)
+    resid = forward.embed(arch, w, tokens[:, :-1])
+    z = forward.head_outputs(arch, w, 0, resid)
+    write = z[:, 1] @ w["blocks.0.attn.W_O"][1]
+    for layer in range(arch.n_layers):
+        resid = forward.block(arch, w, layer, resid)
+    scale = (resid.var(-1, keepdim=True, unbiased=False) + arch.norm_eps).sqrt()
+    change = (write - write.mean(-1, keepdim=True)) / scale * w["ln_final.w"]
+    w_u, b_u = forward.unembedding(arch, w)
+    want = (forward.final_state(arch, w, resid) - change) @ w_u + (0 if b_u is None else b_u)
+    got = ablate_path(model, tokens, "L0H1 -> logits", how="zero", frozen_norm=True)
+    np.testing.assert_allclose(got["loss"], losses(want, tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["native_mlp", "wrapped_gpt2", "hooked_mlp", "wrapped_llama"])
+@pytest.mark.parametrize("how", HOWS)
+def test_ablations_equal_hooks_written_by_hand(name, how):
+    if name not in MODELS:
+        pytest.skip("needs HookedTransformer")
+    model, tokens = make(name), some_tokens()
+    pattern = torch.rand(4, 11, generator=torch.Generator().manual_seed(3)) < 0.4
+    kept = {}
+
+    def keep(value, hook, place):
+        kept[place] = value.clone()
+
+    head, mlp = "blocks.1.attn.hook_z", "blocks.0.hook_mlp_out"
+    with torch.no_grad():
+        for place in (head, mlp):
+            model.run_with_hooks(
+                tokens[:, :-1],
+                fwd_hooks=[(place, lambda x, hook, p=place: keep(x, hook, p))],
+            )
+
+    def put_in(value):
+        if how == "zero":
+            return torch.zeros_like(value)
+        if how == "mean":
+            return value.mean((0, 1), keepdim=True).expand_as(value)
+        if how == "mean_position":
+            return value.mean(0, keepdim=True).expand_as(value)
+        if how == "mean_pattern":
+            new = value.clone()
+            for member in (True, False):
+                new[pattern == member] = value[pattern == member].mean(0)
+            return new
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(5)).tolist()
+        new = value.clone()
+        for place, row in enumerate(order):
+            new[row] = value[order[place - 1]]
+        return new
+
+    def replace_head(value, hook):
+        value = value.clone()
+        value[:, :, 2] = put_in(kept[head])[:, :, 2]
+        return value
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(
+            tokens[:, :-1],
+            fwd_hooks=[(head, replace_head), (mlp, lambda x, hook: put_in(kept[mlp]))],
+        )
+    found = ablate(model, tokens, ["L1H2", "L0MLP"], how=how, pattern=pattern, seed=5)
+    np.testing.assert_allclose(found["loss"], losses(logits, tokens), atol=1e-5)
+
+
+def test_reference_tokens_give_the_means():
+    model, tokens, other = native(), some_tokens(), some_tokens(n=6, seed=9)
+    own = ablate(model, tokens, "L0H1")
+    theirs = ablate(model, tokens, "L0H1", reference=other)
+    both = ablate(model, torch.cat([tokens, other]), "L0H1", reference=other)
+    assert np.abs(own["loss"] - theirs["loss"]).max() > 1e-4
+    np.testing.assert_allclose(theirs["loss"], both["loss"][:4], atol=1e-5)
+
+
+def test_layers_are_their_heads_and_mlp():
+    model, tokens = native(attn_only=False), some_tokens()
+    parts = [f"L1H{i}" for i in range(4)]
+    whole = ablate(model, tokens, "L1")["loss"]
+    np.testing.assert_allclose(whole, ablate(model, tokens, [*parts, "L1MLP"])["loss"], atol=1e-6)
+    np.testing.assert_allclose(
+        ablate(model, tokens, "L1ATTN")["loss"], ablate(model, tokens, parts)["loss"], atol=1e-6
+    )
+
+
+def test_keep_only_and_ablate_are_complements():
+    model, tokens = native(), some_tokens()
+    kept = keep_only(model, tokens, ["L0H1", "L1H3"])["loss"]
+    rest = [f"L0H{i}" for i in (0, 2, 3)] + [f"L1H{i}" for i in (0, 1, 2)]
+    np.testing.assert_allclose(kept, ablate(model, tokens, rest)["loss"], atol=1e-6)
+    np.testing.assert_allclose(keep_only(model, tokens, "heads")["effect"], 0, atol=1e-6)
+
+
+def test_knock_in_of_the_first_layer_equals_keeping_it_and_of_the_second_does_not():
+    model, tokens = native(), some_tokens()
+    first = [f"L0H{i}" for i in range(4)]
+    np.testing.assert_allclose(
+        knock_in(model, tokens, first)["loss"], keep_only(model, tokens, first)["loss"], atol=1e-5
+    )
+    kept, put_back = keep_only(model, tokens, "L1H2"), knock_in(model, tokens, "L1H2")
+    assert np.abs(kept["loss"] - put_back["loss"]).max() > 1e-3
+    np.testing.assert_allclose(knock_in(model, tokens, "heads")["effect"], 0, atol=1e-5)
+
+
+def test_padding_has_no_loss_and_does_not_enter_the_mean():
+    model, tokens = native(), some_tokens()
+    padded = torch.cat([tokens, torch.full((4, 5), 49)], dim=1)
+    plain, with_padding = (ablate(model, t, "L0H1", pad_id=49) for t in (tokens, padded))
+    np.testing.assert_allclose(with_padding["loss"][:, :11], plain["loss"], atol=1e-5)
+    assert np.isnan(with_padding["loss"][:, 11:]).all()
+
+
+@pytest.mark.parametrize("name", ["hooked_attn_only", "native_mlp", "wrapped_gpt2"])
+def test_the_model_is_untouched(name):
+    if name not in MODELS:
+        pytest.skip("needs HookedTransformer")
+    model, tokens = make(name), some_tokens()
+    seen = []
+    place = "blocks.0.attn.hook_z"
+    hook_point = dict(model.hook_dict)[place]
+    hook_point.add_hook(lambda value, hook: seen.append(1))
+    if name != "wrapped_gpt2":  # it has dropout, which is refused
+        model.train()
+    mode = model.training
+    before, state = weights_hash(adapt(model)), torch.get_rng_state()
+    modules = {n: len(m._forward_hooks) for n, m in model.named_modules()}
+    ablate(model, tokens, "L0H1", how="resample", frozen_norm=True)
+    ablate_path(model, tokens, "L0H1 -> L1H2.K", frozen_norm=True)
+    with pytest.raises(ValueError, match="L9H0"):
+        ablate(model, tokens, "L9H0")
+    assert weights_hash(adapt(model)) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {n: len(m._forward_hooks) for n, m in model.named_modules()} == modules
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training == mode
+    seen.clear()
+    model(tokens)
+    assert seen, "the caller's hook is still there"
+
+
+def test_affected_tokens_stand_in_context():
+    model = ls.load_model("attn-2l")
+    tokens = ls.load_tokens("code", n_sequences=6, length=48)
+    found = ablate(model, tokens, "L1H2")
+    table = affected_tokens(found, n=4)
+    assert list(table["kind"]) == ["hurt"] * 4 + ["helped"] * 4
+    first = table.iloc[0]
+    assert first["effect"] == pytest.approx(float(found["effect"].max()))
+    token = int(tokens[first["sequence"], first["position"] + 1])
+    shown = first["context"].split("«")[1].rstrip("»")
+    assert shown == model.tokenizer.decode([token]).replace("\n", "⏎")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, t: ablate(m, t, "L0H9"), "L0H9.*did you mean 'L0H3'"),
+        (lambda m, t: ablate(m, t, "embed"), "'embed' cannot be ablated; heads, MLPs and layers"),
+        (lambda m, t: ablate(m, t, "L0H1", how="men"), "how must be one of mean.*'mean'"),
+        (lambda m, t: ablate(m, t, "L0H1", how="mean_pattern"), "needs pattern"),
+        (lambda m, t: ablate(m, t, "L0H1", how="mean_pattern", pattern=t > 0), "one position less"),
+        (lambda m, t: ablate(m, t, "L0H1", reference=t[:, :7]), "sequences of 7 tokens"),
+        (lambda m, t: ablate(m, t, "L0H1", reference=t + 40), "reference.*between 0 and 49"),
+        (lambda m, t: ablate_path(m, t, "L1H1 -> L0H0.K"), "runs backwards"),
+        (lambda m, t: ablate_path(m, t, "L0H1 -> L1H7.K"), "L1H7.*does not exist"),
+        (lambda m, t: ablate_path(m, t, "L0H1 -> L1H1"), "through what.*Q, K, V"),
+        (lambda m, t: ablate_path(m, t, "L0H1"), "paths must be edges"),
+        (lambda m, t: keep_only(m, t, "L0H1", outside="mlps"), "outside must be one of heads, all"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(native(), some_tokens())
+
+
+def test_what_cannot_be_done_is_refused():
+    tokens = some_tokens()
+    with pytest.raises(ValueError, match="frozen_norm=True needs a model whose norms"):
+        ablate(GENERIC_MODELS["native_logit_cap"](), tokens, "L0H1", frozen_norm=True)
+    with pytest.raises(ValueError, match="norms after attention"):
+        ablate_path(GENERIC_MODELS["wrapped_gemma2"](), tokens, "L0H1 -> L1H1.K")
