@@ -24,18 +24,17 @@ the least are ties, for they are not known better; of these the one furthest bel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.progress import track
 from lens_slt.sampling.health import HEALTHY, LARGEST_RHAT, independent_units, standard_error
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
@@ -127,7 +126,8 @@ def calibrate(
     choice("settings.sampler", settings.sampler, SAMPLERS)
     n_runs = (len(n_betas) + 1) * len(gammas)
     cells = []
-    with _bar(n_runs, progress) as advance:
+    done = 0
+    with track("calibrating", n_runs, progress) as tell:
         for gamma in gammas:
             runs = {}
             for n_beta in (0.0, *n_betas):
@@ -135,7 +135,8 @@ def calibrate(
                     model, tokens, components, settings=settings.but(n_beta=n_beta, gamma=gamma),
                     mask=mask, pad_id=pad_id, device=device, progress=False,
                 )  # fmt: skip
-                advance()
+                done += 1
+                tell(done)
             control = runs.pop(0.0)
             cells.append(xr.concat([_cell(run, control) for run in runs.values()], "n_beta"))
     evidence = xr.concat(cells, "gamma", combine_attrs="drop_conflicts")
@@ -294,16 +295,3 @@ def _grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
     if len(set(values)) < len(values):
         raise ValueError(f"{name} names a value twice: {list(values)}")
     return tuple(sorted(float(value) for value in values))
-
-
-@contextmanager
-def _bar(n_runs: int, show: bool) -> Iterator[Any]:
-    columns = (
-        TextColumn("calibrating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs, left"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not show) as bar:
-        task = bar.add_task("", total=n_runs)
-        yield lambda: bar.advance(task)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,14 +12,6 @@ from typing import Any
 
 import torch
 import xarray as xr
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models import forward
@@ -30,6 +21,7 @@ from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
 from lens_slt.models.processing import weight_processing
 from lens_slt.models.suffix import make_groups
+from lens_slt.progress import track
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.presets import preset
 from lens_slt.sampling.result import draw_tree, probe_specs, trace_specs
@@ -130,8 +122,8 @@ def sample(
     record = _record(adapted, identity)
     store = open_store(path, specs, {**identity, "record": record})
     label = f"{len(names)} components × {settings.chains} chains"
-    with _bar(label, settings.steps) if progress else nullcontext(_no_bar) as on_step:
-        run_chains(target, settings, store, on_step)
+    with track(label, settings.steps, progress) as done:
+        run_chains(target, settings, store, lambda step: done(step + 1))
     base = target.probe_base_losses()
     fixed = {
         name: {
@@ -276,27 +268,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _no_bar(step: int) -> None:
-    pass
-
-
-class _bar:
-    """A progress bar as a context manager that yields an on-step callback."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self._progress = Progress(
-            TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(),
-            transient=True,
-        )  # fmt: skip
-        self._total = total
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._progress.start()
-        task = self._progress.add_task("", total=self._total)
-        return lambda step: self._progress.update(task, completed=step + 1)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()

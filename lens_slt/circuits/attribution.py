@@ -1,0 +1,344 @@
+r"""Which edges matter for a pattern, estimated from gradients: edge attribution patching.
+
+An edge leads from what a head writes to the queries, keys or values of a later head, or to the
+logits. Ablating it replaces what the source writes, in the input of that one reader, by its mean
+over tokens. To first order the loss then changes by (ablated − clean)·∂L/∂(queries, keys, values),
+the difference being exact, norm included: norm(stream − written + mean)·W − norm(stream)·W.
+
+``steps=1`` takes the gradient where nothing is ablated (attribution patching, Syed et al. 2023,
+arXiv 2310.10348): one backward pass for all edges. With ``steps`` from 2 on the gradient is the
+mean over the midpoints of as many parts of a straight path (integrated gradients; Hanna et al.
+2024, EAP-IG, arXiv 2403.17806, who walk from one prompt to another). Here the path is one of
+activations, and there is one for each source and kind of reader: along it all of this source's
+edges into queries (or keys, values, the logits) are ablated together, little by little, and nothing
+else. So the effects of one source through one of them add up, over targets, to the true change of
+the loss when these edges are ablated at once (exactly so where the targets are in one layer). That
+costs ``steps`` passes through the later layers for every source and kind: with two layers ablating
+every edge is no more work, with many it is far more.
+
+Against true ablation of single edges, loss of induction tokens on three shipped models, the
+correlations over edges are 0.98 and more for ``steps=5`` (and for 3), 1.00 for the logits. Where
+several heads do the same work each of their edges is overrated, up to twice, because the path
+ablates them together. With ``steps=1`` they are 0.94 and more for queries and keys, where the sizes
+are nearer to the truth if heads share the work, but 0.83 to 0.97 for values and 0.45 to 0.71 for
+the logits, where they are up to four times too small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
+
+from lens_slt.circuits.hypothesis import LOGITS, THROUGH
+from lens_slt.data.checks import check_tokens, loss_mask
+from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
+from lens_slt.models.forward import Weights
+from lens_slt.sampling.settings import choice
+
+ABLATIONS = ("mean", "zero")
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a model should compute
+
+Hooks = list[tuple[str, Callable[..., Any]]]
+
+
+def edge_attribution(
+    model: Any,
+    tokens: Any,
+    pattern_mask: Any,
+    *,
+    steps: int = 5,
+    ablate: str = "mean",
+    batch_size: int = 8,
+    pad_id: int | None = None,
+) -> xr.Dataset:
+    """Estimated rise of the mean loss on a pattern's tokens when single edges are ablated.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge whose attention is added to the residual
+            stream as it is (no norm after it).
+        tokens: int ``[sequence, position]``.
+        pattern_mask: bool ``[sequence, position - 1]``: which predictions of ``tokens[:, 1:]``
+            count, such as ``label_patterns(tokens).sel(pattern="induction")``.
+        steps: points on the path of integrated gradients; 1 is attribution patching.
+        ablate: ``mean``: what the source writes becomes its mean over all tokens that predict one,
+            as ``how="mean"`` of :func:`lens_slt.circuits.interventions.ablate_path`; ``zero``.
+        batch_size: sequences at a time.
+        pad_id: as in :func:`lens_slt.sample`.
+
+    Returns:
+        Dataset over (source, target, through): ``effect`` in nats, positive where ablating the edge
+        raises the loss. Targets are heads, through Q, K or V, and ``logits``, through ``""``, as in
+        :class:`lens_slt.circuits.hypothesis.Edge`; NaN where there is no edge. Under grouped-query
+        attention K and V belong to the group: each of its heads shows the effect of the whole. The
+        attributes have the clean loss and the number of tokens.
+
+    Raises:
+        TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); a mask of
+            another shape or without tokens; bad arguments; a model that computes something else.
+    """
+    choice("ablate", ablate, ABLATIONS)
+    for name, value in (("steps", steps), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    adapted = adapt(model)
+    ids, mask = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
+    real = loss_mask(mask)
+    chosen = _pattern_mask(pattern_mask, ids) & real
+    if not bool(chosen.any()):
+        raise ValueError("pattern_mask is false everywhere: there are no tokens to take a loss of")
+    weights = copy_weights(adapted)
+    _check_model(adapted, weights, ids[:1])
+    replacement = _replacement(adapted, weights, ids[:, :-1], real, ablate, batch_size)
+    estimate = _Estimate.empty(adapted)
+    rows_with_pattern = chosen.any(1).nonzero()[:, 0]
+    n_tokens = int(chosen.sum())
+    loss = 0.0
+    for rows in rows_with_pattern.split(batch_size):
+        batch = _Batch.of(
+            adapted, weights, ids[rows], chosen[rows].double() / n_tokens, replacement
+        )
+        loss += batch.loss
+        batch.attribute(estimate, steps)
+    return estimate.dataset({"loss": loss, "n_tokens": n_tokens, "steps": steps, "ablate": ablate})
+
+
+def _pattern_mask(pattern_mask: Any, ids: Tensor) -> Tensor:
+    is_tensor = isinstance(pattern_mask, Tensor)
+    chosen = pattern_mask if is_tensor else torch.from_numpy(np.array(pattern_mask))
+    shape = (ids.shape[0], ids.shape[1] - 1)
+    if chosen.dtype != torch.bool or tuple(chosen.shape) != shape:
+        raise ValueError(
+            f"pattern_mask must be bool [sequence, position - 1], here {list(shape)}, for tokens "
+            f"of shape {list(ids.shape)}; got {str(chosen.dtype).removeprefix('torch.')} "
+            f"{list(chosen.shape)}"
+        )
+    return chosen.cpu()
+
+
+def _run(
+    adapted: AdaptedModel, tokens: Tensor, names: list[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the values at some hooks; without gradients."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(value: Tensor, hook: Any) -> None:
+            kept[name] = value.detach()
+
+        return hook
+
+    with torch.no_grad():
+        logits = adapted.module.run_with_hooks(
+            tokens, fwd_hooks=[(name, keep(name)) for name in names], return_type="logits"
+        )
+    return logits, kept
+
+
+def _replacement(
+    adapted: AdaptedModel,
+    weights: Weights,
+    inputs: Tensor,
+    real: Tensor,
+    ablate: str,
+    batch_size: int,
+) -> list[Tensor]:
+    """What an ablated head writes instead before W_O, ``[head, d_head]`` for each layer."""
+    layers = range(adapted.n_layers)
+    total = [weights[f"blocks.{i}.attn.W_O"][:, :, 0].double() * 0 for i in layers]
+    if ablate == "zero":
+        return [part.to(adapted.dtype) for part in total]
+    names = [f"blocks.{i}.attn.hook_z" for i in layers]
+    for rows in torch.arange(len(inputs)).split(batch_size):
+        _, kept = _run(adapted, inputs[rows].to(adapted.device), names)
+        there = real[rows].to(adapted.device)
+        for i, name in enumerate(names):
+            total[i] += kept[name][there].double().sum(0)
+    return [(part / int(real.sum())).to(adapted.dtype) for part in total]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Sums over batches; ``heads`` is [source layer, head, target layer, head, through]."""
+
+    adapted: AdaptedModel
+    heads: Tensor
+    logits: Tensor  # [source layer, head]
+
+    @classmethod
+    def empty(cls, adapted: AdaptedModel) -> _Estimate:
+        shape = (adapted.n_layers, adapted.n_heads)
+        heads = torch.zeros(*shape, *shape, len(THROUGH), dtype=torch.float64)
+        for layer in range(adapted.n_layers):
+            heads[layer, :, : layer + 1] = torch.nan  # no edge leads backwards
+        return cls(adapted, heads, torch.zeros(shape, dtype=torch.float64))
+
+    def dataset(self, attrs: dict[str, Any]) -> xr.Dataset:
+        n = self.adapted.n_layers * self.adapted.n_heads
+        effect = np.full((n, n + 1, len(THROUGH) + 1), np.nan)
+        effect[:, :n, : len(THROUGH)] = self.heads.reshape(n, n, -1).numpy()
+        effect[:, n, len(THROUGH)] = self.logits.reshape(n).numpy()
+        names = [
+            f"L{i}H{j}" for i in range(self.adapted.n_layers) for j in range(self.adapted.n_heads)
+        ]
+        return xr.Dataset(
+            {"effect": (("source", "target", "through"), effect)},
+            coords={"source": names, "target": [*names, LOGITS], "through": [*THROUGH, ""]},
+            attrs=attrs,
+        )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some sequences in the model as it is: what its heads read and write."""
+
+    adapted: AdaptedModel
+    weights: Weights
+    targets: Tensor  # the next token at each position that predicts one, [sequence, position]
+    weight: Tensor  # of each prediction in the loss, same shape
+    stream: list[Tensor]  # before each layer, [sequence, position, d_model]
+    moved: list[Tensor]  # change of the stream if a head is ablated, [head, sequence, position, …]
+    loss: float
+
+    @classmethod
+    def of(
+        cls,
+        adapted: AdaptedModel,
+        weights: Weights,
+        tokens: Tensor,
+        weight: Tensor,
+        replacement: list[Tensor],
+    ) -> _Batch:
+        tokens = tokens.to(adapted.device)
+        weight = weight.to(adapted.device, adapted.dtype)
+        streams = [f"blocks.{i}.hook_resid_pre" for i in range(adapted.n_layers)]
+        written = [f"blocks.{i}.attn.hook_z" for i in range(adapted.n_layers)]
+        logits, kept = _run(adapted, tokens[:, :-1], [*streams, *written])
+        moved = [
+            torch.einsum("sphe,hed->hspd", new - kept[name], weights[f"blocks.{i}.attn.W_O"])
+            for i, (name, new) in enumerate(zip(written, replacement, strict=True))
+        ]
+        stream = [kept[name] for name in streams]
+        return cls(
+            adapted, weights, tokens[:, 1:], weight, stream, moved,
+            float(_mean_loss(logits, tokens[:, 1:], weight)),
+        )  # fmt: skip
+
+    def attribute(self, estimate: _Estimate, steps: int) -> None:
+        """Add the effects of all edges on this batch's part of the loss."""
+        clean = self._clean_gradients() if steps == 1 else None
+        for layer, moved in enumerate(self.moved):
+            for head, move in enumerate(moved):
+                for place, part in enumerate(THROUGH):
+                    changes = self._changes(layer, move, part)
+                    gradients = clean or self._path_gradients(layer + 1, changes, steps)
+                    for target in range(layer + 1, self.adapted.n_layers):
+                        name = _input(target, part)
+                        effect = (changes[name] * gradients[name]).sum((0, 1, 3)).double().cpu()
+                        # A key/value head shows its effect in every head of its group.
+                        group = self.adapted.n_heads // len(effect)
+                        effects = effect.repeat_interleave(group)
+                        estimate.heads[layer, head, target, :, place] += effects
+                last = self._last_stream
+                gradients = clean or self._path_gradients(
+                    self.adapted.n_layers - 1, {last: move}, steps
+                )
+                estimate.logits[layer, head] += float((move * gradients[last]).sum())
+
+    @property
+    def _last_stream(self) -> str:
+        return f"blocks.{self.adapted.n_layers - 1}.hook_resid_post"
+
+    def _changes(self, layer: int, move: Tensor, part: str) -> dict[str, Tensor]:
+        """Change of the later layers' queries (keys, values), ``[sequence, position, head, …]``."""
+        changes = {}
+        for target in range(layer + 1, self.adapted.n_layers):
+            matrix = self.weights[f"blocks.{target}.attn.W_{part}"]
+            stream = self.stream[target]
+            with torch.no_grad():
+                change = _norm(self.adapted, target, stream + move)
+                change = change - _norm(self.adapted, target, stream)
+            changes[_input(target, part)] = torch.einsum("spd,hde->sphe", change, matrix)
+        return changes
+
+    def _clean_gradients(self) -> dict[str, Tensor]:
+        """Of the loss with respect to all queries, keys, values and the last stream."""
+        nothing = {self._last_stream: torch.zeros_like(self.stream[0])}
+        for part in THROUGH:
+            changes = self._changes(0, torch.zeros_like(self.stream[0]), part)
+            nothing |= {name: torch.zeros_like(change) for name, change in changes.items()}
+        return self._gradients(min(1, self.adapted.n_layers - 1), nothing)
+
+    def _path_gradients(
+        self, start: int, changes: dict[str, Tensor], steps: int
+    ) -> dict[str, Tensor]:
+        """Mean gradients on the way to these changes, at the midpoints of its parts."""
+        total = {name: torch.zeros_like(change) for name, change in changes.items()}
+        for step in range(steps) if changes else ():
+            share = (step + 0.5) / steps
+            shifts = {name: share * change for name, change in changes.items()}
+            for name, gradient in self._gradients(start, shifts).items():
+                total[name] += gradient / steps
+        return total
+
+    def _gradients(self, start: int, shifts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients of the loss with these shifts added; blocks from ``start`` on run."""
+        leaves = {name: shift.clone().requires_grad_() for name, shift in shifts.items()}
+
+        def add(leaf: Tensor) -> Callable[..., Tensor]:
+            return lambda value, hook: value + leaf
+
+        hooks = [(name, add(leaf)) for name, leaf in leaves.items()]
+        with torch.enable_grad(), self.adapted.module.hooks(fwd_hooks=hooks):
+            logits = model_logits_from(self.adapted, self.stream[start], start)
+            loss = _mean_loss(logits, self.targets, self.weight)
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return dict(zip(leaves, gradients, strict=True))
+
+
+def _input(layer: int, part: str) -> str:
+    return f"blocks.{layer}.attn.hook_{part.lower()}"
+
+
+def _norm(adapted: AdaptedModel, layer: int, stream: Tensor) -> Tensor:
+    """What the attention of a layer reads."""
+    norm = adapted.module.blocks[layer]._modules.get("ln1")
+    return stream if norm is None else norm(stream)
+
+
+def _mean_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """Losses of the next tokens, weighted by ``weight [sequence, position]``."""
+    there = weight > 0
+    losses = F.cross_entropy(logits[there], targets[there], reduction="none")
+    return (losses * weight[there]).sum()
+
+
+def _check_model(adapted: AdaptedModel, weights: Weights, tokens: Tensor) -> None:
+    """Raise ValueError where edges of this model are not what the estimate takes them for."""
+    parts = ("hook_resid_pre", "attn.hook_v", "attn.hook_z", "hook_attn_out")
+    names = [f"blocks.{i}.{part}" for i in range(adapted.n_layers) for part in parts]
+    _, kept = _run(adapted, tokens.to(adapted.device), names)
+    for i in range(adapted.n_layers):
+        stream, v, z, out = (kept.get(f"blocks.{i}.{part}") for part in parts)
+        attn = f"blocks.{i}.attn"
+        if stream is None or v is None or z is None or out is None:
+            raise ValueError(f"model: {adapted.name} lacks hooks of layer {i} that edges need")
+        with torch.no_grad():
+            read = torch.einsum(
+                "spd,hde->sphe", _norm(adapted, i, stream), weights[f"{attn}.W_V"]
+            ) + weights.get(f"{attn}.b_V", 0)
+            written = torch.einsum("sphe,hed->spd", z, weights[f"{attn}.W_O"])
+            written = written + weights.get(f"{attn}.b_O", 0)
+        for what, mine, theirs in (("reads", read, v), ("writes", written, out)):
+            if float((mine - theirs).norm()) > TOLERANCE[adapted.dtype] * float(theirs.norm()):
+                raise ValueError(
+                    f"model: what the attention of layer {i} {what} is not what its weights and "
+                    "the residual stream say (a norm after the attention, perhaps); edges cannot "
+                    "be told apart in this model"
+                )

@@ -1,0 +1,400 @@
+r"""Heads by what they do: where they attend, and what they write into the logits.
+
+=================== ============================================================================
+score               what is averaged
+=================== ============================================================================
+``previous_token``  attention to the previous token, over all positions but the first
+``current_token``   attention to the token itself, over the same positions
+``first_token``     attention to position 0, over the same positions (where sinks rest)
+``duplicate_token`` attention to the earlier occurrence of the token, on random tokens said twice
+``prefix_matching`` attention to the token after it, on the same (Olsson et al. 2022)
+``induction``       direct contribution to the logit of the token that repeats, on the same
+``ngram``           direct contribution to the logit of the next token where it continues an n-gram
+                    of the tokens (pattern ``ngram``) and no earlier part of its sequence
+``skip_gram``       the same where it continues a skip-gram; with ``ngram`` what Wang et al. 2024
+                    (arXiv 2410.02984) call multigrams
+``copying``         Σλ/Σ|λ| of the eigenvalues λ of W_E·W_V·W_O·W_U (Elhage et al. 2021): 1 where
+                    attending to a token raises its own logit, −1 where it lowers it
+=================== ============================================================================
+
+A direct contribution is what a head adds to a logit through the residual stream alone, the size of
+the last norm held, less what it adds to all logits on average (which changes no prediction). In
+``copying`` the norms before the heads and before the unembedding are folded in and the unembedding
+is centred; MLPs are left out, also the first one, which in models such as GPT-2 acts as part of the
+embedding. Norms after the attention are not accounted for.
+
+``head_type`` is the first of these that holds:
+
+=================== ============================================================================
+``previous token``  previous_token is at least 0.5
+``current token``   current_token is at least 0.5
+``induction``       prefix_matching is at least 0.3 and copying above 0
+``first token``     first_token is at least 0.5
+``multigram``       ngram + skip_gram is more than 1 nat, and 3 standard errors, above zero
+``copying``         copying is at least 0.7
+``other``
+=================== ============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from transformer_lens import FactoredMatrix
+from transformer_lens.head_detector import (
+    get_duplicate_token_head_detection_pattern,
+    get_induction_head_detection_pattern,
+    get_previous_token_head_detection_pattern,
+)
+
+from lens_slt.arrays import FloatArray
+from lens_slt.circuits.composition import fold, norm_weight
+from lens_slt.data.checks import check_tokens
+from lens_slt.data.ngrams import ngram_counts
+from lens_slt.data.patterns import label_patterns
+from lens_slt.models import forward
+from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
+
+ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
+DIRECT = ("induction", "ngram", "skip_gram")
+SCORES = (*ATTENTION, *DIRECT, "copying")
+TYPES = (
+    "previous token", "current token", "induction", "first token", "multigram", "copying",
+    "other",
+)  # fmt: skip
+
+SEGMENT = 50  # random tokens that are said twice, by default
+ENTRIES = 2**19  # of one head's attention that are held at a time
+
+Detector = Callable[[Tensor], Tensor]  # tokens [1, position] → [query, key], 1 where it counts
+
+
+def behaviour_scores(
+    model: Any,
+    tokens: Any = None,
+    *,
+    n_random: int = 16,
+    length: int | None = None,
+    seed: int = 0,
+    pad_id: int | None = None,
+) -> xr.Dataset:
+    """What every head attends to and writes, and a type for it, by this module's tables.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        tokens: int ``[sequence, position]``: typical text, for the scores that are not about random
+            tokens. Without it attention is measured on random tokens, and ``ngram`` and
+            ``skip_gram`` are NaN. They need a text that is large enough to count n-grams in.
+        n_random: sequences of random tokens: a BOS token (where the model has one) and a segment of
+            tokens that all differ, said twice.
+        length: tokens of that segment; by default 50, fewer where the context is short.
+        seed: of the random tokens.
+        pad_id: as in :func:`lens_slt.sample`.
+
+    Returns:
+        Dataset over component (the heads): the scores and ``{score}_se``, their standard errors
+        over sequences (``copying`` has none, it is a property of the weights); ``head_type``.
+
+    Raises:
+        TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); bad arguments;
+            a model whose attention pattern cannot be read.
+    """
+    adapted = adapt(model)
+    random = _random_tokens(adapted, n_random, length, seed)
+    half = random.shape[1] - _segment(adapted, length)
+    labels: dict[str, Tensor] = {}
+    if tokens is None:
+        text = random[:, :half]
+        queries = torch.ones_like(text, dtype=torch.bool)
+    else:
+        sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx)
+        text, queries = check_tokens(tokens, **sizes, pad_id=pad_id)
+        labels = _multigrams(adapted, text, queries)
+    queries[:, 0] = False
+    again = (torch.arange(random.shape[1]) >= half).expand(random.shape)
+    measured = _measure(adapted, text, ATTENTION[:3], queries, labels)
+    measured |= _measure(adapted, random, ATTENTION[3:], again, {"induction": again[:, :-1]})
+    nothing = (np.full(adapted.n_layers * adapted.n_heads, np.nan),) * 2
+    found: dict[str, tuple[str, Any]] = {}
+    for name in (*ATTENTION, *DIRECT):
+        value, se = measured[name].mean() if name in measured else nothing
+        found[name], found[f"{name}_se"] = ("component", value), ("component", se)
+    found["copying"] = ("component", _copying(adapted))
+    scores = xr.Dataset(
+        found,
+        coords={
+            "component": [
+                f"L{i}H{j}" for i in range(adapted.n_layers) for j in range(adapted.n_heads)
+            ]
+        },
+        attrs={
+            "text": "random" if tokens is None else "tokens",
+            **{f"n_{name}": int(chosen.sum()) for name, chosen in labels.items()},
+            "n_random": n_random,
+            "length": random.shape[1] - half,
+            "seed": seed,
+        },
+    )
+    return scores.assign(head_type=("component", _types(scores)))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the tokens of each sequence, and how many tokens they are over."""
+
+    total: FloatArray  # [component, sequence]
+    count: FloatArray  # [sequence]
+
+    def mean(self) -> tuple[FloatArray, FloatArray]:
+        """Mean over tokens and its standard error, whole sequences being the unit."""
+        n, n_tokens = len(self.count), self.count.sum()
+        if n_tokens == 0:
+            nothing = np.full(len(self.total), np.nan)
+            return nothing, nothing
+        mean = self.total.sum(1) / n_tokens
+        rest = self.total - mean[:, None] * self.count
+        if n < 2:
+            return mean, np.full_like(mean, np.nan)
+        return mean, np.sqrt(n / (n - 1) * (rest**2).sum(1)) / n_tokens
+
+
+def _segment(adapted: AdaptedModel, length: int | None) -> int:
+    """Tokens that are said twice; one position is kept for a BOS token."""
+    most = min((adapted.n_ctx - 1) // 2, adapted.d_vocab - 1)
+    if length is None:
+        return min(SEGMENT, most)
+    if isinstance(length, bool) or not isinstance(length, int) or not 2 <= length <= most:
+        raise ValueError(
+            f"length must be an integer from 2 to {most} (said twice it must fit in n_ctx="
+            f"{adapted.n_ctx}, and its tokens must differ); got {length!r}"
+        )
+    return length
+
+
+def _random_tokens(adapted: AdaptedModel, n: int, length: int | None, seed: int) -> Tensor:
+    """``n`` sequences of a segment of different random tokens said twice, behind a BOS token."""
+    for name, value, least in (("n_random", n, 2), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    size = _segment(adapted, length)
+    bos = getattr(getattr(adapted.module, "tokenizer", None), "bos_token_id", None)
+    usable = torch.tensor([i for i in range(adapted.d_vocab) if i != bos])
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(n):
+        chosen = usable[torch.randperm(len(usable), generator=generator)[:size]]
+        start = chosen.new_tensor([] if bos is None else [bos])
+        rows.append(torch.cat([start, chosen, chosen]))
+    return torch.stack(rows)
+
+
+def _multigrams(adapted: AdaptedModel, tokens: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """Predictions ``[sequence, position - 1]`` that continue an n-gram or skip-gram of the text.
+
+    Those that repeat an earlier part of their own sequence are left out: induction does them too.
+    """
+    tokenizer = getattr(adapted.module, "tokenizer", None) or _Textless(adapted.d_vocab)
+    counts = ngram_counts(tokens, tokenizer, mask=real)
+    patterns = label_patterns(tokens, tokenizer, mask=real, counts=counts)
+    fresh = ~patterns.sel(pattern="induction").values
+    return {
+        name: torch.from_numpy(patterns.sel(pattern=name).values & fresh)
+        for name in ("ngram", "skip_gram")
+    }
+
+
+@dataclass(frozen=True)
+class _Textless:
+    """Stands in where a model has no tokenizer: n-grams are counted in ids, whatever they say."""
+
+    vocab_size: int
+
+    def decode(self, ids: list[int]) -> str:
+        return "?"
+
+
+def _first_token(tokens: Tensor) -> Tensor:
+    return (torch.arange(tokens.shape[-1]) == 0).float().expand(tokens.shape[-1], -1)
+
+
+# Of TransformerLens's detect_head the patterns serve: itself takes text, and averages all queries.
+DETECTORS: dict[str, Detector] = {
+    "previous_token": get_previous_token_head_detection_pattern,
+    "current_token": lambda tokens: torch.eye(tokens.shape[-1]),
+    "first_token": _first_token,
+    "duplicate_token": get_duplicate_token_head_detection_pattern,
+    "prefix_matching": get_induction_head_detection_pattern,
+}
+
+
+def _measure(
+    adapted: AdaptedModel,
+    tokens: Tensor,
+    scores: Sequence[str],
+    queries: Tensor,
+    predictions: dict[str, Tensor],
+) -> dict[str, _Sums]:
+    """Attention of some queries to what detectors point at, and direct contributions to logits.
+
+    ``queries`` is ``[sequence, position]``, ``predictions`` holds ``[sequence, position - 1]``.
+    """
+    writes = _Writes.of(adapted)
+    parts: dict[str, list[FloatArray]] = {name: [] for name in (*scores, *predictions)}
+    for rows in torch.arange(len(tokens)).split(max(1, ENTRIES // tokens.shape[1] ** 2)):
+        where = {
+            name: torch.stack([DETECTORS[name](row[None]) for row in tokens[rows]])
+            * queries[rows, :, None]
+            for name in scores
+        }
+        batch = tokens[rows].to(adapted.device)
+        seen = _observe(adapted, batch, where)
+        for name, attended in seen.attended.items():
+            parts[name].append(_array(attended))
+        contribution = writes.to_next_token(seen, batch)
+        for name, chosen in predictions.items():
+            parts[name].append(_array((contribution * chosen[rows].to(contribution)).sum(-1)))
+    counts = dict.fromkeys(scores, queries) | predictions
+    return {
+        name: _Sums(np.concatenate(part, axis=1), counts[name].sum(1).double().numpy())
+        for name, part in parts.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one forward pass showed."""
+
+    attended: dict[str, Tensor]  # [component, sequence], summed over queries
+    z: Tensor  # [component, sequence, position, d_head]
+    final: Tensor  # the last residual stream, [sequence, position, d_model]
+
+
+def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) -> _Seen:
+    """Attention to ``where [sequence, query, key]``, and what the heads write."""
+    masks = {name: mask.to(adapted.device, adapted.dtype) for name, mask in where.items()}
+    layers = range(adapted.n_layers)
+    attended: dict[tuple[str, int], Tensor] = {}
+    kept: dict[str, Tensor] = {}
+
+    def look(pattern: Tensor, layer: int) -> None:
+        for name, mask in masks.items():
+            attended[name, layer] = torch.einsum("shqk,sqk->hs", pattern, mask)
+
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        kept[name] = value
+
+    last = f"blocks.{adapted.n_layers - 1}.hook_resid_post"
+    names = [last] + [f"blocks.{i}.attn.hook_{part}" for i in layers for part in "qkz"]
+    hooks: list[tuple[str, Any]] = [(name, partial(keep, name=name)) for name in names]
+    for i in layers:  # looked at on the spot: to keep all patterns takes much memory
+        hooks.append((f"blocks.{i}.attn.hook_pattern", lambda x, hook, i=i: look(x, i)))
+    with torch.no_grad():
+        adapted.module.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+        for i in layers:
+            if any((name, i) not in attended for name in masks):
+                q, k = (kept[f"blocks.{i}.attn.hook_{part}"] for part in "qk")
+                look(_pattern(adapted, q, k), i)
+    return _Seen(
+        {name: torch.cat([attended[name, i] for i in layers]) for name in masks},
+        torch.cat([kept[f"blocks.{i}.attn.hook_z"].permute(2, 0, 1, 3) for i in layers]),
+        kept[last],
+    )
+
+
+def _pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
+    """Attention ``[sequence, head, query, key]`` of models that do not show theirs (OPT)."""
+    arch = adapted.architecture
+    if arch is None:
+        raise ValueError(
+            f"model: {adapted.name} has no hook_pattern, and its attention cannot be computed in "
+            f"another way ({adapted.why_generic})"
+        )
+    q, k = (forward.rotate(arch, x.transpose(1, 2)) for x in (q, k))
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.transpose(-2, -1) / arch.attn_scale
+    hidden = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+
+
+@dataclass(frozen=True)
+class _Writes:
+    """What turns what the heads write into logits."""
+
+    adapted: AdaptedModel
+    w_o: Tensor  # [component, d_head, d_model]
+    unembedding: Tensor  # centred over the vocabulary, last norm folded in, [d_model, d_vocab]
+    final_norm: tuple[Tensor, bool]  # its weight, and whether it takes the mean out
+
+    @classmethod
+    def of(cls, adapted: AdaptedModel) -> _Writes:
+        weights = copy_weights(adapted)
+        w_u = weights.get("unembed.W_U", weights["embed.W_E"].T)
+        norm = norm_weight(_final_norm(adapted), w_u[:, 0])
+        w_o = [weights[f"blocks.{layer}.attn.W_O"] for layer in range(adapted.n_layers)]
+        return cls(adapted, torch.cat(w_o), fold(w_u - w_u.mean(-1, keepdim=True), *norm), norm)
+
+    def to_next_token(self, seen: _Seen, tokens: Tensor) -> Tensor:
+        """Direct contributions to the next token's logit, ``[component, sequence, position-1]``."""
+        towards = self.unembedding.T[tokens[:, 1:]] / self._size(seen.final[:, :-1])
+        directions = torch.einsum("spd,ced->cspe", towards, self.w_o)
+        return (directions * seen.z[:, :, :-1]).sum(-1)
+
+    def _size(self, final: Tensor) -> Tensor:
+        """What the last norm divides by, ``[sequence, position, 1]``, in units of its weight."""
+        norm = _final_norm(self.adapted)
+        if norm is None:
+            return torch.ones_like(final[..., :1])
+        with torch.no_grad():
+            out = norm(final) - norm(torch.zeros_like(final[:1, :1]))
+        weight, centres = self.final_norm
+        inner = weight * (final - final.mean(-1, keepdim=True) if centres else final)
+        return (inner * inner).sum(-1, keepdim=True) / (inner * out).sum(-1, keepdim=True)
+
+
+def _final_norm(adapted: AdaptedModel) -> Any:
+    return adapted.module._modules.get("ln_final")
+
+
+def _copying(adapted: AdaptedModel) -> FloatArray:
+    """Σλ/Σ|λ| of every head's W_E·W_V·W_O·W_U."""
+    weights, writes = copy_weights(adapted), _Writes.of(adapted)
+    around = writes.unembedding @ weights["embed.W_E"]  # [d_model, d_model]
+    group = adapted.n_heads // adapted.n_key_value_heads
+    found = []
+    for layer in range(adapted.n_layers):
+        name = f"blocks.{layer}.attn"
+        norm = norm_weight(adapted.module.blocks[layer]._modules.get("ln1"), around[0])
+        w_v = fold(weights[f"{name}.W_V"], *norm).repeat_interleave(group, dim=0)
+        # The same eigenvalues as W_E·W_V·W_O·W_U, without a matrix over the vocabulary.
+        values = FactoredMatrix(around @ w_v, weights[f"{name}.W_O"]).eigenvalues
+        found.append(values.real.sum(-1) / values.abs().sum(-1))
+    return _array(torch.cat(found))
+
+
+def _types(scores: xr.Dataset) -> list[str]:
+    """The first type of the module's table that holds, for each head."""
+    multigram = scores["ngram"] + scores["skip_gram"]
+    noise = np.hypot(scores["ngram_se"], scores["skip_gram_se"])
+    holds = {
+        "previous token": scores["previous_token"] >= 0.5,
+        "current token": scores["current_token"] >= 0.5,
+        "induction": (scores["prefix_matching"] >= 0.3) & (scores["copying"] > 0),
+        "first token": scores["first_token"] >= 0.5,
+        "multigram": (multigram > 1) & (multigram > 3 * noise),
+        "copying": scores["copying"] >= 0.7,
+    }
+    return [
+        next((name for name, holding in holds.items() if bool(holding[i])), "other")
+        for i in range(scores.sizes["component"])
+    ]
+
+
+def _array(tensor: Tensor) -> FloatArray:
+    return tensor.double().cpu().numpy()
