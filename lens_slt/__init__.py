@@ -1,6 +1,29 @@
 """Singular learning theory for TransformerLens models."""
 
 from lens_slt.calibration import Calibration, calibrate
+from lens_slt.circuits.attribution import edge_attribution
+from lens_slt.circuits.behaviour import behaviour_scores
+from lens_slt.circuits.composition import composition_by_component, composition_scores
+from lens_slt.circuits.faithfulness import faithfulness_curve
+from lens_slt.circuits.graph import circuit_graph, to_dot
+from lens_slt.circuits.hypothesis import (
+    CircuitHypothesis,
+    Edge,
+    circuit,
+    read_hypotheses,
+    write_hypotheses,
+)
+from lens_slt.circuits.interventions import (
+    ablate,
+    ablate_path,
+    affected_tokens,
+    keep_only,
+    knock_in,
+)
+from lens_slt.circuits.planted import plant, planted_suite
+from lens_slt.circuits.propose import propose_circuits
+from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
+from lens_slt.circuits.trial import Trial, compare, cross_check
 from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model, shipped_checkpoints
@@ -23,18 +46,36 @@ from lens_slt.structure.standardize import halves
 __all__ = [
     "PRESETS",
     "Calibration",
+    "CircuitHypothesis",
+    "Edge",
     "Probe",
     "Settings",
+    "SltEvidence",
+    "Trial",
+    "ablate",
+    "ablate_path",
+    "affected_tokens",
     "attribute",
+    "behaviour_scores",
     "bracket_depth",
     "calibrate",
+    "circuit",
+    "circuit_graph",
     "cluster_stability",
     "cluster_summary",
     "clusters",
+    "compare",
+    "composition_by_component",
+    "composition_scores",
     "contexts",
+    "cross_check",
+    "edge_attribution",
     "enrichment",
+    "faithfulness_curve",
     "halves",
     "influence",
+    "keep_only",
+    "knock_in",
     "label_patterns",
     "load_model",
     "load_tokens",
@@ -42,12 +83,19 @@ __all__ = [
     "modes",
     "ngram_counts",
     "per_token_llc",
+    "plant",
+    "planted_suite",
     "preset",
+    "propose_circuits",
+    "read_hypotheses",
+    "read_slt_evidence",
     "refined_llc",
     "sample",
     "sample_function",
     "shipped_checkpoints",
     "susceptibility",
+    "to_dot",
     "token_map",
     "top_tokens",
+    "write_hypotheses",
 ]

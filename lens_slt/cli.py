@@ -1,4 +1,4 @@
-"""The command line: ``lens-slt demo | rllc | susceptibility | calibrate | models``.
+"""The command line: ``lens-slt demo | rllc | susceptibility | cross-check | calibrate | models``.
 
 Tables go to standard output, words about the work to standard error; with ``--json`` standard
 output holds one JSON object and nothing else. Exit codes: 0 fine, 1 a result that cannot be used
@@ -17,6 +17,12 @@ import typer
 from lens_slt import demo as demonstration
 from lens_slt.calibration import SHORT
 from lens_slt.calibration import calibrate as run_calibration
+from lens_slt.circuits.behaviour import behaviour_scores
+from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
+from lens_slt.circuits.propose import propose_circuits
+from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
+from lens_slt.circuits.trial import LEAST_EFFECT, Trial
+from lens_slt.circuits.trial import cross_check as run_trials
 from lens_slt.cli_support import (
     console,
     finish,
@@ -32,8 +38,10 @@ from lens_slt.cli_support import (
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.report.files import rllc_rows, write_csv, write_page, write_rllc
+from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.files_structure import structure_records, write_structure
 from lens_slt.report.tables import health_summary, models_table, probe_table, rllc_table
+from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
@@ -87,13 +95,17 @@ def demo(
         result, views = demonstration.run_demo(
             path, settings, sequences=sequences, length=length, progress=not as_json
         )
-        seconds = time.monotonic() - began
         llc = refined_llc(result).drop_sel(probe=demonstration.STRUCTURE)
         title = "Refined LLCs of the shipped model"
         record = _show_rllc(result, llc, out, title, as_json, demonstration.HOW_TO_READ)
         title = "Structure of the shipped model"
         record |= _show_structure(views, out, title, as_json, demonstration.HOW_TO_READ_MODES)
-        _finish_run(record, result, llc, out, as_json, before, seconds)
+        trials, behaviour = demonstration.run_trials(
+            result, sequences=sequences, length=length, progress=not as_json
+        )
+        how = demonstration.HOW_TO_READ_CIRCUITS
+        record |= _show_trials(trials, behaviour, llc, out, "Circuits on trial", as_json, how)
+        _finish_run(record, result, llc, out, as_json, before, time.monotonic() - began)
 
 
 @app.command()
@@ -214,6 +226,88 @@ def susceptibility(
         _finish_run(record, result, llc, out, as_json, before, seconds)
 
 
+@app.command("cross-check")
+def cross_check(
+    model: Model,
+    data: Data,
+    out: Out,
+    hypothesis: Annotated[
+        str,
+        typer.Option(help="A JSON file, a circuit such as 'L0H2->L1H2.K', or inferred."),
+    ] = "inferred",
+    pattern: Annotated[
+        str | None, typer.Option(help="Of a circuit that is written out, such as induction.")
+    ] = None,
+    slt: Annotated[
+        bool, typer.Option("--slt", help="Sample for a given hypothesis too, as evidence.")
+    ] = False,
+    most: Annotated[int, typer.Option(help="Inferred hypotheses to try.")] = 6,
+    trial_sequences: Annotated[int, typer.Option(help="Sequences to ablate on.")] = 32,
+    probe_sequences: Annotated[int, typer.Option(help="Sequences that circuits come from.")] = 32,
+    how: Annotated[
+        str, typer.Option(help="mean, mean_position, resample or zero: what ablation puts in.")
+    ] = "mean",
+    least_effect: Annotated[float, typer.Option(help="Nats; less is no effect.")] = LEAST_EFFECT,
+    null_sets: Annotated[int, typer.Option(help="Random sets to compare with.")] = 100,
+    checkpoint: Checkpoint = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="settings.json from lens-slt calibrate.")
+    ] = None,
+    n_beta: Annotated[float | None, typer.Option(help="Inverse temperature nβ.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Localization γ.")] = None,
+    chains: Chains = None,
+    draws: Draws = None,
+    batch_size: BatchSize = None,
+    thin: Annotated[int | None, typer.Option(help="The probe at every thin-th draw.")] = None,
+    seed: Seed = None,
+    sequences: Sequences = None,
+    length: Length = None,
+    bos: Bos = True,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Put circuit hypotheses on trial: ablations, path ablations, composition, statistics."""
+    path = out / "draws.zarr"
+    with guarded(as_json, path):
+        given = _hypotheses(hypothesis, pattern)
+        chosen = make_settings(
+            None, settings, n_beta=n_beta, gamma=gamma, chains=chains, draws=draws,
+            batch_size=batch_size, thin=thin, seed=seed,
+        )  # fmt: skip
+        loaded = load_quietly(model, checkpoint, device)
+        began = time.monotonic()
+        found: SltEvidence | None = None
+        if slt or given is None:
+            tokens = load_data(data, loaded, sequences, length, bos)
+            probe = load_data(data, loaded, probe_sequences, length, bos, seed=1)
+            found_steps(path, chosen)
+            result = sample(
+                loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
+                device=device, progress=not as_json,
+            )  # fmt: skip
+            if not as_json:
+                words = health_summary(refined_llc(result))
+                console.print(f"[bold]Health:[/bold] {words}\n", highlight=False)
+            found = read_slt_evidence(result, "probe", probe, loaded.tokenizer)
+        if given is None:
+            assert found is not None
+            given = propose_circuits(found, loaded, most=most)
+        trial_tokens = load_data(data, loaded, trial_sequences, length, bos, seed=2)
+        trials = run_trials(
+            loaded, trial_tokens, given, slt=found, how=how, least_effect=least_effect,
+            n_null=null_sets, seed=seed or 0, progress=not as_json,
+        )  # fmt: skip
+        behaviour = behaviour_scores(loaded, trial_tokens)
+        title = f"Circuits of {model} on trial"
+        record = _show_trials(trials, behaviour, None, out, title, as_json)
+        record["files"] = record.pop("trial_files")
+        record["seconds"] = round(time.monotonic() - began, 2)
+        if not as_json and trials:
+            pages = record["files"]["circuits"]
+            say(f"done in {record['seconds']:.0f} s; open {pages}; tables in {out}")
+        finish(record, as_json)
+
+
 @app.command()
 def calibrate(
     model: Model,
@@ -305,6 +399,48 @@ def _show_structure(
     return {"structure": structure_records(views), "structure_files": files}
 
 
+def _show_trials(
+    trials: list[Trial],
+    behaviour: Any,
+    llc: Any,
+    out: Path,
+    title: str,
+    as_json: bool,
+    how: str = "",
+) -> dict[str, Any]:
+    """Verdicts, the evidence of each trial, heads by behaviour; the record of ``--json``."""
+    files = write_trials(out, trials, title, behaviour) if trials else {}
+    if not as_json:
+        console.print(behaviour_table(behaviour, llc))
+        console.print()
+        if trials:
+            console.print(verdicts_table(trials))
+            console.print()
+        else:
+            console.print("No circuit was proposed: no head stands out on any pattern.\n")
+        for trial in trials:
+            console.print(evidence_table(trial))
+            for line in str(trial).split("\n")[1:]:
+                console.print(line, highlight=False, markup=False)
+            console.print()
+        if how:
+            console.print(f"{how}\n", highlight=False)
+    return {"trials": [trial.as_dict() for trial in trials], "trial_files": files}
+
+
+def _hypotheses(given: str, pattern: str | None) -> list[CircuitHypothesis] | None:
+    """Hypotheses of a file or of the text itself; None where they are to be inferred."""
+    if given == "inferred":
+        return None
+    if Path(given).suffix == ".json":
+        return read_hypotheses(given)
+    if pattern is None:
+        raise ValueError(
+            f"--hypothesis {given!r} needs --pattern, the tokens that the circuit is for"
+        )
+    return [circuit(given, pattern)]
+
+
 def _finish_run(
     record: dict[str, Any],
     draws: Any,
@@ -315,7 +451,9 @@ def _finish_run(
     seconds: float,
 ) -> None:
     """What every run says at its end."""
-    written = {**record.get("files", {}), **record.pop("structure_files", {})}
+    written = dict(record.get("files", {}))
+    for more in ("structure_files", "trial_files"):
+        written |= record.pop(more, {})
     if not as_json:
         pages = [path for path in written.values() if path.endswith(".html")]
         say(f"done in {seconds:.0f} s; open {', '.join(pages)}; tables and draws in {out}")

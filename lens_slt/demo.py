@@ -7,6 +7,10 @@ from pathlib import Path
 import xarray as xr
 from torch import Tensor
 
+from lens_slt.circuits.behaviour import behaviour_scores
+from lens_slt.circuits.propose import propose_circuits
+from lens_slt.circuits.slt_evidence import read_slt_evidence
+from lens_slt.circuits.trial import Trial, cross_check
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model
 from lens_slt.sampling.sample import Probe, sample
@@ -17,12 +21,14 @@ MODEL, REFERENCE = "attn-2l", "attn-1l"
 SEQUENCES, PROBE_SEQUENCES, LENGTH = 512, 8, 128
 SETTINGS = Settings(draws=160, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
 STRUCTURE, STRUCTURE_SEQUENCES = "structure", 24  # the probe that modes are read from
+TRIAL_SEQUENCES, HYPOTHESES = 32, 3
 WHAT = (
     "Refined local learning coefficients (rLLC, λ̂) of all 16 heads of the shipped two-layer "
     f"model {MODEL!r} (trained on the Python standard library): for each head, its weights are "
     "sampled near their trained values, with everything else frozen, and λ̂ is the mean rise of "
     "the loss times nβ. 'full' are all weights of the model together. Then modes: which heads "
-    "respond together, on which tokens."
+    "respond together, on which tokens. Then circuits: what the draws suggest, put on trial with "
+    "ablations on other text."
 )
 HOW_TO_READ = (
     "How to read it: λ̂ has no unit. It measures how tightly the loss holds a head's weights in "
@@ -40,6 +46,13 @@ HOW_TO_READ_MODES = (
     "induction tokens from others (AUC far from 0.5): its loadings name the heads that take part. "
     "Verdict and angle say whether the mode comes back when draws and sequences are resampled. In "
     "susceptibilities a low value is expression, in rLLCs a high one."
+)
+
+HOW_TO_READ_CIRCUITS = (
+    "How to read it: hypotheses come from the draws alone (heads that hold more on a pattern's "
+    "tokens than on others like them, edges from composition scores); nothing was ablated for "
+    "them. The trial then ablates, on text that was not sampled: supported is what held in every "
+    "test that votes, contradicted what failed in at least one. Green holds, red fails."
 )
 
 
@@ -70,3 +83,16 @@ def run_demo(
         progress=progress,
     )  # fmt: skip
     return draws, read_structure(draws, STRUCTURE, structure, folder=path.parent)
+
+
+def run_trials(
+    draws: xr.DataTree, *, sequences: int, length: int, progress: bool
+) -> tuple[list[Trial], xr.Dataset]:
+    """Circuits that the demonstration's draws suggest, tried on other text; heads by behaviour."""
+    model = load_model(MODEL)
+    probe = load_tokens("mix", n_sequences=STRUCTURE_SEQUENCES, length=length, seed=1)
+    slt = read_slt_evidence(draws, STRUCTURE, probe)
+    hypotheses = propose_circuits(slt, model, most=HYPOTHESES)
+    tokens = load_tokens("mix", n_sequences=min(TRIAL_SEQUENCES, sequences), length=length, seed=2)
+    trials = cross_check(model, tokens, hypotheses, slt=slt, progress=progress)
+    return trials, behaviour_scores(model, tokens)

@@ -22,7 +22,7 @@ THROUGH = ("Q", "K", "V")
 LOGITS = "logits"
 FIELDS = ("components", "edges", "pattern", "name", "provenance", "model")
 
-_HEAD = re.compile(r"L(\d+)H(\d+)")
+HEAD = re.compile(r"L(\d+)H(\d+)")
 _ENDS = re.compile(r"\s*(?:->|→)\s*")
 
 
@@ -36,7 +36,7 @@ class Edge:
 
     def __post_init__(self) -> None:
         for name, role in ((self.source, "source"), (self.target, "target")):
-            if not (_HEAD.fullmatch(name) or (name == LOGITS and role == "target")):
+            if not (HEAD.fullmatch(name) or (name == LOGITS and role == "target")):
                 allowed = "a head such as 'L0H2'" + (", or 'logits'" if role == "target" else "")
                 raise ValueError(f"edge {role} must be {allowed}; got {name!r}")
         if self.target == LOGITS:
@@ -98,7 +98,7 @@ class CircuitHypothesis:
     @property
     def heads(self) -> tuple[str, ...]:
         """Those of its components that are heads."""
-        return tuple(name for name in self.components if _HEAD.fullmatch(name))
+        return tuple(name for name in self.components if HEAD.fullmatch(name))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -187,7 +187,7 @@ def layer_of(head: str) -> int:
 
 def head_place(head: str) -> tuple[int, int]:
     """Layer and index of a head, ``L1H3`` → (1, 3)."""
-    match = _HEAD.fullmatch(head)
+    match = HEAD.fullmatch(head)
     if match is None:
         raise ValueError(f"a head reads 'L1H3'; got {head!r}")
     return int(match[1]), int(match[2])

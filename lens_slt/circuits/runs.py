@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lens_slt.circuits.hypothesis import LOGITS, Edge, head_place
+from lens_slt.circuits.hypothesis import HEAD, LOGITS, Edge, head_place
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import parse_components
@@ -30,7 +30,6 @@ HOWS = ("mean", "mean_position", "mean_pattern", "resample", "zero")
 MOST_LOGITS = 2**24  # that one batch of sequences may have
 TOLERANCE = 1e-3  # of recomputed queries, keys, values and head outputs, relative
 
-_HEAD = re.compile(r"L(\d+)H(\d+)")
 Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 Losses = Float[np.ndarray, "sequence position"]
 
@@ -105,6 +104,7 @@ class Runs:
         self._scales: dict[str, Tensor] = {}
         self._losses: dict[tuple[frozenset, ...], Losses] = {}
         self._paths_checked: set[int] = set()
+        self.on_run: Callable[[int], None] = lambda n_runs: None  # told the number of runs so far
 
     @property
     def base(self) -> Losses:
@@ -140,6 +140,7 @@ class Runs:
         key = frozenset(ablated), frozenset(paths), frozenset(restored)
         if key not in self._losses:
             self._losses[key] = self._run(*key)
+            self.on_run(len(self._losses))
         return self._losses[key]
 
     def _run(
@@ -204,7 +205,7 @@ class Runs:
 
             return hook
 
-        def removed(sources: list[str]) -> Tensor:
+        def removed(sources: tuple[str, ...]) -> Tensor:
             """What ablation takes from the residual stream, ``[row, position, d_model]``."""
             total = torch.zeros(())
             for source in sources:
@@ -217,33 +218,38 @@ class Runs:
             (f"blocks.{layer}.attn.hook_z", keep(f"z{layer}"))
             for layer in sorted({head_place(edge.source)[0] for edge in paths})
         ]
-        into: dict[tuple[str, str], list[str]] = {}
+        readers: dict[tuple[str, str], list[str]] = {}
         for edge in sorted(paths):
-            into.setdefault((edge.target, edge.through), []).append(edge.source)
-        for (target, through), sources in into.items():
-            if target == LOGITS:
-                place = f"blocks.{self.adapted.n_layers - 1}.hook_resid_post"
+            readers.setdefault((edge.target, edge.through), []).append(edge.source)
+        # What readers in one layer lack the same sources is projected once for all of them.
+        groups: dict[tuple[int, str], dict[tuple[str, ...], list[int]]] = {}
+        for (target, through), written in readers.items():
+            layer, head = (self.adapted.n_layers, 0) if target == LOGITS else head_place(target)
+            index = self._index(head, through)
+            groups.setdefault((layer, through), {}).setdefault(tuple(written), []).append(index)
+        for (layer, through), by_sources in groups.items():
+            if layer == self.adapted.n_layers:
+                place = f"blocks.{layer - 1}.hook_resid_post"
+                (unread,) = by_sources
 
-                def to_logits(x: Tensor, hook: Any, sources: list[str] = sources) -> Tensor:
-                    return x - removed(sources)
+                def to_logits(x: Tensor, hook: Any, unread: tuple[str, ...] = unread) -> Tensor:
+                    return x - removed(unread)
 
                 hooks.append((place, to_logits))
                 continue
-            layer, head = head_place(target)
-            part = through.lower()
 
-            def hook(
-                value: Tensor, hook: Any, layer: int = layer, head: int = head,
-                through: str = through, sources: list[str] = sources,
+            def reread(
+                value: Tensor, hook: Any, layer: int = layer, through: str = through,
+                by_sources: dict[tuple[str, ...], list[int]] = by_sources,
             ) -> Tensor:  # fmt: skip
-                new = self._projected(layer, through, live[f"x{layer}"] - removed(sources))
-                index = self._index(head, through)
                 value = value.clone()
-                value[:, :, index] = new[:, :, index]
+                for sources, indices in by_sources.items():
+                    new = self._projected(layer, through, live[f"x{layer}"] - removed(sources))
+                    value[:, :, indices] = new[:, :, indices]
                 return value
 
             hooks.append((f"blocks.{layer}.hook_resid_pre", keep(f"x{layer}")))
-            hooks.append((f"blocks.{layer}.attn.hook_{part}", hook))
+            hooks.append((f"blocks.{layer}.attn.hook_{through.lower()}", reread))
         return hooks
 
     def _weight(self, layer: int, name: str) -> Tensor:
@@ -443,7 +449,7 @@ def nodes_of(components: str | Iterable[str], adapted: AdaptedModel) -> frozense
 
 def _place(node: str) -> tuple[str, int | None]:
     """The hook of a node's output, and the head's place in it."""
-    match = _HEAD.fullmatch(node)
+    match = HEAD.fullmatch(node)
     if match:
         return f"blocks.{match[1]}.attn.hook_z", int(match[2])
     return f"blocks.{node[1:].removesuffix('MLP')}.hook_mlp_out", None

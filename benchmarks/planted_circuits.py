@@ -1,0 +1,299 @@
+"""Are circuits inferred rightly, and verdicts to be trusted, where the truth is known?
+
+The planted models of ``lens_slt.planted_suite``: 48 small transformers whose weights were written by
+hand, with a circuit or none, among distractor heads and pairs that compose strongly without doing
+anything. Of every instance a third of the sequences is sampled on, a third is the probe, and a third
+is for the trial.
+
+- *inferred*: the first hypothesis of ``propose_circuits`` for the planted pattern, from per-token
+  rLLCs and composition scores; nothing is ablated;
+- *composition only*: pairs significant against both nulls with half the largest excess over chance;
+- *ablation only*: heads whose mean ablation hurts the pattern more than matched tokens (q < 0.05, at
+  least 0.05 nats and a quarter of the largest effect), pairs of them whose path does (likewise);
+- *edge attribution*: integrated gradients; edges, and heads by their edge into the logits, with at
+  least 0.05 nats and a quarter of the largest effect.
+
+Precision, recall and F1 are over the edges (heads) of all instances together; what is found where
+there is no circuit counts against a method. Trials: of the planted circuits, of all decoys (a pair
+that only composes, reversed roles, random heads, the right heads with a wrong pattern), and of what
+was inferred in models without a circuit.
+
+Calibration: on models without a circuit, random hypotheses and random labels; p-values must be
+uniform (smallest Kolmogorov–Smirnov p over kinds of p-values) and hypotheses hardly ever supported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+import lens_slt as ls
+from benchmarks import common
+from benchmarks.common import Target
+from lens_slt.circuits.planted import PlantedCircuit
+from lens_slt.circuits.runs import Runs
+from lens_slt.circuits.statistics import Contrast
+from lens_slt.models.adapter import adapt
+
+TARGETS = {
+    "head_f1": Target(least=0.9), "edge_f1": Target(least=0.8),
+    "false_support_rate": Target(most=0.05), "true_support_rate": Target(least=0.9),
+    "ks_p": Target(least=0.01), "null_support_rate": Target(most=0.05),
+}  # fmt: skip
+THIRD = 64  # sequences
+SETTINGS = ls.Settings(n_beta=30, gamma=1000, draws=80, batch_size=16, thin=2)
+LEAST, SHARE = 0.05, 0.25  # of the baselines: nats, and share of the largest effect
+METHODS = ("inferred", "composition only", "ablation only", "edge attribution")
+Found = tuple[set[str], set[str]]  # heads, edges
+
+
+def part(p: PlantedCircuit, place: int) -> tuple[Any, xr.DataArray]:
+    """A third of an instance's tokens and their labels."""
+    rows = slice(place * THIRD, (place + 1) * THIRD)
+    return p.tokens[rows], p.patterns.isel(sequence=rows)
+
+
+def inferred(
+    p: PlantedCircuit, composition: xr.Dataset, settings: ls.Settings
+) -> list[ls.CircuitHypothesis]:
+    """What singular learning theory proposes for the planted pattern."""
+    probe, patterns = part(p, 1)
+    draws = ls.sample(
+        p.model, part(p, 0)[0], "heads", settings=settings, probes={"probe": probe}, progress=False
+    )
+    evidence = ls.SltEvidence(ls.per_token_llc(draws), patterns)
+    proposed = ls.propose_circuits(evidence, p.model, most=20, composition=composition)
+    return [h for h in proposed if h.pattern == p.pattern]
+
+
+def by_composition(composition: xr.Dataset) -> Found:
+    """Pairs that compose far above chance."""
+    table = composition.to_dataframe().reset_index().dropna(subset=["score"])
+    excess = table["score"] - composition.attrs["chance_score"]
+    clear = (table[["q_random", "q_rotation"]].max(axis=1) < LEAST) & (excess >= excess.max() / 2)
+    chosen = table[clear]
+    edges = {f"{r.source}→{r.target}.{r.through}" for r in chosen.itertuples()}
+    return set(chosen["source"]) | set(chosen["target"]), edges
+
+
+def by_ablation(p: PlantedCircuit) -> Found:
+    """Heads whose ablation, and paths between them whose ablation, hurts the pattern."""
+    tokens, patterns = part(p, 2)
+    runs = Runs(adapt(p.model), tokens)
+    contrast = Contrast(runs.base, patterns.sel(pattern=p.pattern).values)
+    effects = {head: contrast.matched(runs.loss([head]) - runs.base) for head in runs.heads}
+    heads = _clear(effects)
+    paths = [
+        ls.Edge(a, b, q) for a in sorted(heads) for b in sorted(heads) if a[:2] < b[:2]
+        for q in "QKV"
+    ]  # fmt: skip
+    by_path = {str(edge): contrast.matched(runs.loss(paths=[edge]) - runs.base) for edge in paths}
+    return heads, _clear(by_path)
+
+
+def by_attribution(p: PlantedCircuit) -> Found:
+    """Edges with a large effect by integrated gradients."""
+    tokens, patterns = part(p, 2)
+    mask = patterns.sel(pattern=p.pattern).values
+    effect = ls.edge_attribution(p.model, tokens, mask, steps=3)["effect"]
+    table = effect.to_dataframe().reset_index().dropna(subset=["effect"])
+    table = table[table["effect"] >= max(LEAST, SHARE * table["effect"].max())]
+    between = table[table["target"] != "logits"]
+    edges = {f"{r.source}→{r.target}.{r.through}" for r in between.itertuples()}
+    heads = set(table["source"]) | set(between["target"])
+    return heads, edges
+
+
+def one_instance(p: PlantedCircuit, settings: ls.Settings, n_null: int) -> dict[str, Any]:
+    """What each method finds, and the verdicts of all hypotheses, as plain values."""
+    composition = ls.composition_scores(p.model)
+    proposed = inferred(p, composition, settings)
+    first = proposed[0] if proposed else None
+    found = {
+        "inferred": (set(first.heads), {str(e) for e in first.edges}) if first else (set(), set()),
+        "composition only": by_composition(composition),
+        "ablation only": by_ablation(p),
+        "edge attribution": by_attribution(p),
+    }
+    tokens, patterns = part(p, 2)
+    tried = [*([p.truth] if p.truth else []), *p.decoys, *([first] if first else [])]
+    trials = ls.cross_check(
+        p.model, tokens, tried, patterns=patterns, composition=composition, n_null=n_null,
+        progress=False,
+    )  # fmt: skip
+    verdicts = [(t.hypothesis.name, t.verdict, list(t.reasons)) for t in trials]
+    n_true = int(p.truth is not None)
+    return {
+        "family": p.family,
+        "truth": [sorted(p.truth.heads), sorted(map(str, p.truth.edges))] if p.truth else [[], []],
+        "found": {name: [sorted(a), sorted(b)] for name, (a, b) in found.items()},
+        "true": verdicts[:n_true],
+        "decoys": verdicts[n_true : n_true + len(p.decoys)],
+        "inferred": verdicts[n_true + len(p.decoys) :],
+    }
+
+
+def calibration(n_trials: int, n_null: int) -> tuple[dict[str, np.ndarray], int]:
+    """p-values of random hypotheses about random labels, and how many were supported."""
+    values: dict[str, list[float]] = {}
+    supported = 0
+    for i in range(n_trials):
+        p = ls.plant("empty", seed=1000 + i // 10, n_sequences=THIRD)
+        rng = np.random.default_rng(i)
+        first, second = (rng.choice(8, 2, replace=False) for _ in range(2))
+        edge = f"L0H{first[0]} -> L1H{second[0]}.{rng.choice(list('QKV'))}"
+        hypothesis = ls.circuit(f"{edge}; L0H{first[1]}; L1H{second[1]}", "random")
+        labels = rng.random(tuple(p.patterns.shape[1:])) < 0.3
+        trial = ls.cross_check(
+            p.model, p.tokens, hypothesis, patterns=labels, n_null=n_null, n_bootstrap=400, seed=i,
+            composition=_no_scores(), progress=False,
+        )  # fmt: skip
+        supported += trial.verdict == "supported"
+        for one in trial.evidence:
+            if one.test in ("necessity", "edge"):
+                values.setdefault(f"{one.test}, over sequences", []).append(one.p)
+                # A rank is discrete: spread evenly over its step, as the null makes it.
+                step = 1 / (n_null + 1)
+                values.setdefault(f"{one.test}, among random sets", []).append(
+                    one.null_p - step * rng.random()
+                )
+    return {name: np.array(p) for name, p in values.items()}, supported
+
+
+def f1(counts: np.ndarray) -> tuple[float, float, float]:
+    """Precision, recall and F1 from true positives, false positives, false negatives."""
+    right, wrong, missed = counts
+    precision = right / max(right + wrong, 1)
+    recall = right / max(right + missed, 1)
+    return precision, recall, 2 * right / max(2 * right + wrong + missed, 1)
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tables of F1 and verdicts; the figures."""
+    counts = {(m, what): np.zeros(3) for m in METHODS for what in (0, 1)}
+    families = list(dict.fromkeys(r["family"] for r in records))
+    by_family = {(f, what): np.zeros(3) for f in families for what in (0, 1)}
+    for record in records:
+        for method in METHODS:
+            for what in (0, 1):
+                one = _counts(set(record["found"][method][what]), set(record["truth"][what]))
+                counts[method, what] += one
+                if method == "inferred":
+                    by_family[record["family"], what] += one
+    rows = [
+        [method, *(value for what in (0, 1) for value in f1(counts[method, what]))]
+        for method in METHODS
+    ]
+    columns = ["method", *(f"{what} {x}" for what in ("head", "edge")
+                           for x in ("precision", "recall", "F1"))]  # fmt: skip
+    common.show_table(f"{len(records)} instances", columns, rows)
+    rows = []
+    for family in families:
+        mine = [r for r in records if r["family"] == family]
+        rows.append(
+            [
+                family, len(mine), *(f1(by_family[family, what])[2] for what in (0, 1)),
+                *(_rate(v for r in mine for v in r[key]) for key in ("true", "inferred", "decoys")),
+            ]
+        )  # fmt: skip
+    common.show_table(
+        "By family: F1 of the inferred circuits, and supported / tried",
+        ["family", "instances", "head F1", "edge F1", "true", "inferred", "decoys"], rows,
+    )  # fmt: skip
+    true = [v for r in records for v in r["true"]]
+    false = [v for r in records for v in r["decoys"]]
+    false += [v for r in records if not r["true"] for v in r["inferred"]]
+    return {
+        "head_f1": f1(counts["inferred", 0])[2],
+        "edge_f1": f1(counts["inferred", 1])[2],
+        "best_baseline_head_f1": max(f1(counts[m, 0])[2] for m in METHODS[1:]),
+        "best_baseline_edge_f1": max(f1(counts[m, 1])[2] for m in METHODS[1:]),
+        "true_support_rate": float(np.mean([v[1] == "supported" for v in true])) if true else 0.0,
+        "false_support_rate": float(np.mean([v[1] == "supported" for v in false])),
+    }
+
+
+def _clear(effects: dict[str, Any]) -> set[str]:
+    if not effects:
+        return set()
+    q = stats.false_discovery_control([one.p for one in effects.values()])
+    least = max(LEAST, SHARE * max(one.value for one in effects.values()))
+    return {
+        name for (name, one), value in zip(effects.items(), q, strict=True)
+        if value < 0.05 and one.value >= least
+    }  # fmt: skip
+
+
+def _counts(found: set[str], truth: set[str]) -> np.ndarray:
+    return np.array([len(found & truth), len(found - truth), len(truth - found)], dtype=float)
+
+
+def _rate(verdicts: Iterable[Any]) -> str:
+    words = [v[1] for v in verdicts]
+    return f"{words.count('supported')} / {len(words)}"
+
+
+def _no_scores() -> xr.Dataset:
+    """Composition scores do not vote: spare the calibration their computation."""
+    names = [f"L{i}H{j}" for i in range(2) for j in range(8)]
+    keys = ("score", "z_random", "z_rotation", "p_random", "p_rotation", "q_random", "q_rotation")
+    nothing = np.full((16, 16, 3), np.nan)
+    dims = ("source", "target", "through")
+    return xr.Dataset(
+        {key: (dims, nothing) for key in keys},
+        coords={"source": names, "target": names, "through": list("QKV")},
+    )
+
+
+def main() -> None:
+    """Command line."""
+    made = common.parser(__doc__)
+    made.add_argument("--seeds", type=int, default=6, help="of every family")
+    made.add_argument("--trials", type=int, default=200, help="of the calibration")
+    made.add_argument("--cache", type=Path, help="folder for finished instances")
+    args: argparse.Namespace = made.parse_args()
+    warnings.filterwarnings("ignore")
+    settings, n_null, n_trials, seeds = SETTINGS, 100, args.trials, args.seeds
+    if args.quick:
+        settings, n_null, n_trials, seeds = SETTINGS.but(draws=8, thin=1), 8, 3, 1
+    records = []
+    for p in ls.planted_suite(seeds, n_sequences=3 * THIRD):
+        file = None if args.cache is None else args.cache / f"{p.name}.json"
+        if file is not None and file.exists():
+            records.append(json.loads(file.read_text()))
+            continue
+        began = time.perf_counter()
+        records.append(one_instance(p, settings, n_null))
+        common.say(f"{p.name}: {time.perf_counter() - began:.0f} s, {_line(records[-1])}")
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(records[-1]))
+    figures = summary(records)
+    values, supported = calibration(n_trials, n_null)
+    rows = [[name, len(p), stats.kstest(p, "uniform").pvalue, float((p < 0.05).mean())]
+            for name, p in values.items()]  # fmt: skip
+    columns = ["p-value", "trials", "KS p", "share under 0.05"]
+    common.show_table("Calibration: models without a circuit, random labels", columns, rows)
+    figures["ks_p"] = min(float(row[2]) for row in rows)
+    figures["null_support_rate"] = supported / n_trials
+    common.finish(args, figures, None if args.quick else TARGETS)
+
+
+def _line(record: dict[str, Any]) -> str:
+    truth = ", ".join(record["truth"][1] or record["truth"][0]) or "no circuit"
+    heads, edges = record["found"]["inferred"]
+    words = {kind: [v[1] for v in record[kind]] for kind in ("true", "inferred", "decoys")}
+    return f"truth {truth}; inferred {', '.join(edges or heads) or 'nothing'}; {words}"
+
+
+if __name__ == "__main__":
+    main()

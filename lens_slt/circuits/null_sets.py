@@ -1,0 +1,94 @@
+"""What a circuit is compared with: random sets of components of its shape, and other paths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import comb, prod
+
+import numpy as np
+
+from lens_slt.circuits.hypothesis import LOGITS, THROUGH, Edge, head_place
+from lens_slt.circuits.runs import Runs
+
+
+@dataclass(frozen=True)
+class NullSets:
+    """Sets of nodes, or edges, of the shape of the tested one.
+
+    ``complete`` says that they are all there are, the tested one among them; else they are a random
+    sample without it.
+    """
+
+    members: tuple[frozenset, ...]
+    complete: bool
+    words: str
+
+
+def same_shape(nodes: frozenset[str], runs: Runs, n: int, seed: int) -> NullSets:
+    """Sets with as many heads from each layer, and as many MLPs from any."""
+    pools = []
+    counts = Counter("MLP" if node.endswith("MLP") else head_place(node)[0] for node in nodes)
+    for kind, k in sorted(counts.items(), key=str):
+        if kind == "MLP":
+            pool = [node for node in runs.nodes if node.endswith("MLP")]
+        else:
+            pool = [head for head in runs.heads if head_place(head)[0] == kind]
+        pools.append((pool, k))
+    words = "random sets with as many heads of each layer"
+    if "MLP" in counts:
+        words += ", as many MLPs"
+    total = prod(comb(len(pool), k) for pool, k in pools)
+    if total <= n:
+        parts = product(*(combinations(pool, k) for pool, k in pools))
+        members = tuple(frozenset(name for part in chosen for name in part) for chosen in parts)
+        return NullSets(members, True, f"all {total} sets with as many heads of each layer")
+    generator = np.random.default_rng(seed)
+    found: dict[frozenset, None] = {}
+    while len(found) < n:
+        chosen = frozenset(
+            str(name) for pool, k in pools for name in generator.choice(pool, k, replace=False)
+        )
+        if chosen != nodes:
+            found[chosen] = None
+    return NullSets(tuple(found), False, f"{n} {words}")
+
+
+def other_paths(edge: Edge, edges: Sequence[Edge], runs: Runs, n: int, seed: int) -> NullSets:
+    """Other paths from the layer of an edge's source to that of its target, through Q, K or V."""
+    layer = head_place(edge.source)[0]
+    sources = [head for head in runs.heads if head_place(head)[0] == layer]
+    if edge.target == LOGITS:
+        rest = [Edge(source, LOGITS) for source in sources]
+    else:
+        into = head_place(edge.target)[0]
+        targets = [head for head in runs.heads if head_place(head)[0] == into]
+        rest = [Edge(s, t, q) for s in sources for t in targets for q in THROUGH]
+    rest = [other for other in rest if other not in edges]
+    if len(rest) > n:
+        chosen = np.random.default_rng(seed).choice(len(rest), n, replace=False)
+        rest = [rest[i] for i in sorted(chosen)]
+    members = tuple(frozenset([other]) for other in rest)
+    return NullSets(members, False, f"{len(rest)} other paths between these layers")
+
+
+def all_paths(runs: Runs, through: Iterable[str]) -> frozenset[Edge]:
+    """Every path from a head into a later head through some of Q, K and V."""
+    places = [(head, head_place(head)[0]) for head in runs.heads]
+    return frozenset(
+        Edge(source, target, q)
+        for source, layer in places for target, later in places if layer < later for q in through
+    )  # fmt: skip
+
+
+def random_paths(universe: frozenset[Edge], k: int, n: int, seed: int) -> NullSets:
+    """Random sets of ``k`` paths out of all."""
+    ordered = sorted(universe)
+    generator = np.random.default_rng(seed)
+    members = tuple(
+        frozenset(ordered[i] for i in generator.choice(len(ordered), k, replace=False))
+        for _ in range(n)
+    )
+    return NullSets(members, False, f"{n} random sets of as many paths through these inputs")

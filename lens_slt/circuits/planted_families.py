@@ -1,0 +1,205 @@
+"""The families of planted circuits: for each a task, the heads that solve it, and their edges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from lens_slt.circuits.hypothesis import Edge
+from lens_slt.circuits.planted_tokens import (
+    BOS,
+    MARK,
+    Task,
+    multigrams,
+    nested_brackets,
+    repeats,
+    skip_trigrams,
+)
+from lens_slt.circuits.planted_weights import (
+    RECENCY_NORM,
+    TOKEN_NORM,
+    Copy,
+    Head,
+    Match,
+    Slot,
+    Space,
+    attend_back,
+    rest_on_first,
+)
+
+_PREVIOUS = 6.0  # length of the copy of the previous token
+_OUTPUT = 10.0  # length of what a circuit writes for W_U
+_SCORE = 6.5  # attention score where a head is meant to look, of about 0 elsewhere
+_RESTS = 3.0  # that of BOS, where a head looks otherwise
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a family is planted into."""
+
+    space: Space
+    rng: Random
+    n_layers: int
+    n_heads: int
+    vocab: int
+    n_sequences: int
+    length: int
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Those of the tokens: vocabulary, sequences, length."""
+        return self.vocab, self.n_sequences, self.length
+
+    def slots(self, early: int, late: int) -> list[Slot]:
+        """Places of heads, all of the early ones in layers before all of the late ones.
+
+        No two have the same index, so that their places can be exchanged to make a false circuit.
+        """
+        cut = self.rng.randrange(1, self.n_layers)
+        layers = [self.rng.randrange(cut) for _ in range(early)]
+        layers += [self.rng.randrange(cut, self.n_layers) for _ in range(late)]
+        return list(zip(layers, self.rng.sample(range(self.n_heads), early + late), strict=True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task and the heads that solve it, with the edges between them."""
+
+    task: Task
+    pattern: str
+    heads: dict[Slot, Head]
+    edges: tuple[Edge, ...] = ()
+
+
+def _induction(request: Request) -> Plan:
+    early, late = request.slots(1, 1)
+    heads = {
+        early: _previous_head(request.space, _words(request)),
+        late: _induction_head(request.space, _words(request)),
+    }
+    return Plan(repeats(*request.sizes, request.rng), "induction", heads, (edge(early, late),))
+
+
+def _spread(request: Request) -> Plan:
+    first, second, late = request.slots(2, 1)
+    words = request.rng.sample(_words(request), request.vocab - 1)
+    half = len(words) // 2
+    heads = {
+        first: _previous_head(request.space, words[:half]),
+        second: _previous_head(request.space, words[half:]),
+        late: _induction_head(request.space, _words(request)),
+    }
+    edges = (edge(first, late), edge(second, late))
+    return Plan(repeats(*request.sizes, request.rng), "induction", heads, edges)
+
+
+def _backup(request: Request) -> Plan:
+    early, late, backup = request.slots(1, 2)
+    heads = {
+        early: _previous_head(request.space, _words(request)),
+        late: _induction_head(request.space, _words(request)),
+        backup: _induction_head(request.space, _words(request)),
+    }
+    edges = (edge(early, late), edge(early, backup))
+    return Plan(repeats(*request.sizes, request.rng), "induction", heads, edges)
+
+
+def _skip_trigram(request: Request) -> Plan:
+    task = skip_trigrams(*request.sizes, request.rng)
+    first, second, third = map(list, zip(*task.rules, strict=True))
+    token, output = request.space.token, request.space.output
+    head = Head(
+        (
+            Match(token[second], token[first], 1.1 * _SCORE / TOKEN_NORM**2),
+            rest_on_first(request.space, _RESTS),
+        ),
+        (Copy(token[first], output[third], 1.4 * _OUTPUT / TOKEN_NORM),),
+    )
+    return Plan(task, "skip_trigram", {_any_slot(request): head})
+
+
+def _multigram(request: Request) -> Plan:
+    task = multigrams(*request.sizes, request.rng)
+    first, last = map(list, zip(*task.rules, strict=True))
+    copy = Copy(request.space.token[first], request.space.output[last], _OUTPUT / TOKEN_NORM)
+    head = Head((attend_back(request.space, 1, _SCORE),), (copy,))
+    return Plan(task, "multigram", {_any_slot(request): head})
+
+
+def _brackets(request: Request) -> Plan:
+    """The counting head spreads its attention evenly over brackets where MARK asks for a closer.
+
+    What it writes is then (opened − closed) by type, zero for balanced types however often they
+    occurred. The matching head adds up: an opener, of an open type, and recent.
+    """
+    task, space = nested_brackets(*request.sizes, request.rng), request.space
+    openers, closers = map(list, zip(*task.rules, strict=True))
+    mark, token = space.token[[MARK]], space.token
+    squared = TOKEN_NORM**2
+    brackets = token[openers + closers].sum(0, keepdim=True)
+    count = Head(
+        (
+            Match(mark, brackets, 5.0 / squared),
+            rest_on_first(space, 5.0 + math.log(4)),  # as much as four brackets
+        ),
+        # Counts are small differences: large values keep them above the noise of other inputs.
+        (Copy(token[openers] - token[closers], space.count, 9.0, tilt=2.0),),
+    )
+    slope = 0.9 * (space.length - 1) / (2 * RECENCY_NORM)  # of the score, per position
+    match = Head(
+        (
+            Match(space.count, token[openers], 0.7),
+            Match(mark, token[openers].sum(0, keepdim=True), 4.0 / squared),
+            Match(mark, space.recency, slope / TOKEN_NORM),
+            rest_on_first(space, 2 * _RESTS),
+        ),
+        (Copy(token[openers], space.output[closers], 1.4 * _OUTPUT / TOKEN_NORM),),
+    )
+    early, late = request.slots(1, 1)
+    return Plan(task, "closing", {early: count, late: match}, (edge(early, late, "Q"),))
+
+
+PLANS: dict[str, Callable[[Request], Plan]] = {
+    "induction": _induction,
+    "skip_trigram": _skip_trigram,
+    "multigram": _multigram,
+    "brackets": _brackets,
+    "spread": _spread,
+    "backup": _backup,
+    "decoy": _induction,  # its tokens; its heads only lend their norms
+    "empty": _induction,
+}
+
+
+def _previous_head(space: Space, words: list[int]) -> Head:
+    """Attends to the previous token and notes which of these words it was."""
+    copy = Copy(space.token[words], space.previous[words], _PREVIOUS / TOKEN_NORM)
+    return Head((attend_back(space, 1, _SCORE),), (copy,))
+
+
+def _induction_head(space: Space, words: list[int]) -> Head:
+    """Attends to what followed the same word earlier, and predicts it; after MARK it rests."""
+    asked = [word for word in words if word != MARK]
+    match = Match(space.token[asked], space.previous[asked], _SCORE / (TOKEN_NORM * _PREVIOUS))
+    copy = Copy(space.token[words], space.output[words], _OUTPUT / TOKEN_NORM)
+    return Head((match, rest_on_first(space, _RESTS)), (copy,))
+
+
+def _words(request: Request) -> list[int]:
+    return list(range(BOS + 1, request.vocab))
+
+
+def _any_slot(request: Request) -> Slot:
+    return request.rng.randrange(request.n_layers), request.rng.randrange(request.n_heads)
+
+
+def edge(source: Slot, target: Slot, through: str = "K") -> Edge:
+    """The edge between the heads at these places."""
+    return Edge(slot_name(source), slot_name(target), through)
+
+
+def slot_name(slot: Slot) -> str:
+    """A head's name, (1, 3) → L1H3."""
+    return f"L{slot[0]}H{slot[1]}"

@@ -1,0 +1,206 @@
+"""What susceptibilities and per-token rLLCs say about a hypothesis, beside the interventions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.circuits.evidence import LEVEL, Case, Evidence, Outcome
+from lens_slt.circuits.hypothesis import HEAD
+from lens_slt.circuits.statistics import Contrast, Estimate
+from lens_slt.data.patterns import label_patterns
+from lens_slt.observables.per_token_llc import per_token_llc
+from lens_slt.sampling.result import component_names
+from lens_slt.structure.modes import modes
+from lens_slt.structure.pattern_enrichment import labels_of
+from lens_slt.structure.standardize import values_of
+
+RELIABLE = 0.5  # split-half correlation below which a column says little
+FEWEST_HEADS = 4  # of a layer, for its median head to mean something
+
+
+@dataclass(frozen=True)
+class SltEvidence:
+    """A matrix with the patterns of its probe's tokens, and its modes if they are to be judged.
+
+    ``matrix`` from :func:`lens_slt.per_token_llc` or :func:`lens_slt.susceptibility`, ``patterns``
+    from :func:`lens_slt.label_patterns` of the probe's tokens, ``modes`` from
+    :func:`lens_slt.modes` of the matrix.
+    """
+
+    matrix: xr.Dataset
+    patterns: xr.DataArray
+    modes: xr.Dataset | None = None
+
+
+def read_slt_evidence(
+    draws: xr.DataTree, probe: str, tokens: Any, tokenizer: Any = None, *, seed: int = 0
+) -> SltEvidence:
+    """Per-token rLLC of the heads on a probe, its patterns, and its noise-whitened modes.
+
+    Args:
+        draws: from :func:`lens_slt.sample`, of heads (others are left out).
+        probe: its name.
+        tokens: the probe's tokens, for the patterns.
+        tokenizer: of the model; the shipped models' by default.
+        seed: of the bootstrap.
+
+    Raises ValueError where the draws hold no head, or fewer tokens than heads.
+    """
+    heads = [name for name in component_names(draws) if HEAD.fullmatch(name)]
+    if not heads:
+        raise ValueError(
+            f"draws hold no head ({', '.join(component_names(draws))}): circuits are inferred from "
+            "heads, sample components='heads'"
+        )
+    matrix = per_token_llc(draws.sel(component=heads), probe)
+    matrix = matrix.sel(component=matrix["mean"].notnull())
+    found = modes(matrix, whiten=True, seed=seed) if "blocks" in matrix else None
+    return SltEvidence(matrix, label_patterns(tokens, tokenizer), found)
+
+
+def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
+    """Per head: does the matrix single out the pattern, does that come back, is it reliable?
+
+    - ``data-refined rLLC``: rLLC of the head on the pattern's tokens minus that on matched others,
+      as far as it exceeds the median head of its layer (see :func:`refined_on_pattern`);
+    - ``reliability``: split-half correlation of the head's column.
+    - ``loading``: the head's loading on the mode that tells the pattern best, on its side.
+
+    None of them votes: the verdict rests on interventions, and what disagrees is listed with it.
+    """
+    matrix, names = slt.matrix, set(slt.matrix["component"].values.tolist())
+    heads = [name for name in case.hypothesis.components if name in names]
+    labels = dict(zip(slt.patterns["pattern"].values, labels_of(matrix, slt.patterns), strict=True))
+    pattern = case.hypothesis.pattern
+    if pattern not in labels or not heads:
+        return []
+    refined = refined_on_pattern(matrix, labels[pattern], seed=case.seed)
+    found = []
+    for name in heads:
+        estimate = refined[name]
+        found.append(
+            Evidence(
+                "data-refined rLLC", name, estimate.value, estimate.low, estimate.high,
+                "λ̂" if matrix.attrs["quantity"] == "llc" else "SD", estimate.p,
+                outcome=_sign(estimate),
+                words="on the pattern's tokens − matched others, above the layer's median head",
+            )
+        )  # fmt: skip
+        reliability = float(matrix["split_half"].sel(component=name))
+        outcome: Outcome = "held" if reliability >= RELIABLE else "undecided"
+        found.append(
+            Evidence(
+                "reliability", name, reliability, unit="correlation", outcome=outcome,
+                words="of the head's column, first half of the draws against the second",
+            )
+        )  # fmt: skip
+    return found + (_loadings(slt.modes, labels[pattern], heads) if slt.modes is not None else [])
+
+
+def refined_on_pattern(
+    matrix: xr.Dataset, labels: BoolArray, *, seed: int = 0
+) -> dict[str, Estimate]:
+    """Of every component: what it holds on the pattern's tokens more than on matched others.
+
+    Noise in any head disturbs whatever later heads do with the stream, so on tokens that a circuit
+    serves all heads of the layers before it look needed. What a head has beyond the median head of
+    its layer, token by token, is its own (layers of fewer than four heads are taken as they are).
+    Susceptibilities are standardised and negated, so that positive is expression. Errors hold both
+    the choice of sequences and the sampling noise.
+
+    Args:
+        matrix: from ``per_token_llc`` or ``susceptibility``.
+        labels: of its tokens, ``[token]``.
+        seed: of the bootstrap over sequences.
+
+    Raises ValueError for a pattern with too few tokens, or that covers nearly all of them.
+    """
+    sequence, position = matrix["sequence"].values, matrix["position"].values
+    shape = int(sequence.max()) + 1, int(position.max()) + 1
+
+    def grid(values: FloatArray) -> FloatArray:
+        whole = np.full(shape, np.nan)
+        whole[sequence, position] = values
+        return whole
+
+    mask = np.zeros(shape, dtype=bool)
+    mask[sequence, position] = labels
+    contrast = Contrast(grid(matrix["base_loss"].values), mask, seed=seed)
+    names = [str(name) for name in matrix["component"].values]
+    values = values_of(matrix).T
+    scale = -values.std(1) if matrix.attrs["quantity"] == "chi" else np.ones(len(values))
+    own = _beyond_layer(values / scale[:, None], names)
+    blocks = []
+    if "blocks" in matrix and matrix.sizes["block"] > 1:
+        for block in matrix["blocks"].transpose("block", "component", "token").values:
+            blocks.append(_beyond_layer(block / scale[:, None], names))
+    found = {}
+    for i, name in enumerate(names):
+        estimate = contrast.matched(grid(own[i]))
+        if blocks:
+            parts = [contrast.value(grid(block[i])) for block in blocks]
+            estimate = _with_noise(estimate, np.array(parts), contrast.n_sequences)
+        found[name] = estimate
+    return found
+
+
+def _beyond_layer(values: FloatArray, names: list[str]) -> FloatArray:
+    """``values [component, token]`` minus the median head of each layer."""
+    layers = np.array([name.partition("H")[0] if HEAD.fullmatch(name) else "" for name in names])
+    values = np.array(values, dtype=np.float64)
+    for layer in set(layers.tolist()) - {""}:
+        members = layers == layer
+        if members.sum() >= FEWEST_HEADS:
+            values[members] -= np.median(values[members], axis=0)
+    return values
+
+
+def _with_noise(found: Estimate, blocks: FloatArray, n_sequences: int) -> Estimate:
+    """An estimate whose error also holds the spread between blocks of draws."""
+    reach = stats.norm.ppf(0.975)
+    over_sequences = (found.high - found.low) / (2 * reach)
+    over_draws = float(blocks.std(ddof=1)) / np.sqrt(len(blocks))
+    se = float(np.hypot(over_sequences, over_draws))
+    freedom = min(n_sequences, len(blocks)) - 1
+    half = float(stats.t.ppf(0.975, freedom)) * se
+    p = float(stats.t.sf(found.value / se, freedom)) if se > 0 else float(found.value <= 0)
+    return Estimate(found.value, found.value - half, found.value + half, p)
+
+
+def _loadings(found_modes: xr.Dataset, labels: BoolArray, heads: list[str]) -> list[Evidence]:
+    if "loading_low" not in found_modes:
+        return []
+    score = found_modes["score"].transpose("mode", "token").values
+    apart = score[:, labels].mean(1) - score[:, ~labels].mean(1)
+    best = int(np.abs(apart).argmax())
+    side = float(np.sign(apart[best]))
+    if found_modes.attrs.get("quantity") == "chi":
+        side = -side  # low susceptibility is expression
+    mode = found_modes.isel(mode=best)
+    found = []
+    for name in heads:
+        if name not in found_modes["component"].values:
+            continue
+        one = mode.sel(component=name)
+        ends = sorted([side * float(one["loading_low"]), side * float(one["loading_high"])])
+        outcome: Outcome = "held" if ends[0] > 0 else "failed" if ends[1] < 0 else "undecided"
+        found.append(
+            Evidence(
+                "loading", name, side * float(one["loading"]), ends[0], ends[1], "loading",
+                outcome=outcome,
+                words=f"on mode {int(mode['mode'])} ({mode['verdict'].values}), the pattern's side",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _sign(found: Estimate) -> Outcome:
+    if found.p < LEVEL / 2:
+        return "held"
+    return "failed" if found.high < 0 else "undecided"

@@ -1,0 +1,219 @@
+"""The statistics of a trial: matched tokens, bootstrap over sequences, ranks among null sets.
+
+Tokens of one sequence are not independent, so a sequence is the unit everywhere. A pattern's tokens
+differ from the others before anything is ablated: they may be easier, and an easy token can only
+get harder. :class:`Contrast` therefore compares them with other tokens of the same base loss and
+part of the sequence, and says how many have found such others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lens_slt.arrays import BoolArray, FloatArray
+
+LEVEL = 0.95  # of every interval
+LOSS_BINS, POSITION_BINS = 6, 2  # strata of matched tokens
+FEWEST_TOKENS, FEWEST_SEQUENCES = 20, 8  # of a pattern, for a statement about it
+FEWEST_OTHERS = 5  # tokens to compare those of a stratum with
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval and its one-sided p-value against zero or less."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+class Contrast:
+    """Mean effect on a pattern's tokens, alone or minus that on matched other tokens.
+
+    Strata are quantiles of the base loss of the pattern's tokens, times halves of the sequence; a
+    stratum counts with the number of pattern tokens in it. Where fewer than 5 others are like them,
+    those of the stratum with the nearest base loss take their place; ``matched_share`` is the share
+    of the pattern's tokens for which this was not needed.
+
+    Args:
+        base_loss: ``[sequence, position]``, NaN where there is no loss.
+        pattern: bool, same shape.
+        n_bootstrap: resamples of sequences.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: a pattern with fewer than 20 tokens, in fewer than 8 sequences, or that leaves
+            fewer than 20 others.
+    """
+
+    def __init__(
+        self, base_loss: FloatArray, pattern: BoolArray, *, n_bootstrap: int = 1000, seed: int = 0
+    ) -> None:
+        real = np.isfinite(base_loss)
+        self.members, self.others = pattern & real, ~pattern & real
+        _refuse_few(self.members, self.others)
+        self.n_sequences = len(base_loss)
+        self.stratum = _strata(base_loss, self.members)
+        generator = np.random.default_rng(seed)
+        share = np.full(self.n_sequences, 1 / self.n_sequences)
+        self._counts = generator.multinomial(self.n_sequences, share, size=n_bootstrap)
+        self._n_members = self._sums(None, self.members)
+        n_others = self._sums(None, self.others).sum(0)
+        self._like = _nearest_with(n_others >= FEWEST_OTHERS, n_others)
+        self._n_others = self._sums(None, self.others)[:, self._like]
+        own = self._like == np.arange(len(self._like))
+        self.matched_share = float(self._n_members.sum(0)[own].sum() / self.members.sum())
+
+    def matched(self, effect: FloatArray) -> Estimate:
+        """Effect on the pattern's tokens minus that on matched others."""
+        members, others = self._sums(effect, self.members), self._others(effect)
+        return self._estimate(
+            lambda n: _stratified(
+                n @ members, n @ others, n @ self._n_members, n @ self._n_others
+            )
+        )  # fmt: skip
+
+    def value(self, effect: FloatArray) -> float:
+        """The value of :meth:`matched` without its interval."""
+        members, others = self._sums(effect, self.members), self._others(effect)
+        parts = (part.sum(0) for part in (members, others, self._n_members, self._n_others))
+        return float(_stratified(*parts))
+
+    def on_pattern(self, effect: FloatArray) -> Estimate:
+        """Mean effect on the pattern's tokens."""
+        total = self._sums(effect, self.members).sum(1)
+        tokens = self._n_members.sum(1)
+        return self._estimate(lambda n: (n @ total) / np.maximum(n @ tokens, 1))
+
+    def share(self, part: FloatArray, whole: FloatArray) -> Estimate:
+        """Mean of ``part`` over the mean of ``whole``, both on the pattern's tokens."""
+        above = self._sums(part, self.members).sum(1)
+        below = self._sums(whole, self.members).sum(1)
+        return self._estimate(lambda n: (n @ above) / (n @ below))
+
+    def share_value(self, part: FloatArray, whole: FloatArray) -> float:
+        """The value of :meth:`share` without its interval."""
+        return float(part[self.members].sum() / whole[self.members].sum())
+
+    def per_sequence(self, effect: FloatArray) -> FloatArray:
+        """Mean over the pattern's tokens of each sequence that has some."""
+        tokens = self._n_members.sum(1)
+        return (self._sums(effect, self.members).sum(1) / np.maximum(tokens, 1))[tokens > 0]
+
+    @cached_property
+    def _ones(self) -> NDArray[np.int_]:
+        return np.ones(self.n_sequences, dtype=int)
+
+    def _estimate(self, statistic: object) -> Estimate:
+        assert callable(statistic)
+        value = float(statistic(self._ones))
+        draws = np.array(statistic(self._counts))
+        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        se = float(draws.std(ddof=1))
+        p = stats.t.sf(value / se, self.n_sequences - 1) if se > 0 else float(value <= 0)
+        return Estimate(value, float(low), float(high), float(p))
+
+    def _others(self, effect: FloatArray) -> FloatArray:
+        """Sums over the tokens that each stratum is compared with."""
+        return self._sums(effect, self.others)[:, self._like]
+
+    def _sums(self, effect: FloatArray | None, where: BoolArray) -> FloatArray:
+        """Sums ``[sequence, stratum]`` of an effect, or numbers of tokens."""
+        n_strata = LOSS_BINS * POSITION_BINS
+        rows = np.broadcast_to(np.arange(self.n_sequences)[:, None], where.shape)[where]
+        weights = None if effect is None else effect[where].astype(np.float64)
+        flat = np.bincount(
+            rows * n_strata + self.stratum[where], weights, self.n_sequences * n_strata
+        )
+        return flat.reshape(self.n_sequences, n_strata).astype(np.float64)
+
+
+def rank_p(value: float, null: FloatArray, *, complete: bool) -> float:
+    """Share of the null that reaches a value.
+
+    ``complete`` says that the null lists every possible set, the tested one among them; else it is
+    a random sample without it, and the tested one is counted in (Phipson & Smyth 2010).
+    """
+    reached = int((null >= value - 1e-12).sum())
+    return reached / len(null) if complete else (reached + 1) / (len(null) + 1)
+
+
+def holm(p: FloatArray) -> FloatArray:
+    """p-values corrected by Holm's step-down rule; NaN stays NaN."""
+    corrected = np.full(len(p), np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known])]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
+    return corrected
+
+
+def hsic_p(x: FloatArray, y: FloatArray, *, n_permutations: int = 1000, seed: int = 0) -> float:
+    """Permutation p-value of the Hilbert–Schmidt independence criterion of paired samples.
+
+    Gaussian kernels with the median distance as their width (Gretton et al. 2007).
+    """
+    k, m = _centred_kernel(x), _centred_kernel(y)
+    generator = np.random.default_rng(seed)
+    value = float((k * m).sum())
+    null = []
+    for _ in range(n_permutations):
+        order = generator.permutation(len(x))
+        null.append(float((k * m[np.ix_(order, order)]).sum()))
+    return rank_p(value, np.array(null), complete=False)
+
+
+def _centred_kernel(x: FloatArray) -> FloatArray:
+    distance = np.abs(x[:, None] - x[None, :])
+    width = float(np.median(distance[distance > 0])) if (distance > 0).any() else 1.0
+    kernel = np.exp(-(distance**2) / (2 * width**2))
+    kernel = kernel - kernel.mean(0)
+    return kernel - kernel.mean(1, keepdims=True)
+
+
+def _stratified(
+    members: FloatArray, others: FloatArray, n_members: FloatArray, n_others: FloatArray
+) -> FloatArray:
+    """Difference of means within strata (last axis), weighted by the numbers of members."""
+    both = (n_members > 0) & (n_others > 0)
+    difference = members / np.maximum(n_members, 1) - others / np.maximum(n_others, 1)
+    weight = np.where(both, n_members, 0)
+    return (weight * difference).sum(-1) / np.maximum(weight.sum(-1), 1)
+
+
+def _nearest_with(enough: BoolArray, n: FloatArray) -> NDArray[np.int_]:
+    """Of every stratum, itself if it has enough others, else that with the nearest base loss."""
+    strata = np.arange(len(enough))
+    if not enough.any():
+        return np.full(len(enough), int(n.argmax()))
+    loss, position = np.divmod(strata, POSITION_BINS)
+    distance = 2 * np.abs(loss[:, None] - loss) + (position[:, None] != position)
+    return np.where(enough, distance, 10**6).argmin(1)
+
+
+def _strata(base_loss: FloatArray, members: BoolArray) -> NDArray[np.int_]:
+    edges = np.quantile(base_loss[members], np.linspace(0, 1, LOSS_BINS + 1)[1:-1])
+    by_loss = np.searchsorted(edges, np.nan_to_num(base_loss), side="right")
+    length = base_loss.shape[1]
+    by_position = np.arange(length) * POSITION_BINS // length
+    return by_loss * POSITION_BINS + by_position[None, :]
+
+
+def _refuse_few(members: BoolArray, others: BoolArray) -> None:
+    tokens, sequences = int(members.sum()), int(members.any(1).sum())
+    if tokens < FEWEST_TOKENS or sequences < FEWEST_SEQUENCES:
+        raise ValueError(
+            f"pattern has {tokens} tokens in {sequences} sequences; a trial needs at least "
+            f"{FEWEST_TOKENS} tokens in {FEWEST_SEQUENCES} sequences: use more tokens"
+        )
+    if int(others.sum()) < FEWEST_TOKENS:
+        raise ValueError(
+            f"pattern covers all but {int(others.sum())} tokens; at least {FEWEST_TOKENS} others "
+            "are needed to compare it with"
+        )

@@ -1,0 +1,363 @@
+"""Put circuit hypotheses on trial: every test, one table, a verdict by a rule stated beforehand."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from lens_slt.arrays import BoolArray
+from lens_slt.circuits import evidence as tests
+from lens_slt.circuits.composition import composition_scores
+from lens_slt.circuits.evidence import LEVEL, NAN, Case, Evidence
+from lens_slt.circuits.faithfulness import curve
+from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis
+from lens_slt.circuits.runs import Runs
+from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
+from lens_slt.circuits.statistics import Contrast, holm
+from lens_slt.data.patterns import label_patterns
+from lens_slt.models.adapter import adapt, weights_hash
+from lens_slt.progress import track
+
+LEAST_EFFECT = 0.05  # nats
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A hypothesis, its verdict with reasons, and every piece of evidence."""
+
+    hypothesis: CircuitHypothesis
+    verdict: str  # supported, contradicted or undecided
+    reasons: tuple[str, ...]
+    disagreements: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
+    curve: xr.Dataset | None  # faithfulness of growing circuits
+    settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = [f"{self.verdict.upper()}: {self.hypothesis}", *(f"  {r}" for r in self.reasons)]
+        return "\n".join([*lines, *(f"  disagreement: {text}" for text in self.disagreements)])
+
+    def table(self) -> pd.DataFrame:
+        """One row per piece of evidence."""
+        return pd.DataFrame([asdict(one) for one in self.evidence])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; what is not a number becomes None."""
+        rows = [{key: _plain(value) for key, value in asdict(one).items()} for one in self.evidence]
+        record: dict[str, Any] = {
+            "hypothesis": self.hypothesis.as_dict(), "verdict": self.verdict,
+            "reasons": list(self.reasons), "disagreements": list(self.disagreements),
+            "evidence": rows, "settings": self.settings,
+        }  # fmt: skip
+        if self.curve is not None:
+            record |= {name: float(self.curve[name]) for name in ("cpr", "cmd", "cpr_p", "cmd_p")}
+        return record
+
+
+def cross_check(
+    model: Any,
+    tokens: Any,
+    hypothesis: CircuitHypothesis | Sequence[CircuitHypothesis],
+    *,
+    patterns: Any = None,
+    slt: SltEvidence | None = None,
+    composition: xr.Dataset | None = None,
+    how: str = "mean",
+    reference: Any = None,
+    least_effect: float = LEAST_EFFECT,
+    n_null: int = 100,
+    n_bootstrap: int = 1000,
+    pad_id: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
+    """Test a circuit hypothesis, or several on the same runs of the model, with interventions.
+
+    Four kinds of test vote:
+
+    - *necessity* of the circuit: ablating it hurts the pattern's tokens more than matched others;
+    - *sufficiency*: with every other path through the inputs (Q, K or V) that its edges name
+      ablated, or with all other components ablated where it has no edges, at least a tenth of the
+      pattern's loss comes back;
+    - *minimality* of every component: some context needs it;
+    - every *edge*: ablating its path alone hurts the pattern's tokens more than matched others.
+
+    A test **holds** if its effect is at least ``least_effect`` nats (or that tenth), its p-value,
+    corrected by Holm over all voting tests of the trial, is under 0.05, and (except minimality) it
+    beats 95 % of its null: random sets with as many components of each layer, random sets of as
+    many paths, or other paths between the same layers; all of them where there are fewer than 20.
+    It **fails** if its 95 % interval lies below that effect. Else it is undecided.
+
+    **Supported**: all hold. **Contradicted**: at least one fails. **Undecided**: anything else.
+
+    Noted beside them, without a vote: faithfulness (the components alone), self-repair,
+    completeness, equivalence and independence, the faithfulness curve, composition scores of the
+    edges, and what the matrix of susceptibilities or per-token rLLCs says (``slt``). Where these
+    and the interventions disagree, the trial says so.
+
+    Args:
+        model: HookedTransformer or TransformerBridge; it comes back as it was.
+        tokens: ``[sequence, position]``; best not those that the hypothesis was made from.
+        hypothesis: one, or several.
+        patterns: bool (pattern, sequence, position) from :func:`lens_slt.label_patterns` of
+            ``tokens``; made with the model's tokenizer by default. Or a bool array
+            ``[sequence, position - 1]``, for hypotheses about one pattern.
+        slt: matrix, patterns of its probe and modes.
+        composition: from :func:`lens_slt.composition_scores`; computed if there are edges.
+        how, reference: of ablated outputs, as in :func:`lens_slt.ablate`.
+        least_effect: in nats; smaller effects are none.
+        n_null: random sets, and other paths, that the circuit is compared with.
+        n_bootstrap: resamples of sequences for intervals.
+        pad_id: id of the padding on the right.
+        seed: of random sets and the bootstrap.
+        progress: show a progress bar.
+
+    Returns:
+        A :class:`Trial`, or a list of them.
+
+    Raises:
+        ValueError: components the model does not have, hypotheses for another model, an unknown
+            pattern, patterns of other tokens, too few tokens or sequences of a pattern (the message
+            says how many are needed), a pattern that covers everything.
+    """
+    one_only = isinstance(hypothesis, CircuitHypothesis)
+    hypotheses = [hypothesis] if isinstance(hypothesis, CircuitHypothesis) else list(hypothesis)
+    if not least_effect > 0:
+        raise ValueError(f"least_effect must be above 0 nats; got {least_effect!r}")
+    for name, value, least in (("n_null", n_null, 1), ("n_bootstrap", n_bootstrap, 100)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
+    digest = weights_hash(runs.adapted)
+    for one in hypotheses:
+        check_hypothesis(one, runs.adapted, digest)
+        tests.nodes_of(one.components, runs.adapted)
+    masks = _masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
+    contrasts = {
+        name: Contrast(runs.base, mask, n_bootstrap=n_bootstrap, seed=seed)
+        for name, mask in masks.items()
+    }
+    if composition is None and any(e.target != LOGITS for one in hypotheses for e in one.edges):
+        composition = composition_scores(model, seed=seed)
+    settings = {
+        "how": how, "least_effect": least_effect, "n_null": n_null, "n_bootstrap": n_bootstrap,
+        "seed": seed, "sequences": len(runs.tokens), "length": int(runs.tokens.shape[1]),
+        "model": runs.adapted.name, "weights": digest,
+        "frozen_norm": False, "reference": reference is not None,
+    }  # fmt: skip
+    trials = []
+    with track("Trial", _n_steps(hypotheses, runs, n_null), progress) as advance:
+        runs.on_run = advance
+        for one in hypotheses:
+            case = Case(one, runs, contrasts[one.pattern], least_effect, n_null, seed)
+            trials.append(_trial(case, slt, composition, settings))
+    return trials[0] if one_only else trials
+
+
+def compare(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Hypotheses side by side: verdicts and main effects, the best first.
+
+    Supported ones come first, then undecided, then contradicted; within each by what the circuit
+    alone recovers.
+    """
+    rows = []
+    for trial in trials:
+        main = {(one.test, one.part): one for one in trial.evidence}
+        need, enough, share = (
+            main.get((name, "circuit")) for name in ("necessity", "sufficiency", "faithfulness")
+        )
+        rows.append(
+            {
+                "hypothesis": str(trial.hypothesis), "verdict": trial.verdict,
+                "components": len(trial.hypothesis.components),
+                "edges": len(trial.hypothesis.edges),
+                "necessity": NAN if need is None else need.effect,
+                "sufficiency": NAN if enough is None else enough.effect,
+                "faithfulness": NAN if share is None else share.effect,
+                "cmd": NAN if trial.curve is None else float(trial.curve["cmd"]),
+                "disagreements": len(trial.disagreements),
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    order = table["verdict"].map({"supported": 0, "undecided": 1, "contradicted": 2})
+    table = table.assign(order=order).sort_values(["order", "sufficiency"], ascending=[True, False])
+    return table.drop(columns="order").reset_index(drop=True)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _trial(
+    case: Case, slt: SltEvidence | None, composition: xr.Dataset | None, settings: dict[str, Any]
+) -> Trial:
+    voting = [
+        *tests.necessity(case), *tests.sufficiency(case), *tests.minimality(case),
+        *tests.edges(case),
+    ]  # fmt: skip
+    corrected = holm(np.array([one.p for one in voting]))
+    voting = [_after_correction(one, float(p)) for one, p in zip(voting, corrected, strict=True)]
+    noted = [*tests.faithfulness(case), *tests.self_repair(case), *tests.completeness(case)]
+    noted += _composition(case, composition)
+    noted += slt_evidence(case, slt) if slt is not None else []
+    verdict, reasons = _verdict(voting, noted[0])
+    return Trial(
+        case.hypothesis, verdict, tuple(reasons),
+        tuple(_disagreements(case, voting, noted, slt)), (*voting, *noted), _curve(case), settings,
+    )  # fmt: skip
+
+
+def _after_correction(one: Evidence, corrected_p: float) -> Evidence:
+    lost = one.outcome == "held" and not corrected_p < LEVEL
+    return replace(one, corrected_p=corrected_p, outcome="undecided" if lost else one.outcome)
+
+
+def _verdict(voting: list[Evidence], alone: Evidence) -> tuple[str, list[str]]:
+    failed = [one for one in voting if one.outcome == "failed"]
+    open_ = [one for one in voting if one.outcome == "undecided"]
+    if failed:
+        return "contradicted", [_reason(one) for one in failed]
+    if open_:
+        return "undecided", [_reason(one) for one in open_]
+    return "supported", [_reason(one) for one in voting[:2]] + [
+        f"all {len(voting) - 2} tests of single components and edges hold",
+        f"(noted: with all other components ablated it recovers {100 * alone.effect:.0f} %)",
+    ]
+
+
+def _reason(one: Evidence) -> str:
+    name = one.test if one.part == "circuit" else f"{one.test} of {one.part}"
+    effect = f"{one.effect:.2f} [{one.low:.2f}, {one.high:.2f}] {one.unit}"
+    if not np.isfinite(one.effect):
+        return f"{name}: {one.words}"
+    if one.outcome == "held":
+        return f"{name} holds: {effect}, p {_p(one.corrected_p)}"
+    if one.outcome == "failed":
+        return f"{name} fails: {effect}, below {one.least:g}"
+    why = []
+    if one.effect < one.least:
+        why.append(f"below {one.least:g}, but the interval is not")
+    if not one.corrected_p < LEVEL:
+        why.append(f"corrected p {_p(one.corrected_p)}")
+    if one.test != "minimality" and np.isfinite(one.null_p) and one.null_p > LEVEL:
+        why.append(f"{100 * one.null_p:.0f} % of {one.null} reach it")
+    return f"{name} is undecided: {effect}; {'; '.join(why)}"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _disagreements(
+    case: Case, voting: list[Evidence], noted: list[Evidence], slt: SltEvidence | None
+) -> list[str]:
+    """Where composition scores, rLLCs or susceptibilities say other than interventions."""
+    found = []
+    outcomes = {one.part: one for one in voting if one.test in ("minimality", "edge")}
+    for one in noted:
+        vote = outcomes.get(one.part)
+        opposite = {"held": "failed", "failed": "held"}.get(one.outcome)
+        if vote is not None and vote.outcome == opposite and one.test != "reliability":
+            what = "is needed" if vote.outcome == "held" else "is not needed"
+            says = "for" if one.outcome == "held" else "against"
+            found.append(
+                f"{one.part}: by intervention it {what} ({vote.effect:.2f} nats), {one.test} "
+                f"speaks {says} it ({one.effect:.2f} {one.unit})"
+            )
+    inside = [
+        case.contrast.value(case.rise([node])) for node in case.nodes if not node.endswith("MLP")
+    ]
+    for head in case.runs.heads if inside else ():
+        effect = case.contrast.value(case.rise([head]))
+        if head not in case.nodes and effect >= max(case.least_effect, max(inside) / 2):
+            found.append(
+                f"{head} is not in the circuit, but its ablation costs the pattern {effect:.2f} "
+                "nats more than matched tokens"
+            )
+    return found
+
+
+def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
+    found = []
+    for edge in case.hypothesis.edges:
+        if edge.target == LOGITS or composition is None:
+            continue
+        one = composition.sel(source=edge.source, target=edge.target, through=edge.through)
+        q = max(float(one["q_random"]), float(one["q_rotation"]))
+        p = max(float(one["p_random"]), float(one["p_rotation"]))
+        z = f"z {float(one['z_random']):.1f}, {float(one['z_rotation']):.1f}"
+        found.append(
+            Evidence(
+                "composition", str(edge), float(one["score"]), unit="score", p=p, corrected_p=q,
+                null="random matrices and random rotations, over all pairs of heads",
+                outcome="held" if q < LEVEL else "failed", words=f"{z} against the two nulls",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _curve(case: Case) -> xr.Dataset | None:
+    """Faithfulness, the circuit first and the rest by what its ablation costs."""
+    universe = tests.outside_of(frozenset(), case.runs, case.outside)
+    cost = {node: case.contrast.value(case.rise([node])) for node in universe}
+    ranking = sorted(universe, key=lambda node: (node not in case.nodes, -cost[node], node))
+    try:
+        return curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
+    except ValueError:
+        return None  # ablating everything does not hurt; sufficiency has said so
+
+
+def _masks(
+    hypotheses: Sequence[CircuitHypothesis], patterns: Any, runs: Runs, tokenizer: Any
+) -> dict[str, BoolArray]:
+    """Labels of the tokens for every hypothesis's pattern."""
+    names = list(dict.fromkeys(one.pattern for one in hypotheses))
+    if patterns is None:
+        patterns = label_patterns(runs.tokens, tokenizer)
+    if not isinstance(patterns, xr.DataArray):
+        mask = np.asarray(patterns)
+        if mask.shape != runs.real.shape or mask.dtype != bool:
+            raise ValueError(
+                "patterns must be a DataArray from label_patterns(tokens), or a bool array of "
+                f"shape {runs.real.shape}; got {mask.dtype} {mask.shape}"
+            )
+        if len(names) > 1:
+            raise ValueError(
+                f"patterns is one array, the hypotheses are about {', '.join(names)}: pass labels "
+                "with names, from label_patterns"
+            )
+        return {names[0]: mask}
+    known = [str(name) for name in patterns["pattern"].values]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"pattern {name!r} is not among those of patterns: {', '.join(known)}{hint}"
+            )
+    ordered = patterns.transpose("pattern", "sequence", "position")
+    if ordered.shape[1:] != runs.real.shape:
+        raise ValueError(
+            f"patterns label {ordered.shape[1]} sequences of {ordered.shape[2]} positions; tokens "
+            f"have {runs.real.shape[0]} of {runs.real.shape[1]}: label these tokens"
+        )
+    there = patterns.coords.get("token_id")
+    if there is not None:
+        same = there.transpose("sequence", "position").values == runs.tokens[:, 1:].numpy()
+        if not bool((same | ~runs.real).all()):
+            raise ValueError("patterns label other tokens than these: label these tokens")
+    return {name: ordered.sel(pattern=name).values.astype(bool) for name in names}
+
+
+def _n_steps(hypotheses: Sequence[CircuitHypothesis], runs: Runs, n_null: int) -> int:
+    """About how often the model will run."""
+    sizes = [(len(one.components), len(one.edges)) for one in hypotheses]
+    own = sum(c * (c + 3) + e * (e + 3) // 2 for c, e in sizes)
+    nulls = sum(2 * n_null + e * n_null + len(runs.nodes) for _, e in sizes)
+    return own + nulls + 130 + len(runs.nodes)

@@ -1,0 +1,167 @@
+"""Figures of circuits and of their trials."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from lens_slt.circuits.graph import LOOKS, circuit_graph
+from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
+from lens_slt.circuits.trial import Trial
+from lens_slt.report.plots import COLOURS, DASHES, ROW_PIXELS, SYMBOLS
+
+DASH_NAMES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
+OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open", "noted": "diamond"}
+VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": COLOURS[6]}
+
+
+def plot_circuit(
+    circuit: Trial | CircuitHypothesis, behaviour: xr.Dataset | None = None
+) -> go.Figure:
+    """The circuit as a graph, layers from left to right; what failed is dashed.
+
+    ``behaviour`` from :func:`lens_slt.behaviour_scores` adds the types of heads.
+    """
+    graph = circuit_graph(circuit, behaviour)
+    layers = sorted({node["layer"] for _, node in graph.nodes(data=True)})
+    place: dict[str, tuple[float, float]] = {}
+    for x, layer in enumerate(layers):
+        names = [name for name, node in graph.nodes(data=True) if node["layer"] == layer]
+        for i, name in enumerate(names):
+            place[name] = float(x), (len(names) - 1) / 2 - i
+    figure = go.Figure()
+    between: dict[tuple[str, str], int] = {}
+    for source, target, edge in graph.edges(data=True):
+        colour, dash = LOOKS[edge["outcome"]]
+        # Several edges between two heads lie side by side.
+        shift = 0.12 * between.get((source, target), 0)
+        between[source, target] = between.get((source, target), 0) + 1
+        (x0, y0), (x1, y1) = place[source], place[target]
+        words = [edge["through"] or "logits", edge["outcome"]]
+        if edge["effect"] is not None:
+            words.append(f"{edge['effect']:.2f} nats")
+        figure.add_trace(
+            go.Scatter(
+                x=[x0, (x0 + x1) / 2, x1], y=[y0 + shift, (y0 + y1) / 2 + shift, y1 + shift],
+                mode="lines+text", text=["", edge["through"], ""], textposition="top center",
+                line=dict(color=colour, width=2.5, dash=DASH_NAMES[dash]), showlegend=False,
+                hovertemplate=f"{source}→{target} {', '.join(filter(None, words))}<extra></extra>",
+            )
+        )  # fmt: skip
+        figure.add_annotation(
+            x=x1, y=y1 + shift, ax=(x0 + 3 * x1) / 4, ay=(y0 + 3 * y1) / 4 + shift, text="",
+            xref="x", yref="y", axref="x", ayref="y", arrowhead=2, arrowcolor=colour,
+            arrowwidth=2, standoff=22,
+        )  # fmt: skip
+    for name, node in graph.nodes(data=True):
+        colour, _ = LOOKS[node["outcome"]]
+        words = [node["head_type"], node["outcome"]]
+        if node["effect"] is not None:
+            words.append(f"{node['effect']:.2f} nats")
+        said = ", ".join(filter(None, words))
+        figure.add_trace(
+            go.Scatter(
+                x=[place[name][0]], y=[place[name][1]], mode="markers+text",
+                text=[f"<b>{name}</b><br>{said}"], textposition="bottom center", showlegend=False,
+                marker=dict(size=26, color="white", line=dict(color=colour, width=3),
+                            symbol="square" if name == LOGITS else "circle"),
+                hovertemplate=f"{name}: {said or 'component'}<extra></extra>",
+            )
+        )  # fmt: skip
+    tallest = max(abs(y) for _, y in place.values())
+    figure.update_xaxes(visible=False, range=[-0.5, len(layers) - 0.5])
+    figure.update_yaxes(visible=False, range=[-tallest - 0.8, tallest + 0.6])
+    verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
+    figure.update_layout(
+        template="plotly_white", height=int(240 + 130 * tallest * 2), title=(
+            f"Circuit for {graph.graph['pattern']}{verdict}<br><sup>layers from left to right; "
+            "solid: holds, dashed: fails, dotted: undecided; nats: what its ablation costs</sup>"
+        ),
+    )  # fmt: skip
+    return figure
+
+
+def plot_evidence(trial: Trial) -> go.Figure:
+    """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null."""
+    units = [u for u in ("nats", "share") if any(e.unit == u for e in trial.evidence)]
+    figure = make_subplots(
+        rows=len(units), subplot_titles=["" for _ in units], vertical_spacing=0.2,
+        row_heights=[sum(e.unit == u for e in trial.evidence) + 1 for u in units],
+    )  # fmt: skip
+    for row, unit in enumerate(units, 1):
+        shown = [e for e in trial.evidence if e.unit == unit and np.isfinite(e.effect)]
+        names = [e.test if e.part == "circuit" else f"{e.test}: {e.part}" for e in shown]
+        for name, one in zip(names, shown, strict=True):
+            if np.isfinite(one.null_low):
+                figure.add_trace(
+                    go.Scatter(
+                        x=[one.null_low, one.null_high], y=[name, name], mode="lines",
+                        line=dict(color="lightgrey", width=12), showlegend=False,
+                        hovertemplate=f"null, middle 95 %: {one.null}<extra></extra>",
+                    ),
+                    row=row, col=1,
+                )  # fmt: skip
+        figure.add_trace(
+            go.Scatter(
+                x=[e.effect for e in shown], y=names, mode="markers", showlegend=False,
+                error_x=dict(
+                    array=[e.high - e.effect for e in shown],
+                    arrayminus=[e.effect - e.low for e in shown], symmetric=False, thickness=1.5,
+                ),
+                marker=dict(
+                    size=10, symbol=[OUTCOME_SYMBOLS[e.outcome] for e in shown],
+                    color=[VOTE_COLOURS[e.outcome] for e in shown],
+                ),
+                text=[f"{e.outcome}: {e.words}" for e in shown],
+                hovertemplate="%{y}: %{x:.3f}<br>%{text}<extra></extra>",
+            ),
+            row=row, col=1,
+        )  # fmt: skip
+        title = "effect (nats per token)" if unit == "nats" else "share of the pattern's loss"
+        figure.update_xaxes(title_text=title, zeroline=True, row=row, col=1)
+        figure.update_yaxes(autorange="reversed", row=row, col=1)
+    n_rows = sum(e.unit in units for e in trial.evidence)
+    figure.update_layout(
+        template="plotly_white", height=240 + (ROW_PIXELS + 6) * n_rows,
+        title=f"Evidence: {trial.verdict}<br><sup>filled circle: holds; cross: fails; open: "
+        "undecided; diamond: noted without a vote; grey: middle 95 % of the null</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_faithfulness(trial: Trial) -> go.Figure:
+    """Share of the pattern's loss that growing circuits recover, beside random orders."""
+    curve = trial.curve
+    if curve is None:
+        raise ValueError("this trial has no curve: ablating everything does not hurt its pattern")
+    size = curve["size"].values
+    figure = go.Figure()
+    for i, values in enumerate(curve["random"].values):
+        figure.add_trace(
+            go.Scatter(
+                x=size, y=values, mode="lines", line=dict(color="lightgrey", dash=DASHES[2]),
+                name="random order", showlegend=i == 0, hoverinfo="skip",
+            )
+        )  # fmt: skip
+    values = curve["faithfulness"].values
+    figure.add_trace(
+        go.Scatter(
+            x=size, y=values, mode="lines+markers", name="circuit first",
+            line=dict(color=COLOURS[0]), marker=dict(symbol=SYMBOLS[0], size=8),
+            error_y=dict(array=curve["high"].values - values,
+                         arrayminus=values - curve["low"].values, symmetric=False),
+            hovertemplate="%{x} kept: %{y:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.add_hline(y=1, line=dict(color="grey", width=1))
+    inside = len(trial.hypothesis.components)
+    figure.add_vline(x=inside, line=dict(color="grey", dash=DASHES[1]), annotation_text="circuit")
+    figure.update_layout(
+        template="plotly_white", height=420, xaxis_title="heads and MLPs kept",
+        yaxis_title="faithfulness (share of the pattern's loss)",
+        title="Faithfulness of growing circuits<br><sup>the circuit first, then the costliest; "
+        f"CPR {float(curve['cpr']):.2f}, CMD {float(curve['cmd']):.2f}</sup>",
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,109 @@
+"""Trials of circuits as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from lens_slt.circuits.behaviour import SCORES
+from lens_slt.circuits.evidence import Evidence
+from lens_slt.circuits.trial import Trial, compare
+from lens_slt.report.tables import plain_table
+
+STYLES = {
+    "supported": "bold green", "contradicted": "bold red", "undecided": "bold yellow",
+    "held": "green", "failed": "red", "noted": "",
+}  # fmt: skip
+
+
+def verdicts_table(trials: Sequence[Trial]) -> Table:
+    """One row per hypothesis, the best first."""
+    table = plain_table(
+        "Circuit hypotheses on trial",
+        "necessity: nats that ablating the circuit costs the pattern's tokens more than matched "
+        "others; sufficiency: share of the pattern's loss that comes back with all other paths "
+        "through the inputs its edges name ablated; alone: with all other heads ablated",
+    )
+    for name, justify in (("verdict", "left"), ("hypothesis", "left"), ("necessity", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("sufficiency", justify="right")
+    table.add_column("alone", justify="right")
+    for row in compare(trials).itertuples():
+        table.add_row(
+            styled(row.verdict), row.hypothesis, _number(row.necessity),
+            _number(row.sufficiency), _number(row.faithfulness),
+        )  # fmt: skip
+    return table
+
+
+def evidence_table(trial: Trial) -> Table:
+    """One row per piece of evidence of one trial."""
+    table = plain_table(
+        f"{trial.hypothesis} is {trial.verdict}",
+        "effect with 95 % interval over sequences; p: corrected; null: middle 95 % of what random "
+        "sets, or other paths, give, and how many of them reach the effect",
+    )
+    for name in ("test", "part"):
+        table.add_column(name)
+    for name in ("effect", "p", "null", "reach it"):
+        table.add_column(name, justify="right")
+    table.add_column("outcome")
+    for one in trial.evidence:
+        corrected = one.corrected_p if np.isfinite(one.corrected_p) else one.p
+        null = "" if np.isnan(one.null_low) else f"{one.null_low:.2f}…{one.null_high:.2f}"
+        reach = "" if np.isnan(one.null_p) else f"{100 * one.null_p:.0f} %"
+        table.add_row(
+            one.test, one.part, _effect(one), _p(corrected), null, reach, styled(one.outcome)
+        )
+    return table
+
+
+def behaviour_table(behaviour: xr.Dataset, llc: xr.Dataset | None = None) -> Table:
+    """One row per head: its type, its scores, and its rLLC if ``llc`` is given."""
+    table = plain_table(
+        "Heads by behaviour",
+        "attention scores: mean attention to that token; copying: −1 to 1; others: nats or logits",
+    )
+    table.add_column("head", no_wrap=True)
+    table.add_column("type", no_wrap=True)
+    shown = [name for name in SCORES if np.isfinite(behaviour[name].values).any()]
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right")
+    if llc is not None:
+        table.add_column("λ̂", justify="right")
+    for name in behaviour["component"].values:
+        row = behaviour.sel(component=name)
+        cells = [f"{float(row[score]):.2f}" for score in shown]
+        if llc is not None:
+            there = name in llc["component"].values
+            cells.append(f"{float(llc['llc'].sel(component=name)):.2f}" if there else "–")
+        table.add_row(str(name), str(row["head_type"].values), *cells)
+    return table
+
+
+def styled(word: str) -> str:
+    """A verdict or an outcome in its colour."""
+    style = STYLES.get(word, "")
+    return f"[{style}]{word}[/{style}]" if style else word
+
+
+def _effect(one: Evidence) -> str:
+    unit = "" if one.unit in ("share", "score", "correlation", "loading") else f" {one.unit}"
+    if np.isnan(one.effect):
+        return "–"
+    if np.isnan(one.low):
+        return f"{one.effect:.2f}{unit}"
+    return f"{one.effect:.2f}{unit} ({one.low:.2f}…{one.high:.2f})"
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2f}"
+
+
+def _p(p: float) -> str:
+    if np.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
