@@ -1,15 +1,16 @@
 """Are circuits inferred rightly, and verdicts to be trusted, where the truth is known?
 
-The planted models of ``lens_slt.planted_suite``: 40 small transformers whose weights were written by
-hand, with a circuit or none, among distractor heads and pairs that compose strongly without doing
-anything. Of every instance a third of the sequences is sampled on, a third is the probe, and a third
-is for the trial.
+The planted models of ``lens_slt.planted_suite``: 40 small transformers whose weights were written
+by hand, with a circuit or none, among distractor heads and pairs that compose strongly without
+doing anything. Of every instance a third of the sequences is sampled on, a third is the probe, and
+a third is for the trial.
 
 - *inferred*: the first hypothesis of ``propose_circuits`` for the planted pattern, from per-token
   rLLCs and composition scores; nothing is ablated;
-- *composition only*: pairs significant against both nulls with half the largest excess over chance;
-- *ablation only*: heads whose mean ablation hurts the pattern more than matched tokens (q < 0.05, at
-  least 0.05 nats and a quarter of the largest effect), pairs of them whose path does (likewise);
+- *composition only*: pairs significant against both nulls that exceed chance by at least half as
+  much as the strongest pair;
+- *ablation only*: heads whose mean ablation hurts the pattern more than matched tokens (q < 0.05,
+  at least 0.05 nats and a quarter of the largest effect), pairs of them whose path does (likewise);
 - *edge attribution*: integrated gradients; edges, and heads by their edge into the logits, with at
   least 0.05 nats and a quarter of the largest effect.
 

@@ -114,7 +114,7 @@ def sufficiency(case: Case) -> list[Evidence]:
     universe = all_paths(case.runs, through)
     mine = universe & frozenset(case.hypothesis.edges)
     empty = case.runs.loss(paths=universe)
-    sets = random_paths(universe, len(mine), case.n_null, case.seed)
+    sets = random_paths(mine, universe, case.n_null, case.seed)
 
     def recovered(edges: frozenset[Edge]) -> Losses:
         return empty - case.runs.loss(paths=universe - edges)

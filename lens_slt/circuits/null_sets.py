@@ -83,12 +83,16 @@ def all_paths(runs: Runs, through: Iterable[str]) -> frozenset[Edge]:
     )  # fmt: skip
 
 
-def random_paths(universe: frozenset[Edge], k: int, n: int, seed: int) -> NullSets:
-    """Random sets of ``k`` paths out of all."""
-    ordered = sorted(universe)
+def random_paths(mine: frozenset[Edge], universe: frozenset[Edge], n: int, seed: int) -> NullSets:
+    """Sets of as many paths out of a universe."""
+    ordered, k = sorted(universe), len(mine)
+    if comb(len(ordered), k) <= n:
+        every = tuple(frozenset(chosen) for chosen in combinations(ordered, k))
+        return NullSets(every, True, f"all {len(every)} sets of as many paths through these inputs")
     generator = np.random.default_rng(seed)
-    members = tuple(
-        frozenset(ordered[i] for i in generator.choice(len(ordered), k, replace=False))
-        for _ in range(n)
-    )
-    return NullSets(members, False, f"{n} random sets of as many paths through these inputs")
+    found: dict[frozenset, None] = {}
+    while len(found) < n:
+        chosen = frozenset(ordered[i] for i in generator.choice(len(ordered), k, replace=False))
+        if chosen != mine:
+            found[chosen] = None
+    return NullSets(tuple(found), False, f"{n} random sets of as many paths through these inputs")

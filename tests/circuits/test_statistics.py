@@ -1,0 +1,114 @@
+"""Statistics of trials against closed forms, and against simulation where the truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lens_slt.circuits.statistics import Contrast, holm, hsic_p, rank_p
+
+
+def made(seed: int, n: int = 40, length: int = 30, share: float = 0.3):
+    """Base losses, labels and effects that share a part within each sequence."""
+    rng = np.random.default_rng(seed)
+    base = rng.gamma(2.0, 1.0, (n, length))
+    pattern = rng.random((n, length)) < share
+    effect = 0.5 * rng.normal(size=(n, 1)) + rng.normal(size=(n, length))
+    return base, pattern, effect
+
+
+def test_a_constant_gap_is_found_exactly():
+    base, pattern, _ = made(0)
+    contrast = Contrast(base, pattern)
+    found = contrast.matched(np.where(pattern, 1.5, 0.25))
+    assert found.value == pytest.approx(1.25)
+    assert found.low == pytest.approx(1.25)
+    assert contrast.value(np.where(pattern, 1.5, 0.25)) == pytest.approx(1.25)
+    assert contrast.on_pattern(np.where(pattern, 1.5, 0.25)).value == pytest.approx(1.5)
+    half = contrast.share(np.where(pattern, 1.0, 9.0), np.where(pattern, 4.0, 1.0))
+    assert half.value == pytest.approx(0.25)
+    assert contrast.share_value(np.where(pattern, 1.0, 9.0), np.full(base.shape, 4.0)) == 0.25
+
+
+def test_matching_takes_out_what_the_base_loss_explains():
+    """Tokens of low base loss are hurt more, and the pattern has mostly such tokens."""
+    rng = np.random.default_rng(1)
+    base = rng.gamma(2.0, 1.0, (200, 30))
+    pattern = rng.random(base.shape) < np.where(base < 1, 0.6, 0.1)
+    effect = 1 / (1 + base)
+    unmatched = effect[pattern].mean() - effect[~pattern].mean()
+    found = Contrast(base, pattern).matched(effect)
+    assert unmatched > 0.15
+    assert abs(found.value) < 0.25 * unmatched  # strata have a width
+
+
+def test_p_values_are_uniform_and_intervals_cover_without_an_effect():
+    p, covered = [], 0
+    for seed in range(200):
+        base, pattern, effect = made(seed)
+        found = Contrast(base, pattern, n_bootstrap=300, seed=seed).matched(effect)
+        p.append(found.p)
+        covered += found.low < 0 < found.high
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert abs(covered / 200 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 200)
+
+
+def test_errors_take_sequences_as_the_unit():
+    """On the pattern alone, what tokens of a sequence share does not average out."""
+    base, pattern, effect = made(3, n=100)
+    found = Contrast(base, pattern).on_pattern(effect)
+    width = (found.high - found.low) / (2 * 1.96)
+    assert 0.8 * np.sqrt(0.25 / 100) < width < 1.5 * np.sqrt(0.25 / 100 + 1 / pattern.sum())
+
+
+def test_tokens_without_like_others_are_compared_with_the_nearest():
+    rng = np.random.default_rng(4)
+    pattern = rng.random((30, 20)) < 0.3
+    base = np.where(pattern, 0.1 * rng.random(pattern.shape), 3 + rng.random(pattern.shape))
+    contrast = Contrast(base, pattern)
+    assert contrast.matched_share < 0.4  # only the highest stratum has others
+    assert contrast.matched(np.where(pattern, 2.0, 0.5)).value == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (np.zeros((20, 30), bool), "0 tokens in 0 sequences; a trial needs at least 20 tokens"),
+        (np.arange(30)[None] < np.array([[10]] * 3 + [[0]] * 17), "30 tokens in 3 sequences"),
+        (np.ones((20, 30), bool), "covers all but 0 tokens; at least 20 others"),
+    ],
+)
+def test_too_few_tokens_are_refused(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        Contrast(np.ones((20, 30)), pattern)
+
+
+def test_padding_counts_nowhere():
+    base, pattern, effect = made(5)
+    padded = np.concatenate([base, np.full_like(base, np.nan)], axis=1)
+    twice = np.concatenate([pattern, pattern], axis=1)
+    effects = np.concatenate([effect, np.full_like(effect, np.nan)], axis=1)
+    assert Contrast(padded, twice).on_pattern(effects).value == pytest.approx(
+        Contrast(base, pattern).on_pattern(effect).value
+    )
+
+
+def test_ranks():
+    null = np.array([0.0, 1.0, 2.0, 3.0])
+    assert rank_p(2.0, null, complete=True) == 0.5
+    assert rank_p(2.0, null, complete=False) == pytest.approx(3 / 5)
+    assert rank_p(9.0, null, complete=False) == pytest.approx(1 / 5)
+
+
+def test_holm_by_hand():
+    corrected = holm(np.array([0.01, 0.04, np.nan, 0.03]))
+    np.testing.assert_allclose(corrected, [0.03, 0.06, np.nan, 0.06])
+
+
+def test_hsic_tells_dependence_without_correlation():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=80)
+    assert hsic_p(x, x**2 + 0.1 * rng.normal(size=80), n_permutations=200) < 0.02
+    p = [hsic_p(rng.normal(size=30), rng.normal(size=30), n_permutations=99) for _ in range(60)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
