@@ -100,9 +100,7 @@ def demo(
         record = _show_rllc(result, llc, out, title, as_json, demonstration.HOW_TO_READ)
         title = "Structure of the shipped model"
         record |= _show_structure(views, out, title, as_json, demonstration.HOW_TO_READ_MODES)
-        trials, behaviour = demonstration.run_trials(
-            result, sequences=sequences, length=length, progress=not as_json
-        )
+        trials, behaviour = demonstration.run_trials(result, length=length, progress=not as_json)
         how = demonstration.HOW_TO_READ_CIRCUITS
         record |= _show_trials(trials, behaviour, llc, out, "Circuits on trial", as_json, how)
         _finish_run(record, result, llc, out, as_json, before, time.monotonic() - began)

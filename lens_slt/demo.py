@@ -86,13 +86,13 @@ def run_demo(
 
 
 def run_trials(
-    draws: xr.DataTree, *, sequences: int, length: int, progress: bool
+    draws: xr.DataTree, *, length: int, progress: bool
 ) -> tuple[list[Trial], xr.Dataset]:
     """Circuits that the demonstration's draws suggest, tried on other text; heads by behaviour."""
     model = load_model(MODEL)
     probe = load_tokens("mix", n_sequences=STRUCTURE_SEQUENCES, length=length, seed=1)
     slt = read_slt_evidence(draws, STRUCTURE, probe)
     hypotheses = propose_circuits(slt, model, most=HYPOTHESES)
-    tokens = load_tokens("mix", n_sequences=min(TRIAL_SEQUENCES, sequences), length=length, seed=2)
+    tokens = load_tokens("mix", n_sequences=TRIAL_SEQUENCES, length=length, seed=2)
     trials = cross_check(model, tokens, hypotheses, slt=slt, progress=progress)
     return trials, behaviour_scores(model, tokens)

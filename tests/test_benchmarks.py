@@ -74,3 +74,10 @@ def test_susceptibility_vs_devinterp():
     pytest.importorskip("devinterp", reason="needs the extra 'bench'")
     found = figures("susceptibility_vs_devinterp", "--quick")
     assert found["max_rel_difference"] < 1e-5
+
+
+@pytest.mark.slow
+def test_planted_circuits():
+    found = figures("planted_circuits", "--quick")
+    wanted = {"head_f1", "edge_f1", "best_baseline_edge_f1", "false_support_rate", "ks_p"}
+    assert wanted | {"true_support_rate", "null_support_rate"} <= set(found)

@@ -209,7 +209,7 @@ def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
     assert {"llc_code", "llc_prose", "llc_vs_attn_1l"} <= set(record["components"][0])
     again = call(*arguments)
     assert "found finished draws" in again.stderr
-    assert again.stdout.count("How to read it") == 2
+    assert again.stdout.count("How to read it") == 3
     assert "Modes: Per-token rLLC" in again.stdout
     again = json.loads(call(*arguments, "--json").stdout)
     assert again["components"] == record["components"]
@@ -245,3 +245,56 @@ def test_susceptibility_bad_input_is_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 2
     assert "did you mean 'two_posterior'" in result.stderr
+
+
+CIRCUIT = ["--model", "attn-2l", "--data", "mix", "--length", "32", "--trial-sequences", "16"]
+FEW_SETS = ["--null-sets", "8"]
+
+
+def test_cross_check_of_a_given_circuit(tmp_path: Path) -> None:
+    result = call(
+        "cross-check", *CIRCUIT, *FEW_SETS, "--out", tmp_path, "--json",
+        "--hypothesis", "L0H2->L1H2.K", "--pattern", "induction",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    (trial,) = record["trials"]
+    assert trial["hypothesis"]["edges"] == ["L0H2→L1H2.K"]
+    effects = {one["test"]: one["effect"] for one in trial["evidence"]}
+    assert effects["edge"] > 0.2
+    assert not (tmp_path / "draws.zarr").exists()  # nothing was sampled
+    again = call(
+        "cross-check", *CIRCUIT, *FEW_SETS, "--out", tmp_path / "again",
+        "--hypothesis", record["files"]["hypotheses"],
+    )  # fmt: skip
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout.index("Heads by behaviour") < again.stdout.index("on trial")
+
+
+def test_cross_check_infers_and_says_so_where_nothing_stands_out(tmp_path: Path) -> None:
+    result = call(
+        "cross-check", *CIRCUIT, *FEW_SETS, "--out", tmp_path, "--probe-sequences", "24",
+        "--sequences", "8", "--batch-size", "4", "--draws", "8", "--chains", "2", "--json",
+        "--most", "1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert len(json.loads(result.stdout)["trials"]) <= 1
+    assert (tmp_path / "draws.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hypothesis", "L0H2->L1H2.K"], "needs --pattern"),
+        (["--hypothesis", "L1H2->L0H2.K", "--pattern", "induction"], "runs backwards"),
+        (["--hypothesis", "L0H2", "--pattern", "inducton"], "did you mean 'induction'"),
+        (["--hypothesis", "no.json"], "no.json"),
+    ],
+)
+def test_cross_check_bad_input_is_one_line(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = call("cross-check", *CIRCUIT, "--out", tmp_path, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")

@@ -2,7 +2,9 @@
 
 Effects are in nats of loss on the pattern's tokens, or in shares of what all components together
 bring to them. Intervals are 95 % and, like p-values, take sequences as the unit; p-values are
-one-sided, against no effect. ``null_p`` is the rank of the circuit among random ones.
+one-sided, against no effect. ``null_share`` is the share of random sets that reach the effect. It
+is no p-value: the sets share no part with the circuit, because in a circuit that works in series
+any part of it does what the whole does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from lens_slt.circuits.null_sets import (
     same_shape,
 )
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
-from lens_slt.circuits.statistics import Contrast, Estimate, hsic_p, rank_p
+from lens_slt.circuits.statistics import Contrast, Estimate, hsic_p
 
 Outcome = Literal["held", "failed", "undecided", "noted"]
 
@@ -53,7 +55,7 @@ class Evidence:
     null: str = ""
     null_low: float = NAN
     null_high: float = NAN
-    null_p: float = NAN
+    null_share: float = NAN
     least: float = NAN
     outcome: Outcome = "noted"
     votes: bool = False
@@ -173,11 +175,11 @@ def minimality(case: Case) -> list[Evidence]:
         ]
         alone = case.contrast.on_pattern(case.kept(case.nodes - mine) - base_kept)
         estimates.append((alone, "in the circuit alone"))
-        best, outcome, words = _in_contexts(estimates, case.least_effect, NAN, 0)
+        best, outcome, words = _in_contexts(estimates, case.least_effect, 0.0)
         null_words = f"each of {len(inflated)} components added to the circuit"
-        null_p = rank_p(alone.value, inflated, complete=False) if len(inflated) else NAN
+        share = _reached(alone.value, inflated)
         found.append(
-            _evidence("minimality", part, best, outcome, inflated, null_words, null_p,
+            _evidence("minimality", part, best, outcome, inflated, null_words, share,
                       case.least_effect, f"clearest {words}")
         )  # fmt: skip
     return found
@@ -207,10 +209,10 @@ def edges(case: Case) -> list[Evidence]:
         sets = other_paths(edge, parts, case.runs, case.n_null, case.seed)
         null = np.array([case.contrast.value(case.rise(paths=one)) for one in sets.members])
         largest = max(found.value for found, _ in estimates)
-        null_p = rank_p(largest, null, complete=False) if len(null) else NAN
-        best, outcome, words = _in_contexts(estimates, case.least_effect, null_p, len(null) + 1)
+        share = _reached(largest, null)
+        best, outcome, words = _in_contexts(estimates, case.least_effect, share)
         found.append(
-            _evidence("edge", str(edge), best, outcome, null, sets.words, null_p,
+            _evidence("edge", str(edge), best, outcome, null, sets.words, share,
                       case.least_effect, f"clearest {words}")
         )  # fmt: skip
     return found
@@ -298,20 +300,19 @@ def _against(
     words: str,
     unit: str = "nats",
 ) -> Evidence:
-    null_p = rank_p(found.value, null, complete=sets.complete)
-    size = len(null) if sets.complete else len(null) + 1
-    outcome = _outcome(found, least, null_p, size)
-    return _evidence(test, part, found, outcome, null, sets.words, null_p, least, words, unit)
+    share = _reached(found.value, null)
+    outcome = _outcome(found, least, share)
+    return _evidence(test, part, found, outcome, null, sets.words, share, least, words, unit)
 
 
 def _evidence(
     test: str, part: str, found: Estimate, outcome: Outcome, null: FloatArray, null_words: str,
-    null_p: float, least: float, words: str, unit: str = "nats",
+    null_share: float, least: float, words: str, unit: str = "nats",
 ) -> Evidence:  # fmt: skip
     low, high = np.quantile(null, [0.025, 0.975]) if len(null) else (NAN, NAN)
     return Evidence(
         test, part, found.value, found.low, found.high, unit, found.p, NAN, null_words,
-        float(low), float(high), null_p, least, outcome, True, words,
+        float(low), float(high), null_share, least, outcome, True, words,
     )  # fmt: skip
 
 
@@ -319,16 +320,20 @@ def _noted(test: str, found: Estimate, words: str, unit: str = "nats") -> Eviden
     return Evidence(test, "circuit", found.value, found.low, found.high, unit, words=words)
 
 
-def _outcome(found: Estimate, least: float, null_p: float, null_size: int) -> Outcome:
+def _reached(value: float, null: FloatArray) -> float:
+    return float((null >= value).mean()) if len(null) else NAN
+
+
+def _outcome(found: Estimate, least: float, null_share: float) -> Outcome:
     """Before correction: see :func:`lens_slt.circuits.trial.cross_check` for the rule."""
     if found.high < least:
         return "failed"
-    beats = np.isnan(null_p) or null_p <= max(LEVEL, 1 / max(null_size, 1) + 1e-9)
+    beats = null_share <= LEVEL  # not where there is nothing to compare with
     return "held" if found.value >= least and found.p < LEVEL and beats else "undecided"
 
 
 def _in_contexts(
-    estimates: list[tuple[Estimate, str]], least: float, null_p: float, null_size: int
+    estimates: list[tuple[Estimate, str]], least: float, null_share: float
 ) -> tuple[Estimate, Outcome, str]:
     """The context that shows the effect best, its p-value corrected for their number.
 
@@ -336,7 +341,7 @@ def _in_contexts(
     """
     best, words = max(estimates, key=lambda pair: pair[0].low)
     best = Estimate(best.value, best.low, best.high, min(1.0, best.p * len(estimates)))
-    outcome = _outcome(best, least, null_p, null_size)
+    outcome = _outcome(best, least, null_share)
     if outcome == "failed" and any(found.high >= least for found, _ in estimates):
         outcome = "undecided"
     return best, outcome, words

@@ -13,7 +13,7 @@ from scipy.integrate import trapezoid
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
-from lens_slt.circuits.statistics import Contrast
+from lens_slt.circuits.statistics import Contrast, rank_p
 from lens_slt.models.adapter import adapt
 
 MOST_SIZES = 12  # of circuits along a curve
@@ -100,8 +100,8 @@ def curve(
             "random": (("random_ranking", "size"), null),
             "cpr": float(cpr),
             "cmd": float(cmd),
-            "cpr_p": (1 + int((null_cpr >= cpr).sum())) / (1 + n_random),
-            "cmd_p": (1 + int((null_cmd <= cmd).sum())) / (1 + n_random),
+            "cpr_p": rank_p(float(cpr), null_cpr),
+            "cmd_p": rank_p(-float(cmd), -null_cmd),
         },
         coords={"size": sizes},
         attrs={"ranking": ", ".join(ranking), "how": runs.how},

@@ -16,19 +16,18 @@ from lens_slt.circuits.runs import Runs
 
 @dataclass(frozen=True)
 class NullSets:
-    """Sets of nodes, or edges, of the shape of the tested one.
-
-    ``complete`` says that they are all there are, the tested one among them; else they are a random
-    sample without it.
-    """
+    """Sets of nodes, or of edges, that share nothing with the tested one."""
 
     members: tuple[frozenset, ...]
-    complete: bool
     words: str
 
 
 def same_shape(nodes: frozenset[str], runs: Runs, n: int, seed: int) -> NullSets:
-    """Sets with as many heads from each layer, and as many MLPs from any."""
+    """Sets with as many heads from each layer, and as many MLPs from any, as ``nodes``.
+
+    In a circuit that works in series any part of it does what the whole does, so none of it is in
+    them. There are none where a layer has too few other heads.
+    """
     pools = []
     counts = Counter("MLP" if node.endswith("MLP") else head_place(node)[0] for node in nodes)
     for kind, k in sorted(counts.items(), key=str):
@@ -36,24 +35,24 @@ def same_shape(nodes: frozenset[str], runs: Runs, n: int, seed: int) -> NullSets
             pool = [node for node in runs.nodes if node.endswith("MLP")]
         else:
             pool = [head for head in runs.heads if head_place(head)[0] == kind]
-        pools.append((pool, k))
-    words = "random sets with as many heads of each layer"
+        pools.append(([node for node in pool if node not in nodes], k))
+    words = "sets of others with as many heads of each layer"
     if "MLP" in counts:
         words += ", as many MLPs"
     total = prod(comb(len(pool), k) for pool, k in pools)
     if total <= n:
         parts = product(*(combinations(pool, k) for pool, k in pools))
         members = tuple(frozenset(name for part in chosen for name in part) for chosen in parts)
-        return NullSets(members, True, f"all {total} sets with as many heads of each layer")
+        return NullSets(members, f"all {total} {words}" if total else "no other heads to compare")
     generator = np.random.default_rng(seed)
     found: dict[frozenset, None] = {}
     while len(found) < n:
-        chosen = frozenset(
-            str(name) for pool, k in pools for name in generator.choice(pool, k, replace=False)
-        )
-        if chosen != nodes:
-            found[chosen] = None
-    return NullSets(tuple(found), False, f"{n} {words}")
+        found[
+            frozenset(
+                str(name) for pool, k in pools for name in generator.choice(pool, k, replace=False)
+            )
+        ] = None
+    return NullSets(tuple(found), f"{n} random {words}")
 
 
 def other_paths(edge: Edge, edges: Sequence[Edge], runs: Runs, n: int, seed: int) -> NullSets:
@@ -71,7 +70,7 @@ def other_paths(edge: Edge, edges: Sequence[Edge], runs: Runs, n: int, seed: int
         chosen = np.random.default_rng(seed).choice(len(rest), n, replace=False)
         rest = [rest[i] for i in sorted(chosen)]
     members = tuple(frozenset([other]) for other in rest)
-    return NullSets(members, False, f"{len(rest)} other paths between these layers")
+    return NullSets(members, f"{len(rest)} other paths between these layers")
 
 
 def all_paths(runs: Runs, through: Iterable[str]) -> frozenset[Edge]:
@@ -84,15 +83,15 @@ def all_paths(runs: Runs, through: Iterable[str]) -> frozenset[Edge]:
 
 
 def random_paths(mine: frozenset[Edge], universe: frozenset[Edge], n: int, seed: int) -> NullSets:
-    """Sets of as many paths out of a universe."""
-    ordered, k = sorted(universe), len(mine)
-    if comb(len(ordered), k) <= n:
-        every = tuple(frozenset(chosen) for chosen in combinations(ordered, k))
-        return NullSets(every, True, f"all {len(every)} sets of as many paths through these inputs")
+    """Sets of as many other paths out of a universe."""
+    rest, k = sorted(universe - mine), len(mine)
+    words = "sets of as many other paths through these inputs"
+    total = comb(len(rest), k)
+    if total <= n:
+        return NullSets(tuple(map(frozenset, combinations(rest, k))), f"all {total} {words}")
     generator = np.random.default_rng(seed)
     found: dict[frozenset, None] = {}
     while len(found) < n:
-        chosen = frozenset(ordered[i] for i in generator.choice(len(ordered), k, replace=False))
-        if chosen != mine:
-            found[chosen] = None
-    return NullSets(tuple(found), False, f"{n} random sets of as many paths through these inputs")
+        chosen = generator.choice(len(rest), k, replace=False)
+        found[frozenset(rest[i] for i in chosen)] = None
+    return NullSets(tuple(found), f"{n} random {words}")

@@ -134,14 +134,9 @@ class Contrast:
         return flat.reshape(self.n_sequences, n_strata).astype(np.float64)
 
 
-def rank_p(value: float, null: FloatArray, *, complete: bool) -> float:
-    """Share of the null that reaches a value.
-
-    ``complete`` says that the null lists every possible set, the tested one among them; else it is
-    a random sample without it, and the tested one is counted in (Phipson & Smyth 2010).
-    """
-    reached = int((null >= value - 1e-12).sum())
-    return reached / len(null) if complete else (reached + 1) / (len(null) + 1)
+def rank_p(value: float, null: FloatArray) -> float:
+    """p-value from a random sample of the null, the tested value counted in (Phipson & Smyth)."""
+    return (int((null >= value - 1e-12).sum()) + 1) / (len(null) + 1)
 
 
 def holm(p: FloatArray) -> FloatArray:
@@ -166,7 +161,7 @@ def hsic_p(x: FloatArray, y: FloatArray, *, n_permutations: int = 1000, seed: in
     for _ in range(n_permutations):
         order = generator.permutation(len(x))
         null.append(float((k * m[np.ix_(order, order)]).sum()))
-    return rank_p(value, np.array(null), complete=False)
+    return rank_p(value, np.array(null))
 
 
 def _centred_kernel(x: FloatArray) -> FloatArray:

@@ -90,8 +90,8 @@ def cross_check(
 
     A test **holds** if its effect is at least ``least_effect`` nats (or that tenth), its p-value,
     corrected by Holm over all voting tests of the trial, is under 0.05, and (except minimality) it
-    beats 95 % of its null: random sets with as many components of each layer, random sets of as
-    many paths, or other paths between the same layers; all of them where there are fewer than 20.
+    beats 95 % of its null: sets of other components with as many of each layer, sets of as many
+    other paths, or other paths between the same layers; all of them where there are fewer than 20.
     It **fails** if its 95 % interval lies below that effect. Else it is undecided.
 
     **Supported**: all hold. **Contradicted**: at least one fails. **Undecided**: anything else.
@@ -245,8 +245,9 @@ def _reason(one: Evidence) -> str:
         why.append(f"below {one.least:g}, but the interval is not")
     if not one.corrected_p < LEVEL:
         why.append(f"corrected p {_p(one.corrected_p)}")
-    if one.test != "minimality" and np.isfinite(one.null_p) and one.null_p > LEVEL:
-        why.append(f"{100 * one.null_p:.0f} % of {one.null} reach it")
+    if one.test != "minimality" and not one.null_share <= LEVEL:
+        share = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} % of "
+        why.append(f"{share}{one.null}{' reach it' if share else ''}")
     return f"{name} is undecided: {effect}; {'; '.join(why)}"
 
 

@@ -8,11 +8,14 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from lens_slt.circuits.behaviour import SCORES
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial, compare
 from lens_slt.report.tables import plain_table
 
+SHORT = {  # the scores that a terminal has room for
+    "previous_token": "prev.", "current_token": "curr.", "first_token": "first",
+    "prefix_matching": "prefix", "induction": "induct.", "ngram": "ngram", "copying": "copying",
+}  # fmt: skip
 STYLES = {
     "supported": "bold green", "contradicted": "bold red", "undecided": "bold yellow",
     "held": "green", "failed": "red", "noted": "",
@@ -43,8 +46,8 @@ def evidence_table(trial: Trial) -> Table:
     """One row per piece of evidence of one trial."""
     table = plain_table(
         f"{trial.hypothesis} is {trial.verdict}",
-        "effect with 95 % interval over sequences; p: corrected; null: middle 95 % of what random "
-        "sets, or other paths, give, and how many of them reach the effect",
+        "effect with 95 % interval over sequences; p: corrected; null: middle 95 % of what sets of "
+        "other components, or other paths, give, and how many of them reach the effect",
     )
     for name in ("test", "part"):
         table.add_column(name)
@@ -54,7 +57,7 @@ def evidence_table(trial: Trial) -> Table:
     for one in trial.evidence:
         corrected = one.corrected_p if np.isfinite(one.corrected_p) else one.p
         null = "" if np.isnan(one.null_low) else f"{one.null_low:.2f}…{one.null_high:.2f}"
-        reach = "" if np.isnan(one.null_p) else f"{100 * one.null_p:.0f} %"
+        reach = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} %"
         table.add_row(
             one.test, one.part, _effect(one), _p(corrected), null, reach, styled(one.outcome)
         )
@@ -65,13 +68,14 @@ def behaviour_table(behaviour: xr.Dataset, llc: xr.Dataset | None = None) -> Tab
     """One row per head: its type, its scores, and its rLLC if ``llc`` is given."""
     table = plain_table(
         "Heads by behaviour",
-        "attention scores: mean attention to that token; copying: −1 to 1; others: nats or logits",
+        "mean attention to the previous, current, first token, and (on repeated random tokens) to "
+        "what followed earlier; induction, ngram: logits it adds to the right token; copying: −1…1",
     )
     table.add_column("head", no_wrap=True)
     table.add_column("type", no_wrap=True)
-    shown = [name for name in SCORES if np.isfinite(behaviour[name].values).any()]
+    shown = [name for name in SHORT if np.isfinite(behaviour[name].values).any()]
     for name in shown:
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(SHORT[name], justify="right", no_wrap=True)
     if llc is not None:
         table.add_column("λ̂", justify="right")
     for name in behaviour["component"].values:

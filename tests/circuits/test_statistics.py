@@ -96,9 +96,8 @@ def test_padding_counts_nowhere():
 
 def test_ranks():
     null = np.array([0.0, 1.0, 2.0, 3.0])
-    assert rank_p(2.0, null, complete=True) == 0.5
-    assert rank_p(2.0, null, complete=False) == pytest.approx(3 / 5)
-    assert rank_p(9.0, null, complete=False) == pytest.approx(1 / 5)
+    assert rank_p(2.0, null) == pytest.approx(3 / 5)
+    assert rank_p(9.0, null) == pytest.approx(1 / 5)
 
 
 def test_holm_by_hand():

@@ -1,0 +1,110 @@
+"""Trials as tables, graphs, figures and files."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from rich.console import Console
+
+import lens_slt as ls
+from lens_slt.circuits.evidence import Evidence
+from lens_slt.circuits.trial import Trial
+from lens_slt.report.files_circuits import write_trials
+from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
+
+
+@pytest.fixture(scope="module")
+def trial():
+    hypothesis = ls.circuit("L0H2 -> L1H2.K -> logits; L0H2 -> L1H2.Q", "induction", name="mine")
+    evidence = (
+        Evidence("necessity", "circuit", 1.5, 1.2, 1.8, p=1e-4, corrected_p=4e-4, null="8 others",
+                 null_low=-0.2, null_high=0.3, null_share=0.0, outcome="held", votes=True),
+        Evidence("minimality", "L0H2", 1.4, 1.1, 1.6, p=1e-4, outcome="held", votes=True),
+        Evidence("minimality", "L1H2", 0.9, 0.7, 1.6, p=1e-4, outcome="held", votes=True),
+        Evidence("edge", "L0H2→L1H2.K", 1.1, 0.8, 1.4, p=1e-4, outcome="held", votes=True),
+        Evidence("edge", "L0H2→L1H2.Q", 0.01, -0.1, 0.04, p=0.4, outcome="failed", votes=True),
+        Evidence("faithfulness", "circuit", 0.2, 0.1, 0.3, unit="share", words="alone"),
+    )  # fmt: skip
+    curve = xr.Dataset(
+        {
+            "faithfulness": ("size", [0, 0.5, 1]), "low": ("size", [0, 0.4, 1]),
+            "high": ("size", [0, 0.6, 1]), "random": (("random_ranking", "size"), [[0, 0.1, 1.0]]),
+            "cpr": 0.5, "cmd": 0.5, "cpr_p": 0.5, "cmd_p": 0.5,
+        },
+        coords={"size": [0, 1, 2]},
+    )  # fmt: skip
+    return Trial(hypothesis, "contradicted", ("edge of L0H2→L1H2.Q fails",), ("L0H6 matters",),
+                 evidence, curve, {})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def behaviour():
+    return ls.behaviour_scores(ls.load_model("attn-2l"), n_random=4)
+
+
+def shown(table) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_tables_say_what_was_found(trial, behaviour):
+    text = shown(verdicts_table([trial]))
+    assert "contradicted" in text
+    assert "1.50" in text
+    text = shown(evidence_table(trial))
+    assert "(1.20…1.80)" in text
+    assert "< 0.001" in text
+    assert "-0.20…0.30" in text
+    llc = xr.Dataset({"llc": ("component", [8.5])}, coords={"component": ["L1H2"]})
+    text = shown(behaviour_table(behaviour, llc))
+    assert "previous token" in text
+    assert "8.50" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_graph_holds_parts_and_outcomes(trial, behaviour):
+    graph = ls.circuit_graph(trial, behaviour)
+    assert nx.is_directed_acyclic_graph(graph)
+    assert graph.nodes["L0H2"] == {
+        "layer": 0, "head_type": "previous token", "outcome": "held", "effect": 1.4
+    }  # fmt: skip
+    edges = {d["through"]: d["outcome"] for _, _, d in graph.edges(data=True)}
+    assert edges == {"K": "held", "Q": "failed", "": ""}
+    assert ls.circuit_graph(trial.hypothesis).nodes["L1H2"]["outcome"] == ""
+
+
+def test_dot_is_well_formed(trial):
+    text = ls.to_dot(ls.circuit_graph(trial))
+    assert text.startswith('digraph "mine for induction')
+    assert '"L0H2" -> "L1H2" [label="Q failed (0.01 nats)", color="#D55E00"' in text
+    assert text.count("{") == text.count("}") == 1
+
+
+def test_figures_show_every_part(trial, behaviour):
+    figure = plot_circuit(trial, behaviour)
+    hover = " ".join(trace.hovertemplate for trace in figure.data)
+    for part in ("L0H2→L1H2 K, held, 1.10 nats", "L1H2→logits", "induction"):
+        assert part in hover
+    figure = plot_evidence(trial)
+    shown_names = {str(y) for trace in figure.data for y in trace.y}
+    assert {"necessity", "edge: L0H2→L1H2.Q", "faithfulness"} <= shown_names
+    assert np.allclose(plot_faithfulness(trial).data[-1].y, [0, 0.5, 1])
+
+
+def test_files_can_be_read_again(trial, behaviour, tmp_path):
+    files = write_trials(tmp_path, [trial], "Circuits", behaviour)
+    assert ls.read_hypotheses(files["hypotheses"]) == [trial.hypothesis]
+    (record,) = json.loads((tmp_path / "trials.json").read_text())
+    assert record["verdict"] == "contradicted"
+    assert record["evidence"][5]["corrected_p"] is None
+    assert len(pd.read_csv(files["evidence"])) == 6
+    page = (tmp_path / "circuits.html").read_text()
+    assert "CONTRADICTED: mine for induction" in page
