@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
@@ -62,27 +61,12 @@ class Recovered:
     split_half: float
 
 
-def per_token_loss(model: Any, tokens: Tensor, hooks: list[Any]) -> np.ndarray:
-    """Loss of every predicted token ``[sequence, position]`` with hooks in place."""
-    with torch.no_grad():
-        logits = model.run_with_hooks(tokens[:, :-1], fwd_hooks=hooks)
-        return -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].numpy()
-
-
 def ablation_effects(model: Any, tokens: Tensor, induction: np.ndarray) -> dict[str, float]:
     """Nats by which mean ablation hurts induction tokens more than the others, per head."""
-    base = per_token_loss(model, tokens, [])
     effects = {}
     for layer in range(model.cfg.n_layers):
         for head in range(model.cfg.n_heads):
-
-            def to_its_mean(z: Tensor, hook: Any, head: int = head) -> Tensor:
-                z = z.clone()
-                z[:, :, head] = z[:, :, head].mean((0, 1))
-                return z
-
-            rise = per_token_loss(model, tokens, [(f"blocks.{layer}.attn.hook_z", to_its_mean)])
-            rise = rise - base
+            rise = ls.ablate(model, tokens, f"L{layer}H{head}")["effect"].values
             effects[f"L{layer}H{head}"] = float(rise[induction].mean() - rise[~induction].mean())
     return effects
 

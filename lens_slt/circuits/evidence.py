@@ -255,7 +255,7 @@ def completeness(case: Case) -> list[Evidence]:
     words = "differs from the model" if p < LEVEL else "not told from the model"
     found.append(
         Evidence(
-            "equivalence", "circuit", better / len(model), unit="share", p=p,
+            "equivalence", "circuit", better / len(model), unit="of sequences", p=p,
             words=f"sequences on which the circuit alone is no worse than the model: {words}",
         )
     )  # fmt: skip

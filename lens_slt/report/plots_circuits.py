@@ -65,6 +65,7 @@ def plot_circuit(
             go.Scatter(
                 x=[place[name][0]], y=[place[name][1]], mode="markers+text",
                 text=[f"<b>{name}</b><br>{said}"], textposition="bottom center", showlegend=False,
+                cliponaxis=False,
                 marker=dict(size=26, color="white", line=dict(color=colour, width=3),
                             symbol="square" if name == LOGITS else "circle"),
                 hovertemplate=f"{name}: {said or 'component'}<extra></extra>",
@@ -75,7 +76,7 @@ def plot_circuit(
     figure.update_yaxes(visible=False, range=[-tallest - 0.8, tallest + 0.6])
     verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
     figure.update_layout(
-        template="plotly_white", height=int(240 + 130 * tallest * 2), title=(
+        template="plotly_white", height=int(300 + 130 * tallest * 2), title=(
             f"Circuit for {graph.graph['pattern']}{verdict}<br><sup>layers from left to right; "
             "solid: holds, dashed: fails, dotted: undecided; nats: what its ablation costs</sup>"
         ),
