@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import xarray as xr
 from scipy import stats
@@ -40,8 +42,8 @@ def propose_circuits(
     2. *edges*: pairs of these heads whose composition score is significant against both nulls and
        exceeds chance by at least half as much as the strongest pair among them does.
 
-    Each pattern gives at most two hypotheses: ``core``, the heads that edges join (or, where there
-    is no edge, the head with the clearest value), and ``wide``, all of its heads.
+    Each pattern gives at most two hypotheses: ``core``, the head with the clearest value and those
+    that edges join to it, and ``wide``, all of its heads.
 
     Patterns that a stable mode knows come first, in the order of how surely it tells their tokens
     from the others (|AUC − 0.5| over its error); then the rest, by their clearest head.
@@ -75,9 +77,9 @@ def propose_circuits(
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []
     for pattern, heads in _responding(refined).items():
         edges = _edges([head for head in heads if HEAD.fullmatch(head)], composition)
-        joined = {end for edge in edges for end in (edge.source, edge.target)}
         clearest = max(heads, key=lambda head: heads[head]["z"])
-        core = [head for head in heads if head in joined] or [clearest]
+        joined = _joined(clearest, edges)
+        core = [head for head in heads if head in joined]
         mode = known.get(pattern)
         rank = (0, -mode["strength"]) if mode else (1, -heads[clearest]["z"])
         for name, chosen in (("core", core), ("wide", list(heads))):
@@ -86,15 +88,27 @@ def propose_circuits(
             provenance = {
                 "quantity": str(slt.matrix.attrs["quantity"]),
                 "heads": {head: heads[head] for head in chosen},
-                "composition": {str(edge): scores for edge, scores in edges.items()},
+                "composition": {
+                    str(edge): scores
+                    for edge, scores in edges.items()
+                    if {edge.source, edge.target} <= {*chosen}
+                },
                 "mode": None if mode is None else _of_mode(mode, chosen),
             }
+            inside = tuple(e for e in edges if e.source in chosen and e.target in chosen)
             hypothesis = CircuitHypothesis(
-                tuple(sorted(chosen, key=lambda head: (layer_of(head), head))), tuple(edges),
+                tuple(sorted(chosen, key=lambda head: (layer_of(head), head))), inside,
                 pattern, name, provenance, digest,
             )  # fmt: skip
             found.append((rank, hypothesis))
     return [hypothesis for _, hypothesis in sorted(found, key=lambda pair: pair[0])][:most]
+
+
+def _joined(head: str, edges: Iterable[Edge]) -> set[str]:
+    """A head and all that edges join to it, directly or not."""
+    graph = nx.Graph([(edge.source, edge.target) for edge in edges])
+    graph.add_node(head)
+    return set(nx.node_connected_component(graph, head))
 
 
 def _refined(
