@@ -21,7 +21,7 @@ from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
 from lens_slt.circuits.propose import propose_circuits
 from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
-from lens_slt.circuits.trial import LEAST_EFFECT, Trial
+from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, Trial
 from lens_slt.circuits.trial import cross_check as run_trials
 from lens_slt.cli_support import (
     console,
@@ -246,7 +246,7 @@ def cross_check(
         str, typer.Option(help="mean, mean_position, resample or zero: what ablation puts in.")
     ] = "mean",
     least_effect: Annotated[float, typer.Option(help="Nats; less is no effect.")] = LEAST_EFFECT,
-    null_sets: Annotated[int, typer.Option(help="Random sets to compare with.")] = 100,
+    null_sets: Annotated[int, typer.Option(help="Random sets to compare with.")] = N_NULL,
     checkpoint: Checkpoint = None,
     settings: Annotated[
         Path | None, typer.Option(help="settings.json from lens-slt calibrate.")

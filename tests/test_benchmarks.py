@@ -81,3 +81,9 @@ def test_planted_circuits():
     found = figures("planted_circuits", "--quick")
     wanted = {"head_f1", "edge_f1", "best_baseline_edge_f1", "false_support_rate", "ks_p"}
     assert wanted | {"true_support_rate", "null_support_rate"} <= set(found)
+
+
+@pytest.mark.slow
+def test_shipped_circuits():
+    found = figures("shipped_circuits", "--quick", "--models", "attn-2l")
+    assert {"proposed", "supported", "false_supported"} <= set(found)

@@ -16,7 +16,7 @@ from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.statistics import Contrast, rank_p
 from lens_slt.models.adapter import adapt
 
-MOST_SIZES = 12  # of circuits along a curve
+MOST_SIZES = 9  # of circuits along a curve
 
 
 def faithfulness_curve(

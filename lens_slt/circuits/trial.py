@@ -25,6 +25,7 @@ from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.progress import track
 
 LEAST_EFFECT = 0.05  # nats
+N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def cross_check(
     how: str = "mean",
     reference: Any = None,
     least_effect: float = LEAST_EFFECT,
-    n_null: int = 100,
+    n_null: int = N_NULL,
     n_bootstrap: int = 1000,
     pad_id: int | None = None,
     seed: int = 0,
