@@ -84,10 +84,10 @@ def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
         common.console().print(evidence_table(trial))
         common.say(str(trial))
     _compare_with_attribution(model, tokens[:16], ours)
+    supported = [trial.verdict == "supported" for trial in trials]
     return {
-        "proposed": float(proposed[0] is ours), "supported": float(trials[0].verdict == "supported"),
-        "false_supported": float(sum(t.verdict == "supported" for t in trials[1:])),
-        "seconds": seconds,
+        "proposed": float(proposed[0] is ours), "supported": float(supported[0]),
+        "false_supported": float(sum(supported[1:])), "seconds": seconds,
     }  # fmt: skip
 
 
