@@ -247,7 +247,7 @@ def test_susceptibility_bad_input_is_one_line(tmp_path: Path) -> None:
     assert "did you mean 'two_posterior'" in result.stderr
 
 
-CIRCUIT = ["--model", "attn-2l", "--data", "mix", "--length", "32", "--trial-sequences", "16"]
+CIRCUIT = ["--model", "attn-2l", "--data", "mix", "--length", "48", "--trial-sequences", "20"]
 FEW_SETS = ["--null-sets", "8"]
 
 
