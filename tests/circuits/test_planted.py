@@ -278,7 +278,7 @@ def test_fast_path_and_labels(family: str, seed: int) -> None:
 
 
 def test_induction_labels_by_hand() -> None:
-    p = planted("induction", 0)
+    p = planted("induction", 2)
     for row, labels in zip(p.tokens.tolist(), p.patterns.sel(pattern="induction"), strict=True):
         pairs = list(pairwise(row))
         expected = [pair in pairs[:i] and pair[0] != MARK for i, pair in enumerate(pairs)]
