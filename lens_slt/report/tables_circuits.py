@@ -49,9 +49,9 @@ def evidence_table(trial: Trial) -> Table:
         "effect with 95 % interval over sequences; p: corrected; null: middle 95 % of what sets of "
         "other components, or other paths, give, and how many of them reach the effect",
     )
-    for name in ("test", "part"):
-        table.add_column(name)
-    for name in ("effect", "p", "null", "reach it"):
+    table.add_column("test", min_width=12)
+    table.add_column("part", min_width=11)
+    for name in ("effect", "p", "null", "reach"):
         table.add_column(name, justify="right")
     table.add_column("outcome")
     for one in trial.evidence:
