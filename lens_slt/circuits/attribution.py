@@ -39,8 +39,9 @@ from torch import Tensor
 from lens_slt.circuits.hypothesis import LOGITS, THROUGH
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
+from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
-from lens_slt.sampling.settings import choice
+from lens_slt.sampling.settings import choice, integer
 
 ABLATIONS = ("mean", "zero")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a model should compute
@@ -84,9 +85,8 @@ def edge_attribution(
             another shape or without tokens; bad arguments; a model that computes something else.
     """
     choice("ablate", ablate, ABLATIONS)
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    integer("steps", steps, at_least=1)
+    integer("batch_size", batch_size, at_least=1)
     adapted = adapt(model)
     ids, mask = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
     real = loss_mask(mask)
@@ -184,9 +184,7 @@ class _Estimate:
         effect = np.full((n, n + 1, len(THROUGH) + 1), np.nan)
         effect[:, :n, : len(THROUGH)] = self.heads.reshape(n, n, -1).numpy()
         effect[:, n, len(THROUGH)] = self.logits.reshape(n).numpy()
-        names = [
-            f"L{i}H{j}" for i in range(self.adapted.n_layers) for j in range(self.adapted.n_heads)
-        ]
+        names = head_names(self.adapted)
         return xr.Dataset(
             {"effect": (("source", "target", "through"), effect)},
             coords={"source": names, "target": [*names, LOGITS], "through": [*THROUGH, ""]},

@@ -61,6 +61,8 @@ from lens_slt.data.ngrams import ngram_counts
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
+from lens_slt.models.components import head_names
+from lens_slt.sampling.settings import integer
 
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
 DIRECT = ("induction", "ngram", "skip_gram")
@@ -129,11 +131,7 @@ def behaviour_scores(
     found["copying"] = ("component", _copying(adapted))
     scores = xr.Dataset(
         found,
-        coords={
-            "component": [
-                f"L{i}H{j}" for i in range(adapted.n_layers) for j in range(adapted.n_heads)
-            ]
-        },
+        coords={"component": head_names(adapted)},
         attrs={
             "text": "random" if tokens is None else "tokens",
             **{f"n_{name}": int(chosen.sum()) for name, chosen in labels.items()},
@@ -180,9 +178,8 @@ def _segment(adapted: AdaptedModel, length: int | None) -> int:
 
 def _random_tokens(adapted: AdaptedModel, n: int, length: int | None, seed: int) -> Tensor:
     """``n`` sequences of a segment of different random tokens said twice, behind a BOS token."""
-    for name, value, least in (("n_random", n, 2), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    integer("n_random", n, at_least=2)
+    integer("seed", seed, at_least=0)
     size = _segment(adapted, length)
     bos = getattr(getattr(adapted.module, "tokenizer", None), "bos_token_id", None)
     usable = torch.tensor([i for i in range(adapted.d_vocab) if i != bos])

@@ -37,6 +37,8 @@ from transformer_lens import FactoredMatrix
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import THROUGH, Edge, head_place
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
+from lens_slt.models.components import head_names
+from lens_slt.sampling.settings import integer
 
 NULLS = ("random", "rotation")
 
@@ -67,11 +69,11 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
     Raises:
         TypeError, ValueError: no such model (as :func:`lens_slt.sample`); bad arguments.
     """
-    _at_least("n_null", n_null, 2)
-    _at_least("seed", seed, 0)
+    integer("n_null", n_null, at_least=2)
+    integer("seed", seed, at_least=0)
     adapted = adapt(model)
     reads = _all_reads(adapted)
-    names = [f"L{i}H{j}" for i in range(adapted.n_layers) for j in range(adapted.n_heads)]
+    names = head_names(adapted)
     score = _all_scores(adapted, reads)
     shares = {through: reads[through].shares() for through in THROUGH}
     nulls = {
@@ -309,8 +311,3 @@ def _check_head(adapted: AdaptedModel, role: str, name: str) -> None:
             f"{role} must be one of L0H0 … L{adapted.n_layers - 1}H{adapted.n_heads - 1}; "
             f"got {name!r}"
         )
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")

@@ -152,9 +152,7 @@ def minimality(case: Case) -> list[Evidence]:
     """
     parts = case.hypothesis.components
     base_kept = case.kept(case.nodes)
-    others = [n for n in case.runs.nodes if n not in case.nodes]
-    if case.outside == "heads":
-        others = [n for n in others if not n.endswith("MLP")]
+    others = sorted(outside_of(case.nodes, case.runs, case.outside))
     inflated = np.array(
         [
             case.contrast.on_pattern(base_kept - case.kept(case.nodes | {node})).value
@@ -164,11 +162,9 @@ def minimality(case: Case) -> list[Evidence]:
     found = []
     for part in parts:
         mine = case.of(part)
-        rest = [case.of(other) for other in parts if other != part]
-        contexts = {frozenset[str](): "in the whole model"}
-        for other, nodes in zip([p for p in parts if p != part], rest, strict=True):
-            contexts[nodes] = f"without {other}"
+        contexts = {case.of(other): f"without {other}" for other in parts if other != part}
         contexts[case.nodes - mine] = "without the rest of the circuit"
+        contexts[frozenset()] = "in the whole model"
         estimates = [
             (case.contrast.matched(case.rise(given | mine) - case.rise(given)), words)
             for given, words in contexts.items()
@@ -194,11 +190,9 @@ def edges(case: Case) -> list[Evidence]:
     parts = case.hypothesis.edges
     found = []
     for edge in parts:
-        contexts: dict[frozenset[Edge], str] = {frozenset(): "in the whole model"}
-        contexts |= {frozenset([other]): f"without {other}" for other in parts if other != edge}
+        contexts = {frozenset([other]): f"without {other}" for other in parts if other != edge}
         contexts[frozenset(parts) - {edge}] = "without the other edges"
-        if len(parts) == 1:
-            contexts = {frozenset(): "in the whole model"}
+        contexts[frozenset()] = "in the whole model"
         estimates = [
             (
                 case.contrast.matched(case.rise(paths=given | {edge}) - case.rise(paths=given)),

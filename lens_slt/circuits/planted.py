@@ -52,7 +52,7 @@ from lens_slt.circuits.planted_weights import (
     norm_range,
 )
 from lens_slt.models.shipped import has_hooked_transformer
-from lens_slt.sampling.settings import choice
+from lens_slt.sampling.settings import choice, integer
 
 __all__ = ["FAMILIES", "PlantedCircuit", "plant", "planted_suite"]
 
@@ -149,8 +149,7 @@ def planted_suite(
     Six seeds make 48 instances: every family in all six sizes, four of the six with a composition
     decoy, three with LNPre.
     """
-    if not isinstance(n_seeds, int) or isinstance(n_seeds, bool) or n_seeds < 1:
-        raise ValueError(f"n_seeds must be an integer of at least 1; got {n_seeds!r}")
+    integer("n_seeds", n_seeds, at_least=1)
     for seed in range(n_seeds):
         for place, family in enumerate(FAMILIES):
             n_layers, n_heads, vocab = _SIZES[(seed + place) % len(_SIZES)]

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from lens_slt.circuits.planted_tokens import BOS, N_BRACKETS, Task
 from lens_slt.models import forward
 from lens_slt.models.forward import Architecture, Weights
-from lens_slt.models.shipped import has_hooked_transformer
+from lens_slt.models.shipped import build_bridge, build_hooked, has_hooked_transformer
 
 D_HEAD = 24
 TOKEN_NORM, POSITION_NORM, CONSTANT_NORM = 5.0, 5.5, 7.0  # parts of the embedding
@@ -262,8 +262,8 @@ def build(arch: Architecture, weights: Weights, name: str, backend: str) -> Any:
         init_weights=False, device="cpu",
     )  # fmt: skip
     hooked = backend != "bridge" and has_hooked_transformer()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return (_hooked if hooked else _bridge)(config, weights).eval()
+    with torch.random.fork_rng(devices=[]):
+        return (build_hooked if hooked else build_bridge)(config, weights).eval()
 
 
 def norm_range(heads: Sequence[HeadWeights]) -> dict[str, tuple[float, float]]:
@@ -271,36 +271,6 @@ def norm_range(heads: Sequence[HeadWeights]) -> dict[str, tuple[float, float]]:
     names = ("W_Q", "W_K", "W_V", "W_O")
     norms = {name: [float(head[name].norm()) for head in heads] for name in names}
     return {name: (min(values), max(values)) for name, values in norms.items()}
-
-
-def _hooked(config: dict[str, Any], weights: Weights) -> Any:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    model = HookedTransformer(HookedTransformerConfig(**config))
-    for key, parameter in model.named_parameters():
-        parameter.copy_(weights[key]) if key in weights else parameter.zero_()
-    return model
-
-
-def _bridge(config: dict[str, Any], weights: Weights) -> Any:
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
-
-    bridge = TransformerBridge.boot_native(
-        TransformerBridgeConfig(**config), device="cpu", model_name=config["model_name"]
-    )
-    for parameter in bridge.parameters():
-        parameter.zero_()
-    bridge.embed.weight.copy_(weights["embed.W_E"])
-    bridge.pos_embed.weight.copy_(weights["pos_embed.W_pos"])
-    bridge.unembed.weight.copy_(weights["unembed.W_U"].T)
-    for layer, block in enumerate(bridge.blocks):
-        for part in "QKV":
-            matrix = weights[f"blocks.{layer}.attn.W_{part}"]  # [head, d_model, d_head]
-            leaf = getattr(block.attn, part.lower()).weight
-            leaf.copy_(matrix.transpose(1, 2).flatten(0, 1))
-        block.attn.o.weight.copy_(weights[f"blocks.{layer}.attn.W_O"].flatten(0, 1).T)
-    return bridge
 
 
 def _positions(space: Space) -> Tensor:

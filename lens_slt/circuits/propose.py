@@ -15,7 +15,7 @@ from lens_slt.circuits.hypothesis import HEAD, CircuitHypothesis, Edge, layer_of
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
 from lens_slt.circuits.statistics import Estimate
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.structure.pattern_enrichment import enrichment, labels_of
+from lens_slt.structure.pattern_enrichment import enrichment
 
 LEVEL = 0.05  # of corrected p-values
 LEAST_SHARE = 0.25  # of the largest value in its layer, for a head
@@ -63,13 +63,7 @@ def propose_circuits(
     Raises:
         ValueError: patterns of other tokens; no pattern with enough tokens.
     """
-    labels = dict(
-        zip(
-            (str(name) for name in slt.patterns["pattern"].values),
-            labels_of(slt.matrix, slt.patterns), strict=True,
-        )
-    )  # fmt: skip
-    refined = _refined(slt.matrix, labels, seed)
+    refined = _refined(slt.matrix, slt.labels, seed)
     if composition is None:
         composition = composition_scores(model, seed=seed)
     digest = weights_hash(adapt(model))

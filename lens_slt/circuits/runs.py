@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lens_slt.circuits.hypothesis import HEAD, LOGITS, Edge, head_place
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel
-from lens_slt.models.components import parse_components
+from lens_slt.models.components import head_names, parse_components
 from lens_slt.sampling.settings import choice
 
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "zero")
@@ -114,8 +114,7 @@ class Runs:
     @property
     def heads(self) -> tuple[str, ...]:
         """All heads of the model."""
-        model = self.adapted
-        return tuple(f"L{i}H{j}" for i in range(model.n_layers) for j in range(model.n_heads))
+        return tuple(head_names(self.adapted))
 
     @property
     def nodes(self) -> tuple[str, ...]:

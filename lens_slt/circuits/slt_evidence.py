@@ -37,6 +37,12 @@ class SltEvidence:
     patterns: xr.DataArray
     modes: xr.Dataset | None = None
 
+    @property
+    def labels(self) -> dict[str, BoolArray]:
+        """Labels of the matrix's tokens, by pattern; ValueError where they belong to others."""
+        names = (str(name) for name in self.patterns["pattern"].values)
+        return dict(zip(names, labels_of(self.matrix, self.patterns), strict=True))
+
 
 def read_slt_evidence(
     draws: xr.DataTree, probe: str, tokens: Any, tokenizer: Any = None, *, seed: int = 0
@@ -76,7 +82,7 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
     """
     matrix, names = slt.matrix, set(slt.matrix["component"].values.tolist())
     heads = [name for name in case.hypothesis.components if name in names]
-    labels = dict(zip(slt.patterns["pattern"].values, labels_of(matrix, slt.patterns), strict=True))
+    labels = slt.labels
     pattern = case.hypothesis.pattern
     if pattern not in labels or not heads:
         return []

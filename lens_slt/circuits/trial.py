@@ -17,12 +17,14 @@ from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.evidence import LEVEL, NAN, Case, Evidence
 from lens_slt.circuits.faithfulness import curve
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis
-from lens_slt.circuits.runs import Runs
+from lens_slt.circuits.interventions import outside_of
+from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import Contrast, holm
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.progress import track
+from lens_slt.sampling.settings import integer
 
 LEAST_EFFECT = 0.05  # nats
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
@@ -131,14 +133,13 @@ def cross_check(
     hypotheses = [hypothesis] if isinstance(hypothesis, CircuitHypothesis) else list(hypothesis)
     if not least_effect > 0:
         raise ValueError(f"least_effect must be above 0 nats; got {least_effect!r}")
-    for name, value, least in (("n_null", n_null, 1), ("n_bootstrap", n_bootstrap, 100)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    integer("n_null", n_null, at_least=1)
+    integer("n_bootstrap", n_bootstrap, at_least=100)
     runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
     digest = weights_hash(runs.adapted)
     for one in hypotheses:
         check_hypothesis(one, runs.adapted, digest)
-        tests.nodes_of(one.components, runs.adapted)
+        nodes_of(one.components, runs.adapted)
     masks = _masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
     contrasts = {
         name: Contrast(runs.base, mask, n_bootstrap=n_bootstrap, seed=seed)
@@ -210,7 +211,7 @@ def _trial(
     verdict, reasons = _verdict(voting, noted[0])
     return Trial(
         case.hypothesis, verdict, tuple(reasons),
-        tuple(_disagreements(case, voting, noted, slt)), (*voting, *noted), _curve(case), settings,
+        tuple(_disagreements(case, voting, noted)), (*voting, *noted), _curve(case), settings,
     )  # fmt: skip
 
 
@@ -256,9 +257,7 @@ def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _disagreements(
-    case: Case, voting: list[Evidence], noted: list[Evidence], slt: SltEvidence | None
-) -> list[str]:
+def _disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> list[str]:
     """Where composition scores, rLLCs or susceptibilities say other than interventions."""
     found = []
     outcomes = {one.part: one for one in voting if one.test in ("minimality", "edge")}
@@ -306,7 +305,7 @@ def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
 
 def _curve(case: Case) -> xr.Dataset | None:
     """Faithfulness, the circuit first and the rest by what its ablation costs."""
-    universe = tests.outside_of(frozenset(), case.runs, case.outside)
+    universe = outside_of(frozenset(), case.runs, case.outside)
     cost = {node: case.contrast.value(case.rise([node])) for node in universe}
     ranking = sorted(universe, key=lambda node: (node not in case.nodes, -cost[node], node))
     try:

@@ -102,6 +102,11 @@ def parse_components(spec: str | Sequence[str], model: AdaptedModel) -> list[Com
     return components
 
 
+def head_names(model: AdaptedModel) -> list[str]:
+    """All heads, by layer and index."""
+    return [f"L{i}H{j}" for i in range(model.n_layers) for j in range(model.n_heads)]
+
+
 def _entries(spec: str | Sequence[str]) -> list[str]:
     if not isinstance(spec, str) and (
         not isinstance(spec, Sequence) or not all(isinstance(entry, str) for entry in spec)
@@ -117,7 +122,7 @@ def _entries(spec: str | Sequence[str]) -> list[str]:
 def _expand(entry: str, model: AdaptedModel) -> list[str]:
     layers = range(model.n_layers)
     if entry == "heads":
-        return [f"L{layer}H{head}" for layer in layers for head in range(model.n_heads)]
+        return head_names(model)
     if entry == "layers":
         return [f"L{layer}" for layer in layers]
     if entry == "mlps":

@@ -101,8 +101,9 @@ def model_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(weights: Weights, name: str, backend: Backend, device: torch.device) -> Any:
     """A model of the shipped architecture with these weights, in eval mode."""
     n_layers = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
-    build = _hooked if backend != "bridge" and has_hooked_transformer() else _bridge
-    return build(shipped_architecture(n_layers), weights, name, device).eval()
+    config = _config(shipped_architecture(n_layers), name, device)
+    hooked = backend != "bridge" and has_hooked_transformer()
+    return (build_hooked if hooked else build_bridge)(config, weights, model_tokenizer()).eval()
 
 
 def has_hooked_transformer() -> bool:
@@ -114,31 +115,32 @@ def has_hooked_transformer() -> bool:
     return True
 
 
-def _hooked(arch: Architecture, weights: Weights, name: str, device: torch.device) -> Any:
-    """A HookedTransformer with these weights and zero biases."""
+def build_hooked(config: dict[str, Any], weights: Weights, tokenizer: Any = None) -> Any:
+    """A HookedTransformer with these weights and zero elsewhere."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    config = HookedTransformerConfig(**_config(arch, name, device))
-    model = HookedTransformer(config, tokenizer=model_tokenizer())
+    model = HookedTransformer(HookedTransformerConfig(**config), tokenizer=tokenizer)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             parameter.copy_(weights[key]) if key in weights else parameter.zero_()
     return model
 
 
-def _bridge(arch: Architecture, weights: Weights, name: str, device: torch.device) -> Any:
-    """A native TransformerBridge with these weights and zero biases."""
+def build_bridge(config: dict[str, Any], weights: Weights, tokenizer: Any = None) -> Any:
+    """A native attention-only TransformerBridge with these weights and zero elsewhere."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    config = TransformerBridgeConfig(**_config(arch, name, device))
     bridge = TransformerBridge.boot_native(
-        config, tokenizer=model_tokenizer(), device=device, model_name=name
-    )
+        TransformerBridgeConfig(**config), tokenizer=tokenizer,
+        device=config["device"], model_name=config["model_name"],
+    )  # fmt: skip
     with torch.no_grad():
         for parameter in bridge.parameters():
             parameter.zero_()
         bridge.embed.weight.copy_(weights["embed.W_E"])
+        if "pos_embed.W_pos" in weights:
+            bridge.pos_embed.weight.copy_(weights["pos_embed.W_pos"])
         bridge.unembed.weight.copy_(weights["unembed.W_U"].T)
         for layer, block in enumerate(bridge.blocks):
             for part in "QKV":

@@ -57,10 +57,10 @@ class Settings:
         choice("sampler", self.sampler, SAMPLERS)
         choice("drift_dtype", self.drift_dtype, DRIFT_DTYPES)
         for name in ("chains", "draws", "thin", "batch_size"):
-            _integer(name, getattr(self, name), at_least=1)
+            integer(name, getattr(self, name), at_least=1)
         if self.burn_in is not None:
-            _integer("burn_in", self.burn_in, at_least=0)
-        _integer("seed", self.seed, at_least=0)
+            integer("burn_in", self.burn_in, at_least=0)
+        integer("seed", self.seed, at_least=0)
         if self.thin > self.draws:
             raise ValueError(f"thin must be at most draws={self.draws}; got {self.thin}")
         if self.antithetic and self.chains % 2:
@@ -113,7 +113,8 @@ def _number(
         raise ValueError(f"{name} must be a finite number {wanted}; got {value!r}")
 
 
-def _integer(name: str, value: int, *, at_least: int) -> None:
+def integer(name: str, value: int, *, at_least: int) -> None:
+    """Refuse what is no integer of at least ``at_least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}; got {value!r}")
 
