@@ -31,6 +31,10 @@ from lens_slt.observables.influence import attribute, influence
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import susceptibility
+from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map, plot_traces
+from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+from lens_slt.report.plots_maps import plot_map, plot_stability
+from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.sampling.functions import sample_function
 from lens_slt.sampling.presets import PRESETS, preset
 from lens_slt.sampling.sample import Probe, sample
@@ -85,6 +89,17 @@ __all__ = [
     "per_token_llc",
     "plant",
     "planted_suite",
+    "plot_calibration",
+    "plot_circuit",
+    "plot_enrichment",
+    "plot_evidence",
+    "plot_faithfulness",
+    "plot_map",
+    "plot_modes",
+    "plot_rllc",
+    "plot_rllc_map",
+    "plot_stability",
+    "plot_traces",
     "preset",
     "propose_circuits",
     "read_hypotheses",
