@@ -1,5 +1,7 @@
 """Singular learning theory for TransformerLens models."""
 
+import sys
+
 from lens_slt.calibration import Calibration, calibrate
 from lens_slt.circuits.attribution import edge_attribution
 from lens_slt.circuits.behaviour import behaviour_scores
@@ -23,7 +25,7 @@ from lens_slt.circuits.interventions import (
 from lens_slt.circuits.planted import plant, planted_suite
 from lens_slt.circuits.propose import propose_circuits
 from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
-from lens_slt.circuits.trial import Trial, compare, cross_check
+from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
 from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model, shipped_checkpoints
@@ -31,12 +33,18 @@ from lens_slt.observables.influence import attribute, influence
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import susceptibility
-from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map, plot_traces
+from lens_slt.report.attention import show_attention
+from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+from lens_slt.report.plots_traces import plot_all_traces, plot_traces
+from lens_slt.report.report import report_results, write_report
+from lens_slt.report.show import plot, register
+from lens_slt.sampling.estimate import Estimate, estimate
 from lens_slt.sampling.functions import sample_function
 from lens_slt.sampling.presets import PRESETS, preset
+from lens_slt.sampling.result import open_draws
 from lens_slt.sampling.sample import Probe, sample
 from lens_slt.sampling.settings import Settings
 from lens_slt.structure.cluster_summary import cluster_summary
@@ -52,6 +60,7 @@ __all__ = [
     "Calibration",
     "CircuitHypothesis",
     "Edge",
+    "Estimate",
     "Probe",
     "Settings",
     "SltEvidence",
@@ -75,6 +84,7 @@ __all__ = [
     "cross_check",
     "edge_attribution",
     "enrichment",
+    "estimate",
     "faithfulness_curve",
     "halves",
     "influence",
@@ -86,9 +96,12 @@ __all__ = [
     "map_stability",
     "modes",
     "ngram_counts",
+    "open_draws",
     "per_token_llc",
     "plant",
     "planted_suite",
+    "plot",
+    "plot_all_traces",
     "plot_calibration",
     "plot_circuit",
     "plot_enrichment",
@@ -104,13 +117,28 @@ __all__ = [
     "propose_circuits",
     "read_hypotheses",
     "read_slt_evidence",
+    "read_trials",
     "refined_llc",
+    "report_results",
     "sample",
     "sample_function",
     "shipped_checkpoints",
+    "show_attention",
     "susceptibility",
     "to_dot",
     "token_map",
     "top_tokens",
     "write_hypotheses",
+    "write_report",
 ]
+
+
+def _show_in_notebooks() -> None:
+    """In IPython, results show their table and main figure."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        register(shell)
+
+
+_show_in_notebooks()

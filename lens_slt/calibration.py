@@ -122,9 +122,8 @@ def calibrate(
     Raises:
         ValueError, TypeError: a grid that is empty or has wrong values, and as ``sample``.
     """
+    n_runs = len(sweep(n_betas, gammas, settings))
     n_betas, gammas = _grid("n_betas", n_betas), _grid("gammas", gammas)
-    choice("settings.sampler", settings.sampler, SAMPLERS)
-    n_runs = (len(n_betas) + 1) * len(gammas)
     cells = []
     done = 0
     with track("calibrating", n_runs, progress) as tell:
@@ -143,6 +142,13 @@ def calibrate(
     evidence = evidence.assign_coords(n_beta=list(n_betas), gamma=list(gammas))
     evidence = judge(evidence.transpose("n_beta", "gamma", "component"))
     return choose(evidence, settings)
+
+
+def sweep(n_betas: Sequence[float], gammas: Sequence[float], settings: Settings) -> list[Settings]:
+    """The settings of all runs of :func:`calibrate`, controls included; raises as it does."""
+    n_betas, gammas = _grid("n_betas", n_betas), _grid("gammas", gammas)
+    choice("settings.sampler", settings.sampler, SAMPLERS)
+    return [settings.but(n_beta=b, gamma=g) for g in gammas for b in (0.0, *n_betas)]
 
 
 def judge(evidence: xr.Dataset) -> xr.Dataset:

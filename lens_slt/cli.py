@@ -1,4 +1,4 @@
-"""The command line: ``lens-slt demo | rllc | susceptibility | cross-check | calibrate | models``.
+"""The command line: ``lens-slt demo | rllc | susceptibility | cross-check | report | …``.
 
 Tables go to standard output, words about the work to standard error; with ``--json`` standard
 output holds one JSON object and nothing else. Exit codes: 0 fine, 1 a result that cannot be used
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lens_slt import demo as demonstration
-from lens_slt.calibration import SHORT
+from lens_slt.calibration import SHORT, sweep
 from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
@@ -34,15 +35,26 @@ from lens_slt.cli_support import (
     parse_probes,
     say,
     shipped_rows,
+    show_estimate,
 )
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import ESTIMATORS
-from lens_slt.report.files import rllc_rows, write_csv, write_page, write_rllc
+from lens_slt.report import page
+from lens_slt.report.files import DRAWS, rllc_rows, write_about, write_csv, write_rllc
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.files_structure import structure_records, write_structure
-from lens_slt.report.tables import health_summary, models_table, probe_table, rllc_table
+from lens_slt.report.report import write_report
+from lens_slt.report.tables import (
+    calibration_table,
+    health_summary,
+    models_table,
+    notes,
+    probe_table,
+    rllc_table,
+)
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
+from lens_slt.sampling.estimate import estimate
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import choice
@@ -52,6 +64,8 @@ app = typer.Typer(
     name="lens-slt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Singular learning theory for TransformerLens models.",
 )  # fmt: skip
+
+TRIALS = "loading the model, and the trials, seconds to a minute for every circuit"
 
 Model = Annotated[
     str, typer.Option("--model", help="A shipped model, a folder, or a TransformerLens name.")
@@ -69,6 +83,9 @@ Bos = Annotated[bool, typer.Option(help="Begin sequences of text with a BOS toke
 PadId = Annotated[int | None, typer.Option(help="Padding token on the right; -1: no padding.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the model's by default.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say how long it takes and what it needs; write nothing.")
+]
 Seed = Annotated[int | None, typer.Option(help="Everything random follows from it.")]
 Chains = Annotated[int | None, typer.Option(help="Chains per component.")]
 Draws = Annotated[int | None, typer.Option(help="Draws per chain.")]
@@ -96,14 +113,13 @@ def demo(
             path, settings, sequences=sequences, length=length, progress=not as_json
         )
         llc = refined_llc(result).drop_sel(probe=demonstration.STRUCTURE)
-        title = "Refined LLCs of the shipped model"
-        record = _show_rllc(result, llc, out, title, as_json, demonstration.HOW_TO_READ)
-        title = "Structure of the shipped model"
-        record |= _show_structure(views, out, title, as_json, demonstration.HOW_TO_READ_MODES)
+        record = _show_rllc(result, llc, out, as_json, demonstration.HOW_TO_READ)
+        record |= _show_structure(views, out, as_json, demonstration.HOW_TO_READ_MODES)
         trials, behaviour = demonstration.run_trials(result, length=length, progress=not as_json)
         how = demonstration.HOW_TO_READ_CIRCUITS
-        record |= _show_trials(trials, behaviour, llc, out, "Circuits on trial", as_json, how)
-        _finish_run(record, result, llc, out, as_json, before, time.monotonic() - began)
+        record |= _show_trials(trials, behaviour, llc, out, as_json, how)
+        about = _about("The shipped model, from refined LLCs to circuits", "mix")
+        _finish_run(record, result, llc, out, as_json, before, began, about)
 
 
 @app.command()
@@ -136,6 +152,7 @@ def rllc(
     bos: Bos = True,
     pad_id: PadId = None,
     device: Device = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Refined LLCs of any components of any model on any tokens."""
@@ -153,16 +170,23 @@ def rllc(
             name: load_data(source, loaded, probe_sequences, length, bos)
             for name, source in sources.items()
         }
+        if dry_run:
+            found = estimate(
+                loaded, tokens, components, settings=chosen, probes=probes, pad_id=pad_id,
+                path=path, device=device,
+            )  # fmt: skip
+            show_estimate(found, as_json, "loading the model, tables and figures")
+            return
         before = found_steps(path, chosen)
         began = time.monotonic()
         result = sample(
             loaded, tokens, components, settings=chosen, probes=probes, pad_id=pad_id, path=path,
             device=device, progress=not as_json,
         )  # fmt: skip
-        seconds = time.monotonic() - began
         llc = refined_llc(result)
-        record = _show_rllc(result, llc, out, f"Refined LLCs of {model}", as_json)
-        _finish_run(record, result, llc, out, as_json, before, seconds)
+        record = _show_rllc(result, llc, out, as_json)
+        about = _about(f"Refined LLCs of {model}", data)
+        _finish_run(record, result, llc, out, as_json, before, began, about)
 
 
 @app.command()
@@ -192,6 +216,7 @@ def susceptibility(
     length: Length = None,
     bos: Bos = True,
     device: Device = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Susceptibilities and per-token rLLCs of a probe's tokens, their modes and patterns."""
@@ -206,6 +231,13 @@ def susceptibility(
         tokens = load_data(data, loaded, sequences, length, bos)
         probe_tokens = load_data(probe or data, loaded, probe_sequences, length, bos, seed=1)
         names = [components, "full"] if estimator == "two_posterior" else [components]
+        if dry_run:
+            found = estimate(
+                loaded, tokens, names, settings=chosen, probes={"probe": probe_tokens}, path=path,
+                device=device,
+            )  # fmt: skip
+            show_estimate(found, as_json, "loading the model, matrices, modes and figures")
+            return
         before = found_steps(path, chosen)
         began = time.monotonic()
         result = sample(
@@ -216,12 +248,12 @@ def susceptibility(
             result, "probe", probe_tokens, tokenizer=loaded.tokenizer, estimator=estimator,
             folder=out,
         )  # fmt: skip
-        seconds = time.monotonic() - began
         llc = refined_llc(result)
         if not as_json:
             console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
-        record = _show_structure(views, out, f"Structure of {model}", as_json)
-        _finish_run(record, result, llc, out, as_json, before, seconds)
+        record = _show_structure(views, out, as_json)
+        about = _about(f"Structure of {model}", data)
+        _finish_run(record, result, llc, out, as_json, before, began, about)
 
 
 @app.command("cross-check")
@@ -262,6 +294,7 @@ def cross_check(
     length: Length = None,
     bos: Bos = True,
     device: Device = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Put circuit hypotheses on trial: ablations, path ablations, composition, statistics."""
@@ -278,6 +311,13 @@ def cross_check(
         if slt or given is None:
             tokens = load_data(data, loaded, sequences, length, bos)
             probe = load_data(data, loaded, probe_sequences, length, bos, seed=1)
+            if dry_run:
+                needed = estimate(
+                    loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
+                    device=device,
+                )  # fmt: skip
+                show_estimate(needed, as_json, TRIALS)
+                return
             found_steps(path, chosen)
             result = sample(
                 loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
@@ -287,6 +327,9 @@ def cross_check(
                 words = health_summary(refined_llc(result))
                 console.print(f"[bold]Health:[/bold] {words}\n", highlight=False)
             found = read_slt_evidence(result, "probe", probe, loaded.tokenizer)
+        if dry_run:
+            show_estimate(None, as_json, TRIALS)
+            return
         if given is None:
             assert found is not None
             given = propose_circuits(found, loaded, most=most)
@@ -296,14 +339,23 @@ def cross_check(
             n_null=null_sets, seed=seed or 0, progress=not as_json,
         )  # fmt: skip
         behaviour = behaviour_scores(loaded, trial_tokens)
-        title = f"Circuits of {model} on trial"
-        record = _show_trials(trials, behaviour, None, out, title, as_json)
+        record = _show_trials(trials, behaviour, None, out, as_json)
         record["files"] = record.pop("trial_files")
-        record["seconds"] = round(time.monotonic() - began, 2)
-        if not as_json and trials:
-            pages = record["files"]["circuits"]
-            say(f"done in {record['seconds']:.0f} s; open {pages}; tables in {out}")
+        _finish_report(record, out, as_json, began, _about(f"Circuits of {model} on trial", data))
         finish(record, as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    as_json: Json = False,
+) -> None:
+    """Write report.html for a finished run: one file that opens offline."""
+    with guarded(as_json):
+        written = str(write_report(run))
+        if not as_json:
+            say(f"written: {written}")
+        finish({"files": {"report": written}}, as_json)
 
 
 @app.command()
@@ -325,6 +377,7 @@ def calibrate(
     bos: Bos = True,
     pad_id: PadId = None,
     device: Device = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Choose nβ and γ for all components; writes settings.json for lens-slt rllc --settings."""
@@ -336,6 +389,14 @@ def calibrate(
         grid = {"n_betas": _numbers("n-betas", n_betas), "gammas": _numbers("gammas", gammas)}
         loaded = load_quietly(model, checkpoint, device)
         tokens = load_data(data, loaded, sequences, length, bos)
+        if dry_run:
+            runs = sweep(**grid, settings=short)
+            one = estimate(
+                loaded, tokens, components, settings=runs[0], pad_id=pad_id, device=device
+            )
+            all_runs = one.repeated([run.steps for run in runs])
+            show_estimate(all_runs, as_json, "loading the model, the rule, tables and figures")
+            return
         found = run_calibration(
             loaded, tokens, components, settings=short, pad_id=pad_id, device=device,
             progress=not as_json, **grid,
@@ -364,28 +425,26 @@ def main() -> None:
     app()
 
 
-def _show_rllc(
-    draws: Any, llc: Any, out: Path, title: str, as_json: bool, how: str = ""
-) -> dict[str, Any]:
+def _show_rllc(draws: Any, llc: Any, out: Path, as_json: bool, how: str = "") -> dict[str, Any]:
     """Health first, then the tables, then how to read them; the record of ``--json``."""
-    files = write_rllc(out, draws, llc, title)
+    files = write_rllc(out, llc)
     if not as_json:
         console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
-        console.print(rllc_table(draws, llc))
+        console.print(rllc_table(llc, notes(draws)))
         console.print()
         if "probe" in llc.dims:
             console.print(probe_table(llc))
             console.print()
         if how:
             console.print(f"{how}\n", highlight=False)
-    return {"title": title, "components": rllc_rows(draws, llc), "files": files}
+    return {"components": rllc_rows(llc), "files": files}
 
 
 def _show_structure(
-    views: dict[str, View], out: Path, title: str, as_json: bool, how: str = ""
+    views: dict[str, View], out: Path, as_json: bool, how: str = ""
 ) -> dict[str, Any]:
     """Reliability and the modes of each matrix with their patterns; the record of ``--json``."""
-    files = write_structure(out, views, title)
+    files = write_structure(out, views)
     if not as_json:
         console.print(reliability_table(*(view.matrix for view in views.values())))
         console.print()
@@ -402,12 +461,11 @@ def _show_trials(
     behaviour: Any,
     llc: Any,
     out: Path,
-    title: str,
     as_json: bool,
     how: str = "",
 ) -> dict[str, Any]:
     """Verdicts, the evidence of each trial, heads by behaviour; the record of ``--json``."""
-    files = write_trials(out, trials, title, behaviour) if trials else {}
+    files = write_trials(out, trials, behaviour)
     if not as_json:
         console.print(behaviour_table(behaviour, llc))
         console.print()
@@ -439,6 +497,11 @@ def _hypotheses(given: str, pattern: str | None) -> list[CircuitHypothesis] | No
     return [circuit(given, pattern)]
 
 
+def _about(title: str, data: str) -> dict[str, Any]:
+    """What a report says first about a run."""
+    return {"title": title, "data": data, "written on": date.today().isoformat()}
+
+
 def _finish_run(
     record: dict[str, Any],
     draws: Any,
@@ -446,24 +509,33 @@ def _finish_run(
     out: Path,
     as_json: bool,
     before: int,
-    seconds: float,
+    began: float,
+    about: dict[str, Any],
 ) -> None:
-    """What every run says at its end."""
-    written = dict(record.get("files", {}))
+    """What every run with draws says at its end."""
     for more in ("structure_files", "trial_files"):
-        written |= record.pop(more, {})
-    if not as_json:
-        pages = [path for path in written.values() if path.endswith(".html")]
-        say(f"done in {seconds:.0f} s; open {', '.join(pages)}; tables and draws in {out}")
+        record["files"] = record.get("files", {}) | record.pop(more, {})
+    record["files"]["draws"] = str(out / DRAWS)
     record |= {
         "model": draws.attrs["model"],
         "settings": settings_of(draws).as_dict(),
         "health": health_summary(llc),
         "resumed_from_step": before,
-        "seconds": round(seconds, 2),
-        "files": {"draws": str(out / "draws.zarr"), **written},
     }
+    _finish_report(record, out, as_json, began, about)
     finish(record, as_json, usable=bool((llc["chains_used"] > 0).all()))
+
+
+def _finish_report(
+    record: dict[str, Any], out: Path, as_json: bool, began: float, about: dict[str, Any]
+) -> None:
+    """Write the report and say where it is."""
+    write_about(out, about)
+    written = str(write_report(out))
+    record["files"]["report"] = written
+    record |= {"title": about["title"], "seconds": round(time.monotonic() - began, 2)}
+    if not as_json:
+        say(f"done in {record['seconds']:.0f} s; open {written}; tables and draws in {out}")
 
 
 def _write_calibration(out: Path, found: Any, model: str) -> dict[str, str]:
@@ -471,7 +543,10 @@ def _write_calibration(out: Path, found: Any, model: str) -> dict[str, str]:
     files = {"evidence": out / "evidence.csv", "figure": out / "calibration.html"}
     rows = found.evidence.to_dataframe().reset_index()
     write_csv(files["evidence"], rows.to_dict("records"))
-    write_page(files["figure"], f"Calibration of {model}", [found.reason], [found.plot()])
+    body = page.figure(found.plot()) + page.table(calibration_table(found))
+    section = page.Section("calibration", "Calibration", body)
+    text = page.page(f"Calibration of {model}", page.paragraph(found.reason, "lead"), [section])
+    files["figure"].write_text(text, "utf-8")
     if found.settings is not None:
         files["settings"] = out / "settings.json"
         files["settings"].write_text(json.dumps(found.settings.as_dict(), indent=1) + "\n")

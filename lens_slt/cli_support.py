@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
+from lens_slt.sampling.estimate import Estimate
 from lens_slt.sampling.presets import preset as preset_settings
 from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.settings import Settings
@@ -59,6 +60,16 @@ def guarded(as_json: bool, resume_path: Path | None = None) -> Iterator[None]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         say("error: " + " ".join(str(error).split()))
         raise typer.Exit(2) from None
+
+
+def show_estimate(found: Estimate | None, as_json: bool, not_in_it: str) -> None:
+    """What ``--dry-run`` prints of sampling, and in words what the command does beside it."""
+    if not as_json:
+        words = "nothing is sampled" if found is None else str(found)
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        say(f"not in it: {not_in_it}; nothing was written")
+    record = None if found is None else found.as_dict()
+    finish({"estimate": record, "not_in_it": not_in_it}, as_json)
 
 
 def found_steps(path: Path, settings: Settings) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lens_slt.sampling.result import draw_tree
+from lens_slt.sampling.result import Labels, draw_tree
 from lens_slt.sampling.settings import Settings
 
 SETTINGS = Settings(n_beta=30, gamma=200, chains=4, draws=100, burn_in=10, antithetic=False)
@@ -38,7 +38,6 @@ def made_draws(
         "shares_key_value_with": [""] * 4,
         "note": [""] * 4,
     } | component_data
-    return draw_tree(
-        arrays, names, SETTINGS, {"model": "made", "weight_processing": ""},
-        components=components, probes=fixed,
-    )  # fmt: skip
+    record = {"model": "made", "weight_processing": ""}
+    labels = Labels(components, names, dict.fromkeys(fixed, "next-token"))
+    return draw_tree(arrays, names, SETTINGS, record, labels, fixed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lens_slt.sampling.result import draw_tree, probe_array
+from lens_slt.sampling.result import Labels, draw_tree, probe_array
 from lens_slt.sampling.settings import Settings
 
 SETTINGS = Settings(
@@ -52,7 +52,6 @@ def per_token_draws(
         "note": [""] * n,
     }
     record = {"model": "made", "model_hash": "m", "tokens_hash": "t", "weight_processing": ""}
-    return draw_tree(
-        arrays, list(names), settings, record, components=components,
-        probes={"text": {"base_loss": base, "tokens": tokens}},
-    )  # fmt: skip
+    labels = Labels(components, list(names), {"text": "next-token"})
+    fixed = {"text": {"base_loss": base, "tokens": tokens}}
+    return draw_tree(arrays, list(names), settings, record, labels, fixed)

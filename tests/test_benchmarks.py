@@ -51,6 +51,13 @@ def test_scaling():
 
 
 @pytest.mark.slow
+def test_estimate_accuracy():
+    found = figures("estimate_accuracy", "--quick", "--runs", "own blocks, pcn")
+    assert set(found) == {"max_factor", "max_factor_memory", "max_factor_disk"}
+    assert found["max_factor_disk"] < 1.5
+
+
+@pytest.mark.slow
 def test_gpu_code_on_the_cpu():
     found = figures("gpu", "--device", "cpu", "--toy")
     assert found["paper_heads_tokens_per_second"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lens_slt.sampling import driver
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
 HEAD = ["--model", "attn-2l", "--data", "code", "--components", "L1H3"]
+CIRCUIT = ["--model", "attn-2l", "--data", "mix", "--length", "48", "--trial-sequences", "20"]
 
 
 def call(*arguments: str | Path) -> Result:
@@ -49,7 +51,7 @@ def test_rllc_as_json_agrees_with_the_library(tmp_path: Path) -> None:
     assert row["llc"] == pytest.approx(float(llc["llc"][0]), rel=1e-6)
     assert row["llc_text"] == pytest.approx(float(llc["probe_llc"][0, 0]), rel=1e-6)
     assert record["settings"] == settings.as_dict()
-    assert Path(record["files"]["figures"]).stat().st_size > 10**6
+    assert Path(record["files"]["report"]).stat().st_size > 10**6
     (line,) = rows_of(record["files"]["table"])
     assert float(line["llc"]) == row["llc"]
 
@@ -91,6 +93,54 @@ def test_unusable_chains_exit_with_1(tmp_path: Path) -> None:
     record = json.loads(result.stdout)
     assert record["components"][0]["llc"] is None
     assert "L1H3: diverged (no chain can be used)" in record["health"]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "steps", "probe_draws"),
+    [
+        ("rllc", [*HEAD, "--thin", "3", "--burn-in", "2", "--probe", "text=prose"], 10, 3),
+        ("susceptibility", HEAD, 28, 8),
+        ("cross-check", CIRCUIT, 28, 8),
+        # Burn-in of 8 / (ε·γ/2) steps: 160 at γ 100, 40 at γ 400; (1 + 1 control) runs at each.
+        (
+            "calibrate",
+            [*HEAD, "--n-betas", "30", "--gammas", "100,400", "--sampler", "sgld"],
+            2 * (168 + 48), 0,
+        ),
+    ],
+)  # fmt: skip
+def test_dry_run_says_what_it_takes_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: list[str],
+    steps: int,
+    probe_draws: int,
+) -> None:
+    monkeypatch.setattr("lens_slt.sampling.timing.TRIAL_SECONDS", 0.1)
+    sizes = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8"]
+    if command == "cross-check":  # its patterns need longer sequences
+        sizes = [*sizes[:2], *sizes[4:], "--probe-sequences", "2", "--chains", "2"]
+    arguments = [command, *options, *sizes, "--out", tmp_path / "out", "--dry-run"]
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["estimate"]
+    assert (found["steps"], found["probe_draws"]) == (steps, probe_draws)
+    assert found["seconds"] > 0 and found["memory_bytes"] > 0
+    assert (found["disk_bytes"] > 0) == (command != "calibrate")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lens_slt.sampling.timing.TRIAL_SECONDS", 0.1)
+    result = rllc(tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert re.fullmatch(r"about .* on cpu \(10 steps of .*\); memory about .*\n", result.stdout)
+    assert "nothing was written" in result.stderr
+    circuit = ["--hypothesis", "L0H2->L1H2.K", "--pattern", "induction", "--dry-run"]
+    result = call("cross-check", *CIRCUIT, *circuit, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (0, "nothing is sampled\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_the_package_s_own_warnings_are_shown(
@@ -247,7 +297,6 @@ def test_susceptibility_bad_input_is_one_line(tmp_path: Path) -> None:
     assert "did you mean 'two_posterior'" in result.stderr
 
 
-CIRCUIT = ["--model", "attn-2l", "--data", "mix", "--length", "48", "--trial-sequences", "20"]
 FEW_SETS = ["--null-sets", "8"]
 
 

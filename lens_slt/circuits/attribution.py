@@ -188,7 +188,7 @@ class _Estimate:
         return xr.Dataset(
             {"effect": (("source", "target", "through"), effect)},
             coords={"source": names, "target": [*names, LOGITS], "through": [*THROUGH, ""]},
-            attrs=attrs,
+            attrs={"result": "edge_attribution", **attrs},
         )
 
 

@@ -133,6 +133,7 @@ def behaviour_scores(
         found,
         coords={"component": head_names(adapted)},
         attrs={
+            "result": "behaviour_scores",
             "text": "random" if tokens is None else "tokens",
             **{f"n_{name}": int(chosen.sum()) for name, chosen in labels.items()},
             "n_random": n_random,

@@ -90,6 +90,7 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
         found,
         coords={"source": names, "target": names, "through": list(THROUGH)},
         attrs={
+            "result": "composition_scores",
             "chance_score": adapted.d_model**-0.5,
             "n_scores": int(np.isfinite(score).sum()),
             "n_null": n_null,
@@ -142,7 +143,11 @@ def composition_by_component(
             "expected_share": ("direction", share[:n]),
         },
         coords={"direction": np.arange(1, n + 1)},
-        attrs={"edge": str(edge), "score": float(np.sqrt(squared.sum()))},
+        attrs={
+            "result": "composition_by_component",
+            "edge": str(edge),
+            "score": float(np.sqrt(squared.sum())),
+        },
     )
 
 

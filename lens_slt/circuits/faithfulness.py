@@ -104,7 +104,7 @@ def curve(
             "cmd_p": rank_p(-float(cmd), -null_cmd),
         },
         coords={"size": sizes},
-        attrs={"ranking": ", ".join(ranking), "how": runs.how},
+        attrs={"result": "faithfulness_curve", "ranking": ", ".join(ranking), "how": runs.how},
     )
 
 

@@ -163,7 +163,7 @@ def read_hypotheses(path: Path | str) -> list[CircuitHypothesis]:
     found = []
     for i, record in enumerate(records):
         try:
-            found.append(_from_record(record))
+            found.append(from_record(record))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, hypothesis {i + 1}: {error}") from None
     return found
@@ -199,7 +199,8 @@ def _place(name: str) -> tuple[int, int, str]:
     return (int(match[1]), int(match[2] or -1), name) if match else (10**6, -1, name)
 
 
-def _from_record(record: Any) -> CircuitHypothesis:
+def from_record(record: Any) -> CircuitHypothesis:
+    """A hypothesis from what :meth:`CircuitHypothesis.as_dict` gives, or a part of it."""
     if not isinstance(record, dict) or "pattern" not in record or not set(record) <= set(FIELDS):
         raise ValueError(
             f"must be an object with 'pattern', 'components' or 'edges', and perhaps others of "

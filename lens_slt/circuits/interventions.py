@@ -214,7 +214,12 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
             "position": np.arange(loss.shape[1]),
             "token_id": (dims, tokens[:, 1:].numpy()),
         },
-        attrs={"intervention": what, "model": runs.adapted.name, "units": "nats"},
+        attrs={
+            "result": "effects",
+            "intervention": what,
+            "model": runs.adapted.name,
+            "units": "nats",
+        },
     )
 
 

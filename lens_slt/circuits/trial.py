@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ import xarray as xr
 
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits import evidence as tests
+from lens_slt.circuits import faithfulness
 from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.evidence import LEVEL, NAN, Case, Evidence
-from lens_slt.circuits.faithfulness import curve
-from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis
+from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis, from_record
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
@@ -52,15 +54,23 @@ class Trial:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is not a number becomes None."""
-        rows = [{key: _plain(value) for key, value in asdict(one).items()} for one in self.evidence]
-        record: dict[str, Any] = {
+        return {
             "hypothesis": self.hypothesis.as_dict(), "verdict": self.verdict,
             "reasons": list(self.reasons), "disagreements": list(self.disagreements),
-            "evidence": rows, "settings": self.settings,
+            "evidence": [_plain(asdict(one)) for one in self.evidence], "settings": self.settings,
+            "curve": None if self.curve is None else _plain(self.curve.to_dict()),
         }  # fmt: skip
-        if self.curve is not None:
-            record |= {name: float(self.curve[name]) for name in ("cpr", "cmd", "cpr_p", "cmd_p")}
-        return record
+
+
+def read_trials(path: Path | str) -> list[Trial]:
+    """Trials from the ``trials.json`` that ``lens-slt cross-check`` and the demonstration write.
+
+    Raises ValueError, naming the file, for anything else.
+    """
+    try:
+        return [_from_record(record) for record in json.loads(Path(path).read_text("utf-8"))]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} holds no trials: {error}") from None
 
 
 def cross_check(
@@ -193,7 +203,28 @@ def compare(trials: Sequence[Trial]) -> pd.DataFrame:
 
 
 def _plain(value: Any) -> Any:
+    """For JSON: what is not a number becomes None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _from_record(record: dict[str, Any]) -> Trial:
+    numbers = {one.name for one in fields(Evidence) if one.type == "float"}
+    rows: list[dict[str, Any]] = [
+        {k: NAN if v is None and k in numbers else v for k, v in one.items()}
+        for one in record["evidence"]
+    ]
+    curve = record["curve"]
+    if curve is not None:
+        curve = xr.Dataset.from_dict(curve)
+        curve = curve.assign({key: curve[key].astype(float) for key in curve.data_vars})
+    return Trial(
+        from_record(record["hypothesis"]), record["verdict"], tuple(record["reasons"]),
+        tuple(record["disagreements"]), tuple(Evidence(**row) for row in rows), curve, record["settings"],
+    )  # fmt: skip
 
 
 def _trial(
@@ -309,7 +340,7 @@ def _curve(case: Case) -> xr.Dataset | None:
     cost = {node: case.contrast.value(case.rise([node])) for node in universe}
     ranking = sorted(universe, key=lambda node: (node not in case.nodes, -cost[node], node))
     try:
-        return curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
+        return faithfulness.curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
     except ValueError:
         return None  # ablating everything does not hurt; sufficiency has said so
 

@@ -115,6 +115,7 @@ def label_patterns(
             "token_id": (("sequence", "position"), text.ids[:, 1:]),  # to tell what was labelled
         },
         name="patterns",
+        attrs={"result": "patterns"},
     )
 
 

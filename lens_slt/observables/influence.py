@@ -82,7 +82,7 @@ def influence(
             coords[f"{dim}_{key}"] = (dim, index)
     dims = ("query", "source")
     attrs = {
-        **draws.attrs, "component": component, "unit": unit, "kind": kind,
+        **draws.attrs, "result": "influence", "component": component, "unit": unit, "kind": kind,
         "same_probe": int(other is reader), "blocks": len(reader.blocks),
     }  # fmt: skip
     return xr.Dataset({"influence": (dims, value), "se": (dims, se)}, coords, attrs)

@@ -10,7 +10,7 @@ of the draws against the second: both see the noise of the chains and of their s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
 from lens_slt.sampling.importance import smoothed_weights
 from lens_slt.sampling.result import dataset, settings_of
 
@@ -75,6 +75,7 @@ class ProbeReader:
     """The draws of one run at one probe."""
 
     draws: xr.DataTree
+    name: str  # of the probe
     probe: xr.Dataset
     real: BoolArray  # [sequence, position]: not padding
 
@@ -141,7 +142,7 @@ def open_probe(draws: xr.DataTree, probe: str | None) -> ProbeReader:
             f"probe {name!r} recorded a divergence from a reference model; per-token matrices are "
             "made of next-token losses: record a probe without reference"
         )
-    return ProbeReader(draws, found, np.isfinite(found["base_loss"].values))
+    return ProbeReader(draws, name, found, np.isfinite(found["base_loss"].values))
 
 
 def per_token_matrix(
@@ -151,6 +152,7 @@ def per_token_matrix(
     names: Sequence[str],
     *,
     others: Sequence[Moments] = (),
+    attrs: Mapping[str, Any],
     keep_blocks: bool = True,
     path: str | Path | None = None,
 ) -> xr.Dataset:
@@ -176,7 +178,8 @@ def per_token_matrix(
                 arrays["blocks"][:, i] = pseudo
         for key, value in summary.items():
             rows[key].append(value)
-    return _labelled(reader, components, names[0], arrays, rows, path)
+    attrs = {"quantity": names[0], "probe": reader.name, **attrs}
+    return _labelled(reader, components, attrs, arrays, rows, path)
 
 
 _COLUMNS = ("split_half", "reliability", "mean", "mean_se", "rms_se")
@@ -245,7 +248,7 @@ def _arrays(
 def _labelled(
     reader: ProbeReader,
     components: Sequence[str],
-    quantity: str,
+    attrs: Mapping[str, Any],
     arrays: dict[str, Any],
     rows: dict[str, list[float]],
     path: str | Path | None,
@@ -261,15 +264,10 @@ def _labelled(
     health = dataset(reader.draws, "health").sel(component=list(components))
     columns = {key: ("component", np.array(values)) for key, values in rows.items()}
     columns["verdict"] = ("component", health["summary"].values)
-    attrs = {"quantity": quantity, **reader.draws.attrs}
-    small = xr.Dataset(columns, coords=coords, attrs=attrs)
+    small = xr.Dataset(columns, coords=coords, attrs={**reader.draws.attrs, **attrs})
     if path is not None:
-        # Strings of variable length: those of fixed length are not in Zarr's specification.
-        names, words = (small[key].values.astype(object) for key in ("component", "verdict"))
-        plain = small.assign_coords(component=names).assign(verdict=("component", words))
-        plain.to_zarr(Path(path), mode="a", consolidated=False)
-        stored = xr.open_zarr(Path(path), chunks=None, consolidated=False)
-        return stored.set_coords(list(coords))
+        write_zarr(small, Path(path), mode="a")
+        return read_zarr(Path(path)).set_coords(list(coords))
     for name, values in arrays.items():
         small[name] = (("block", "component", "token")[-values.ndim :], values)
     return small

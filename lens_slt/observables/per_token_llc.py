@@ -49,7 +49,7 @@ def per_token_llc(
     def estimate(means: list[Means]) -> dict[str, FloatArray]:
         return {"llc": factor * means[0].loss}
 
-    found = per_token_matrix(
-        reader, component_names(draws), estimate, ["llc"], keep_blocks=keep_blocks, path=path
-    )
-    return found.assign_attrs(factor=factor)
+    return per_token_matrix(
+        reader, component_names(draws), estimate, ["llc"], keep_blocks=keep_blocks, path=path,
+        attrs={"result": "per_token_llc", "factor": factor},
+    )  # fmt: skip

@@ -33,8 +33,8 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         Dataset over ``component`` (and ``probe``): ``llc``, dimensionless; its standard error
         ``se``, autocorrelation and shared minibatches included; ``ess``, the number of independent
         draws worth the same error; ``rhat`` over the used chains; ``chains_used``; ``verdict`` in
-        words; ``mean_paired_loss`` in nats per token; ``probe_llc`` and ``probe_se``. NaN where no
-        chain can be used.
+        words; ``n_parameters``; ``mean_paired_loss`` in nats per token; ``probe_llc`` and
+        ``probe_se``. NaN where no chain can be used.
 
     At nβ = 0, the control, ``llc`` is zero by definition: look at ``mean_paired_loss``.
     """
@@ -55,6 +55,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         "rhat": ("component", health["rhat"].values),
         "chains_used": ("component", used.sum(1)),
         "verdict": ("component", health["summary"].values),
+        "n_parameters": ("component", draws.to_dataset()["n_parameters"].values),
     }
     coords: dict[str, Any] = {"component": names}
     if "probes" in draws.children:
@@ -73,7 +74,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         )
         data["probe_llc"] = (("component", "probe"), scale * values[:, :, 0])
         data["probe_se"] = (("component", "probe"), scale * values[:, :, 1])
-    return xr.Dataset(data, coords=coords, attrs=dict(draws.attrs))
+    return xr.Dataset(data, coords=coords, attrs={**draws.attrs, "result": "refined_llc"})
 
 
 def _probe_trace(probe: xr.Dataset, component: int, settings: Settings) -> FloatArray:

@@ -73,23 +73,20 @@ def susceptibility(
     names = [name for name in component_names(draws) if name != FULL]
     if not names:
         raise ValueError("draws hold no component besides 'full': sample components such as heads")
-    terms = ["chi", "mean_term", "covariance_term"]
-    if estimator == "restricted":
-        found = per_token_matrix(
-            reader, names, _restricted, terms, keep_blocks=keep_blocks, path=path
-        )
-    else:
+    others = []
+    if estimator == "two_posterior":
         whole = _full_reader(draws, full, reader, probe).moments(FULL)
         if whole is None:
             raise ValueError(
                 "full: none of its chains can be used (see draws['health']); sample it with a "
                 "larger gamma, or use estimator='restricted' or per_token_llc"
             )
-        found = per_token_matrix(
-            reader, names, _two_posterior, terms,
-            others=[whole], keep_blocks=keep_blocks, path=path,
-        )  # fmt: skip
-    return found.assign_attrs(estimator=estimator)
+        others.append(whole)
+    return per_token_matrix(
+        reader, names, _two_posterior if others else _restricted,
+        ["chi", "mean_term", "covariance_term"], others=others, keep_blocks=keep_blocks, path=path,
+        attrs={"result": "susceptibility", "estimator": estimator},
+    )  # fmt: skip
 
 
 def _two_posterior(means: list[Means]) -> dict[str, FloatArray]:

@@ -1,27 +1,23 @@
-"""Results as files and records: JSON rows, a CSV table, a page of figures that opens offline."""
+"""Results as files and records: JSON rows and a CSV table."""
 
 from __future__ import annotations
 
 import csv
-import html
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
-from lens_slt.report.plots import is_head, plot_rllc, plot_rllc_map, plot_traces
-from lens_slt.report.tables import health_summary, notes
+DRAWS, ABOUT, TRIALS, BEHAVIOUR, REPORT = (
+    "draws.zarr", "run.json", "trials.json", "behaviour.zarr", "report.html",
+)  # fmt: skip
 
-STYLE = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
 
-
-def rllc_rows(draws: xr.DataTree, llc: xr.Dataset) -> list[dict[str, Any]]:
+def rllc_rows(llc: xr.Dataset) -> list[dict[str, Any]]:
     """One plain record per component; what is not a number becomes None."""
-    sizes = draws.to_dataset()["n_parameters"].sel(component=llc["component"]).values
     rows = []
     for i, name in enumerate(llc["component"].values):
         row = llc.isel(component=i)
@@ -35,7 +31,7 @@ def rllc_rows(draws: xr.DataTree, llc: xr.Dataset) -> list[dict[str, Any]]:
             "ess": _plain(float(row["ess"])),
             "chains_used": int(row["chains_used"]),
             "verdict": str(row["verdict"].values),
-            "n_parameters": int(sizes[i]),
+            "n_parameters": int(row["n_parameters"]),
         }
         if "probe" in llc.dims:
             for probe in llc["probe"].values:
@@ -45,18 +41,18 @@ def rllc_rows(draws: xr.DataTree, llc: xr.Dataset) -> list[dict[str, Any]]:
     return rows
 
 
-def write_rllc(folder: Path, draws: xr.DataTree, llc: xr.Dataset, title: str) -> dict[str, str]:
-    """Write ``table.csv`` and ``rllc.html``; returns their paths."""
-    table, page = folder / "table.csv", folder / "rllc.html"
-    write_csv(table, rllc_rows(draws, llc))
-    figures = [plot_rllc(llc)]
-    if any(is_head(str(name)) for name in llc["component"].values):
-        figures.append(plot_rllc_map(llc))
-    figures += [plot_traces(draws, name) for name in _worth_a_look(llc)]
-    which = "Traces at the end: the highest λ̂, the largest R̂, and what is not healthy."
-    words = [f"Health: {health_summary(llc)}", *notes(draws), which]
-    write_page(page, title, words, figures)
-    return {"table": str(table), "figures": str(page)}
+def write_rllc(folder: Path, llc: xr.Dataset) -> dict[str, str]:
+    """Write ``table.csv``; returns its path."""
+    table = folder / "table.csv"
+    write_csv(table, rllc_rows(llc))
+    return {"table": str(table)}
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write ``run.json``, what a report says first about a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(about), indent=1, ensure_ascii=False)
+    (folder / ABOUT).write_text(f"{text}\n", "utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -65,36 +61,6 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_page(
-    path: Path, title: str, paragraphs: Sequence[str], figures: Sequence[go.Figure]
-) -> None:
-    """Figures on one HTML page that needs no network."""
-    text = [f"<p>{html.escape(p).replace(chr(10), '<br>')}</p>" for p in paragraphs]
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=i == 0)
-        for i, figure in enumerate(figures)
-    ]  # fmt: skip
-    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *text, *parts])
-    path.write_text(
-        f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>",
-        encoding="utf-8",
-    )
-
-
-def _worth_a_look(llc: xr.Dataset) -> list[str]:
-    """Components whose traces go on the page: the highest λ̂, the largest R̂ and any unhealthy."""
-    names = [str(name) for name in llc["component"].values]
-    chosen = [
-        name for name, word in zip(names, llc["verdict"].values, strict=True) if word != "healthy"
-    ]
-    for key in ("llc", "rhat"):
-        values = llc[key].values
-        if np.isfinite(values).any():
-            chosen.insert(0, names[int(np.nanargmax(values))])
-    return list(dict.fromkeys(chosen))[:6]
 
 
 def _plain(value: float) -> float | None:

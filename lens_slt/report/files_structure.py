@@ -1,4 +1,4 @@
-"""Matrices, modes and patterns as files: CSV tables, and a page of figures that opens offline."""
+"""Modes and patterns as CSV tables and as records."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from typing import Any
 
 import xarray as xr
 
-from lens_slt.report.files import write_page
-from lens_slt.report.plots_maps import plot_map
-from lens_slt.report.plots_modes import QUANTITIES, plot_enrichment, plot_modes
 from lens_slt.structure.overview import View
 
 
-def write_structure(folder: Path, views: dict[str, View], title: str) -> dict[str, str]:
-    """Write loadings, enrichment and top tokens as CSV, figures as ``modes.html``; their paths."""
+def write_structure(folder: Path, views: dict[str, View]) -> dict[str, str]:
+    """Write loadings, enrichment and top tokens of every matrix as CSV; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
-    figures: list[Any] = []
     for key, view in views.items():
         tables = {
             "loadings": _flat(view.modes, ("loading", "loading_low", "loading_high")),
@@ -28,27 +24,6 @@ def write_structure(folder: Path, views: dict[str, View], title: str) -> dict[st
         for name, table in tables.items():
             files[f"{name}_{key}"] = folder / f"{name}_{key}.csv"
             table.to_csv(files[f"{name}_{key}"], index=False)
-        figures += [
-            plot_modes(view.modes),
-            plot_enrichment(view.by_mode),
-            plot_enrichment(view.by_component),
-        ]
-        if view.map is not None:
-            what = QUANTITIES[key]
-            figures.append(
-                plot_map(
-                    view.map, view.map["pattern"].values, list(view.map["context"].values),
-                    title=f"Tokens that heads respond to alike lie together ({what}, UMAP)",
-                    label="pattern",
-                )
-            )  # fmt: skip
-    files["modes"] = folder / "modes.html"
-    words = [
-        f"Split-half reliability of the {QUANTITIES[key]}, median over components: "
-        f"{float(view.matrix['split_half'].median()):.2f}."
-        for key, view in views.items()
-    ]
-    write_page(files["modes"], title, words, figures)
     return {key: str(path) for key, path in files.items()}
 
 

@@ -1,4 +1,4 @@
-"""Figures. Everything that a colour says is also said by a symbol, a dash or a word."""
+"""Figures of refined LLCs and of their calibration."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from lens_slt.calibration import Calibration
+from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.sampling.health import HEALTHY
-from lens_slt.sampling.result import component_names
 
-# Okabe & Ito 2008: told apart with every common form of colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "x")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 INTERVAL = 1.96  # standard errors either side
 LLC_AXIS = "λ̂ (dimensionless)"
-LOSS_AXIS = "paired loss (nats per token)"
 ROW_PIXELS = 24
 _HEAD = re.compile(r"L(\d+)H(\d+)")
 
@@ -92,52 +87,11 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
             colorbar=dict(title="λ̂"), hovertemplate="%{y}%{x}: %{text}<extra></extra>",
         )
     )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
     figure.update_layout(
         template="plotly_white", height=220 + 70 * n_layers,
         title="Refined LLC λ̂ (dimensionless) ± standard error<br><sup>!: not healthy</sup>",
         xaxis_title="head", yaxis_title="layer", margin=dict(t=100),
-    )  # fmt: skip
-    return figure
-
-
-def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
-    """Loss trace of every chain of one component with its verdict; burn-in shaded."""
-    names = component_names(draws)
-    if component not in names:
-        raise ValueError(f"component must be one of {', '.join(names)}; got {component!r}")
-    before = draws["burn_in"].to_dataset()["paired_loss"].sel(component=component).values
-    after = draws["posterior"].to_dataset()["paired_loss"].sel(component=component).values
-    health = draws["health"].to_dataset().sel(component=component)
-    verdicts = [str(word) for word in health["verdict"].values]
-    used = health["used"].values.astype(bool)
-    loss = np.concatenate([before, after], axis=1)
-    steps = np.arange(loss.shape[1])
-    figure = go.Figure()
-    for chain, word in enumerate(verdicts):
-        figure.add_scatter(
-            x=steps, y=loss[chain], mode="lines", opacity=0.8 if used[chain] else 0.5,
-            name=f"chain {chain}: {word}" + ("" if used[chain] else " (not used)"),
-            line=dict(
-                color=COLOURS[chain % len(COLOURS)], dash=DASHES[chain % len(DASHES)], width=1.3
-            ),
-        )  # fmt: skip
-    if before.shape[1]:
-        figure.add_vrect(
-            x0=0, x1=before.shape[1], fillcolor="grey", opacity=0.15, line_width=0,
-            annotation_text="burn-in, not used", annotation_position="top left",
-        )  # fmt: skip
-    words = [f"{component}: {health['summary'].values}"]
-    if used.any():
-        mean = float(after[used].mean())
-        figure.add_hline(y=mean, line=dict(color="black", width=1))
-        words.append(f"mean after burn-in {mean:.3g} nats per token (line)")
-    rhat = float(health["rhat"])
-    if np.isfinite(rhat):
-        words.append(f"R̂ {rhat:.2f}")
-    figure.update_layout(
-        template="plotly_white", height=420,
-        title=", ".join(words),
-        xaxis_title="step", yaxis_title=LOSS_AXIS, legend=dict(orientation="h", y=-0.2),
     )  # fmt: skip
     return figure
 

@@ -10,7 +10,8 @@ from plotly.subplots import make_subplots
 from lens_slt.circuits.graph import LOOKS, circuit_graph
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
-from lens_slt.report.plots import COLOURS, DASHES, ROW_PIXELS, SYMBOLS
+from lens_slt.report.colours import COLOURS, DASHES, HEAD_TYPE_COLOURS, SYMBOLS
+from lens_slt.report.plots import ROW_PIXELS
 
 DASH_NAMES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open", "noted": "diamond"}
@@ -66,8 +67,11 @@ def plot_circuit(
                 x=[place[name][0]], y=[place[name][1]], mode="markers+text",
                 text=[f"<b>{name}</b><br>{said}"], textposition="bottom center", showlegend=False,
                 cliponaxis=False,
-                marker=dict(size=26, color="white", line=dict(color=colour, width=3),
-                            symbol="square" if name == LOGITS else "circle"),
+                marker=dict(
+                    size=26, color=HEAD_TYPE_COLOURS.get(node["head_type"], "white"),
+                    line=dict(color=colour, width=4),
+                    symbol="square" if name == LOGITS else "circle",
+                ),
                 hovertemplate=f"{name}: {said or 'component'}<extra></extra>",
             )
         )  # fmt: skip
@@ -132,9 +136,12 @@ def plot_evidence(trial: Trial) -> go.Figure:
     return figure
 
 
-def plot_faithfulness(trial: Trial) -> go.Figure:
-    """Share of the pattern's loss that growing circuits recover, beside random orders."""
-    curve = trial.curve
+def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
+    """Share of the pattern's loss that growing circuits recover, beside random orders.
+
+    ``found`` is a trial, or from :func:`lens_slt.faithfulness_curve`.
+    """
+    curve = found.curve if isinstance(found, Trial) else found
     if curve is None:
         raise ValueError("this trial has no curve: ablating everything does not hurt its pattern")
     size = curve["size"].values
@@ -149,7 +156,7 @@ def plot_faithfulness(trial: Trial) -> go.Figure:
     values = curve["faithfulness"].values
     figure.add_trace(
         go.Scatter(
-            x=size, y=values, mode="lines+markers", name="circuit first",
+            x=size, y=values, mode="lines+markers", name="this order",
             line=dict(color=COLOURS[0]), marker=dict(symbol=SYMBOLS[0], size=8),
             error_y=dict(array=curve["high"].values - values,
                          arrayminus=values - curve["low"].values, symmetric=False),
@@ -157,12 +164,14 @@ def plot_faithfulness(trial: Trial) -> go.Figure:
         )
     )  # fmt: skip
     figure.add_hline(y=1, line=dict(color="grey", width=1))
-    inside = len(trial.hypothesis.components)
-    figure.add_vline(x=inside, line=dict(color="grey", dash=DASHES[1]), annotation_text="circuit")
+    if isinstance(found, Trial):
+        inside = len(found.hypothesis.components)
+        line = dict(color="grey", dash=DASHES[1])
+        figure.add_vline(x=inside, line=line, annotation_text="circuit")
     figure.update_layout(
         template="plotly_white", height=420, xaxis_title="heads and MLPs kept",
         yaxis_title="faithfulness (share of the pattern's loss)",
-        title="Faithfulness of growing circuits<br><sup>the circuit first, then the costliest; "
+        title="Faithfulness of growing circuits<br><sup>the first of the ranking are kept; "
         f"CPR {float(curve['cpr']):.2f}, CMD {float(curve['cmd']):.2f}</sup>",
     )  # fmt: skip
     return figure

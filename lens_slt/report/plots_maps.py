@@ -10,9 +10,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from lens_slt.report.plots import COLOURS, SYMBOLS
+from lens_slt.report.colours import COLOURS, NONE, SYMBOLS, pattern_colour
 
-NONE_COLOUR = "#BBBBBB"
 MOST_NAMES = len(COLOURS) * len(SYMBOLS)  # told apart by colour and symbol together
 
 
@@ -172,16 +171,17 @@ def _groups(values: np.ndarray) -> list[tuple[str, np.ndarray, str, str]]:
     names = values.astype(str)
     groups = []
     if is_none.any():
-        groups.append((nothing, np.flatnonzero(is_none), NONE_COLOUR, "circle"))
+        groups.append((nothing, np.flatnonzero(is_none), NONE, "circle"))
     kinds, counts = np.unique(names[~is_none], return_counts=True)
     kinds = kinds[np.argsort(-counts, kind="stable")]
     for i, kind in enumerate(kinds[:MOST_NAMES]):
         rows = np.flatnonzero((names == kind) & ~is_none)
         symbol = SYMBOLS[i // len(COLOURS)]  # colours first: they are seen sooner in a crowd
-        groups.append((str(kind), rows, COLOURS[i % len(COLOURS)], symbol))
+        colour = pattern_colour(str(kind)) or COLOURS[i % len(COLOURS)]
+        groups.append((str(kind), rows, colour, symbol))
     if len(kinds) > MOST_NAMES:
         rest = np.isin(names, kinds[MOST_NAMES:]) & ~is_none
-        groups.append(("other", np.flatnonzero(rest), NONE_COLOUR, "x"))
+        groups.append(("other", np.flatnonzero(rest), NONE, "x"))
     return groups
 
 

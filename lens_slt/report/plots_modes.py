@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from lens_slt.report.plots import COLOURS, ROW_PIXELS, SYMBOLS
+from lens_slt.report.colours import COLOURS, SYMBOLS
+from lens_slt.report.plots import ROW_PIXELS
 
 CLEAR = 0.05  # of q
 QUANTITIES = {"chi": "susceptibilities", "llc": "per-token rLLCs"}

@@ -10,32 +10,29 @@ import xarray as xr
 from rich.table import Table
 
 from lens_slt.calibration import Calibration
-from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
+from lens_slt.sampling.settings import Settings
 
 
-def rllc_table(draws: xr.DataTree, llc: xr.Dataset | None = None) -> Table:
+def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
     """One row per component: λ̂ ± standard error, R̂, effective draws, chains used, verdict.
 
-    Shared key/value heads and tied weights are named below the table. ``llc`` is the result of
-    :func:`lens_slt.refined_llc` where it is at hand.
+    ``llc`` is from :func:`lens_slt.refined_llc`; ``words``, such as :func:`notes`, come below.
     """
-    llc = refined_llc(draws) if llc is None else llc
-    chains = draws.sizes["chain"]
-    table = plain_table("Refined LLC", "\n".join([_run(draws), *notes(draws)]))
+    settings = settings_of(llc)
+    table = plain_table("Refined LLC", "\n".join([run_words(settings), *words]))
     table.add_column("component", no_wrap=True)
     for name in ("λ̂ ± SE", "SE %", "R̂", "ESS", "chains", "weights"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
-    sizes = draws.to_dataset()["n_parameters"].sel(component=llc["component"]).values
     for i, name in enumerate(llc["component"].values):
         row = llc.isel(component=i)
         value, error = float(row["llc"]), float(row["se"])
         table.add_row(
             str(name), with_error(value, error), _share(value, error), _number(row["rhat"], 2),
-            _number(row["ess"], 0), f"{int(row['chains_used'])}/{chains}", _count(sizes[i]),
-            verdict_text(str(row["verdict"].values)),
+            _number(row["ess"], 0), f"{int(row['chains_used'])}/{settings.chains}",
+            _count(int(row["n_parameters"])), verdict_text(str(row["verdict"].values)),
         )  # fmt: skip
     return table
 
@@ -161,8 +158,8 @@ def verdict_text(verdict: str) -> str:
     return verdict if verdict == HEALTHY else f"[bold]! {verdict}[/bold]"
 
 
-def _run(draws: xr.DataTree) -> str:
-    s = settings_of(draws)
+def run_words(s: Settings) -> str:
+    """The settings of a run in one line."""
     return (
         f"nβ {s.n_beta:g}, γ {s.gamma:g}, {s.sampler} with ε {s.epsilon:.3g}, {s.chains} chains × "
         f"{s.draws} draws after {s.burn_in_steps} steps of burn-in, batch {s.batch_size}"

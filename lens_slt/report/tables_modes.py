@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from rich.table import Table
 
@@ -63,19 +62,6 @@ def modes_table(
     return table
 
 
-def tokens_table(top: pd.DataFrame, mode: int, *, n: int = 5, width: int = 60) -> Table:
-    """The tokens at both ends of a mode, in context."""
-    table = plain_table(f"Mode {mode}: the tokens at its ends", "« »: the predicted token")
-    table.add_column("end")
-    table.add_column("score", justify="right")
-    table.add_column("context", no_wrap=True)
-    for end in ("high", "low"):
-        chosen = top[(top["mode"] == mode) & (top["end"] == end)].head(n)
-        for row in chosen.itertuples():
-            table.add_row(end, f"{row.score:.1f}", _escaped(str(row.context)[-width:]))
-    return table
-
-
 def _loadings(mode: xr.Dataset) -> str:
     loading = mode["loading"]
     order = np.argsort(-np.abs(loading.values))
@@ -93,7 +79,3 @@ def _patterns(enriched: xr.Dataset) -> str:
     auc = enriched["auc"].values
     best = sorted(clear, key=lambda i: -abs(auc[i] - 0.5))[:3]
     return "; ".join(f"{enriched['pattern'].values[i]} {auc[i]:.2f}" for i in best)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

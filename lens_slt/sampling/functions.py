@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lens_slt.sampling.driver import Members, run_chains
 from lens_slt.sampling.randomness import minibatch
-from lens_slt.sampling.result import draw_tree, trace_specs
+from lens_slt.sampling.result import Labels, draw_tree, trace_specs
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import open_store
 
@@ -76,7 +76,5 @@ def sample_function(
     target = _FunctionTarget(loss, star.detach(), data, settings)
     store = open_store(None, trace_specs(1, settings), {})
     run_chains(target, settings, store)
-    return draw_tree(
-        store.arrays, ["function"], settings, {"model": "function"},
-        components={"n_parameters": [len(star)]},
-    )  # fmt: skip
+    labels = Labels({"n_parameters": [len(star)]}, order=["function"])
+    return draw_tree(store.arrays, labels.order, settings, {"model": "function"}, labels)

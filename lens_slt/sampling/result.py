@@ -15,15 +15,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from lens_slt.sampling.health import diagnose
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.store import ArraySpec
+from lens_slt.sampling.store import ArraySpec, DrawStore, read_identity
 
 TRACES = ("paired_loss", "squared_distance")
 
@@ -51,15 +53,67 @@ def probe_array(name: str) -> str:
     return f"probes/{name}/paired_loss"
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What names the recorded arrays beside the run's identity."""
+
+    components: dict[str, list[Any]]  # columns of the root, in the order of the arrays
+    order: list[str]  # of the components in the result
+    probe_loss: dict[str, str] = field(default_factory=dict)
+
+
+def write_labels(path: Path, labels: Labels, probes: dict[str, dict[str, np.ndarray]]) -> None:
+    """Store beside the draws what :func:`open_draws` needs to label them without the model."""
+    group = zarr.open_group(path, mode="r+")
+    for name, fixed in probes.items():
+        for key, values in fixed.items():
+            group.create_array(
+                f"probes/{name}/{key}", data=values, dimension_names=("sequence", "position"),
+                overwrite=True,
+            )  # fmt: skip
+    group.attrs["labels"] = json.loads(json.dumps(asdict(labels), default=int))
+
+
+def open_draws(path: str | Path) -> xr.DataTree:
+    """The finished draws that :func:`lens_slt.sample` streamed to ``path``, without the model.
+
+    Args:
+        path: as it was given to ``sample``.
+
+    Returns:
+        What ``sample`` returned.
+
+    Raises:
+        ValueError: no draws there, or a run that has not finished.
+    """
+    path = Path(path)
+    identity = read_identity(path)
+    settings = Settings(**identity["settings"])
+    group = zarr.open_group(path, mode="r")
+    if "labels" not in group.attrs:
+        step = DrawStore({}, path).load_state()[0]
+        raise ValueError(
+            f"path: the run in {str(path)!r} has not finished (step {step} of {settings.steps}); "
+            "call sample with the same arguments to continue it"
+        )
+    labels = Labels(**dict(group.attrs["labels"]))  # type: ignore[arg-type]
+    probes = {
+        name: {key: np.asarray(group[f"probes/{name}/{key}"]) for key in ("base_loss", "tokens")}
+        for name in identity["probes"]
+    }
+    arrays = {name: group[name] for name in (*TRACES, *map(probe_array, probes))}
+    return draw_tree(
+        arrays, identity["components"], settings, identity["record"], labels, probes, path
+    )
+
+
 def draw_tree(
     arrays: dict[str, Any],
     names: list[str],
     settings: Settings,
     record: dict[str, Any],
-    *,
-    components: dict[str, list[Any]],
+    labels: Labels,
     probes: dict[str, dict[str, np.ndarray]] | None = None,
-    probe_loss: dict[str, str] | None = None,
     path: Path | None = None,
 ) -> xr.DataTree:
     """Label the recorded arrays; Zarr arrays of probes stay on disk until they are read."""
@@ -77,9 +131,9 @@ def draw_tree(
     )
     posterior["paired_loss"].attrs["units"] = "nats per token"
     root = xr.Dataset(
-        {key: ("component", np.asarray(values)) for key, values in components.items()},
+        {key: ("component", np.asarray(values)) for key, values in labels.components.items()},
         coords=coords,
-        attrs={"settings": json.dumps(settings.as_dict()), **record},
+        attrs={"result": "draws", "settings": json.dumps(settings.as_dict()), **record},
     )
     tree = {"/": root, "/posterior": posterior, "/burn_in": burn_in}
     for name, fixed in (probes or {}).items():
@@ -89,11 +143,11 @@ def draw_tree(
             {"paired_loss": per_token}
             | {key: (("sequence", "position"), value) for key, value in fixed.items()},
             coords={**coords, "draw": np.arange(n_draws) * settings.thin},
-            attrs={"loss": (probe_loss or {}).get(name, "next-token")},
+            attrs={"loss": labels.probe_loss[name]},
         )
-    n_parameters = np.asarray(components["n_parameters"])
+    n_parameters = np.asarray(labels.components["n_parameters"])
     tree["/health"] = diagnose(posterior, n_parameters, settings)
-    return xr.DataTree.from_dict(tree)
+    return xr.DataTree.from_dict(tree).sel(component=labels.order)
 
 
 def dataset(draws: xr.DataTree, group: str) -> xr.Dataset:
@@ -109,8 +163,8 @@ def component_names(draws: xr.DataTree) -> list[str]:
     return [str(name) for name in draws.to_dataset()["component"].values]
 
 
-def settings_of(draws: xr.DataTree) -> Settings:
-    """The settings of a run."""
+def settings_of(draws: xr.DataTree | xr.Dataset) -> Settings:
+    """The settings of a run, from its draws or from what was read off them."""
     return Settings(**json.loads(draws.attrs["settings"]))
 
 

@@ -24,9 +24,9 @@ from lens_slt.models.suffix import make_groups
 from lens_slt.progress import track
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.presets import preset
-from lens_slt.sampling.result import draw_tree, probe_specs, trace_specs
+from lens_slt.sampling.result import Labels, draw_tree, probe_specs, trace_specs, write_labels
 from lens_slt.sampling.settings import EXACT_SAMPLERS, Settings
-from lens_slt.sampling.store import open_store
+from lens_slt.sampling.store import ArraySpec, open_store
 from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
 
 
@@ -91,6 +91,70 @@ def sample(
     Raises:
         ValueError, TypeError: anything wrong with the arguments, before any work starts.
     """
+    job = prepare(
+        model, tokens, components, settings=settings, probes=probes, mask=mask, pad_id=pad_id,
+        engine=engine, device=device,
+    )  # fmt: skip
+    warn_about(job.adapted)
+    target, settings = job.target, job.settings
+    store = open_store(path, job.specs, {**job.identity, "record": job.record})
+    label = f"{len(job.names)} components × {settings.chains} chains"
+    with track(label, settings.steps, progress) as done:
+        run_chains(target, settings, store, lambda step: done(step + 1))
+    base = target.probe_base_losses()
+    fixed = {
+        name: {
+            "base_loss": base[name].float().cpu().numpy(),
+            "tokens": probe.tokens[:, 1:].cpu().numpy(),
+        }
+        for name, probe in target.probes.items()
+    }
+    by_name = {c.name: c for c in job.components}
+    labels = Labels(
+        components=_component_table(target, [by_name[name] for name in job.names]),
+        # Groups run layer by layer; the caller gets the order that was asked for.
+        order=[c.name for c in job.components],
+        probe_loss={
+            name: "next-token" if probe.reference is None else "divergence"
+            for name, probe in target.probes.items()
+        },
+    )
+    if store.path is not None:
+        write_labels(store.path, labels, fixed)
+    return draw_tree(store.arrays, job.names, settings, job.record, labels, fixed, store.path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that can start: its arguments are checked and its target is built."""
+
+    adapted: AdaptedModel
+    components: list[Component]  # in the order that was asked for
+    settings: Settings
+    target: TransformerTarget
+    specs: dict[str, ArraySpec]
+    identity: dict[str, Any]
+    record: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Components in the order of the arrays."""
+        return [name for members in self.target.groups for name in members.names]
+
+
+def prepare(
+    model: Any,
+    tokens: Any,
+    components: str | Sequence[str],
+    *,
+    settings: Settings | str,
+    probes: Mapping[str, Any] | None,
+    mask: Any,
+    pad_id: int | None,
+    engine: str,
+    device: torch.device | str | None,
+) -> Job:
+    """Check the arguments of :func:`sample` and build what it runs; raises as it does."""
     settings = preset(settings) if isinstance(settings, str) else settings
     adapted = adapt(model)
     chosen = parse_components(components, adapted)
@@ -108,8 +172,6 @@ def sample(
     weights = {name: w.to(device) for name, w in copy_weights(adapted).items()}
     target = _target(adapted, weights, chosen, data, probe_sets, settings, engine)
     names = [name for members in target.groups for name in members.names]
-    _warn(adapted)
-
     shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probe_sets.items()}
     specs = trace_specs(len(names), settings) | probe_specs(len(names), settings, shapes)
     identity = {
@@ -119,31 +181,8 @@ def sample(
         "probes": {name: _hash(probe) for name, probe in probe_sets.items()},
         "settings": settings.as_dict(),
     }
-    record = _record(adapted, identity)
-    store = open_store(path, specs, {**identity, "record": record})
-    label = f"{len(names)} components × {settings.chains} chains"
-    with track(label, settings.steps, progress) as done:
-        run_chains(target, settings, store, lambda step: done(step + 1))
-    base = target.probe_base_losses()
-    fixed = {
-        name: {
-            "base_loss": base[name].float().cpu().numpy(),
-            "tokens": probe.tokens[:, 1:].cpu().numpy(),
-        }
-        for name, probe in probe_sets.items()
-    }
-    by_name = {c.name: c for c in chosen}
-    draws = draw_tree(
-        store.arrays, names, settings, record,
-        components=_component_table(target, [by_name[name] for name in names]),
-        probes=fixed, path=store.path,
-        probe_loss={
-            name: "next-token" if probe.reference is None else "divergence"
-            for name, probe in probe_sets.items()
-        },
-    )  # fmt: skip
-    # Groups run layer by layer; the caller gets the order that was asked for.
-    return draws.sel(component=[c.name for c in chosen])
+    record = _record(adapted, identity, data)
+    return Job(adapted, chosen, settings, target, specs, identity, record)
 
 
 def _target(
@@ -223,11 +262,12 @@ def _component_table(
     }
 
 
-def _record(adapted: AdaptedModel, identity: dict[str, Any]) -> dict[str, Any]:
+def _record(adapted: AdaptedModel, identity: dict[str, Any], data: TokenSet) -> dict[str, Any]:
     return {
         "model": adapted.name,
         "model_kind": adapted.kind,
         "model_hash": identity["model"],
+        "tokens": " × ".join(map(str, data.tokens.shape)),
         "tokens_hash": identity["tokens"],
         "weight_processing": weight_processing(adapted),
         "why_generic": adapted.why_generic,
@@ -238,7 +278,8 @@ def _record(adapted: AdaptedModel, identity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _warn(adapted: AdaptedModel) -> None:
+def warn_about(adapted: AdaptedModel) -> None:
+    """Say what changes the meaning or the cost of a run; points at the caller's caller."""
     processing = weight_processing(adapted)
     if processing:
         warnings.warn(

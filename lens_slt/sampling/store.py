@@ -33,6 +33,18 @@ class ArraySpec:
     shape: tuple[int, ...]
     dims: tuple[str, ...]
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the values."""
+        return 4 * int(np.prod(self.shape))
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shape of a Zarr chunk: one component, a few draws."""
+        row = 4 * self.shape[1] * int(np.prod(self.shape[3:]))
+        draws = max(1, min(BLOCK, self.shape[2], LARGEST_CHUNK // row))
+        return (1, self.shape[1], draws, *self.shape[3:])
+
 
 @dataclass
 class DrawStore:
@@ -77,35 +89,48 @@ def open_store(
 ) -> DrawStore:
     """A store in memory (``path`` None) or on disk, new or to be resumed.
 
-    Raises ValueError if ``path`` holds draws of another model, data, component set or settings, and
-    names what differs.
+    Raises as :func:`check_place`.
     """
+    there = check_place(path, specs, identity)
     if path is None:
-        n_bytes = sum(4 * int(np.prod(spec.shape)) for spec in specs.values())
-        if n_bytes > LARGEST_IN_MEMORY:
-            raise ValueError(
-                f"probes: their per-token losses would take {n_bytes / 2**30:.1f} GiB of memory; "
-                "give path= to stream them to disk, or use fewer probe tokens or a larger thin"
-            )
         arrays = {name: np.full(spec.shape, np.nan, np.float32) for name, spec in specs.items()}
         return DrawStore(arrays)
     path = Path(path)
-    if path.exists() and any(path.iterdir()):
-        _check_identity(path, identity)
+    if there:
         group = zarr.open_group(path, mode="r+")
         return DrawStore({name: group[name] for name in specs}, path)
     path.mkdir(parents=True, exist_ok=True)
     group = zarr.create_group(path, attributes={"identity": identity})
     created = {}
     for name, spec in specs.items():
-        row = 4 * spec.shape[1] * int(np.prod(spec.shape[3:]))
-        draws = max(1, min(BLOCK, spec.shape[2], LARGEST_CHUNK // row))
-        chunks = (1, spec.shape[1], draws, *spec.shape[3:])
         created[name] = group.create_array(
-            name, shape=spec.shape, chunks=chunks, dtype="float32", fill_value=float("nan"),
+            name, shape=spec.shape, chunks=spec.chunks, dtype="float32", fill_value=float("nan"),
             dimension_names=spec.dims,
         )  # fmt: skip
     return DrawStore(created, path)
+
+
+def check_place(
+    path: str | Path | None, specs: dict[str, ArraySpec], identity: dict[str, Any]
+) -> bool:
+    """Whether ``path`` holds draws of this very run; writes nothing.
+
+    Raises ValueError if ``path`` holds draws of another model, data, component set or settings, and
+    names what differs, and if without a path the draws would fill the memory.
+    """
+    if path is None:
+        n_bytes = sum(spec.n_bytes for spec in specs.values())
+        if n_bytes > LARGEST_IN_MEMORY:
+            raise ValueError(
+                f"probes: their per-token losses would take {n_bytes / 2**30:.1f} GiB of memory; "
+                "give path= to stream them to disk, or use fewer probe tokens or a larger thin"
+            )
+        return False
+    path = Path(path)
+    if not path.exists() or not any(path.iterdir()):
+        return False
+    _check_identity(path, identity)
+    return True
 
 
 def read_identity(path: str | Path) -> dict[str, Any]:

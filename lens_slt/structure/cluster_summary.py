@@ -88,7 +88,8 @@ def cluster_summary(
         "pattern": patterns["pattern"].values,
         "component": matrix["component"].values,
     }
-    return xr.Dataset(data, coords=coords, attrs={"permutations": permutations, "seed": seed})
+    attrs = {"result": "cluster_summary", "permutations": permutations, "seed": seed}
+    return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
 def _same_tokens(found: xr.Dataset, matrix: xr.Dataset) -> bool:

@@ -115,7 +115,7 @@ def clusters(
         more["seed_token"] = ("label", np.array(seeds, dtype=int)[order])
     data = _qualities(matrix, graph, labels, reference) | more
     settings = dict(
-        method=method, n_neighbors=n_neighbors, min_size=min_size, seed=seed,
+        result="clusters", method=method, n_neighbors=n_neighbors, min_size=min_size, seed=seed,
         centre_rows=int(centre_rows), quantity=matrix.attrs["quantity"],
     )  # fmt: skip
     if method == "spectroscopy":
@@ -167,6 +167,7 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
             "jaccard_chance": ("label", np.mean(chance, axis=0)),
         },
         coords={"label": names},
+        attrs={"result": "cluster_stability"},
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
 MARKS = "«", "»"
@@ -23,23 +24,29 @@ def contexts(
         width: tokens of context.
         rows: which tokens; all by default.
     """
-    tokenizer = _tokenizer(tokenizer)
     sequence, position = found["sequence"].values, found["position"].values
-    ids = np.full((int(sequence.max()) + 1, int(position.max()) + 1), -1)
-    ids[sequence, position] = found["token_id"].values
-    known: dict[int, str] = {-1: ""}
-
-    def text(token: int) -> str:
-        if token not in known:
-            known[token] = str(tokenizer.decode([token])).translate(VISIBLE)
-        return known[token]
-
+    text = np.full((int(sequence.max()) + 1, int(position.max()) + 1), "", dtype=object)
+    text[sequence, position] = token_texts(found, tokenizer)
     chosen = np.arange(len(sequence)) if rows is None else np.asarray(rows)
     return [
-        "".join(text(int(t)) for t in ids[s, max(0, p - width) : p])
-        + text(int(ids[s, p])).join(MARKS)
+        "".join(text[s, max(0, p - width) : p]) + text[s, p].join(MARKS)
         for s, p in zip(sequence[chosen], position[chosen], strict=True)
     ]
+
+
+def token_texts(found: xr.Dataset, tokenizer: Any = None) -> NDArray[np.object_]:
+    """Every token as text with white space made visible; the coordinate ``text`` where it is there.
+
+    Args:
+        found: a matrix, modes or a map.
+        tokenizer: of the model; the shipped models' by default.
+    """
+    if "text" in found.coords:
+        return found["text"].values.astype(object)
+    tokenizer = _tokenizer(tokenizer)
+    ids, places = np.unique(found["token_id"].values, return_inverse=True)
+    known = [str(tokenizer.decode([int(token)])).translate(VISIBLE) for token in ids]
+    return np.array(known, dtype=object)[places]
 
 
 def top_tokens(

@@ -63,8 +63,8 @@ def token_map(
         ).fit_transform(points)  # fmt: skip
     coords = token_coordinates(matrix) | {"axis": [f"UMAP {i + 1}" for i in range(components)]}
     settings: dict[str, Any] = dict(
-        n_neighbors=n_neighbors, min_dist=min_dist, seed=seed, centre_rows=int(centre_rows),
-        quantity=matrix.attrs["quantity"],
+        result="token_map", n_neighbors=n_neighbors, min_dist=min_dist, seed=seed,
+        centre_rows=int(centre_rows), quantity=matrix.attrs["quantity"],
     )  # fmt: skip
     return xr.Dataset(
         {"map": (("token", "axis"), np.asarray(made, dtype=np.float64))},
@@ -104,7 +104,7 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
             "chance": ((), chance),
         },
         coords=where,
-        attrs={"n_neighbors": n_neighbors},
+        attrs={"result": "map_stability", "n_neighbors": n_neighbors},
     )
 
 

@@ -88,7 +88,12 @@ def modes(
             "component": names,
             **{c: matrix[c] for c in ("sequence", "position", "token_id", "base_loss")},
         },
-        attrs={**matrix.attrs, "centre_rows": int(centre_rows), "whiten": int(whiten)},
+        attrs={
+            **matrix.attrs,
+            "result": "modes",
+            "centre_rows": int(centre_rows),
+            "whiten": int(whiten),
+        },
     )
     if n_bootstrap:
         found = found.assign(

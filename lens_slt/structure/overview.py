@@ -12,11 +12,13 @@ import pandas as pd
 import xarray as xr
 import zarr
 
+from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.data.patterns import label_patterns
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.susceptibility import FULL, susceptibility
 from lens_slt.sampling.result import component_names
-from lens_slt.structure.contexts import contexts, top_tokens
+from lens_slt.structure.clusters import clusters
+from lens_slt.structure.contexts import token_texts, top_tokens
 from lens_slt.structure.maps import token_map
 from lens_slt.structure.modes import modes
 from lens_slt.structure.pattern_enrichment import enrichment, labels_of
@@ -40,11 +42,16 @@ class View:
     """One matrix and what its modes say."""
 
     matrix: xr.Dataset
-    modes: xr.Dataset
+    modes: xr.Dataset  # with the ``text`` of every token
     by_mode: xr.Dataset  # enrichment of patterns
     by_component: xr.Dataset
-    top: pd.DataFrame
-    map: xr.Dataset | None  # coordinates of tokens with their pattern and context
+    map: xr.Dataset | None  # UMAP of the tokens, with the family of patterns of each
+    clusters: xr.Dataset | None
+
+    @property
+    def top(self) -> pd.DataFrame:
+        """The tokens at the ends of the modes."""
+        return top_tokens(self.modes)
 
 
 def read_structure(
@@ -77,7 +84,19 @@ def read_structure(
     if estimator != "two_posterior" or FULL in names:
         chi = susceptibility(draws, probe, estimator=estimator, path=_place(folder, "chi"))
         found["chi"] = _view(chi, patterns, tokenizer)
+    if folder is not None:
+        for name, view in found.items():
+            _store(view, folder / f"{name}.zarr")
     return found
+
+
+def open_views(folder: Path) -> dict[str, View]:
+    """The views that :func:`read_structure` stored in ``folder``; empty where there are none."""
+    return {
+        name: _open(folder / f"{name}.zarr")
+        for name in ("llc", "chi")
+        if (folder / f"{name}.zarr").exists()
+    }
 
 
 def _view(
@@ -85,32 +104,52 @@ def _view(
 ) -> View:
     usable = matrix.sel(component=matrix["mean"].notnull())
     found = modes(usable)
+    found = found.assign_coords(text=("token", token_texts(found, tokenizer)))
+    few = few_tokens(usable)
+    mapped = with_map and few.sizes["token"] > MAP_NEIGHBOURS
     return View(
         matrix, found, enrichment(found, patterns), enrichment(usable, patterns),
-        top_tokens(found, tokenizer),
-        labelled_map(usable, patterns, tokenizer) if with_map else None,
+        labelled_map(few, patterns) if mapped else None,
+        clusters(few, method="hdbscan") if mapped else None,
     )  # fmt: skip
 
 
-def labelled_map(
-    matrix: xr.Dataset, patterns: xr.DataArray, tokenizer: Any = None
-) -> xr.Dataset | None:
-    """UMAP of the tokens with the family of patterns and the context of each; None for few tokens.
+_PARTS = ("modes", "by_mode", "by_component", "map", "clusters")
 
-    Of more than 10 000 tokens the first sequences are drawn.
-    """
-    if matrix.sizes["token"] > MOST_MAPPED:
-        last = int(matrix["sequence"].values[MOST_MAPPED - 1])
-        matrix = matrix.isel(token=matrix["sequence"].values < max(last, 1))
-    if matrix.sizes["token"] <= MAP_NEIGHBOURS:
-        return None
+
+def _store(view: View, path: Path) -> None:
+    for name in _PARTS:
+        part = getattr(view, name)
+        if part is not None:
+            write_zarr(part, path, name)
+
+
+def _open(path: Path) -> View:
+    there = zarr.open_group(path, mode="r")
+    parts: dict[str, Any] = {
+        name: read_zarr(path, name) if name in there else None for name in _PARTS
+    }
+    matrix = read_zarr(path).set_coords(("sequence", "position", "token_id", "base_loss"))
+    return View(matrix, **parts)
+
+
+def few_tokens(matrix: xr.Dataset) -> xr.Dataset:
+    """The first sequences with at most 10 000 tokens together: more take minutes to map."""
+    if matrix.sizes["token"] <= MOST_MAPPED:
+        return matrix
+    last = int(matrix["sequence"].values[MOST_MAPPED - 1])
+    return matrix.isel(token=matrix["sequence"].values < max(last, 1))
+
+
+def labelled_map(matrix: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
+    """UMAP of the tokens with the family of patterns of each."""
     labels = dict(zip(patterns["pattern"].values, labels_of(matrix, patterns), strict=True))
     names = np.full(matrix.sizes["token"], "none", dtype=object)
     for family, members in reversed(FAMILIES.items()):
         there = [labels[name] for name in members if name in labels]
         names[np.any(there, axis=0)] = family
     found = token_map(matrix, n_neighbors=MAP_NEIGHBOURS)
-    return found.assign(pattern=("token", names), context=("token", contexts(matrix, tokenizer)))
+    return found.assign(pattern=("token", names))
 
 
 def _place(folder: Path | None, name: str) -> Path | None:

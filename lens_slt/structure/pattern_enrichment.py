@@ -66,7 +66,7 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
             "n_sequences": ("pattern", n_sequences),
         },
         coords={dims[0]: names.values, "pattern": patterns["pattern"].values},
-        attrs={"quantity": found.attrs.get("quantity", "")},
+        attrs={"result": "enrichment", "quantity": found.attrs.get("quantity", "")},
     )
 
 

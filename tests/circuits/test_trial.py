@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 
 import lens_slt as ls
 from lens_slt.circuits.null_sets import all_paths, other_paths, random_paths, same_shape
@@ -157,12 +159,23 @@ def test_faithfulness_curve_ends_at_one_and_beats_random(induction):
     assert float(found["cpr_p"]) == pytest.approx(1 / 11)
 
 
-def test_results_as_values(planted_trials):
+def test_results_as_values(planted_trials, tmp_path):
     table = ls.compare(planted_trials)
     assert table.loc[0, "verdict"] == "supported"
     record = json.loads(json.dumps(planted_trials[0].as_dict(), allow_nan=False))
     assert record["verdict"] == "supported"
     assert record["evidence"][0]["test"] == "necessity"
+    path = tmp_path / "trials.json"
+    path.write_text(json.dumps([record], allow_nan=False))
+    (again,) = ls.read_trials(path)
+    pd.testing.assert_frame_equal(again.table(), planted_trials[0].table())
+    assert (again.hypothesis, again.reasons) == (
+        planted_trials[0].hypothesis, planted_trials[0].reasons,
+    )  # fmt: skip
+    xr.testing.assert_allclose(again.curve, planted_trials[0].curve)
+    path.write_text("[{}]")
+    with pytest.raises(ValueError, match="trials.json holds no trials"):
+        ls.read_trials(path)
     assert {"test", "part", "effect", "corrected_p"} <= set(planted_trials[0].table().columns)
     assert str(planted_trials[0]).startswith("SUPPORTED: ")
 

@@ -1,13 +1,11 @@
 """Figures show the numbers, their errors and their units, and do not rely on colour."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.report.files import write_page, write_rllc
-from lens_slt.report.plots import plot_rllc, plot_rllc_map, plot_traces
+from lens_slt.report.plots import plot_rllc, plot_rllc_map
+from lens_slt.report.plots_traces import plot_all_traces, plot_traces
 from tests.made_draws import MEANS, made_draws
 
 
@@ -67,22 +65,12 @@ def test_traces_name_the_components_there_are() -> None:
         plot_traces(made_draws(), "L9H9")
 
 
-def test_page_opens_without_a_network(tmp_path: Path) -> None:
-    draws = made_draws(bad={"L0H1": 4}, probes=True)
-    files = write_rllc(tmp_path, draws, refined_llc(draws), "A <title>")
-    page = Path(files["figures"]).read_text()
-    assert "<script src=" not in page
-    assert "A &lt;title&gt;" in page
-    table = Path(files["table"]).read_text().splitlines()
-    assert len(table) == 5
-    assert table[0].startswith("component,llc,se,se_percent,rhat,ess,chains_used,verdict")
-    assert table[0].endswith("llc_code,se_code,llc_other_text,se_other_text")
-    assert table[2].startswith("L0H1,,,")
-
-
-def test_page_holds_the_library_once(tmp_path: Path) -> None:
-    figure = plot_rllc_map(refined_llc(made_draws()))
-    write_page(tmp_path / "one.html", "one", [], [figure])
-    write_page(tmp_path / "three.html", "three", [], [figure] * 3)
-    sizes = [(tmp_path / name).stat().st_size for name in ("one.html", "three.html")]
-    assert sizes[1] < 1.1 * sizes[0]
+def test_all_traces_are_panels_with_the_unhealthy_marked() -> None:
+    figure = plot_all_traces(made_draws(bad={"L0H1": 4}))
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles == ["L0H0", "<b>! L0H1</b>", "L1H0", "L1MLP"]
+    assert len(figure.data) == 4 * 4  # chains
+    loss = made_draws()["posterior"]["paired_loss"].sel(component="L0H0").values[0]
+    drawn = plot_all_traces(made_draws()).data[0]
+    assert len(drawn.x) <= 120
+    assert np.mean(drawn.y[-40:]) == pytest.approx(loss[-len(loss) // 3 :].mean(), rel=0.05)

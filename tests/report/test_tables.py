@@ -31,7 +31,7 @@ def row_of(text: str, name: str) -> list[str]:
 
 def test_table_has_the_estimate_its_error_and_its_health() -> None:
     # Paired loss 0.2 at nβ 30; 400 independent draws of spread 0.01: λ̂ = 6.00, se = 30·0.01/20.
-    text = text_of(rllc_table(made_draws()))
+    text = text_of(rllc_table(refined_llc(made_draws())))
     cells = row_of(text, "L0H0")
     assert float(cells[1]) == pytest.approx(6.0, abs=0.06)
     assert cells[2] == "±"
@@ -44,14 +44,14 @@ def test_table_has_the_estimate_its_error_and_its_health() -> None:
 
 
 def test_table_fits_80_columns_and_keeps_every_digit() -> None:
-    text = text_of(rllc_table(made_draws(bad={"L0H1": 1})))
+    text = text_of(rllc_table(refined_llc(made_draws(bad={"L0H1": 1}))))
     assert max(map(cell_len, text.splitlines())) <= 80
     assert "…" not in text
     assert "1 of 4 chains diverged" in " ".join(text.split())
 
 
 def test_component_without_chains_has_no_number() -> None:
-    cells = row_of(text_of(rllc_table(made_draws(bad={"L0H1": 4}))), "L0H1")
+    cells = row_of(text_of(rllc_table(refined_llc(made_draws(bad={"L0H1": 4})))), "L0H1")
     assert cells[1:6] == ["–", "–", "–", "0", "0/4"]
     assert cells[-1] == "diverged"
 
@@ -61,7 +61,9 @@ def test_shared_and_tied_weights_are_named() -> None:
     tied = "embedding and unembedding are tied: this one matrix is both"
     draws = made_draws(shares_key_value_with=shares, note=["", "", "", tied])
     assert notes(draws) == [f"L1MLP: {tied}", "L0H0, L0H1 share key and value weights"]
-    assert "share key and value weights" in " ".join(text_of(rllc_table(draws)).split())
+    assert "share key and value weights" in " ".join(
+        text_of(rllc_table(refined_llc(draws), notes(draws))).split()
+    )
 
 
 def test_probes_get_columns() -> None:

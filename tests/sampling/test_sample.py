@@ -278,6 +278,27 @@ def test_a_finished_run_is_read_back(tmp_path, monkeypatch):
     assert np.array_equal(loss_of(run(path=tmp_path)), loss_of(first))
 
 
+def test_draws_are_opened_without_the_model(tmp_path):
+    probes = {**PROBES, "reference": ls.Probe(tokens_for(2), reference=native(seed=3))}
+    made = run(components="L1H2,full,L0H1", probes=probes, path=tmp_path)
+    opened = ls.open_draws(tmp_path)
+    xr.testing.assert_identical(opened.load(), made.load())
+    assert opened["probes/reference"].attrs["loss"] == "divergence"
+
+
+def test_unfinished_draws_are_not_opened(tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver.lm, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(path=tmp_path)
+    with pytest.raises(ValueError, match=rf"not finished \(step 0 of {SHORT.steps}\)"):
+        ls.open_draws(tmp_path)
+    with pytest.raises(ValueError, match="holds no lens_slt draws"):
+        ls.open_draws(tmp_path / "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -1,0 +1,120 @@
+"""Attention patterns of chosen heads on one sequence, shown by CircuitsVis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from circuitsvis.attention import attention_heads
+from circuitsvis.utils.render import RenderedHTML
+from torch import Tensor
+
+from lens_slt.arrays import FloatArray
+from lens_slt.circuits.behaviour import _pattern
+from lens_slt.data.checks import check_tokens
+from lens_slt.models.adapter import AdaptedModel, adapt
+from lens_slt.models.components import head_names, parse_components
+from lens_slt.structure.contexts import VISIBLE
+
+DECIMALS = 5  # of what is written into the page
+
+
+def show_attention(
+    model: Any,
+    tokens: Any,
+    heads: str | Sequence[str] | None = None,
+    *,
+    sequence: int = 0,
+    tokenizer: Any = None,
+    pad_id: int | None = None,
+) -> RenderedHTML:
+    """Where heads attend on one sequence: one heat map a head, the chosen one large, from 0 to 1.
+
+    The patterns are the model's own, read through TransformerLens's ``hook_pattern``. CircuitsVis
+    draws them with JavaScript: a notebook that shows the result while online loads the script from
+    a content delivery network (unpkg.com), one that is offline gets the script in its output.
+    ``str()`` of the result is HTML with the former.
+
+    Args:
+        model: HookedTransformer or TransformerBridge; it comes back as it was.
+        tokens: ``[sequence, position]``. The page grows with heads × positions²: 16 heads on 128
+            tokens make 2 MB.
+        heads: such as ``"L1H2"``, ``"L0H2, L1H2"``, ``["L0H2", "L1H*"]`` or ``"heads"``; all by
+            default, in the order asked for.
+        sequence: which row of ``tokens``.
+        tokenizer: needs ``decode``; by default the model's. Without any, token ids are shown.
+        pad_id: id of the padding on the right; it is not shown.
+
+    Returns:
+        CircuitsVis's ``RenderedHTML``, which a notebook displays.
+
+    Raises:
+        TypeError, ValueError: no such model, heads or tokens (as :func:`lens_slt.sample`); a
+            sequence that is not there; a model whose attention pattern cannot be read.
+    """
+    adapted = adapt(model)
+    names = _heads(heads, adapted)
+    ids, real = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
+    if isinstance(sequence, bool) or not isinstance(sequence, int) or not 0 <= sequence < len(ids):
+        raise ValueError(
+            f"sequence must be an integer from 0 to {len(ids) - 1} (tokens has {len(ids)} "
+            f"sequence{'s' * (len(ids) > 1)}); got {sequence!r}"
+        )
+    row = ids[sequence, : int(real[sequence].sum())]
+    patterns = _patterns(adapted, row, sorted(set(names.values())))
+    shown = [patterns[layer][head] for layer, head in names.values()]
+    return attention_heads(
+        attention=[pattern.round(DECIMALS).tolist() for pattern in shown],
+        tokens=_words(row, tokenizer or getattr(model, "tokenizer", None)),
+        attention_head_names=list(names),
+        max_value=1.0,
+        min_value=0.0,
+    )
+
+
+def _heads(spec: str | Sequence[str] | None, adapted: AdaptedModel) -> dict[str, tuple[int, int]]:
+    """Layer and index of every head, by name, in the order given."""
+    try:
+        components = parse_components("heads" if spec is None else spec, adapted)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("components:", "heads:", 1)) from None
+    known = {name: divmod(place, adapted.n_heads) for place, name in enumerate(head_names(adapted))}
+    for component in components:
+        if component.name not in known:
+            layer = min(component.layer, adapted.n_layers - 1)
+            raise ValueError(
+                f"heads: {component.name!r} is not one head; allowed are heads 'L{layer}H0', all "
+                f"heads of a layer 'L{layer}H*', and 'heads'; did you mean 'L{layer}H*'?"
+            )
+    return {component.name: known[component.name] for component in components}
+
+
+def _patterns(
+    adapted: AdaptedModel, row: Tensor, places: list[tuple[int, int]]
+) -> dict[int, FloatArray]:
+    """Attention ``[head, query, key]`` of the layers that are asked for."""
+    layers = sorted({layer for layer, _ in places})
+    hooks = [f"blocks.{i}.attn.hook_{part}" for i in layers for part in ("pattern", "q", "k")]
+    with torch.no_grad():
+        _, cache = adapted.module.run_with_cache(
+            row[None].to(adapted.device), names_filter=hooks, return_type="logits"
+        )
+        found = {}
+        for layer in layers:
+            name = f"blocks.{layer}.attn.hook_"
+            if f"{name}pattern" in cache:
+                pattern = cache[f"{name}pattern"]
+            else:  # OPT has none
+                pattern = _pattern(adapted, cache[f"{name}q"], cache[f"{name}k"])
+            found[layer] = pattern[0].double().cpu().numpy()
+    return found
+
+
+def _words(row: Tensor, tokenizer: Any) -> list[str]:
+    """What each token says, its id where nothing can tell."""
+    if tokenizer is None:
+        return [str(token) for token in row.tolist()]
+    if not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(f"tokenizer must have a decode method; got {type(tokenizer).__name__}")
+    return [str(tokenizer.decode([token])).translate(VISIBLE) for token in row.tolist()]

@@ -1,0 +1,239 @@
+"""One HTML page that opens offline: sections, tables, tabs and figures, light and dark.
+
+Every function returns a piece of HTML in which all text is escaped; :func:`page` puts pieces
+together with the style, the script and plotly's own.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.offline import get_plotlyjs
+from rich.table import Table
+from rich.text import Text
+
+PANEL_PIXELS = 210  # least width of one panel of a figure with several side by side
+WORDS = {  # that are set off by colour and weight, wherever a cell or a line begins with one
+    "held": "held", "failed": "failed", "undecided": "undecided", "supported": "supported",
+    "contradicted": "contradicted", "healthy": "healthy", "!": "unhealthy",
+}  # fmt: skip
+_ids = itertools.count()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with its own entry in the navigation."""
+
+    key: str
+    title: str
+    body: str
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The whole page as text.
+
+    Args:
+        title: of the page.
+        lead: pieces under the title.
+        sections: in order.
+    """
+    links = "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in sections)
+    body = "".join(
+        f'<section id="{s.key}" aria-labelledby="{s.key}-title">'
+        f'<h2 id="{s.key}-title">{escape(s.title)}</h2>{s.body}</section>'
+        for s in sections
+    )
+    return (
+        '<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_file('page.css')}</style>"
+        "<noscript><style>[role=tabpanel][hidden]{display:block!important}</style></noscript>"
+        f"<script>{get_plotlyjs()}</script></head><body>"
+        '<a class="skip" href="#main">Skip to the results</a>'
+        f"<header><h1>{escape(title)}</h1>{lead}</header>"
+        f'<nav aria-label="Sections"><div><ul>{links}</ul>'
+        '<button id="theme" type="button">Dark</button></div></nav>'
+        f'<main id="main">{body}</main>'
+        "<footer>Made by lens_slt. This page needs no network.</footer>"
+        f'<script type="application/json" id="templates">{_templates()}</script>'
+        f"<script>{_file('page.js')}</script></body></html>\n"
+    )
+
+
+def escape(text: object) -> str:
+    """Text for HTML."""
+    return html.escape(str(text))
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph; line breaks are kept."""
+    name = f' class="{kind}"' if kind else ""
+    return f"<p{name}>{escape(text).replace(chr(10), '<br>')}</p>"
+
+
+def heading(text: str) -> str:
+    """A heading within a section."""
+    return f"<h3>{_marked(text)}</h3>"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list, "" if there is nothing to list."""
+    items = "".join(f"<li>{_marked(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def pairs(values: Mapping[str, object]) -> str:
+    """Names with their values."""
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items())
+    return f"<dl>{rows}</dl>"
+
+
+def cards(values: Mapping[str, str]) -> str:
+    """A few numbers to see first, by what they are."""
+    items = "".join(f"<li><b>{_marked(v)}</b>{escape(k)}</li>" for k, v in values.items())
+    return f'<ul class="cards">{items}</ul>'
+
+
+def fold(title: str, body: str) -> str:
+    """Something that is shown on demand."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def tabs(panels: Mapping[str, str], label: str) -> str:
+    """Pieces of which one is shown at a time; a single one is shown without tabs."""
+    if len(panels) == 1:
+        return next(iter(panels.values()))
+    buttons, bodies = [], []
+    for i, (name, body) in enumerate(panels.items()):
+        key = f"tab{next(_ids)}"
+        buttons.append(
+            f'<button type="button" role="tab" id="{key}" aria-controls="{key}-panel" '
+            f'aria-selected="{str(i == 0).lower()}" tabindex="{0 if i == 0 else -1}">'
+            f"{escape(name)}</button>"
+        )
+        bodies.append(
+            f'<div role="tabpanel" id="{key}-panel" aria-labelledby="{key}" tabindex="0"'
+            f"{' hidden' if i else ''}>{body}</div>"
+        )
+    row = f'<div role="tablist" aria-label="{escape(label)}">{"".join(buttons)}</div>'
+    return f'<div class="tabs">{row}{"".join(bodies)}</div>'
+
+
+def figure(made: go.Figure, words: str = "", *, panel: int = PANEL_PIXELS) -> str:
+    """A figure that follows the page's colours; its title becomes text that wraps.
+
+    Args:
+        made: the figure; its title may have a second line in ``<sup>``.
+        words: what to look at.
+        panel: least width in pixels of one of several panels side by side; where the page is
+            narrower the figure scrolls.
+    """
+    record = json.loads(made.to_json())
+    layout = record["layout"]
+    title, _, line = str((layout.pop("title", None) or {}).get("text", "")).partition("<br>")
+    layout.pop("template", None)
+    margin = layout.get("margin", {})
+    panels = layout.get("annotations", [])
+    layout["margin"] = {**margin, "t": 70 if any("<br>" in a["text"] for a in panels) else 40}
+    height = layout.get("height", 450) - (margin.get("t", 100) - layout["margin"]["t"])
+    layout["height"] = height
+    columns = sum(1 for key in layout if re.fullmatch(r"xaxis\d*", key) and not _below(layout, key))
+    width = f"min-width:{panel * columns}px;" if columns > 2 else ""
+    said = " ".join(part for part in (_plain(line), words) if part)
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    return (
+        f"<figure><h3>{escape(_plain(title))}</h3>"
+        f'<div class="scroll"><div class="plot" role="img" aria-label="{escape(_plain(title))}" '
+        f'style="{width}height:{height:.0f}px"></div>'
+        f'<script type="application/json">{text}</script></div>'
+        + (f"<figcaption>{escape(said)}</figcaption>" if said else "")
+        + "</figure>"
+    )
+
+
+def table(made: Table) -> str:
+    """A table of the terminal as HTML: same columns, same words."""
+    numeric = [column.justify == "right" for column in made.columns]
+    head = "".join(
+        f'<th scope="col"{_number(right)}>{_marked(_text(column.header))}</th>'
+        for column, right in zip(made.columns, numeric, strict=True)
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{_number(right)}>{_marked(_text(cell))}</td>"
+            for cell, right in zip(cells, numeric, strict=True)
+        )
+        + "</tr>"
+        for cells in zip(*(column.cells for column in made.columns), strict=True)
+    )
+    words = ". ".join(part for part in (_text(made.title), _text(made.caption)) if part)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(_text(made.title))}">'
+        f"<table><caption>{escape(words)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _below(layout: dict[str, Any], axis: str) -> bool:
+    """Whether another panel stands in the same column, nearer to the top."""
+    domain = layout[axis].get("domain")
+    same = [
+        key
+        for key, value in layout.items()
+        if re.fullmatch(r"xaxis\d*", key) and value.get("domain") == domain
+    ]
+    return axis != min(same, key=lambda key: int(key[5:] or 1))
+
+
+def _marked(text: str) -> str:
+    """Escaped text; a verdict or an outcome at its beginning is set off."""
+    first = re.match(r"!|\w+", text)
+    kind = WORDS.get(first[0].lower()) if first else None
+    if first is None or kind is None:
+        return escape(text)
+    return f'<span class="{kind}">{escape(first[0])}</span>{escape(text[first.end() :])}'
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+
+
+def _plain(text: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", text.replace("<br>", " "))).strip()
+
+
+def _number(right: bool) -> str:
+    return ' class="number"' if right else ""
+
+
+def _file(name: str) -> str:
+    return resources.files("lens_slt.report").joinpath(name).read_text("utf-8")
+
+
+def _templates() -> str:
+    """Plotly's own templates for light and dark, on the page's background."""
+    found = {}
+    for theme, name, line in (
+        ("light", "plotly_white", "#d3d8de"),
+        ("dark", "plotly_dark", "#39414b"),
+    ):
+        template = pio.templates[name].to_plotly_json()
+        template["layout"] |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+        for axis in ("xaxis", "yaxis"):
+            template["layout"][axis] = template["layout"].get(axis, {}) | {
+                "gridcolor": line, "zerolinecolor": line, "automargin": True,
+            }  # fmt: skip
+        found[theme] = template
+    return json.dumps(found)

@@ -1,0 +1,171 @@
+"""Figures about heads and pairs of heads: behaviour, composition, attributed edges, ablations."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from lens_slt.report.colours import COLOURS, HEAD_TYPE_COLOURS, SYMBOLS
+from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+
+CLEAR = 0.05  # of q
+STRONGEST = 25  # edges that are shown
+RATES = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
+
+
+def plot_behaviour(scores: xr.Dataset) -> go.Figure:
+    """Behaviour scores of every head as a map, heads in the colour of their type.
+
+    ``scores`` is from :func:`lens_slt.behaviour_scores`: shares of attention, and ``copying``
+    from −1 to 1, on one colour scale.
+    """
+    keys = [k for k in (*RATES, "copying") if np.isfinite(scores[k].values).any()]
+    values = np.array([scores[key].values for key in keys])
+    names = [str(name) for name in scores["component"].values]
+    kinds = [str(kind) for kind in scores["head_type"].values]
+    figure = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.12, 0.88],
+                           vertical_spacing=0.03)  # fmt: skip
+    for kind, colour in HEAD_TYPE_COLOURS.items():
+        here = [name for name, other in zip(names, kinds, strict=True) if other == kind]
+        figure.add_trace(
+            go.Scatter(
+                x=here, y=["type"] * len(here), mode="markers", name=kind, showlegend=bool(here),
+                marker=dict(size=14, color=colour, symbol="square"),
+                hovertemplate="%{x}: " + kind + "<extra></extra>",
+            ),
+            row=1, col=1,
+        )  # fmt: skip
+    figure.add_trace(
+        go.Heatmap(
+            z=values, x=names, y=[key.replace("_", " ") for key in keys], zmin=-1, zmax=1,
+            colorscale="PuOr_r", xgap=1, ygap=1, text=np.round(values, 2),
+            texttemplate="%{text}" if len(names) <= 24 else None, colorbar=dict(title="score"),
+            hovertemplate="%{x}, %{y}: %{z:.2f}<extra></extra>",
+        ),
+        row=2, col=1,
+    )  # fmt: skip
+    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    figure.update_xaxes(title_text="head", row=2)
+    figure.update_yaxes(autorange="reversed", row=2)
+    figure.update_layout(
+        template="plotly_white", height=260 + ROW_PIXELS * len(keys), margin=dict(t=110),
+        title="What the heads do<br><sup>mean attention to these tokens, 0 to 1; "
+        "copying −1 to 1</sup>",
+        legend=dict(orientation="h", y=-0.3, yanchor="top"),
+    )  # fmt: skip
+    return figure
+
+
+def plot_composition(scores: xr.Dataset) -> go.Figure:
+    """Composition scores of all pairs of heads, a panel each for Q, K and V; * clear of both nulls.
+
+    ``scores`` is from :func:`lens_slt.composition_scores`.
+    """
+    panels = [str(name) for name in scores["through"].values]
+    value = scores["score"].values
+    used = np.isfinite(value).any((1, 2)), np.isfinite(value).any((0, 2))
+    sources = scores["source"].values[used[0]]
+    targets = scores["target"].values[used[1]]
+    figure = make_subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
+                           subplot_titles=[f"through {name}" for name in panels])  # fmt: skip
+    for i, through in enumerate(panels):
+        one = scores.sel(through=through, source=sources, target=targets)
+        clear = (one["q_random"] < CLEAR) & (one["q_rotation"] < CLEAR)
+        figure.add_trace(
+            go.Heatmap(
+                z=one["score"].values, x=targets, y=sources, coloraxis="coloraxis", xgap=1, ygap=1,
+                text=np.where(clear.values, "*", ""), texttemplate="%{text}",
+                customdata=one["z_rotation"].values,
+                hovertemplate=f"%{{y}}→%{{x}}.{through}: %{{z:.3f}}<br>z against rotations "
+                "%{customdata:.1f}<extra></extra>",
+            ),
+            row=1, col=i + 1,
+        )  # fmt: skip
+        figure.update_xaxes(title_text="target", row=1, col=i + 1)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(title_text="source", col=1)
+    figure.update_layout(
+        template="plotly_white", height=240 + ROW_PIXELS * len(sources), margin=dict(t=130),
+        coloraxis=dict(colorscale="Cividis", colorbar=dict(title="score")),
+        title="Composition scores of pairs of heads<br><sup>*: q &lt; 0.05 against random heads "
+        f"and random rotations; by chance {float(scores.attrs['chance_score']):.2f}</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_edges(found: xr.Dataset) -> go.Figure:
+    """The 25 edges with the largest attributed effects.
+
+    ``found`` is from :func:`lens_slt.edge_attribution`.
+    """
+    flat = found["effect"].to_series().dropna()
+    flat = flat.reindex(flat.abs().sort_values(ascending=False).index)[:STRONGEST]
+    names = [f"{s}→{t}" + (f".{through}" if through else "") for s, t, through in flat.index]
+    figure = go.Figure(
+        go.Scatter(
+            x=flat.values, y=names, mode="markers",
+            marker=dict(
+                size=9, color=[COLOURS[0] if value > 0 else COLOURS[1] for value in flat],
+                symbol=[SYMBOLS[0] if value > 0 else SYMBOLS[1] for value in flat],
+            ),
+            hovertemplate="%{y}: %{x:.3f} nats<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.add_vline(x=0, line=dict(color="grey", width=1))
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(
+        template="plotly_white", height=170 + ROW_PIXELS * len(names), margin=dict(t=100),
+        title=f"The {len(names)} strongest of {int(found['effect'].count())} edges by attribution"
+        "<br><sup>estimated rise of the pattern's loss when the edge is ablated</sup>",
+        xaxis_title="effect (nats per token)", yaxis_title="edge",
+    )  # fmt: skip
+    return figure
+
+
+def plot_effects(found: xr.Dataset) -> go.Figure:
+    """How much an intervention raises the loss of each token, as shares of all tokens.
+
+    ``found`` is from :func:`lens_slt.ablate` or its relatives.
+    """
+    values = found["effect"].values
+    sequences = np.nanmean(values, axis=1)
+    mean = float(np.nanmean(values))
+    half = INTERVAL * sequences.std(ddof=1) / np.sqrt(len(sequences)) if len(sequences) > 1 else 0
+    figure = go.Figure(
+        go.Histogram(
+            x=values[np.isfinite(values)], nbinsx=80, histnorm="probability",
+            marker=dict(color=COLOURS[0]), hovertemplate="%{x} nats: %{y:.4f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.add_vline(x=mean, line=dict(color=COLOURS[1], width=2))
+    figure.update_yaxes(type="log", title_text="share of tokens")
+    figure.update_layout(
+        template="plotly_white", height=420, margin=dict(t=100),
+        title=f"Rise of the loss: {found.attrs['intervention']}<br><sup>mean "
+        f"{mean:.3f} ± {half:.3f} nats per token (95 % interval over sequences; line)</sup>",
+        xaxis_title="rise of the loss (nats)",
+    )  # fmt: skip
+    return figure
+
+
+def plot_directions(found: xr.Dataset) -> go.Figure:
+    """Which singular directions of the source an edge's composition score comes from.
+
+    ``found`` is from :func:`lens_slt.composition_by_component`.
+    """
+    figure = go.Figure()
+    for i, (key, name) in enumerate((("share", "of the score"), ("expected_share", "by chance"))):
+        figure.add_trace(
+            go.Scatter(
+                x=found["direction"].values, y=found[key].values, mode="lines+markers", name=name,
+                marker=dict(color=COLOURS[i], symbol=SYMBOLS[i]), line=dict(color=COLOURS[i]),
+            )
+        )  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", height=380, xaxis_title="singular direction of the source",
+        yaxis_title="share of the squared score", legend=dict(orientation="h", y=-0.25),
+        title=f"Composition by component: {found.attrs['edge']}",
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,158 @@
+"""Figures about matrices of tokens × components, and about tokens, patterns and clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from lens_slt.report.colours import COLOURS, SYMBOLS, pattern_colour
+from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+from lens_slt.report.plots_modes import QUANTITIES
+
+MEANS = {"chi": "mean susceptibility χ (nats²)", "llc": "mean λ̂ (dimensionless)"}
+LARGEST = 256  # rows of a map
+
+
+def plot_matrix(matrix: xr.Dataset) -> go.Figure:
+    """Mean over the tokens with 95 % interval, and split-half reliability, of every component.
+
+    ``matrix`` is from :func:`lens_slt.susceptibility` or :func:`lens_slt.per_token_llc`.
+    """
+    names = [str(name) for name in matrix["component"].values]
+    quantity = str(matrix.attrs["quantity"])
+    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    error = dict(array=INTERVAL * matrix["mean_se"].values, thickness=1.2, width=3)
+    for column, (key, bars) in enumerate((("mean", error), ("split_half", None)), 1):
+        figure.add_trace(
+            go.Scatter(
+                x=matrix[key].values, y=names, mode="markers", error_x=bars, showlegend=False,
+                marker=dict(size=8, color=COLOURS[0], symbol=SYMBOLS[0]),
+                hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+            ),
+            row=1, col=column,
+        )  # fmt: skip
+    figure.update_xaxes(title_text=MEANS[quantity], col=1)
+    figure.update_xaxes(title_text="split-half reliability", range=[-0.1, 1.05], col=2)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(title_text="component", col=1)
+    figure.update_layout(
+        template="plotly_white", height=190 + ROW_PIXELS * len(names), margin=dict(t=100),
+        title=f"Matrix of {QUANTITIES[quantity]}: {matrix.sizes['token']} tokens × {len(names)} "
+        "components<br><sup>split-half: correlation over tokens between the two halves of the "
+        "draws; columns are comparable only after standardisation</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_patterns(patterns: xr.DataArray) -> go.Figure:
+    """How many of the tokens belong to each pattern. ``patterns``: from ``label_patterns``."""
+    names = [str(name) for name in patterns["pattern"].values]
+    share = patterns.values.reshape(len(names), -1).mean(1)
+    order = np.argsort(share)
+    figure = go.Figure(
+        go.Bar(
+            x=100 * share[order], y=[names[i].replace("_", " ") for i in order], orientation="h",
+            marker=dict(color=[pattern_colour(names[i]) or COLOURS[0] for i in order]),
+            hovertemplate="%{y}: %{x:.2f} % of the tokens<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", height=150 + ROW_PIXELS * len(names), xaxis_title="% of tokens",
+        yaxis_title="pattern", title="Patterns of the tokens",
+    )  # fmt: skip
+    return figure
+
+
+def plot_clusters(found: xr.Dataset) -> go.Figure:
+    """Size and conductance of every cluster, beside what chance gives at its size.
+
+    ``found`` is from :func:`lens_slt.clusters`. Filled: beyond chance.
+    """
+    names = [f"cluster {label}" for label in found["label"].values]
+    beyond = found["beyond_chance"].values.astype(bool)
+    figure = go.Figure()
+    if names:
+        figure.add_trace(
+            go.Scatter(
+                x=found["reference"].values, y=names, mode="markers", name="by chance",
+                marker=dict(symbol="line-ns-open", size=16, color="grey"),
+            )
+        )  # fmt: skip
+        figure.add_trace(
+            go.Scatter(
+                x=found["conductance"].values, y=names, mode="markers", name="cluster",
+                marker=dict(
+                    size=10, color=COLOURS[0], line=dict(width=1.5),
+                    symbol=[SYMBOLS[0] if ok else f"{SYMBOLS[0]}-open" for ok in beyond],
+                ),
+                text=[f"{int(size)} tokens" for size in found["size"].values],
+                hovertemplate="%{y}: conductance %{x:.3f}, %{text}<extra></extra>",
+            )
+        )  # fmt: skip
+    else:
+        figure.add_annotation(text="no cluster was found", showarrow=False, font=dict(size=16))
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(
+        template="plotly_white", height=200 + ROW_PIXELS * max(len(names), 2), margin=dict(t=100),
+        xaxis_title="conductance (0: apart from all other tokens)",
+        title=f"{len(names)} clusters of tokens<br><sup>filled: beyond chance; open: may be "
+        "chance</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_cluster_summary(found: xr.Dataset) -> go.Figure:
+    """Patterns of every cluster: the share of its tokens; * where q < 0.05.
+
+    ``found`` is from :func:`lens_slt.cluster_summary`.
+    """
+    share = 100 * found["share"].values.T
+    figure = go.Figure(
+        go.Heatmap(
+            z=share, x=[f"cluster {label}" for label in found["label"].values],
+            y=[str(name).replace("_", " ") for name in found["pattern"].values], xgap=2, ygap=2,
+            colorscale="Cividis", colorbar=dict(title="% of its tokens"),
+            text=np.where(found["q"].values.T < 0.05, "*", ""), texttemplate="%{text}",
+            customdata=100 * found["share_outside"].values.T,
+            hovertemplate="%{x}, %{y}: %{z:.1f} %, outside %{customdata:.1f} %<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(
+        template="plotly_white", height=220 + ROW_PIXELS * len(share), yaxis_title="pattern",
+        title="Patterns of the clusters<br><sup>*: more or fewer than elsewhere, q &lt; "
+        "0.05</sup>", margin=dict(t=100),
+    )  # fmt: skip
+    return figure
+
+
+def plot_influence(found: xr.Dataset) -> go.Figure:
+    """Influence of every source on every query; blue helps, orange hurts.
+
+    ``found`` is from :func:`lens_slt.influence`. The first 256 of each are shown; where query and
+    source are the same tokens the diagonal is left out.
+    """
+    shown = found.isel(query=slice(0, LARGEST), source=slice(0, LARGEST))
+    value = shown["influence"].values.astype(float).copy()
+    if found.attrs["same_probe"]:
+        np.fill_diagonal(value, np.nan)
+    top = float(np.nanquantile(np.abs(value), 0.99)) if np.isfinite(value).any() else 1.0
+    unit = str(found.attrs["unit"])
+    scale = "nats²" if found.attrs["kind"] == "covariance" else "−correlation"
+    figure = go.Figure(
+        go.Heatmap(
+            z=value, zmin=-top, zmax=top, colorscale=[[0, COLOURS[0]], [0.5, "#f7f7f7"],
+            [1, COLOURS[1]]], colorbar=dict(title=scale),
+            hovertemplate="query %{y}, source %{x}: %{z:.3g}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(
+        template="plotly_white", height=560, margin=dict(t=100),
+        xaxis_title=f"source {unit}", yaxis_title=f"query {unit}",
+        title=f"Influence through {found.attrs['component']}<br><sup>below zero (blue): more "
+        "weight on the source lowers the query's loss</sup>",
+    )  # fmt: skip
+    return figure

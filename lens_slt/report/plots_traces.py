@@ -1,0 +1,118 @@
+"""Figures of loss traces with the verdicts on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from lens_slt.report.colours import COLOURS, DASHES
+from lens_slt.sampling.health import HEALTHY
+from lens_slt.sampling.result import component_names, dataset
+
+LOSS_AXIS = "paired loss (nats per token)"
+COLUMNS, MOST_PANELS, MOST_POINTS = 8, 144, 120  # of the overview
+
+
+def plot_all_traces(draws: xr.DataTree) -> go.Figure:
+    """Loss traces of all components as small panels, one line a chain, for a first look.
+
+    ``draws`` is from :func:`lens_slt.sample`. Panels share the axis of steps and have loss axes of
+    their own; traces are averaged over neighbouring steps to at most 120 points; burn-in is left
+    of the line. Of more than 144 components the unhealthy ones are shown first.
+    """
+    health = dataset(draws, "health")
+    verdicts = {
+        str(name): str(word)
+        for name, word in zip(health["component"].values, health["summary"].values, strict=True)
+    }
+    names = sorted(verdicts, key=lambda name: verdicts[name] == HEALTHY)[:MOST_PANELS]
+    names = [name for name in verdicts if name in names]
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = make_subplots(
+        rows=rows, cols=columns, shared_xaxes=True, horizontal_spacing=0.015,
+        vertical_spacing=min(0.25 / rows, 0.12),
+        subplot_titles=[n if verdicts[n] == HEALTHY else f"<b>! {n}</b>" for n in names],
+    )  # fmt: skip
+    before = dataset(draws, "burn_in")["paired_loss"]
+    after = dataset(draws, "posterior")["paired_loss"]
+    for place, name in enumerate(names):
+        where = dict(row=place // columns + 1, col=place % columns + 1)
+        loss = np.concatenate(
+            [before.sel(component=name).values, after.sel(component=name).values], axis=1
+        )
+        steps, means = _thinned(loss)
+        for chain, values in enumerate(means):
+            word = str(health["verdict"].sel(component=name).values[chain])
+            figure.add_trace(
+                go.Scatter(
+                    x=steps, y=values, mode="lines", showlegend=False,
+                    line=dict(width=1, color=COLOURS[chain % len(COLOURS)]),
+                    hovertemplate=f"{name}, chain {chain}: {word}<br>"
+                    "step %{x:.0f}: %{y:.3g} nats<extra></extra>",
+                ),
+                **where,
+            )  # fmt: skip
+        if before.shape[-1]:
+            figure.add_vline(x=before.shape[-1], line=dict(color="grey", width=1), **where)
+    figure.update_yaxes(showticklabels=False, rangemode="tozero")
+    figure.update_xaxes(title_text="step", row=rows)
+    left = "" if len(names) == len(verdicts) else f"; {len(names)} of {len(verdicts)} components"
+    figure.update_layout(
+        template="plotly_white", height=130 + 95 * rows, margin=dict(t=100),
+        title="Loss traces of all components<br><sup>one line a chain; left of the grey line: "
+        f"burn-in, not used; !: not healthy{left}</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
+    """Loss trace of every chain of one component with its verdict; burn-in shaded."""
+    names = component_names(draws)
+    if component not in names:
+        raise ValueError(f"component must be one of {', '.join(names)}; got {component!r}")
+    before = draws["burn_in"].to_dataset()["paired_loss"].sel(component=component).values
+    after = draws["posterior"].to_dataset()["paired_loss"].sel(component=component).values
+    health = draws["health"].to_dataset().sel(component=component)
+    verdicts = [str(word) for word in health["verdict"].values]
+    used = health["used"].values.astype(bool)
+    loss = np.concatenate([before, after], axis=1)
+    steps = np.arange(loss.shape[1])
+    figure = go.Figure()
+    for chain, word in enumerate(verdicts):
+        figure.add_scatter(
+            x=steps, y=loss[chain], mode="lines", opacity=0.8 if used[chain] else 0.5,
+            name=f"chain {chain}: {word}" + ("" if used[chain] else " (not used)"),
+            line=dict(
+                color=COLOURS[chain % len(COLOURS)], dash=DASHES[chain % len(DASHES)], width=1.3
+            ),
+        )  # fmt: skip
+    if before.shape[1]:
+        figure.add_vrect(
+            x0=0, x1=before.shape[1], fillcolor="grey", opacity=0.15, line_width=0,
+            annotation_text="burn-in, not used", annotation_position="top left",
+        )  # fmt: skip
+    words = [f"{component}: {health['summary'].values}"]
+    if used.any():
+        mean = float(after[used].mean())
+        figure.add_hline(y=mean, line=dict(color="black", width=1))
+        words.append(f"mean after burn-in {mean:.3g} nats per token (line)")
+    rhat = float(health["rhat"])
+    if np.isfinite(rhat):
+        words.append(f"R̂ {rhat:.2f}")
+    figure.update_layout(
+        template="plotly_white", height=420,
+        title=", ".join(words),
+        xaxis_title="step", yaxis_title=LOSS_AXIS, legend=dict(orientation="h", y=-0.2),
+    )  # fmt: skip
+    return figure
+
+
+def _thinned(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and means of equal blocks of ``loss [chain, step]``."""
+    size = max(1, loss.shape[1] // MOST_POINTS)
+    n = loss.shape[1] // size
+    means = loss[:, : n * size].reshape(len(loss), n, size).mean(-1)
+    return (np.arange(n) + 0.5) * size, means

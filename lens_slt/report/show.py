@@ -1,0 +1,163 @@
+"""The main figure and the table of every result: what a notebook shows, and ``lens_slt.plot``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+from rich.table import Table
+
+from lens_slt.calibration import Calibration
+from lens_slt.circuits.hypothesis import CircuitHypothesis
+from lens_slt.circuits.trial import Trial
+from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.report import page
+from lens_slt.report.plots import plot_calibration, plot_rllc
+from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+from lens_slt.report.plots_heads import (
+    plot_behaviour,
+    plot_composition,
+    plot_directions,
+    plot_edges,
+    plot_effects,
+)
+from lens_slt.report.plots_maps import plot_map, plot_stability
+from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+from lens_slt.report.plots_tokens import (
+    plot_cluster_summary,
+    plot_clusters,
+    plot_influence,
+    plot_matrix,
+    plot_patterns,
+)
+from lens_slt.report.plots_traces import plot_all_traces
+from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
+from lens_slt.report.tables_circuits import behaviour_table, evidence_table
+from lens_slt.report.tables_modes import modes_table, reliability_table
+
+FIGURES: dict[str, Callable[[Any], go.Figure]] = {
+    "draws": plot_all_traces,
+    "refined_llc": plot_rllc,
+    "per_token_llc": plot_matrix,
+    "susceptibility": plot_matrix,
+    "modes": plot_modes,
+    "enrichment": plot_enrichment,
+    "patterns": plot_patterns,
+    "token_map": plot_map,
+    "map_stability": lambda found: plot_stability(maps={"the two": found}),
+    "clusters": plot_clusters,
+    "cluster_summary": plot_cluster_summary,
+    "cluster_stability": lambda found: plot_stability(clusters={"the two": found}),
+    "influence": plot_influence,
+    "effects": plot_effects,
+    "composition_scores": plot_composition,
+    "composition_by_component": plot_directions,
+    "behaviour_scores": plot_behaviour,
+    "edge_attribution": plot_edges,
+    "faithfulness_curve": plot_faithfulness,
+    "trial": plot_evidence,
+    "hypothesis": plot_circuit,
+    "calibration": plot_calibration,
+}
+TABLES: dict[str, Callable[[Any], Table]] = {
+    "refined_llc": rllc_table,
+    "per_token_llc": reliability_table,
+    "susceptibility": reliability_table,
+    "modes": modes_table,
+    "behaviour_scores": behaviour_table,
+    "trial": evidence_table,
+    "calibration": calibration_table,
+}
+# Dimensions that are gone once something was selected; the rest is an array like others.
+_NEEDED = {
+    "refined_llc": ("component",), "per_token_llc": ("component", "token"),
+    "susceptibility": ("component", "token"), "modes": ("mode", "component"),
+    "enrichment": ("pattern",), "token_map": ("token", "axis"), "clusters": ("token", "label"),
+    "cluster_summary": ("label", "pattern"), "cluster_stability": ("label",),
+    "influence": ("query", "source"), "effects": ("sequence", "position"),
+    "composition_scores": ("source", "target", "through"),
+    "composition_by_component": ("direction",), "behaviour_scores": ("component",),
+    "edge_attribution": ("source", "target", "through"), "faithfulness_curve": ("size",),
+}  # fmt: skip
+_CLASSES = {Trial: "trial", CircuitHypothesis: "hypothesis", Calibration: "calibration"}
+
+
+def plot(result: Any) -> go.Figure:
+    """The main figure of any result of lens_slt.
+
+    Args:
+        result: draws, refined LLCs, a matrix, modes, patterns, enrichment, a map, clusters,
+            influence, losses under an intervention, composition or behaviour scores, attributed
+            edges, a faithfulness curve, a hypothesis, a trial, a calibration.
+
+    Raises:
+        TypeError: anything else.
+    """
+    kind = kind_of(result)
+    if kind not in FIGURES:
+        raise TypeError(
+            f"result must be what a function of lens_slt returned, such as draws or refined LLCs; "
+            f"got {type(result).__name__}"
+        )
+    return FIGURES[kind](result)
+
+
+def kind_of(result: Any) -> str:
+    """Which result this is, "" for what is none."""
+    for one, kind in _CLASSES.items():
+        if isinstance(result, one):
+            return kind
+    if isinstance(result, xr.DataTree | xr.Dataset | xr.DataArray):
+        return str(result.attrs.get("result", "")) if _whole(result) else ""
+    return ""
+
+
+def table_of(result: Any) -> str:
+    """The table of a result as HTML, "" for results without."""
+    kind = kind_of(result)
+    if kind == "draws":
+        llc = refined_llc(result.drop_nodes("probes", errors="ignore"))
+        words = page.paragraph(f"Health: {health_summary(llc)}")
+        return words + page.table(rllc_table(llc, notes(result)))
+    if kind == "trial":
+        return page.paragraph(str(result)) + page.table(evidence_table(result))
+    if kind == "hypothesis":
+        return page.paragraph(str(result))
+    return page.table(TABLES[kind](result)) if kind in TABLES else ""
+
+
+def register(shell: Any) -> None:
+    """Let an IPython shell show the table and the main figure of every result of lens_slt.
+
+    Other arrays keep their own display.
+    """
+    shown = shell.display_formatter.ipython_display_formatter
+    for one in (xr.DataTree, xr.Dataset, xr.DataArray, *_CLASSES):
+        shown.for_type(one, _display)
+
+
+def _display(result: Any) -> None:
+    from IPython.display import HTML, display
+
+    if kind_of(result) not in FIGURES:
+        display({"text/plain": repr(result), "text/html": result._repr_html_()}, raw=True)
+        return
+    words = table_of(result)
+    if words:
+        display(HTML(words))
+    display(plot(result))
+    if not isinstance(result, tuple(_CLASSES)):
+        arrays = page.fold("The labelled arrays", result._repr_html_())
+        display({"text/plain": repr(result), "text/html": arrays}, raw=True)
+
+
+def _whole(result: Any) -> bool:
+    """Whether nothing that the figure needs was selected away."""
+    if isinstance(result, xr.DataTree):
+        return "posterior" in result.children
+    if isinstance(result, xr.DataArray):
+        return "pattern" in result.dims and result.ndim == 3
+    needed = _NEEDED.get(str(result.attrs.get("result")), ())
+    return all(name in result.dims for name in needed)

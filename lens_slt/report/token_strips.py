@@ -1,0 +1,55 @@
+"""Tokens in context as HTML, every token in the colour of its own score."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.report.page import escape
+from lens_slt.structure.contexts import token_texts
+
+FULL_COLOUR = 3.0  # standard deviations of the score
+STRONGEST = 0.65  # opacity
+ENDS = 5  # tokens of each end
+WIDTH = 24  # tokens of context
+
+
+def token_strips(found: xr.Dataset, mode: int, *, n: int = ENDS, width: int = WIDTH) -> str:
+    """The tokens at both ends of a mode, with those before them, coloured by score.
+
+    Args:
+        found: modes with the coordinate ``text``, as in
+            :class:`lens_slt.structure.overview.View`.
+        mode: index along ``mode``.
+        n: tokens of each end; at most one of a sequence.
+        width: tokens of context.
+    """
+    score = found["score"].isel(mode=mode).values
+    sequence, position = found["sequence"].values, found["position"].values
+    place = {(int(s), int(p)): i for i, (s, p) in enumerate(zip(sequence, position, strict=True))}
+    texts = token_texts(found)
+    parts = []
+    for end, order in (("Highest", np.argsort(-score)), ("Lowest", np.argsort(score))):
+        _, first = np.unique(sequence[order], return_index=True)
+        lines = []
+        for token in order[np.sort(first)[:n]]:
+            before = [
+                place.get((int(sequence[token]), p))
+                for p in range(int(position[token]) - width, int(position[token]))
+            ]
+            tokens = [_token(texts[i], score[i]) for i in before if i is not None]
+            tokens.append(_token(texts[token], score[token], "token here"))
+            lines.append(
+                f'<li><span class="score">{score[token]:+.1f}</span>{"".join(tokens)}</li>'
+            )
+        parts.append(f'<p><b>{end} scores</b></p><ul class="tokens">{"".join(lines)}</ul>')
+    return "".join(parts)
+
+
+def _token(text: str, score: float, kind: str = "token") -> str:
+    strength = STRONGEST * min(abs(score) / FULL_COLOUR, 1)
+    colour = "high" if score > 0 else "low"
+    return (
+        f'<span class="{kind}" style="background:rgba(var(--{colour}),{strength:.2f})" '
+        f'title="score {score:+.2f}">{escape(text)}</span>'
+    )

@@ -1,0 +1,239 @@
+"""How long a run takes and how much memory and disk it needs on this machine, before it starts.
+
+Built is what :func:`lens_slt.sample` would run; a few real steps, probe evaluations and writes are
+timed, and the rest is arithmetic over the steps, draws and saves that are still to come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lens_slt.sampling.machine import MemoryWatch, available_memory, free_disk
+from lens_slt.sampling.plan import Plan
+from lens_slt.sampling.result import TRACES
+from lens_slt.sampling.sample import Job, prepare, warn_about
+from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.store import DrawStore, check_place
+from lens_slt.sampling.timing import (
+    WriteTimes,
+    state_bytes,
+    time_diagnosis,
+    time_nothing,
+    time_state,
+    time_steps,
+    time_writes,
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run still needs, on this machine.
+
+    Attributes:
+        seconds: wall time of ``sample``, from the call to the returned draws.
+        memory_bytes: the most memory that the run adds to what the process has when it begins: on a
+            CUDA device what PyTorch allocates there, elsewhere the resident set, libraries that are
+            loaded on first use and the recorded arrays included.
+        recorded_bytes: size of all recorded arrays; in main memory if there is no ``path``.
+        disk_bytes: what the run adds to the disk, compressed; 0 without ``path``.
+        steps: steps still to run, burn-in included.
+        probe_draws: draws still to come at which probes are evaluated.
+        seconds_per_step: of one step of all components and chains, without probes.
+        seconds_per_probe_draw: what a step takes longer if the probes are evaluated.
+        seconds_of_loading: the part of ``seconds`` that only the first run of a process takes,
+            to load the library that diagnoses chains.
+        device: where the run computes.
+        already_done: steps that were found at ``path``.
+        warnings: what the machine has too little of.
+    """
+
+    seconds: float
+    memory_bytes: int
+    recorded_bytes: int
+    disk_bytes: int
+    steps: int
+    probe_draws: int
+    seconds_per_step: float
+    seconds_per_probe_draw: float
+    seconds_of_loading: float
+    device: str
+    already_done: int
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{self.steps} steps of {duration(self.seconds_per_step)}"]
+        if self.probe_draws:
+            each = duration(self.seconds_per_probe_draw)
+            parts.append(f"{self.probe_draws} draws of the probes of {each}")
+        if not self.steps:
+            parts = ["every step is done"]
+        elif self.already_done:
+            parts.append(f"for the rest of a run: {self.already_done} steps are done")
+        words = f"about {duration(self.seconds)} on {self.device} ({'; '.join(parts)}); "
+        words += f"memory about {size(self.memory_bytes)}"
+        if self.disk_bytes:
+            words += f"; disk about {size(self.disk_bytes)}"
+        return "\n".join([words, *(f"warning: {text}" for text in self.warnings)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "warnings": list(self.warnings)}
+
+    def repeated(self, steps: Sequence[int]) -> Estimate:
+        """The same for several such runs after each other that differ in their numbers of steps."""
+        extra = sum(n - self.steps for n in steps) * self.seconds_per_step
+        extra -= (len(steps) - 1) * self.seconds_of_loading
+        return replace(
+            self,
+            seconds=len(steps) * self.seconds + extra,
+            steps=sum(steps),
+            probe_draws=len(steps) * self.probe_draws,
+        )
+
+
+def estimate(
+    model: Any,
+    tokens: Any,
+    components: str | Sequence[str] = "heads",
+    *,
+    settings: Settings | str = "default",
+    probes: Mapping[str, Any] | None = None,
+    mask: Any = None,
+    pad_id: int | None = None,
+    path: str | Path | None = None,
+    engine: str = "auto",
+    device: torch.device | str | None = None,
+) -> Estimate:
+    """Say how long :func:`lens_slt.sample` takes with these arguments, and what it needs.
+
+    Takes a few seconds, or two steps and two evaluations of the probes where they are longer (one
+    of each where one takes more than four seconds). The machine is taken as it is now: what else
+    runs on it counts. The model comes back as it was, and nothing is written to ``path``; trial
+    values are written to a temporary folder, which is removed.
+
+    Args:
+        As for :func:`lens_slt.sample`. If ``path`` holds steps of the same run, the estimate is for
+        the rest.
+
+    Returns:
+        An :class:`Estimate`; ``print`` it.
+
+    Raises:
+        ValueError, TypeError: as ``sample`` does.
+    """
+    began = time.perf_counter()
+    where = torch.device(device) if device is not None else _device_of(model)
+    available = available_memory(where)
+    with MemoryWatch(where) as memory:
+        job = prepare(
+            model, tokens, components, settings=settings, probes=probes, mask=mask, pad_id=pad_id,
+            engine=engine, device=device,
+        )  # fmt: skip
+        warn_about(job.adapted)
+        done = _steps_at(path, job)
+        set_up = time.perf_counter() - began
+        times = time_steps(job) if done < job.settings.steps else time_nothing(job)
+        in_steps, held = memory.peak, memory.now
+        loading, diagnosis = time_diagnosis(job.settings, len(job.names))
+        loaded = max(0, memory.now - held)  # by the diagnosis
+    plan = Plan(job.settings, job.specs, done)
+    saves = plan.saves(times.step, times.probe_draw)
+    writes, opened = time_writes(job, times.values, path is not None)
+    seconds = set_up + opened + times.set_up + times.base + loading + diagnosis
+    seconds += plan.steps * times.step + plan.probe_draws * times.probe_draw
+    seconds += _writing(plan, saves, writes) + len(saves) * times.fetch
+    disk = 0
+    if path is not None:
+        seconds += len(saves) * time_state(times.state)
+        sizes = {name: one.chunk_bytes for name, one in writes.items()}
+        disk = plan.disk_bytes(sizes, state_bytes(times.state))
+    needed = in_steps
+    if where.type != "cuda":
+        needed = plan.memory_bytes(in_steps, loaded, saves, in_memory=path is None)
+    found = Estimate(
+        seconds, needed, sum(spec.n_bytes for spec in job.specs.values()), disk, plan.steps,
+        plan.probe_draws, times.step, times.probe_draw, loading, str(where), done,
+    )  # fmt: skip
+    at_once = disk + state_bytes(times.state)  # a state is replaced after the next is written
+    return replace(found, warnings=_shortages(found, available, path, at_once))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 ms, 2.5 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 3570:
+        minutes, rest = divmod(round(seconds / 5) * 5, 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, rest = divmod(round(seconds / 300) * 5, 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in words: 12 KiB, 120 MiB, 0.9 GiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if n_bytes >= 0.9 * unit:
+            n = n_bytes / unit
+            return f"{n:.{1 if n < 9.95 else 0}f} {name}"
+    return f"{n_bytes / 2**10:.0f} KiB"
+
+
+def _device_of(model: Any) -> torch.device:
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    first = next(parameters, None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _steps_at(path: str | Path | None, job: Job) -> int:
+    """Steps of this run that are there already."""
+    if not check_place(path, job.specs, job.identity):
+        return 0
+    assert path is not None
+    return DrawStore({}, Path(path)).load_state()[0]
+
+
+def _writing(plan: Plan, saves: list[range], writes: dict[str, WriteTimes]) -> float:
+    """Seconds for all chunks, and to read the traces back for the diagnosis."""
+    total = 0.0
+    for name, each in writes.items():
+        whole, partial = plan.chunk_writes(name, saves)
+        total += whole * each.whole + partial * each.partial
+        if name in TRACES:
+            spec = plan.specs[name]
+            total += spec.shape[0] * -(-spec.shape[2] // spec.chunks[2]) * each.read
+    return total
+
+
+def _shortages(
+    found: Estimate, available: int | None, path: str | Path | None, disk: int
+) -> tuple[str, ...]:
+    """What the machine has too little of, with what helps."""
+    lacking = []
+    if available is not None and found.memory_bytes > available:
+        lacking.append(
+            f"memory: {size(available)} are available on {found.device}; a smaller batch_size, "
+            "fewer chains or fewer components need less"
+        )
+    main = available_memory(torch.device("cpu"))
+    in_main = found.recorded_bytes if path is None and found.device.startswith("cuda") else 0
+    if main is not None and 2 * in_main > main:
+        lacking.append(
+            f"memory: the recorded losses need {size(2 * in_main)} of main memory and "
+            f"{size(main)} are available; give path= to stream them to disk"
+        )
+    if path is not None and disk > (free := free_disk(Path(path))):
+        lacking.append(
+            f"disk: {size(free)} are free at {str(path)!r} and {size(disk)} are needed; use fewer "
+            "probe tokens or a larger thin"
+        )
+    return tuple(lacking)

@@ -1,0 +1,346 @@
+"""Estimates before a run: exact counts and sizes, times by a clock of the test, nothing touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import lens_slt as ls
+from lens_slt.sampling import driver, estimate, store, timing
+from lens_slt.sampling.estimate import duration, size
+from lens_slt.sampling.plan import Plan
+from lens_slt.sampling.result import probe_specs, trace_specs
+from lens_slt.sampling.store import STATE_FILE
+from lens_slt.sampling.target import TransformerTarget
+from tests.sampling.test_sample import fingerprint, tokens_for
+from tests.tiny_models import native
+
+SHORT = ls.Settings(chains=2, draws=23, burn_in=7, thin=3, batch_size=4, gamma=50.0)
+PROBES = {"held_out": tokens_for(3, seed=9)}
+HEADS = "L0H1,L1H2"
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(timing, "MOST_TRIAL_STEPS", 6)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    given = {"model": native(), "tokens": tokens_for(), "components": HEADS, "settings": SHORT}
+    return {**given, **changes}
+
+
+def run(**changes: Any) -> Any:
+    return ls.sample(**arguments(**changes), progress=False)
+
+
+def stop_after(steps: int, path: Path, monkeypatch, **changes: Any) -> None:
+    """A run that is interrupted in a step."""
+    step, calls = driver.lm.step, []
+
+    def stopped(*args, **options):
+        calls.append(1)
+        if len(calls) > 2 * steps:  # two layers
+            raise KeyboardInterrupt
+        return step(*args, **options)
+
+    monkeypatch.setattr(driver.lm, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(path=path, **changes)
+    monkeypatch.setattr(driver.lm, "step", step)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def plan(settings: ls.Settings = SHORT, done: int = 0, shape: tuple[int, int] = (3, 11)) -> Plan:
+    return Plan(settings, trace_specs(2, settings) | probe_specs(2, settings, {"p": shape}), done)
+
+
+# Arithmetic --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [0, 7, 8, 16, 17, 29, 30])
+@pytest.mark.parametrize("thin", [1, 3])
+def test_what_is_left_is_counted_as_the_driver_counts(done, thin):
+    settings = SHORT.but(thin=thin)
+    with_probes = [step for step in range(done, 30) if step >= 7 and (step - 7) % thin == 0]
+    assert plan(settings, done).steps == 30 - done
+    assert plan(settings, done).probe_draws == len(with_probes)
+    assert Plan(settings, trace_specs(2, settings), done).probe_draws == 0
+
+
+@pytest.mark.parametrize("pending", [2**28, 900])
+def test_saves_are_those_of_the_driver(pending, tmp_path, monkeypatch):
+    for module in ("store", "plan"):
+        monkeypatch.setattr(f"lens_slt.sampling.{module}.LARGEST_PENDING", pending)
+    real, found = store.DrawStore.save, []
+
+    def save(self, step, state):
+        if self._pending:
+            start, rows = self._pending["paired_loss"]
+            found.append(range(start, start + len(rows)))
+        real(self, step, state)
+
+    monkeypatch.setattr(store.DrawStore, "save", save)
+    run(probes=PROBES, path=tmp_path)
+    assert plan().saves(0.0, 0.0) == found
+    assert len(found) == (3 if pending > 900 else 5)
+
+
+def test_slow_steps_are_saved_every_minute():
+    saves = plan(SHORT.but(burn_in=0, draws=24)).saves(step_seconds=7.0, draw_seconds=0.0)
+    assert [len(save) for save in saves] == [9, 1, 9, 1, 4]
+
+
+def test_writes_of_parts_of_chunks_are_told_from_whole_ones():
+    settings = SHORT.but(burn_in=3, draws=20, thin=1)
+    p = plan(settings)
+    saves = p.saves(0.0, 0.0)
+    assert p.chunk_writes("paired_loss", saves) == (2 * 3, 0)
+    # Draws 0–6, 7–16, 17–19 in chunks of ten.
+    assert p.chunk_writes("probes/p/paired_loss", saves) == (0, 2 * 4)
+    aligned = plan(settings.but(burn_in=10))
+    assert aligned.chunk_writes("probes/p/paired_loss", aligned.saves(0.0, 0.0)) == (2 * 2, 0)
+
+
+def test_memory_adds_what_is_recorded():
+    settings, shape = SHORT.but(burn_in=0, draws=100, thin=1), (1000, 100)
+    p = plan(settings, shape=shape)
+    draw = 2 * 2 * 4 * 100_000  # bytes of one draw: components, chains, float32, tokens
+    traces = 2 * 2 * 2 * 4 * 100
+    assert p.draw_bytes == draw
+    saves = p.saves(0.0, 0.0)
+    assert p.memory_bytes(1000, 0, saves, in_memory=True) == 1000 + 2 * (100 * draw + traces)
+    assert p.memory_bytes(1000, 0, saves, in_memory=False) == 1000 + 2 * 10 * draw + 10 * draw
+    assert p.memory_bytes(1000, 10**12, saves, in_memory=False) == 1000 + 10**12
+
+
+def test_several_runs_load_libraries_once():
+    one = ls.Estimate(10.0, 5, 6, 7, 30, 2, 0.1, 0.2, 3.0, "cpu", 0)
+    both = one.repeated([30, 50])
+    assert both.seconds == pytest.approx(10 + 7 + 20 * 0.1)
+    assert (both.steps, both.probe_draws, both.memory_bytes) == (80, 4, 5)
+
+
+# Against real runs -------------------------------------------------------------------------------
+
+
+def on_disk(path: Path) -> int:
+    """Files and folders in blocks of 4 KiB."""
+    total = 0
+    for file in (path, *path.rglob("*")):
+        total += -(-file.stat().st_size // 4096) * 4096 if file.is_file() else 4096
+    return total
+
+
+def test_disk_is_what_the_run_writes(tmp_path, monkeypatch):
+    probes = {"a": tokens_for(8, 30), "b": tokens_for(2, 12)}
+    found = ls.estimate(**arguments(probes=probes), path=tmp_path / "draws")
+    run(probes=probes, path=tmp_path / "draws")
+    assert found.disk_bytes == pytest.approx(on_disk(tmp_path / "draws"), rel=0.1)
+    # traces (chain × step) twice, 8 draws × 2 chains × tokens, of two components in float32
+    assert found.recorded_bytes == 2 * 4 * 2 * (2 * 30 + 8 * (8 * 29 + 2 * 11))
+    stop_after(20, tmp_path / "part", monkeypatch, probes=probes)
+    before = on_disk(tmp_path / "part")
+    rest = ls.estimate(**arguments(probes=probes), path=tmp_path / "part")
+    run(probes=probes, path=tmp_path / "part")
+    assert 0 < rest.disk_bytes == pytest.approx(on_disk(tmp_path / "part") - before, abs=6 * 4096)
+    assert rest.disk_bytes < found.disk_bytes / 2
+
+
+def test_an_estimate_is_for_the_rest_of_a_run(tmp_path, monkeypatch):
+    stop_after(16, tmp_path, monkeypatch, probes=PROBES)
+    before = contents(tmp_path)
+    found = ls.estimate(**arguments(probes=PROBES), path=tmp_path)
+    assert (found.already_done, found.steps, found.probe_draws) == (16, 14, 5)
+    assert "for the rest of a run: 16 steps are done" in str(found)
+    assert contents(tmp_path) == before
+    run(probes=PROBES, path=tmp_path)
+    found = ls.estimate(**arguments(probes=PROBES), path=tmp_path)
+    assert (found.already_done, found.steps, found.probe_draws) == (30, 0, 0)
+    assert "(every step is done)" in str(found)
+
+
+def test_nothing_is_written(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    path = tmp_path / "draws" / "here"
+    found = ls.estimate(**arguments(probes=PROBES), path=path)
+    assert found.disk_bytes > 0
+    assert not path.parent.exists()
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("sampler", ["lm", "rmsprop_sgld", "pcn", "importance"])
+@pytest.mark.parametrize("thin", [1, 3])
+def test_time_by_a_clock_of_the_test(sampler, thin, monkeypatch):
+    """A step takes 1 s, the probes 0.5 s, the first of each longer; nothing else takes time."""
+    now = [0.0]
+    fake = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(timing, "time", fake)
+    monkeypatch.setattr(estimate, "time", fake)
+    later = {"minibatch_losses": [9.0], "full_losses": [9.0], "probe_losses": [7.0]}
+
+    def slow(name: str, seconds: float) -> None:
+        original = getattr(TransformerTarget, name)
+
+        def wrapped(self, *args):
+            now[0] += later[name].pop() if later[name] else seconds
+            return original(self, *args)
+
+        monkeypatch.setattr(TransformerTarget, name, wrapped)
+
+    slow("minibatch_losses", 1.0)
+    slow("full_losses", 1.0)
+    slow("probe_losses", 0.5)
+    monkeypatch.setattr(timing, "TRIAL_SECONDS", 20.0)
+    settings = SHORT.but(sampler=sampler, thin=thin)
+    found = ls.estimate(**arguments(settings=settings, probes=PROBES))
+    draws = 23 if thin == 1 else 8
+    assert found.seconds_per_step == pytest.approx(1.0)
+    assert found.seconds_per_probe_draw == pytest.approx(0.5)
+    # Of the first step and the first probes, 8 s and 6.5 s are set-up.
+    assert found.seconds == pytest.approx(30 * 1.0 + draws * 0.5 + 8 + 6.5)
+
+
+def test_a_slow_step_is_run_once(monkeypatch):
+    now, steps = [0.0], []
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    original = TransformerTarget.minibatch_losses
+
+    def slow(self, v, step):
+        now[0] += 100.0
+        steps.append(step)
+        return original(self, v, step)
+
+    monkeypatch.setattr(TransformerTarget, "minibatch_losses", slow)
+    found = ls.estimate(**arguments())
+    assert steps == [0]
+    assert found.seconds > 3000
+
+
+# The caller's things -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "modules"])
+@pytest.mark.parametrize("stop", [None, KeyboardInterrupt])
+def test_the_model_is_untouched(engine, stop, monkeypatch):
+    model = native()
+    model(tokens_for(), return_type="loss").backward()
+    next(iter(model.parameters())).requires_grad_(False)
+    model.add_hook("blocks.0.hook_resid_pre", lambda value, hook: value)
+    before = fingerprint(model)
+    given = arguments(model=model, components="L0H1,L1,embed", engine=engine, probes=PROBES)
+    if stop is None:
+        ls.estimate(**given)
+    else:
+        step, calls = driver.lm.step, []
+
+        def stopped(*args, **options):
+            calls.append(1)
+            if len(calls) > 4:
+                raise stop
+            return step(*args, **options)
+
+        monkeypatch.setattr(driver.lm, "step", stopped)
+        with pytest.raises(stop):
+            ls.estimate(**given)
+        assert len(calls) > 4
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(components="L2H0"),
+        dict(settings="wang2025"),
+        dict(probes={"my probe": tokens_for()}),
+        dict(settings=SHORT.but(batch_size=9)),
+        dict(settings=SHORT.but(draws=10**7, thin=1), probes=PROBES),
+        dict(engine="module"),
+        dict(settings=SHORT.but(drift_dtype="bfloat16"), engine="modules"),
+        dict(model="gpt2"),
+    ],
+)
+def test_bad_input_is_refused_as_sample_refuses_it(changes):
+    errors = []
+    for function in (ls.sample, ls.estimate):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            function(**arguments(**changes))
+        errors.append((caught.type, str(caught.value)))
+    assert errors[0] == errors[1]
+
+
+def test_a_path_with_other_draws_is_refused(tmp_path):
+    run(path=tmp_path / "draws")
+    other = arguments(settings=SHORT.but(n_beta=31.0), path=tmp_path / "draws")
+    with pytest.raises(ValueError, match="holds the draws of another run .*settings"):
+        ls.estimate(**other)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no lens_slt draws"):
+        ls.estimate(**arguments(path=tmp_path / "notes"))
+    assert not (tmp_path / "notes" / STATE_FILE).exists()
+
+
+# Words -------------------------------------------------------------------------------------------
+
+
+def test_what_the_machine_lacks_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 2**10)
+    monkeypatch.setattr(estimate, "free_disk", lambda path: 3 * 2**10)
+    found = ls.estimate(**arguments(probes=PROBES), path=tmp_path / "draws")
+    assert len(found.warnings) == 2
+    assert "warning: memory: 1 KiB are available on cpu; a smaller batch_size" in str(found)
+    assert f"disk: 3 KiB are free at {str(tmp_path / 'draws')!r}" in str(found)
+    assert json.loads(json.dumps(found.as_dict()))["warnings"] == list(found.warnings)
+
+
+def test_words():
+    gib = 2**30
+    found = ls.Estimate(
+        200.4, int(0.93 * gib), 5, 120 * 2**20, 220, 200, 0.9, 0.0123, 0.0, "cpu", 0
+    )
+    assert str(found) == (
+        "about 3 min 20 s on cpu (220 steps of 900 ms; 200 draws of the probes of 12 ms); "
+        "memory about 0.9 GiB; disk about 120 MiB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0004, "0.4 ms"), (0.04, "40 ms"), (0.9996, "1.0 s"), (2.54, "2.5 s"), (59.4, "59 s"),
+        (59.6, "1 min"), (3590, "1 h"), (7500, "2 h 5 min"), (180_000, "50 h"),
+    ],
+)  # fmt: skip
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "words"),
+    [(0, "0 KiB"), (12 * 2**10, "12 KiB"), (1.5 * 2**20, "1.5 MiB"), (2**30 * 12.2, "12 GiB")],
+)
+def test_sizes(n_bytes, words):
+    assert size(n_bytes) == words
+
+
+@pytest.mark.gpu
+def test_memory_on_a_gpu_is_what_pytorch_allocates():
+    model = native().to("cuda")
+    given = arguments(model=model, probes=PROBES)
+    found = ls.estimate(**given)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ls.sample(**given, progress=False)
+    measured = torch.cuda.max_memory_allocated() - before
+    assert measured / 1.5 < found.memory_bytes < 1.5 * measured
