@@ -223,7 +223,8 @@ def _from_record(record: dict[str, Any]) -> Trial:
         curve = curve.assign({key: curve[key].astype(float) for key in curve.data_vars})
     return Trial(
         from_record(record["hypothesis"]), record["verdict"], tuple(record["reasons"]),
-        tuple(record["disagreements"]), tuple(Evidence(**row) for row in rows), curve, record["settings"],
+        tuple(record["disagreements"]), tuple(Evidence(**row) for row in rows), curve,
+        record["settings"],
     )  # fmt: skip
 
 

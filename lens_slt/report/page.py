@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from rich.table import Table
 from rich.text import Text
 
+CELL_PIXELS, MAP_PIXELS = 36, 170  # of a map with numbers: a cell, and what stands around them
 PANEL_PIXELS = 210  # least width of one panel of a figure with several side by side
 WORDS = {  # that are set off by colour and weight, wherever a cell or a line begins with one
     "held": "held", "failed": "failed", "undecided": "undecided", "supported": "supported",
@@ -147,7 +148,8 @@ def figure(made: go.Figure, words: str = "", *, panel: int = PANEL_PIXELS) -> st
     height = layout.get("height", 450) - (margin.get("t", 100) - layout["margin"]["t"])
     layout["height"] = height
     columns = sum(1 for key in layout if re.fullmatch(r"xaxis\d*", key) and not _below(layout, key))
-    width = f"min-width:{panel * columns}px;" if columns > 2 else ""
+    least = panel * columns if columns > 2 else _readable(record["data"])
+    width = f"min-width:{least}px;" if least else ""
     said = " ".join(part for part in (_plain(line), words) if part)
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return (
@@ -182,6 +184,12 @@ def table(made: Table) -> str:
         f"<table><caption>{escape(words)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _readable(traces: Sequence[dict[str, Any]]) -> int:
+    """Least width in pixels at which the numbers in the cells of a map can be read."""
+    cells = [len(t["x"]) for t in traces if t["type"] == "heatmap" and t.get("texttemplate")]
+    return CELL_PIXELS * max(cells) + MAP_PIXELS if cells else 0
 
 
 def _below(layout: dict[str, Any], axis: str) -> bool:

@@ -114,6 +114,7 @@ def plot_evidence(trial: Trial) -> go.Figure:
                 error_x=dict(
                     array=[e.high - e.effect for e in shown],
                     arrayminus=[e.effect - e.low for e in shown], symmetric=False, thickness=1.5,
+                    color="#000000",
                 ),
                 marker=dict(
                     size=10, symbol=[OUTCOME_SYMBOLS[e.outcome] for e in shown],

@@ -65,7 +65,7 @@ def plot_map(
     figure.update_layout(
         template="plotly_white", height=650, title=title, margin=dict(t=80),
         legend=dict(title=label, itemsizing="constant"),
-        showlegend=color is not None,
+        showlegend=color is not None and not np.issubdtype(values.dtype, np.floating),
     )  # fmt: skip
     return figure
 

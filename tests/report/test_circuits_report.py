@@ -8,45 +8,13 @@ import json
 import networkx as nx
 import numpy as np
 import pandas as pd
-import pytest
 import xarray as xr
 from rich.console import Console
 
 import lens_slt as ls
-from lens_slt.circuits.evidence import Evidence
-from lens_slt.circuits.trial import Trial
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
-
-
-@pytest.fixture(scope="module")
-def trial():
-    hypothesis = ls.circuit("L0H2 -> L1H2.K -> logits; L0H2 -> L1H2.Q", "induction", name="mine")
-    evidence = (
-        Evidence("necessity", "circuit", 1.5, 1.2, 1.8, p=1e-4, corrected_p=4e-4, null="8 others",
-                 null_low=-0.2, null_high=0.3, null_share=0.0, outcome="held", votes=True),
-        Evidence("minimality", "L0H2", 1.4, 1.1, 1.6, p=1e-4, outcome="held", votes=True),
-        Evidence("minimality", "L1H2", 0.9, 0.7, 1.6, p=1e-4, outcome="held", votes=True),
-        Evidence("edge", "L0H2→L1H2.K", 1.1, 0.8, 1.4, p=1e-4, outcome="held", votes=True),
-        Evidence("edge", "L0H2→L1H2.Q", 0.01, -0.1, 0.04, p=0.4, outcome="failed", votes=True),
-        Evidence("faithfulness", "circuit", 0.2, 0.1, 0.3, unit="share", words="alone"),
-    )  # fmt: skip
-    curve = xr.Dataset(
-        {
-            "faithfulness": ("size", [0, 0.5, 1]), "low": ("size", [0, 0.4, 1]),
-            "high": ("size", [0, 0.6, 1]), "random": (("random_ranking", "size"), [[0, 0.1, 1.0]]),
-            "cpr": 0.5, "cmd": 0.5, "cpr_p": 0.5, "cmd_p": 0.5,
-        },
-        coords={"size": [0, 1, 2]},
-    )  # fmt: skip
-    return Trial(hypothesis, "contradicted", ("edge of L0H2→L1H2.Q fails",), ("L0H6 matters",),
-                 evidence, curve, {})  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def behaviour():
-    return ls.behaviour_scores(ls.load_model("attn-2l"), n_random=4)
 
 
 def shown(table) -> str:

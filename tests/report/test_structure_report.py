@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pandas as pd
-import pytest
 import xarray as xr
 from rich.console import Console
 
@@ -16,17 +15,6 @@ from lens_slt.report.files_structure import structure_records, write_structure
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.structure.overview import open_views, read_structure
-
-
-@pytest.fixture(scope="module")
-def views():
-    tokens = ls.load_tokens("code", n_sequences=8, length=24)
-    draws = ls.sample(
-        ls.load_model("attn-1l"), tokens, ["heads", "full"],
-        settings=ls.Settings(draws=20, burn_in=5, batch_size=4), probes={"code": tokens},
-        progress=False,
-    )  # fmt: skip
-    return read_structure(draws, "code", tokens)
 
 
 def shown(table) -> str:

@@ -1,0 +1,140 @@
+"""The report in a real browser: nothing fails, overlaps, or needs a mouse."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+import lens_slt as ls
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+WIDTHS = (400, 900, 1600)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None and not os.environ.get("CI"), reason="needs a Chromium on the path"
+    ),
+]
+
+# Texts of one figure that must not lie on each other.
+OVERLAPS = """() => {
+  const found = [];
+  const kinds = ['.legend', '.g-xtitle', '.g-ytitle', '.annotation', '.colorbar'];
+  for (const plot of document.querySelectorAll('.plot')) {
+    if (plot.offsetParent === null) continue;
+    const boxes = kinds.flatMap(kind => [...plot.querySelectorAll(kind)].map(
+      node => [kind, node.textContent.slice(0, 40), node.getBoundingClientRect()]));
+    boxes.forEach(([a, textA, x], i) => boxes.slice(i + 1).forEach(([b, textB, y]) => {
+      const wide = Math.min(x.right, y.right) - Math.max(x.left, y.left);
+      const tall = Math.min(x.bottom, y.bottom) - Math.max(x.top, y.top);
+      if (wide > 2 && tall > 2) found.push(`${plot.ariaLabel}: ${a} ${textA} / ${b} ${textB}`);
+    }));
+  }
+  const blocks = [...document.querySelectorAll('section > *, section figure')].filter(
+    node => node.offsetParent !== null);
+  for (const node of blocks) {
+    const next = node.nextElementSibling;
+    if (next && next.offsetParent !== null &&
+        next.getBoundingClientRect().top < node.getBoundingClientRect().bottom - 1)
+      found.push(`${node.textContent.slice(0, 40)} / ${next.textContent.slice(0, 40)}`);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, run):
+    """Opens the report; afterwards, nothing was complained about and nothing fetched."""
+    address = ls.write_report(run).resolve().as_uri()
+    pages, complaints, fetched = [], [], []
+
+    def open_at(width=900, theme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: fetched.append(request.url))
+        page.goto(f"{address}?theme={theme}")
+        page.wait_for_selector(".plot[data-drawn] .main-svg")
+        pages.append(page)
+        return page
+
+    yield open_at
+    for page in pages:
+        page.close()
+    assert [text for text in complaints if "GL Driver Message" not in text] == []
+    assert {url.partition(":")[0] for url in fetched} <= {"file", "data", "blob"}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_overlaps_or_sticks_out(width, theme, open_page):
+    page = open_page(width, "dark" if theme == "light" else "light")
+    page.evaluate("document.querySelectorAll('[role=tabpanel]').forEach(x => x.hidden = false)")
+    page.locator("#theme").click()  # draws what is now shown
+    page.wait_for_function("!document.querySelector('.plot:not([data-drawn])')")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OVERLAPS) == []
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (back == "rgb(255, 255, 255)") == (theme == "light")
+
+
+def test_tabs_work_with_the_keyboard_and_draw_what_they_show(open_page):
+    page = open_page()
+    tabs = page.locator('#modes [role="tablist"]').first.locator('[role="tab"]')
+    tabs.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    assert tabs.nth(1).get_attribute("aria-selected") == "true"
+    assert tabs.nth(0).get_attribute("tabindex") == "-1"
+    panel = page.locator(f"#{tabs.nth(1).get_attribute('aria-controls')}")
+    assert panel.is_visible()
+    assert panel.locator(".plot[data-drawn]").count() > 0
+    page.keyboard.press("ArrowRight")  # around the end
+    assert tabs.nth(0).get_attribute("aria-selected") == "true"
+    assert not panel.is_visible()
+
+
+def test_the_first_key_leads_past_the_navigation(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+
+
+def test_the_map_tells_a_token_in_context(open_page):
+    page = open_page(1600)
+    plot = page.locator("#map .plot").first
+    plot.scroll_into_view_if_needed()
+    place = plot.evaluate(
+        """node => {
+          const trace = node._fullData[0], layout = node._fullLayout, box =
+            node.getBoundingClientRect();
+          return [box.left + layout.xaxis._offset + layout.xaxis.c2p(trace.x[0]),
+                  box.top + layout.yaxis._offset + layout.yaxis.c2p(trace.y[0])];
+        }"""
+    )
+    page.mouse.move(place[0] - 30, place[1] - 30)
+    page.mouse.move(*place, steps=5)
+    shown = plot.locator(".hoverlayer .hovertext").first
+    shown.wait_for(timeout=5000)
+    assert "«" in shown.text_content()
+
+
+def test_the_theme_can_be_switched(open_page):
+    page = open_page()
+    button = page.locator("#theme")
+    assert button.get_attribute("aria-label") == "Switch to dark colours"
+    button.click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.evaluate("document.querySelector('.plot[data-drawn]').dataset.drawn") == "dark"
