@@ -34,10 +34,25 @@ from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import susceptibility
 from lens_slt.report.attention import show_attention
+from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
 from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+from lens_slt.report.plots_heads import (
+    plot_behaviour,
+    plot_composition,
+    plot_directions,
+    plot_edges,
+    plot_effects,
+)
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+from lens_slt.report.plots_tokens import (
+    plot_cluster_summary,
+    plot_clusters,
+    plot_influence,
+    plot_matrix,
+    plot_patterns,
+)
 from lens_slt.report.plots_traces import plot_all_traces, plot_traces
 from lens_slt.report.report import report_results, write_report
 from lens_slt.report.show import plot, register
@@ -97,18 +112,31 @@ __all__ = [
     "modes",
     "ngram_counts",
     "open_draws",
+    "paper_evidence",
+    "paper_modes",
+    "paper_rllc",
     "per_token_llc",
     "plant",
     "planted_suite",
     "plot",
     "plot_all_traces",
+    "plot_behaviour",
     "plot_calibration",
     "plot_circuit",
+    "plot_cluster_summary",
+    "plot_clusters",
+    "plot_composition",
+    "plot_directions",
+    "plot_edges",
+    "plot_effects",
     "plot_enrichment",
     "plot_evidence",
     "plot_faithfulness",
+    "plot_influence",
     "plot_map",
+    "plot_matrix",
     "plot_modes",
+    "plot_patterns",
     "plot_rllc",
     "plot_rllc_map",
     "plot_stability",

@@ -31,7 +31,7 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
     order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
     llc = llc.isel(component=order)
     names = [str(name) for name in llc["component"].values]
-    layers = np.array([_layer(name) for name in names])
+    layers = np.array([layer_of(name) for name in names])
     figure = make_subplots(
         cols=len(panels), shared_yaxes=True, subplot_titles=panels, horizontal_spacing=0.03
     )
@@ -39,10 +39,10 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
         value, error = llc["llc"], llc["se"]
         if column:
             value, error = llc["probe_llc"][:, column - 1], llc["probe_se"][:, column - 1]
-        for place, layer in enumerate(sorted(set(layers), key=_layer_place)):
+        for place, layer in enumerate(sorted(set(layers), key=layer_place)):
             rows = np.flatnonzero(layers == layer)
             figure.add_trace(
-                _points(llc, rows, value.values, error.values, place, _group_label(layer), column),
+                _points(llc, rows, value.values, error.values, place, group_label(layer), column),
                 row=1, col=column + 1,
             )  # fmt: skip
         figure.update_xaxes(title_text=LLC_AXIS, rangemode="tozero", col=column + 1)
@@ -137,10 +137,10 @@ def _calibration_lines(
         error = 100 * at["lowered_se"] / abs(at["control_loss"])
     symbols = _calibration_symbols(calibration, gamma)
     names = [str(name) for name in at["component"].values]
-    groups = sorted({_layer(name) for name in names}, key=_layer_place)
+    groups = sorted({layer_of(name) for name in names}, key=layer_place)
     lines: list[go.Scatter] = []
     for i, name in enumerate(names):
-        place = groups.index(_layer(name))
+        place = groups.index(layer_of(name))
         lines.append(
             go.Scatter(
                 x=at["n_beta"].values, y=value[:, i].values, mode="lines+markers",
@@ -149,8 +149,8 @@ def _calibration_lines(
                     color=COLOURS[place % len(COLOURS)], width=1, dash=DASHES[place % len(DASHES)]
                 ),
                 marker=dict(symbol=symbols, size=[13 if s == "star" else 8 for s in symbols]),
-                name=_group_label(_layer(name)), legendgroup=_layer(name),
-                showlegend=legend and name == next(n for n in names if _layer(n) == _layer(name)),
+                name=group_label(layer_of(name)), legendgroup=layer_of(name),
+                showlegend=legend and layer_of(name) not in map(layer_of, names[:i]),
                 text=[f"{name}: {why}" for why in at["why"].values],
                 hovertemplate="nβ %{x}: %{y:.3g}<br>%{text}<extra></extra>",
             )
@@ -193,16 +193,18 @@ def _points(
     )  # fmt: skip
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
+    """The layer of a component as text; the name of what belongs to no single layer."""
     match = re.match(r"L(\d+)", name)
     return match[1] if match and "+" not in name else name
 
 
-def _group_label(layer: str) -> str:
+def group_label(layer: str) -> str:
+    """What a legend calls a layer."""
     return f"layer {layer}" if layer.isdigit() else layer
 
 
-def _layer_place(layer: str) -> tuple[int, str]:
+def layer_place(layer: str) -> tuple[int, str]:
     """Sort key: layers by number, then what belongs to no single layer."""
     return (int(layer), "") if layer.isdigit() else (10**6, layer)
 

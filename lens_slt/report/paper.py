@@ -1,0 +1,140 @@
+"""Figures for papers: matplotlib, one or two columns wide, to be saved as vectors.
+
+``ls.paper_rllc(llc).savefig("rllc.pdf")``. Colours and signs are those of the plotly figures.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lens_slt.circuits.evidence import Evidence
+from lens_slt.circuits.trial import Trial
+from lens_slt.report.colours import COLOURS
+from lens_slt.report.plots import INTERVAL, LLC_AXIS, group_label, layer_of, layer_place
+from lens_slt.report.plots_circuits import VOTE_COLOURS
+from lens_slt.sampling.health import HEALTHY
+
+COLUMN, PAGE = 3.3, 6.9  # inches
+ROW, FRAME = 0.16, 0.8  # inches
+MARKERS = ("o", "D", "s", "^", "P", "*", "X")  # in the order of colours.SYMBOLS
+OUTCOME_MARKERS = {"held": "o", "failed": "x", "undecided": "o", "noted": "D"}
+
+
+def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
+    """Components ranked by λ̂ with 95 % intervals; open symbols are not healthy.
+
+    Args:
+        llc: from :func:`lens_slt.refined_llc`.
+        width: of the figure in inches.
+    """
+    order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
+    llc = llc.isel(component=order)
+    names = [str(name) for name in llc["component"].values]
+    groups = sorted({layer_of(name) for name in names}, key=layer_place)
+    figure, axes = _figure(width, len(names))
+    labelled = set()
+    for row, name in enumerate(names):
+        one, group = llc.isel(component=row), layer_of(name)
+        place = groups.index(group)
+        colour = COLOURS[place % len(COLOURS)]
+        axes.errorbar(
+            float(one["llc"]), row, xerr=INTERVAL * float(one["se"]), color=colour, capsize=2,
+            marker=MARKERS[place % len(MARKERS)], markersize=4, linewidth=0.8, linestyle="none",
+            markerfacecolor=colour if str(one["verdict"].values) == HEALTHY else "white",
+            label="" if group in labelled else group_label(group),
+        )  # fmt: skip
+        labelled.add(group)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(LLC_AXIS)
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]))
+    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    return figure
+
+
+def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> Figure:
+    """Loadings of the components on the first modes with 95 % intervals; open: may be noise.
+
+    Args:
+        found: from :func:`lens_slt.modes`.
+        n_modes: panels.
+        width: of the figure in inches.
+    """
+    names = [str(name) for name in found["component"].values]
+    n_modes = min(n_modes, found.sizes["mode"])
+    figure = Figure(figsize=(width, FRAME + ROW * len(names)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, n_modes, sharey=True))
+    for i, axes in enumerate(panels):
+        mode = found.isel(mode=i)
+        loading = mode["loading"].values
+        stable, spread = True, None
+        if "verdict" in mode:
+            stable = str(mode["verdict"].values).startswith("stable")
+            low, high = mode["loading_low"].values, mode["loading_high"].values
+            spread = np.abs([loading - low, high - loading])
+        axes.errorbar(
+            loading, range(len(names)), xerr=spread, color=COLOURS[0], capsize=2, marker="o",
+            markersize=4, linewidth=0.8, linestyle="none",
+            markerfacecolor=COLOURS[0] if stable else "white",
+        )  # fmt: skip
+        axes.axvline(0, color="grey", linewidth=0.6)
+        axes.set_title(
+            f"mode {int(mode['mode'])}: {100 * float(mode['explained']):.1f} %", fontsize=8
+        )
+        axes.set_xlabel("loading", fontsize=8)
+        axes.set_xlim(-1.05, 1.05)
+        _plain(axes)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
+    """Effects of a trial in nats with 95 % intervals, beside the middle 95 % of their nulls.
+
+    Filled circles hold, crosses fail, open circles are undecided, diamonds have no vote.
+
+    Args:
+        trial: from :func:`lens_slt.cross_check`.
+        width: of the figure in inches.
+    """
+    shown: list[Evidence] = [
+        one for one in trial.evidence if one.unit == "nats" and np.isfinite(one.effect)
+    ]
+    figure, axes = _figure(width, len(shown))
+    for row, one in enumerate(shown):
+        colour = VOTE_COLOURS[one.outcome]
+        if np.isfinite(one.null_low):
+            axes.plot(
+                [one.null_low, one.null_high], [row, row], color="lightgrey", linewidth=5,
+                solid_capstyle="butt", zorder=0,
+            )  # fmt: skip
+        axes.errorbar(
+            one.effect, row, xerr=[[one.effect - one.low], [one.high - one.effect]], color=colour,
+            marker=OUTCOME_MARKERS[one.outcome], markersize=4, capsize=2, linewidth=0.8,
+            markerfacecolor="white" if one.outcome == "undecided" else colour,
+        )  # fmt: skip
+    axes.set_yticks(
+        range(len(shown)),
+        [one.test if one.part == "circuit" else f"{one.test}: {one.part}" for one in shown],
+    )
+    axes.invert_yaxis()
+    axes.axvline(0, color="grey", linewidth=0.6)
+    axes.set_xlabel("effect (nats per token)")
+    return figure
+
+
+def _figure(width: float, rows: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, FRAME + ROW * rows), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    axes.xaxis.label.set_fontsize(8)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.tick_params(labelsize=7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

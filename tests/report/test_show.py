@@ -1,0 +1,122 @@
+"""Every result has a main figure, and shows itself in a notebook."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+import lens_slt as ls
+from lens_slt.report.show import FIGURES, kind_of, register
+
+
+@pytest.fixture(scope="module")
+def results(draws, views, trial, behaviour, tokens):
+    """One result of every kind, by the name of what made it."""
+    model = ls.load_model("attn-2l")
+    matrix = views["llc"].matrix.load()
+    found = ls.clusters(matrix, method="hdbscan", min_size=5)
+    patterns = ls.label_patterns(tokens)
+    pattern = patterns.sel(pattern="word_start").values
+    first, second = ls.halves(matrix)
+    return {
+        "draws": draws,
+        "refined_llc": ls.refined_llc(draws),
+        "per_token_llc": matrix,
+        "susceptibility": views["chi"].matrix,
+        "modes": views["llc"].modes,
+        "enrichment": views["llc"].by_mode,
+        "patterns": patterns,
+        "token_map": views["llc"].map,
+        "map_stability": ls.map_stability(views["llc"].map, views["llc"].map),
+        "clusters": found,
+        "cluster_summary": ls.cluster_summary(found, patterns, matrix, permutations=20),
+        "cluster_stability": ls.cluster_stability(
+            ls.clusters(first, method="hdbscan"), ls.clusters(second, method="hdbscan")
+        ),
+        "influence": ls.influence(draws, "L0H1", query="code"),
+        "effects": ls.ablate(model, tokens, "L0H2"),
+        "composition_scores": ls.composition_scores(model, n_null=2),
+        "composition_by_component": ls.composition_by_component(model, "L0H2", "L1H2", "K"),
+        "behaviour_scores": behaviour,
+        "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),
+        "faithfulness_curve": trial.curve.assign_attrs(result="faithfulness_curve"),
+        "trial": trial,
+        "hypothesis": trial.hypothesis,
+    }
+
+
+def test_every_kind_of_result_is_here_and_has_a_figure(results):
+    assert set(FIGURES) == {*results, "calibration"}  # that one is in tests/test_calibration.py
+    for name, result in results.items():
+        assert kind_of(result) == name
+        figure = ls.plot(result)
+        assert isinstance(figure, go.Figure), name
+        assert figure.layout.title.text, name
+
+
+def test_figures_hold_the_numbers(results):
+    figure = ls.plot(results["per_token_llc"])
+    np.testing.assert_allclose(figure.data[0].x, results["per_token_llc"]["mean"])
+    np.testing.assert_allclose(
+        figure.data[0].error_x.array, 1.96 * results["per_token_llc"]["mean_se"]
+    )
+    edges = ls.plot(results["edge_attribution"]).data[0]
+    effect = results["edge_attribution"]["effect"]
+    assert abs(edges.x[0]) == pytest.approx(float(abs(effect).max()))
+    source, rest = edges.y[0].split("→")
+    target, _, through = rest.partition(".")
+    assert float(effect.sel(source=source, target=target, through=through)) == edges.x[0]
+    share = ls.plot(results["patterns"]).data[0]
+    assert share.x[-1] == pytest.approx(
+        100 * results["patterns"].mean(("sequence", "position")).max()
+    )
+    panels = ls.plot(results["composition_scores"]).data
+    score = results["composition_scores"]["score"]
+    assert np.nanmax(panels[1].z) == pytest.approx(float(score.sel(through="K").max()))
+    effects = ls.plot(results["effects"])
+    assert f"{float(results['effects']['effect'].mean()):.3f}" in effects.layout.title.text
+
+
+def test_what_is_no_result_is_refused(results):
+    with pytest.raises(TypeError, match="result must be what a function of lens_slt returned"):
+        ls.plot([1, 2])
+    with pytest.raises(TypeError, match="got Dataset"):
+        ls.plot(results["modes"].isel(mode=0))  # a selection is an array like others
+
+
+def test_notebooks_show_table_and_figure(results, monkeypatch):
+    shells = pytest.importorskip("IPython.core.interactiveshell")
+    capture = pytest.importorskip("IPython.utils.capture")
+    shell = shells.InteractiveShell.instance()
+    register(shell)
+    # The bundle alone: a figure that shows itself asks for a front end.
+    monkeypatch.setattr(go.Figure, "_ipython_display_", None, raising=False)
+    other = xr.Dataset({"x": ("y", [1, 2])})
+    for name in ("draws", "refined_llc", "modes", "trial", "composition_scores"):
+        with capture.capture_output() as shown:
+            shell.display_formatter.format(results[name])
+        text = "".join(str(output.data) for output in shown.outputs)
+        assert len(shown.outputs) >= 2, name
+        assert ("<table>" in text) == (name != "composition_scores"), name
+    with capture.capture_output() as shown:
+        shell.display_formatter.format(other)
+    assert len(shown.outputs) == 1
+    assert "xr-wrap" in shown.outputs[0].data["text/html"]
+
+
+def test_paper_figures_are_vectors_with_every_component(results, trial, tmp_path):
+    llc = results["refined_llc"]
+    for figure, rows in (
+        (ls.paper_rllc(llc), llc.sizes["component"]),
+        (ls.paper_modes(results["modes"], n_modes=2), results["modes"].sizes["component"]),
+        (ls.paper_evidence(trial), 5),
+    ):
+        assert isinstance(figure, Figure)
+        assert len(figure.axes[0].get_yticks()) == rows
+        figure.savefig(tmp_path / "figure.pdf")
+        assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    order = [label.get_text() for label in ls.paper_rllc(llc).axes[0].get_yticklabels()]
+    assert order[-1] == str(llc["component"][int(llc["llc"].values.argmax())].values)
