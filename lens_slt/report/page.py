@@ -143,9 +143,11 @@ def figure(made: go.Figure, words: str = "", *, panel: int = PANEL_PIXELS) -> st
     title, _, line = str((layout.pop("title", None) or {}).get("text", "")).partition("<br>")
     layout.pop("template", None)
     margin = layout.get("margin", {})
-    panels = layout.get("annotations", [])
-    layout["margin"] = {**margin, "t": 70 if any("<br>" in a["text"] for a in panels) else 40}
-    height = layout.get("height", 450) - (margin.get("t", 100) - layout["margin"]["t"])
+    layout["margin"] = {"b": 55, **margin, "t": 70 if _tall_titles(layout) else 40}
+    # What the title had above the figure is not needed any more.
+    height = layout.get("height", 450) - sum(
+        margin.get(side, usual) - layout["margin"][side] for side, usual in (("t", 100), ("b", 80))
+    )
     layout["height"] = height
     columns = sum(1 for key in layout if re.fullmatch(r"xaxis\d*", key) and not _below(layout, key))
     least = panel * columns if columns > 2 else _readable(record["data"])
@@ -184,6 +186,11 @@ def table(made: Table) -> str:
         f"<table><caption>{escape(words)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _tall_titles(layout: dict[str, Any]) -> bool:
+    """Whether panels have titles of two lines."""
+    return any("<br>" in note["text"] for note in layout.get("annotations", []))
 
 
 def _readable(traces: Sequence[dict[str, Any]]) -> int:

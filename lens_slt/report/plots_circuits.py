@@ -80,7 +80,7 @@ def plot_circuit(
     figure.update_yaxes(visible=False, range=[-tallest - 0.8, tallest + 0.6])
     verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
     figure.update_layout(
-        template="plotly_white", height=int(300 + 130 * tallest * 2), title=(
+        template="plotly_white", height=int(260 + 130 * tallest * 2), title=(
             f"Circuit for {graph.graph['pattern']}{verdict}<br><sup>layers from left to right; "
             "solid: holds, dashed: fails, dotted: undecided; nats: what its ablation costs</sup>"
         ),
