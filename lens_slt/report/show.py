@@ -81,6 +81,11 @@ _NEEDED = {
     "composition_by_component": ("direction",), "behaviour_scores": ("component",),
     "edge_attribution": ("source", "target", "through"), "faithfulness_curve": ("size",),
 }  # fmt: skip
+STYLE = (  # what a table has on a report page, for the front ends of notebooks
+    "<style>.lens-slt td, .lens-slt th {text-align: left} "
+    ".lens-slt .number {text-align: right; white-space: nowrap} "
+    ".lens-slt caption {caption-side: bottom; text-align: left; white-space: pre-line}</style>"
+)
 _CLASSES = {Trial: "trial", CircuitHypothesis: "hypothesis", Calibration: "calibration"}
 
 
@@ -146,7 +151,7 @@ def _display(result: Any) -> None:
         return
     words = table_of(result)
     if words:
-        display(HTML(words))
+        display(HTML(f'<div class="lens-slt">{STYLE}{words}</div>'))
     display(plot(result))
     if not isinstance(result, tuple(_CLASSES)):
         arrays = page.fold("The labelled arrays", result._repr_html_())

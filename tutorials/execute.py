@@ -1,0 +1,150 @@
+"""Make and run the tutorials.
+
+    python tutorials/execute.py                    # run every notebook, each in a fresh kernel
+    python tutorials/execute.py 1_quickstart       # only these
+    python tutorials/execute.py --out executed     # keep the executed notebooks
+    python tutorials/execute.py --make             # write every .ipynb from its .py; run nothing
+
+Notebooks run with this Python and this checkout's ``lens_slt``, without a network, in an empty
+folder; the files here are not changed. Exit code 1 if a notebook fails or takes more than 300 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+FOLDER = Path(__file__).resolve().parent
+REPOSITORY = FOLDER.parent
+LONGEST = 300  # seconds that a tutorial may take
+
+
+def sources() -> list[Path]:
+    """The tutorials as text, in order."""
+    return sorted(FOLDER.glob("[0-9]_*.py"))
+
+
+def notebook_text(source: Path) -> str:
+    """The .ipynb of a tutorial: what jupytext makes of its .py, with the same bytes every time.
+
+    jupytext gives cells random names; here they follow from what a cell says.
+    """
+    notebook = jupytext.read(source, fmt="py:percent")
+    seen: Counter[str] = Counter()
+    for cell in notebook.cells:
+        name = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        seen[name] += 1
+        cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel})
+    return nbformat.writes(notebook) + "\n"
+
+
+def make(chosen: Sequence[Path]) -> None:
+    """Write the .ipynb beside every .py."""
+    for source in chosen:
+        source.with_suffix(".ipynb").write_text(notebook_text(source), encoding="utf-8")
+        print(f"wrote {source.stem}.ipynb")
+
+
+def execute(path: Path, out: Path | None) -> tuple[int, float, str]:
+    """Number of code cells, seconds, and what went wrong ("" if nothing did)."""
+    # On use: the test that compares .py with .ipynb needs no kernel.
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    class ThisPython(AsyncKernelManager):
+        """Starts kernels with the Python that runs this, whatever kernels are installed."""
+
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", self.connection_file]
+            return [*command, "--log-level=ERROR", *(extra_arguments or [])]
+
+    notebook = nbformat.read(path, as_version=4)
+    n_cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    problem = ""
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=LONGEST,
+            kernel_manager_class=ThisPython,
+            resources={"metadata": {"path": folder}},
+        )
+        start = time.perf_counter()
+        try:
+            client.execute(env=_environment())
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            problem = str(error)
+        seconds = time.perf_counter() - start
+    if not problem and seconds > LONGEST:
+        problem = f"took {seconds:.0f} s; at most {LONGEST} s are allowed"
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, out / path.name)
+    return n_cells, seconds, problem
+
+
+def _environment() -> dict[str, str]:
+    """The kernel's environment: this checkout first, the Hugging Face hub never asked."""
+    places = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return {
+        # A figure is kept as data and as HTML that draws it.
+        "PLOTLY_RENDERER": "plotly_mimetype+notebook_connected",
+        **os.environ,
+        **offline,
+        "PYTHONPATH": os.pathsep.join(place for place in places if place),
+    }
+
+
+def _chosen(names: Sequence[str]) -> list[Path]:
+    known = {path.stem: path for path in sources()}
+    wanted = [Path(name).stem for name in names] or list(known)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        sys.exit(f"no tutorial {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in wanted]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tutorials; all by default")
+    parser.add_argument("--out", type=Path, help="folder for the executed notebooks")
+    parser.add_argument("--make", action="store_true", help="write the .ipynb files; run nothing")
+    given = parser.parse_args(arguments)
+    chosen = _chosen(given.names)
+    if given.make:
+        make(chosen)
+        return 0
+    rows, problems = [], {}
+    print(f"{'tutorial':<30} {'cells':>5} {'seconds':>8}  result", flush=True)
+    for source in chosen:
+        n_cells, seconds, problem = execute(source.with_suffix(".ipynb"), given.out)
+        rows.append(seconds)
+        if problem:
+            problems[source.stem] = problem
+        result = "failed" if problem else "passed"
+        print(f"{source.stem:<30} {n_cells:>5} {seconds:>8.1f}  {result}", flush=True)
+    print(f"{'total':<30} {'':>5} {sum(rows):>8.1f}")
+    for name, problem in problems.items():
+        print(f"\n== {name}\n{problem}")
+    print(f"{len(rows) - len(problems)} passed, {len(problems)} failed")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
