@@ -202,7 +202,7 @@ ls.plot_traces(slow, "L0H1")
 # %% [markdown]
 # `still rising`: the traces climb to the end. More burn-in is the cure, or a larger ε.
 #
-# And one mistake that **no verdict sees**. Plain SGLD with a step that is twice the default:
+# And one mistake that **the traces do not show**. Plain SGLD with a step that is twice the default:
 
 # %%
 biased = ls.sample(
@@ -223,12 +223,14 @@ pd.DataFrame(
 # %%
 right = table.sel(component=["L0H1", "L1H2"])
 assert bool((wrong["llc"] > 1.4 * right["llc"]).all())
-assert (wrong["verdict"] == "healthy").all()
+assert (wrong["verdict"] == "beyond the prior").all()
 
 # %% [markdown]
 # Level traces, chains that agree, R̂ near 1, and λ̂ far too high: with large steps SGLD samples
-# *another distribution*, and samples it well. Health says that the chains are fine, not that the
-# sampler is right. How to tell is the subject of
+# *another distribution*, and samples it well. Only the distance gives it away: the draws lie
+# further from the trained weights than the prior alone would put them (`beyond the prior`). Smaller
+# biases have no verdict: healthy chains are fine, which does not mean that the sampler is right.
+# How to tell is the subject of
 # [tutorial 2](https://github.com/lens-slt/lens_slt/blob/main/tutorials/2_choosing_settings.ipynb).
 
 # %% [markdown]

@@ -16,10 +16,15 @@ chains disagree       the chain's mean is more than 5 standard errors and more  
 below start           mean paired loss below zero by more than 2 standard         kept, named
                       errors: the given weights are not at a local minimum
 signal below noise    mean paired loss within 2 standard errors of zero           kept, named
+beyond the prior      mean squared distance from the given weights more than 5    kept, named
+                      standard errors and more than a tenth above the prior's:
+                      the step size is too large, and λ̂ too high
 healthy               none of these
 ====================  ==========================================================  ==============
 
-The last two are kept because leaving out chains for having a small mean would bias the mean.
+Those that are kept would bias the mean if they were left out, or are all there is. A step size may
+be too large long before chains get beyond the prior: healthy does not mean unbiased. The last rule
+is not applied to ``rmsprop_sgld``, whose noise is not the prior's.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from lens_slt.sampling.importance import LARGEST_K_HAT, smoothed_weights
 from lens_slt.sampling.settings import Settings
 
 HEALTHY = "healthy"
+BEYOND = "beyond the prior"
 EXCLUDED = ("diverged", "spiky", "still rising", "still falling", "chains disagree")
 LARGEST_RHAT = 1.05
 DISTANCE_FACTOR = 10.0  # of the squared distance expected under the prior
@@ -44,6 +50,7 @@ SPIKE_NEIGHBOURS = 5  # draws on each side of the largest that may belong to the
 MOVED = 5.0  # standard errors
 MOVED_SHARE = 0.1  # of the mean
 NOISE = 2.0  # standard errors
+BEYOND_SHARE = 0.1  # of the prior's squared distance
 
 
 def diagnose(posterior: xr.Dataset, n_parameters: FloatArray, settings: Settings) -> xr.Dataset:
@@ -63,6 +70,11 @@ def diagnose(posterior: xr.Dataset, n_parameters: FloatArray, settings: Settings
         else:
             expected = n_parameters[i] / settings.gamma
             words, rhat = _chain_verdicts(loss[i], distance[i], expected)
+            if settings.sampler != "rmsprop_sgld":
+                words = [
+                    BEYOND if word == HEALTHY and _is_beyond(one, expected) else word
+                    for word, one in zip(words, distance[i].astype(np.float64), strict=True)
+                ]
         ok = np.array([not _is_excluded(word) for word in words])
         verdicts.append(words)
         used.append(ok)
@@ -150,6 +162,14 @@ def _trace_verdict(loss: FloatArray, mean: float, error: float) -> str:
     if mean < NOISE * error:
         return "signal below noise"
     return HEALTHY
+
+
+def _is_beyond(distance: FloatArray, expected: float) -> bool:
+    """Whether a chain stays further from the given weights than the prior alone would."""
+    above = float(distance.mean()) - expected
+    if not above > BEYOND_SHARE * expected:
+        return False
+    return above > MOVED * standard_error(distance[None])
 
 
 def _importance_verdicts(loss: FloatArray, n_beta: float) -> tuple[list[str], float]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from scipy.stats import hypergeom
 from sklearn.neighbors import NearestNeighbors
@@ -54,8 +55,8 @@ def token_map(
         raise ValueError(f"min_dist must be between 0 and 1; got {min_dist!r}")
     points = standardized(matrix, centre_rows=centre_rows)
     check_enough(len(points), n_neighbors)
-    umap = _umap()
-    with _random_state_kept(), warnings.catch_warnings():
+    with _global_state_kept(), warnings.catch_warnings():
+        umap = _umap()
         warnings.filterwarnings("ignore", message=".*n_jobs value.*")
         made = umap.UMAP(
             n_neighbors=n_neighbors, min_dist=min_dist, n_components=components,
@@ -123,11 +124,16 @@ def _umap() -> Any:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Put Python's and NumPy's global random states back on any exit."""
+def _global_state_kept() -> Iterator[None]:
+    """Put Python's and NumPy's random states, and the number of threads, back on any exit.
+
+    Numba sets the number of threads of the whole process.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    threads = torch.get_num_threads()
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002

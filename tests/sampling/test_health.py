@@ -41,6 +41,31 @@ def test_healthy_chains_are_rarely_accused():
     assert accused <= 4  # of 400 chains
 
 
+@pytest.mark.parametrize(
+    ("sampler", "factor", "verdict"),
+    [
+        ("lm", 1.2, "beyond the prior"),
+        ("sgld", 1.2, "beyond the prior"),
+        ("lm", 1.05, "healthy"),
+        ("rmsprop_sgld", 1.2, "healthy"),  # its noise is not the prior's
+    ],
+)
+def test_chains_beyond_the_prior_are_named_and_kept(sampler, factor, verdict):
+    """‖v − v*‖² of the prior: γ⁻¹ times a χ² of as many degrees of freedom as weights."""
+    rng = np.random.default_rng(0)
+    loss = autoregressive(rng)
+    distance = factor * rng.chisquare(N_PARAMETERS, loss.shape) / SETTINGS.gamma
+    found = verdicts(loss, distance, SETTINGS.but(sampler=sampler))
+    assert (found["verdict"] == verdict).all()
+    assert found["used"].all()
+
+
+def test_few_weights_wander_without_being_accused():
+    rng = np.random.default_rng(0)
+    distance = 1.15 * N_PARAMETERS / SETTINGS.gamma * rng.gamma(2, 0.5, (4, 200))
+    assert (verdicts(autoregressive(rng), distance)["verdict"] == "healthy").all()
+
+
 @pytest.mark.parametrize("shape", [0.25, 0.5, 5.0])
 def test_the_tail_of_a_singular_posterior_is_no_spike(shape):
     """nβ·ΔL of a healthy chain follows a gamma distribution of shape λ."""

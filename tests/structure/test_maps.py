@@ -39,7 +39,7 @@ def blobs() -> tuple[xr.Dataset, np.ndarray]:
 def made() -> xr.Dataset:
     """The session's first map: UMAP's compilation is what these tests cost."""
     numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    pytorch = torch.get_rng_state()
+    pytorch, threads = torch.get_rng_state(), torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*n_jobs.*")
         found = token_map(blobs()[0], n_neighbors=15, seed=1)
@@ -47,6 +47,7 @@ def made() -> xr.Dataset:
     assert np.random.get_state()[2] == numpy[2]  # noqa: NPY002
     assert random.getstate() == python
     assert torch.equal(torch.get_rng_state(), pytorch)
+    assert torch.get_num_threads() == threads  # numba sets that of the process
     return found
 
 
