@@ -156,7 +156,7 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     sampling = (tmp_path / "api/sampling/index.html").read_text("utf-8")
     assert 'id="lens_slt.sample"' in sampling
-    assert "<td>still rising (still falling)</td>" in sampling  # a table of two lines a row
+    assert "times as far from the given weights as the prior allows</td>" in sampling  # two lines
     for page in tmp_path.rglob("*.html"):
         text = page.read_text("utf-8")
         assert not re.search(r":(func|class|mod):|={4,}", text), f"{page}: markup of docstrings"

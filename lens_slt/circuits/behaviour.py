@@ -26,13 +26,15 @@ embedding. Norms after the attention are not accounted for.
 ``head_type`` is the first of these that holds:
 
 =================== ============================================================================
+type                rule
+=================== ============================================================================
 ``previous token``  previous_token is at least 0.5
 ``current token``   current_token is at least 0.5
 ``induction``       prefix_matching is at least 0.3 and copying above 0
 ``first token``     first_token is at least 0.5
 ``multigram``       ngram + skip_gram is more than 1 nat, and 3 standard errors, above zero
 ``copying``         copying is at least 0.7
-``other``
+``other``           none of these
 =================== ============================================================================
 """
 
@@ -298,7 +300,7 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
         for i in layers:
             if any((name, i) not in attended for name in masks):
                 q, k = (kept[f"blocks.{i}.attn.hook_{part}"] for part in "qk")
-                look(_pattern(adapted, q, k), i)
+                look(attention_pattern(adapted, q, k), i)
     return _Seen(
         {name: torch.cat([attended[name, i] for i in layers]) for name in masks},
         torch.cat([kept[f"blocks.{i}.attn.hook_z"].permute(2, 0, 1, 3) for i in layers]),
@@ -306,7 +308,7 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
     )
 
 
-def _pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
+def attention_pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
     """Attention ``[sequence, head, query, key]`` of models that do not show theirs (OPT)."""
     arch = adapted.architecture
     if arch is None:

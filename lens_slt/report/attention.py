@@ -11,7 +11,7 @@ from circuitsvis.utils.render import RenderedHTML
 from torch import Tensor
 
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.behaviour import _pattern
+from lens_slt.circuits.behaviour import attention_pattern
 from lens_slt.data.checks import check_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
@@ -106,7 +106,7 @@ def _patterns(
             if f"{name}pattern" in cache:
                 pattern = cache[f"{name}pattern"]
             else:  # OPT has none
-                pattern = _pattern(adapted, cache[f"{name}q"], cache[f"{name}k"])
+                pattern = attention_pattern(adapted, cache[f"{name}q"], cache[f"{name}k"])
             found[layer] = pattern[0].double().cpu().numpy()
     return found
 

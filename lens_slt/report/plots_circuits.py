@@ -36,23 +36,25 @@ def plot_circuit(
     between: dict[tuple[str, str], int] = {}
     for source, target, edge in graph.edges(data=True):
         colour, dash = LOOKS[edge["outcome"]]
-        # Several edges between two heads lie side by side.
-        shift = 0.12 * between.get((source, target), 0)
+        # Several edges between two heads bend away from each other.
+        shift = 0.25 * between.get((source, target), 0)
         between[source, target] = between.get((source, target), 0) + 1
         (x0, y0), (x1, y1) = place[source], place[target]
+        bend = (x0 + x1) / 2, (y0 + y1) / 2 + shift
         words = [edge["through"] or "logits", edge["outcome"]]
         if edge["effect"] is not None:
             words.append(f"{edge['effect']:.2f} nats")
         figure.add_trace(
             go.Scatter(
-                x=[x0, (x0 + x1) / 2, x1], y=[y0 + shift, (y0 + y1) / 2 + shift, y1 + shift],
+                x=[x0, bend[0], x1], y=[y0, bend[1], y1],
                 mode="lines+text", text=["", edge["through"], ""], textposition="top center",
-                line=dict(color=colour, width=2.5, dash=DASH_NAMES[dash]), showlegend=False,
+                line=dict(color=colour, width=2.5, dash=DASH_NAMES[dash]),
+                showlegend=False,
                 hovertemplate=f"{source}→{target} {', '.join(filter(None, words))}<extra></extra>",
             )
         )  # fmt: skip
         figure.add_annotation(
-            x=x1, y=y1 + shift, ax=(x0 + 3 * x1) / 4, ay=(y0 + 3 * y1) / 4 + shift, text="",
+            x=x1, y=y1, ax=(bend[0] + 2 * x1) / 3, ay=(bend[1] + 2 * y1) / 3, text="",
             xref="x", yref="y", axref="x", ayref="y", arrowhead=2, arrowcolor=colour,
             arrowwidth=2, standoff=22,
         )  # fmt: skip

@@ -11,7 +11,9 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import read_zarr
+from lens_slt.circuits import behaviour as behaviour_scores
 from lens_slt.circuits.trial import Trial, read_trials
+from lens_slt.data import patterns
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
 from lens_slt.report.files import ABOUT, BEHAVIOUR, DRAWS, REPORT, TRIALS
@@ -22,6 +24,7 @@ from lens_slt.report.plots_heads import plot_behaviour
 from lens_slt.report.plots_maps import plot_map
 from lens_slt.report.plots_modes import QUANTITIES, plot_enrichment, plot_modes
 from lens_slt.report.plots_traces import plot_all_traces, plot_traces
+from lens_slt.report.rules import rules
 from lens_slt.report.tables import (
     health_summary,
     notes,
@@ -32,6 +35,7 @@ from lens_slt.report.tables import (
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
 from lens_slt.report.tables_modes import NAMES, modes_table, reliability_table
 from lens_slt.report.token_strips import token_strips
+from lens_slt.sampling import health
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import component_names, open_draws, settings_of
 from lens_slt.structure.contexts import contexts
@@ -200,6 +204,7 @@ def _health(draws: xr.DataTree, llc: xr.Dataset) -> str:
         summary
         + page.bullets(f"! {line}" for line in bad)
         + page.paragraph(words, "quiet")
+        + page.fold("The verdicts and their rules", page.pairs(rules(health.__doc__)))
         + page.table(rllc_table(llc, notes(draws)))
     )
 
@@ -252,7 +257,12 @@ def _modes(views: Mapping[str, View]) -> str:
         "Reliability of the columns",
         page.table(reliability_table(*(view.matrix for view in views.values()))),
     )
-    return page.paragraph(words) + reliability + page.tabs(panels, "Matrix")
+    what = page.fold("What the patterns are", page.pairs(_pattern_rules()))
+    return page.paragraph(words) + reliability + what + page.tabs(panels, "Matrix")
+
+
+def _pattern_rules() -> dict[str, str]:
+    return {name: f"the token {words}" for name, words in rules(patterns.__doc__).items()}
 
 
 def _view(view: View) -> str:
@@ -340,6 +350,10 @@ def _circuits(trials: Sequence[Trial], behaviour: xr.Dataset | None, llc: xr.Dat
         parts.append(
             page.fold("The same scores as a table", page.table(behaviour_table(behaviour, llc)))
         )
+        kinds = rules(behaviour_scores.__doc__)
+        for name, rule in rules(behaviour_scores.__doc__, table=1).items():
+            kinds[f"type: {name}"] = rule
+        parts.append(page.fold("What the scores and the types are", page.pairs(kinds)))
     return "".join(parts)
 
 

@@ -10,7 +10,8 @@ diverged              a non-finite loss, or the chain is more than √10 times a
 spiky                 a draw more than 20 standard deviations of the draws not    excluded
                       near it away from their mean
 still rising          the line fitted to the trace rises by more than 5           excluded
-(still falling)       standard errors and by more than a tenth of the mean
+                      standard errors and by more than a tenth of the mean
+still falling         it falls by as much                                         excluded
 chains disagree       the chain's mean is more than 5 standard errors and more    excluded
                       than a tenth of the mean away from the median chain
 below start           mean paired loss below zero by more than 2 standard         kept, named

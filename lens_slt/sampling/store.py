@@ -149,13 +149,22 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
     here = json.loads(json.dumps(identity))
     differing = [key for key in here if key != "record" and there.get(key) != here[key]]
     if differing:
-        what = "; ".join(
-            f"{key}: {_short(there.get(key))} there, {_short(here[key])} here" for key in differing
-        )
+        what = "; ".join(_difference(key, there.get(key), here[key]) for key in differing)
         raise ValueError(
             f"path: {str(path)!r} holds the draws of another run ({what}); "
             "use another path, or delete it"
         )
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    """What differs, by the names within where there are any."""
+    if isinstance(there, dict) and isinstance(here, dict) and here:
+        names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        return f"{key}: " + ", ".join(
+            f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here"
+            for name in names
+        )
+    return f"{key}: {_short(there)} there, {_short(here)} here"
 
 
 def _short(value: Any) -> str:

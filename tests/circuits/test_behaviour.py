@@ -15,9 +15,9 @@ from lens_slt.circuits.behaviour import (
     DIRECT,
     TYPES,
     _multigrams,
-    _pattern,
     _random_tokens,
     _Sums,
+    attention_pattern,
     behaviour_scores,
 )
 from lens_slt.models.adapter import adapt, copy_weights, weights_hash
@@ -168,7 +168,7 @@ def test_the_pattern_that_stands_in_is_the_models_own(name):
     parts = [f"blocks.1.attn.hook_{part}" for part in ("q", "k", "pattern")]
     kept = seen_by_hooks(model, some_tokens(), parts)
     q, k, pattern = (kept[part] for part in parts)
-    torch.testing.assert_close(_pattern(adapt(model), q, k), pattern, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attention_pattern(adapt(model), q, k), pattern, atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_that_hides_its_attention_has_scores_too():

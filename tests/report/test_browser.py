@@ -26,7 +26,8 @@ OVERLAPS = """() => {
   const kinds = ['.legend', '.g-xtitle', '.g-ytitle', '.annotation', '.colorbar'];
   for (const plot of document.querySelectorAll('.plot')) {
     if (plot.offsetParent === null) continue;
-    const boxes = kinds.flatMap(kind => [...plot.querySelectorAll(kind)].map(
+    const boxes = kinds.flatMap(kind => [...plot.querySelectorAll(kind)].filter(
+      node => node.textContent.trim()).map(
       node => [kind, node.textContent.slice(0, 40), node.getBoundingClientRect()]));
     boxes.forEach(([a, textA, x], i) => boxes.slice(i + 1).forEach(([b, textB, y]) => {
       const wide = Math.min(x.right, y.right) - Math.max(x.left, y.left);

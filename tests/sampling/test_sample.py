@@ -304,7 +304,7 @@ def test_unfinished_draws_are_not_opened(tmp_path, monkeypatch):
     [
         (dict(model=native(seed=1, normalization_type=None)), "model"),
         (dict(components="L0H1,L1H3"), "components"),
-        (dict(settings=SHORT.but(n_beta=31.0)), "settings"),
+        (dict(settings=SHORT.but(n_beta=31.0)), "settings: n_beta 30.0 there, 31.0 here"),
         (dict(probes={"p": tokens_for(2)}), "probes"),
     ],
 )
