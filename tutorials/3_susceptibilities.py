@@ -167,7 +167,7 @@ modes[["explained", "angle", "verdict"]].to_dataframe().round({"explained": 3, "
 
 # %%
 loading = modes["loading"].sel(mode=2)
-assert str(loading["component"][int(loading.argmax())].values) == "L1H2"
+assert str(loading["component"][int(loading.values.argmax())].values) == "L1H2"
 others = modes["loading_high"].sel(mode=2).drop_sel(component="L1H2")
 assert float(modes["loading_low"].sel(mode=2, component="L1H2")) > float(others.max())
 assert (modes["loading_low"].sel(mode=1) > 0).all()
