@@ -109,7 +109,7 @@ def _table(lines: list[str]) -> list[str]:
         if i in rules:
             continue
         cells = [line[a:b].strip() for a, b in bounds]
-        if rows and (not cells[0] or cells[0].startswith("(")):
+        if rows and not cells[0]:
             rows[-1] = [f"{old} {new}".strip() for old, new in zip(rows[-1], cells, strict=True)]
         else:
             rows.append(cells)

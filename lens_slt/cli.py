@@ -103,7 +103,7 @@ def demo(
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = demonstration.LENGTH,
 ) -> None:
     """Refined LLC of every head of the shipped model, with error bars and health verdicts."""
-    path = out / "draws.zarr"
+    path = out / DRAWS
     with guarded(as_json, path):
         settings = demonstration.demo_settings(draws, seed)
         say(demonstration.WHAT)
@@ -156,7 +156,7 @@ def rllc(
     as_json: Json = False,
 ) -> None:
     """Refined LLCs of any components of any model on any tokens."""
-    path = out / "draws.zarr"
+    path = out / DRAWS
     with guarded(as_json, path):
         chosen = make_settings(
             preset, settings, n_beta=n_beta, gamma=gamma, step_size=step_size, sampler=sampler,
@@ -220,7 +220,7 @@ def susceptibility(
     as_json: Json = False,
 ) -> None:
     """Susceptibilities and per-token rLLCs of a probe's tokens, their modes and patterns."""
-    path = out / "draws.zarr"
+    path = out / DRAWS
     with guarded(as_json, path):
         choice("estimator", estimator, ESTIMATORS)
         chosen = make_settings(
@@ -298,7 +298,7 @@ def cross_check(
     as_json: Json = False,
 ) -> None:
     """Put circuit hypotheses on trial: ablations, path ablations, composition, statistics."""
-    path = out / "draws.zarr"
+    path = out / DRAWS
     with guarded(as_json, path):
         given = _hypotheses(hypothesis, pattern)
         chosen = make_settings(

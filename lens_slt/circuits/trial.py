@@ -271,21 +271,22 @@ def _reason(one: Evidence) -> str:
     if not np.isfinite(one.effect):
         return f"{name}: {one.words}"
     if one.outcome == "held":
-        return f"{name} holds: {effect}, p {_p(one.corrected_p)}"
+        return f"{name} holds: {effect}, p {p_words(one.corrected_p)}"
     if one.outcome == "failed":
         return f"{name} fails: {effect}, below {one.least:g}"
     why = []
     if one.effect < one.least:
         why.append(f"below {one.least:g}, but the interval is not")
     if not one.corrected_p < LEVEL:
-        why.append(f"corrected p {_p(one.corrected_p)}")
+        why.append(f"corrected p {p_words(one.corrected_p)}")
     if one.test != "minimality" and not one.null_share <= LEVEL:
         share = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} % of "
         why.append(f"{share}{one.null}{' reach it' if share else ''}")
     return f"{name} is undecided: {effect}; {'; '.join(why)}"
 
 
-def _p(p: float) -> str:
+def p_words(p: float) -> str:
+    """A p-value as text."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

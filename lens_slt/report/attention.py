@@ -15,7 +15,7 @@ from lens_slt.circuits.behaviour import attention_pattern
 from lens_slt.data.checks import check_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
-from lens_slt.structure.contexts import VISIBLE
+from lens_slt.structure.contexts import visible_text
 
 DECIMALS = 5  # of what is written into the page
 
@@ -115,6 +115,4 @@ def _words(row: Tensor, tokenizer: Any) -> list[str]:
     """What each token says, its id where nothing can tell."""
     if tokenizer is None:
         return [str(token) for token in row.tolist()]
-    if not callable(getattr(tokenizer, "decode", None)):
-        raise TypeError(f"tokenizer must have a decode method; got {type(tokenizer).__name__}")
-    return [str(tokenizer.decode([token])).translate(VISIBLE) for token in row.tolist()]
+    return visible_text(row.cpu().numpy(), tokenizer).tolist()

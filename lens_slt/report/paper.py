@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
@@ -16,6 +16,10 @@ from lens_slt.report.colours import COLOURS
 from lens_slt.report.plots import INTERVAL, LLC_AXIS, group_label, layer_of, layer_place
 from lens_slt.report.plots_circuits import VOTE_COLOURS
 from lens_slt.sampling.health import HEALTHY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.3, 6.9  # inches
 ROW, FRAME = 0.16, 0.8  # inches
@@ -34,7 +38,7 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
     llc = llc.isel(component=order)
     names = [str(name) for name in llc["component"].values]
     groups = sorted({layer_of(name) for name in names}, key=layer_place)
-    figure, axes = _figure(width, len(names))
+    figure, (axes,) = _figure(width, len(names))
     labelled = set()
     for row, name in enumerate(names):
         one, group = llc.isel(component=row), layer_of(name)
@@ -64,8 +68,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
     """
     names = [str(name) for name in found["component"].values]
     n_modes = min(n_modes, found.sizes["mode"])
-    figure = Figure(figsize=(width, FRAME + ROW * len(names)), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, n_modes, sharey=True))
+    figure, panels = _figure(width, len(names), n_modes)
     for i, axes in enumerate(panels):
         mode = found.isel(mode=i)
         loading = mode["loading"].values
@@ -83,9 +86,8 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
         axes.set_title(
             f"mode {int(mode['mode'])}: {100 * float(mode['explained']):.1f} %", fontsize=8
         )
-        axes.set_xlabel("loading", fontsize=8)
+        axes.set_xlabel("loading")
         axes.set_xlim(-1.05, 1.05)
-        _plain(axes)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     return figure
@@ -103,7 +105,7 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     shown: list[Evidence] = [
         one for one in trial.evidence if one.unit == "nats" and np.isfinite(one.effect)
     ]
-    figure, axes = _figure(width, len(shown))
+    figure, (axes,) = _figure(width, len(shown))
     for row, one in enumerate(shown):
         colour = VOTE_COLOURS[one.outcome]
         if np.isfinite(one.null_low):
@@ -126,15 +128,15 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     return figure
 
 
-def _figure(width: float, rows: int) -> tuple[Figure, Axes]:
+def _figure(width: float, rows: int, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure for so many rows, panels side by side."""
+    from matplotlib.figure import Figure  # on use: it takes most of a second to load
+
     figure = Figure(figsize=(width, FRAME + ROW * rows), layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    axes.xaxis.label.set_fontsize(8)
-    return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=7)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    made = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    for axes in made:
+        axes.tick_params(labelsize=7)
+        axes.xaxis.label.set_fontsize(8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    return figure, made

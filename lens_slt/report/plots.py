@@ -11,13 +11,13 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from lens_slt.calibration import Calibration
+from lens_slt.circuits.hypothesis import HEAD
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.sampling.health import HEALTHY
 
 INTERVAL = 1.96  # standard errors either side
 LLC_AXIS = "λ̂ (dimensionless)"
 ROW_PIXELS = 24
-_HEAD = re.compile(r"L(\d+)H(\d+)")
 
 
 def plot_rllc(llc: xr.Dataset) -> go.Figure:
@@ -66,7 +66,7 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
     found = {
         (int(match[1]), int(match[2])): i
         for i, name in enumerate(llc["component"].values)
-        if (match := _HEAD.fullmatch(str(name)))
+        if (match := HEAD.fullmatch(str(name)))
     }
     if not found:
         raise ValueError("llc has no single heads, such as L1H3; a layer × head map needs them")
@@ -207,8 +207,3 @@ def group_label(layer: str) -> str:
 def layer_place(layer: str) -> tuple[int, str]:
     """Sort key: layers by number, then what belongs to no single layer."""
     return (int(layer), "") if layer.isdigit() else (10**6, layer)
-
-
-def is_head(name: str) -> bool:
-    """Whether a component is a single head, such as L1H3."""
-    return _HEAD.fullmatch(name) is not None

@@ -12,9 +12,11 @@ import xarray as xr
 
 from lens_slt.arrays import read_zarr
 from lens_slt.circuits import behaviour as behaviour_scores
+from lens_slt.circuits.hypothesis import HEAD
 from lens_slt.circuits.trial import Trial, read_trials
 from lens_slt.data import patterns
 from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.observables.susceptibility import FULL
 from lens_slt.report import page
 from lens_slt.report.files import ABOUT, BEHAVIOUR, DRAWS, REPORT, TRIALS
 from lens_slt.report.page import Section
@@ -140,11 +142,11 @@ def _lead(llc: xr.Dataset | None, views: Mapping[str, View], trials: Sequence[Tr
     if llc is not None:
         healthy = int((llc["verdict"] == HEALTHY).sum())
         found["components healthy"] = f"{healthy} of {llc.sizes['component']}"
-        heads = llc.sel(component=[n for n in llc["component"].values if n != "full"])
-        if np.isfinite(heads["llc"].values).any():
-            top = int(np.nanargmax(heads["llc"].values))
-            value, error = float(heads["llc"][top]), float(heads["se"][top])
-            name = str(heads["component"].values[top])
+        parts = _but_full(llc)
+        if np.isfinite(parts["llc"].values).any():
+            top = int(np.nanargmax(parts["llc"].values))
+            value, error = float(parts["llc"][top]), float(parts["se"][top])
+            name = str(parts["component"].values[top])
             found["largest refined LLC, ± standard error"] = f"{name}: {value:.2f} ± {error:.2f}"
     for key, view in views.items():
         stable = sum(str(word).startswith("stable") for word in view.modes["verdict"].values)
@@ -155,6 +157,11 @@ def _lead(llc: xr.Dataset | None, views: Mapping[str, View], trials: Sequence[Tr
             f"{n} {word}" for word, n in counts.items() if n
         )
     return page.cards(found)
+
+
+def _but_full(llc: xr.Dataset) -> xr.Dataset:
+    """The components that are parts of the model."""
+    return llc.sel(component=[name for name in llc["component"].values if name != FULL])
 
 
 _VERDICTS = ("supported", "contradicted", "undecided")
@@ -217,11 +224,11 @@ def _rllc(llc: xr.Dataset) -> str:
             "values within this page only: all depend on nβ and γ."
         )
     ]
-    heads = llc.sel(component=[n for n in llc["component"].values if "H" in n and "+" not in n])
+    heads = llc.sel(component=[n for n in llc["component"].values if HEAD.fullmatch(n)])
     if heads.sizes["component"]:
         parts.append(page.figure(plot_rllc_map(heads)))
     # The whole model's value is many times a head's and would flatten the others.
-    without_full = llc.sel(component=[n for n in llc["component"].values if n != "full"])
+    without_full = _but_full(llc)
     shown = without_full if without_full.sizes["component"] else llc
     parts.append(page.figure(plot_rllc(shown)))
     if llc.sizes.get("probe"):

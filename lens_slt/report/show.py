@@ -126,11 +126,8 @@ def table_of(result: Any) -> str:
         llc = refined_llc(result.drop_nodes("probes", errors="ignore"))
         words = page.paragraph(f"Health: {health_summary(llc)}")
         return words + page.table(rllc_table(llc, notes(result)))
-    if kind == "trial":
-        return page.paragraph(str(result)) + page.table(evidence_table(result))
-    if kind == "hypothesis":
-        return page.paragraph(str(result))
-    return page.table(TABLES[kind](result)) if kind in TABLES else ""
+    words = page.paragraph(str(result)) if kind in ("trial", "hypothesis") else ""
+    return words + (page.table(TABLES[kind](result)) if kind in TABLES else "")
 
 
 def register(shell: Any) -> None:

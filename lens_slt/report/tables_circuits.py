@@ -9,7 +9,7 @@ import xarray as xr
 from rich.table import Table
 
 from lens_slt.circuits.evidence import Evidence
-from lens_slt.circuits.trial import Trial, compare
+from lens_slt.circuits.trial import Trial, compare, p_words
 from lens_slt.report.tables import plain_table
 
 SHORT = {  # the scores that a terminal has room for
@@ -59,7 +59,13 @@ def evidence_table(trial: Trial) -> Table:
         null = "" if np.isnan(one.null_low) else f"{one.null_low:.2f}…{one.null_high:.2f}"
         reach = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} %"
         table.add_row(
-            one.test, one.part, _effect(one), _p(corrected), null, reach, styled(one.outcome)
+            one.test,
+            one.part,
+            _effect(one),
+            "" if np.isnan(corrected) else p_words(corrected),
+            null,
+            reach,
+            styled(one.outcome),
         )
     return table
 
@@ -105,9 +111,3 @@ def _effect(one: Evidence) -> str:
 
 def _number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.2f}"
-
-
-def _p(p: float) -> str:
-    if np.isnan(p):
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -43,9 +43,17 @@ def token_texts(found: xr.Dataset, tokenizer: Any = None) -> NDArray[np.object_]
     """
     if "text" in found.coords:
         return found["text"].values.astype(object)
-    tokenizer = _tokenizer(tokenizer)
-    ids, places = np.unique(found["token_id"].values, return_inverse=True)
-    known = [str(tokenizer.decode([int(token)])).translate(VISIBLE) for token in ids]
+    return visible_text(found["token_id"].values, _tokenizer(tokenizer))
+
+
+def visible_text(ids: NDArray[np.integer[Any]], tokenizer: Any) -> NDArray[np.object_]:
+    """What every token says, with white space made visible; TypeError for what is no tokenizer."""
+    if not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(
+            f"tokenizer must have a decode method; got {type(tokenizer).__name__}: pass the model's"
+        )
+    kinds, places = np.unique(ids, return_inverse=True)
+    known = [str(tokenizer.decode([int(token)])).translate(VISIBLE) for token in kinds]
     return np.array(known, dtype=object)[places]
 
 
@@ -84,12 +92,9 @@ def top_tokens(
 
 
 def _tokenizer(tokenizer: Any) -> Any:
-    if tokenizer is None:
-        from lens_slt.models.tokenizer import shipped_tokenizer
+    """The shipped models' by default."""
+    if tokenizer is not None:
+        return tokenizer
+    from lens_slt.models.tokenizer import shipped_tokenizer
 
-        return shipped_tokenizer()
-    if not hasattr(tokenizer, "decode"):
-        raise TypeError(
-            f"tokenizer must have a decode method; got {type(tokenizer).__name__}: pass the model's"
-        )
-    return tokenizer
+    return shipped_tokenizer()
