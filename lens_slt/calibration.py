@@ -35,10 +35,11 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.progress import track
-from lens_slt.sampling.health import HEALTHY, LARGEST_RHAT, independent_units, standard_error
+from lens_slt.sampling.health import HEALTHY, LARGEST_RHAT
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings, choice
+from lens_slt.sampling.spread import independent_units, standard_error
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -185,7 +186,7 @@ def choose(evidence: xr.Dataset, settings: Settings) -> Calibration:
     least = np.nanmin([*(row["sensitivity"] for row in rows), np.inf])
     ties = [row for row in rows if not row["sensitivity"] > least + TIE]
     best = min(ties, key=lambda row: (-row["below_prior"], row["n_beta"]))
-    draws = max(settings.draws, Settings().draws)
+    draws = max(settings.least_draws, Settings().least_draws)
     chosen = settings.but(n_beta=best["n_beta"], gamma=best["gamma"], draws=draws)
     reason = f"nβ {best['n_beta']:g}, γ {best['gamma']:g}: {len(rows)} of {len(flat)} settings"
     if not np.isfinite(best["sensitivity"]):

@@ -16,12 +16,17 @@ from rich.progress import (
 
 
 @contextmanager
-def track(label: str, total: int, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left; yields a function that is told how many steps are done."""
+def track(label: str, total: int, show: bool = True) -> Iterator[Callable[..., None]]:
+    """A bar with the time left; yields a function that is told how many steps are done.
+
+    It takes the steps done and, where that changes, how many there will be in all.
+    """
     columns = (
         TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, transient=True, disable=not show) as bar:
         task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done, total=max(total, done))
+        yield lambda done, all_of_them=total: bar.update(
+            task, completed=done, total=max(all_of_them, done)
+        )

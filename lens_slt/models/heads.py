@@ -11,7 +11,7 @@ directions only. With A the unembedding behind the final norm's centring and wei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -68,6 +68,10 @@ class HeadSuffix:
             ]
             rows.append(torch.cat([part.flatten() for part in parts]))
         return torch.stack(rows)
+
+    def of(self, members: tuple[int, ...]) -> HeadSuffix:
+        """The same for some of its heads."""
+        return replace(self, heads=tuple(self.heads[i] for i in members))
 
     def losses(
         self, v: Tensor, prefix: Prefix, *, gradient: bool, chunk: int | None = None

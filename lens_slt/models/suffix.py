@@ -37,6 +37,10 @@ class Suffix(Protocol):
         """The given weights, ``[component, parameter]``."""
         ...
 
+    def of(self, members: tuple[int, ...]) -> Suffix:
+        """The same for some of its components."""
+        ...
+
     def losses(
         self, v: Tensor, prefix: Prefix, *, gradient: bool, chunk: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -54,6 +58,9 @@ class FunctionalSuffix:
 
     def star(self) -> Tensor:
         return flatten_slots(self.component, self.weights)[None]
+
+    def of(self, members: tuple[int, ...]) -> Suffix:
+        return self
 
     def losses(
         self, v: Tensor, prefix: Prefix, *, gradient: bool, chunk: int | None = None
@@ -118,6 +125,9 @@ class ModuleSuffix:
 
     def star(self) -> Tensor:
         return flatten_slots(self.component, self.weights)[None]
+
+    def of(self, members: tuple[int, ...]) -> Suffix:
+        return self
 
     def losses(
         self, v: Tensor, prefix: Prefix, *, gradient: bool, chunk: int | None = None

@@ -65,8 +65,9 @@ def influence(
     weight, _ = reader.weights(component)
     if not weight.any():
         raise ValueError(f"component {component!r}: no chain can be used (see draws['health'])")
-    if reader.n_draws < 4:
-        raise ValueError(f"influence needs at least four draws with probes; got {reader.n_draws}")
+    n_draws = reader.n_draws(component)
+    if n_draws < 4:
+        raise ValueError(f"influence needs at least four draws with probes; got {n_draws}")
     sizes = [_n_units(r, unit) for r in (reader, other)]
     if 4 * sizes[0] * sizes[1] > LARGEST:
         raise ValueError(
@@ -75,7 +76,7 @@ def influence(
         )
     a, where_a = _series(reader, component, unit)
     b, where_b = (a, where_a) if other is reader else _series(other, component, unit)
-    value, se = _negative_covariance(a, b, weight, reader.blocks, kind == "correlation")
+    value, se = _negative_covariance(a, b, weight, reader.blocks(component), kind == "correlation")
     coords: dict[str, Any] = {}
     for dim, where in (("query", where_a), ("source", where_b)):
         for key, index in where.items():
@@ -83,7 +84,7 @@ def influence(
     dims = ("query", "source")
     attrs = {
         **draws.attrs, "result": "influence", "component": component, "unit": unit, "kind": kind,
-        "same_probe": int(other is reader), "blocks": len(reader.blocks),
+        "same_probe": int(other is reader), "blocks": reader.n_blocks,
     }  # fmt: skip
     return xr.Dataset({"influence": (dims, value), "se": (dims, se)}, coords, attrs)
 
@@ -131,7 +132,8 @@ def _n_units(reader: ProbeReader, unit: str) -> int:
 
 def _series(reader: ProbeReader, component: str, unit: str) -> tuple[FloatArray, dict[str, Any]]:
     """Paired losses ``[chain, draw, unit]``, and which sequence and position each unit is."""
-    values = reader.probe["paired_loss"].sel(component=component).values
+    drawn = slice(reader.n_draws(component))
+    values = reader.probe["paired_loss"].sel(component=component)[:, drawn].values
     if unit == "token":
         sequence, position = np.nonzero(reader.real)
         return values[:, :, reader.real].astype(np.float64), {

@@ -21,8 +21,7 @@ import xarray as xr
 import zarr
 
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
-from lens_slt.sampling.importance import smoothed_weights
-from lens_slt.sampling.result import dataset, settings_of
+from lens_slt.sampling.result import dataset, n_draws, settings_of
 
 MOST_BLOCKS = 32  # of consecutive draws; a standard error from 8 is itself a quarter uncertain
 SHORTEST_BLOCK = 5  # draws with probes, where there are enough of them
@@ -78,29 +77,37 @@ class ProbeReader:
     name: str  # of the probe
     probe: xr.Dataset
     real: BoolArray  # [sequence, position]: not padding
+    most_blocks: int = MOST_BLOCKS
+
+    def n_draws(self, component: str) -> int:
+        """Draws of a component at which the probe was evaluated."""
+        return int((self.probe["draw"].values < n_draws(self.draws, component)).sum())
 
     @property
-    def n_draws(self) -> int:
-        return int(self.probe.sizes["draw"])
+    def n_blocks(self) -> int:
+        """Blocks of draws, as many for every component."""
+        n = min(self.n_draws(str(name)) for name in self.probe["component"].values)
+        return min(self.most_blocks, max(n // SHORTEST_BLOCK, min(4, n // 2), 1))
 
-    @property
-    def blocks(self) -> list[slice]:
+    def blocks(self, component: str) -> list[slice]:
         """Consecutive draws that are summed together."""
-        n = min(MOST_BLOCKS, max(self.n_draws // SHORTEST_BLOCK, min(4, self.n_draws // 2), 1))
-        edges = np.linspace(0, self.n_draws, n + 1).astype(int)
+        edges = np.linspace(0, self.n_draws(component), self.n_blocks + 1).astype(int)
         return [slice(a, b) for a, b in pairwise(edges)]
 
     def weights(self, component: str) -> tuple[FloatArray, FloatArray]:
         """Weight of every draw ``[chain, draw]``, zero for excluded chains, and φ."""
         settings = settings_of(self.draws)
         posterior, health = dataset(self.draws, "posterior"), dataset(self.draws, "health")
-        phi = posterior["paired_loss"].sel(component=component, draw=self.probe["draw"]).values
+        drawn = self.probe["draw"][: self.n_draws(component)]
+        phi = posterior["paired_loss"].sel(component=component, draw=drawn).values
         phi = phi.astype(np.float64)
         used = health["used"].sel(component=component).values.astype(bool)
         weight = np.repeat(used[:, None], phi.shape[1], 1).astype(np.float64)
-        if settings.sampler == "importance" and used.any():
-            smoothed, _ = smoothed_weights(phi[used].ravel(), settings.n_beta)
-            weight[used] = smoothed.reshape(phi[used].shape) * phi[used].size
+        weighted = None
+        if used.any():
+            weighted = settings.method.draw_weights(phi[used].ravel(), settings.n_beta)
+        if weighted is not None:
+            weight[used] = weighted[0].reshape(phi[used].shape) * phi[used].size
         return weight, phi
 
     def moments(self, component: str) -> Moments | None:
@@ -111,7 +118,7 @@ class ProbeReader:
             return None
         sums = []
         values = self.probe["paired_loss"].sel(component=component)
-        for block in self.blocks:
+        for block in self.blocks(component):
             w, f = weight[alive, block].ravel(), phi[alive, block].ravel()
             x = values[:, block].values[alive][:, :, self.real]
             x = x.reshape(len(w), -1).astype(np.float64)
@@ -161,7 +168,7 @@ def per_token_matrix(
     ``estimate`` maps the means of the component and of ``others`` to values per token. With
     ``path`` the matrix goes to a Zarr group there and is read from it.
     """
-    blocks = len(reader.blocks)
+    blocks = reader.n_blocks
     keep_blocks = keep_blocks and blocks > 1
     n_tokens = int(reader.real.sum())
     arrays = _arrays(path, [*names, "se"], blocks * keep_blocks, len(components), n_tokens)

@@ -8,10 +8,14 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.sampling.health import independent_units, standard_error
-from lens_slt.sampling.importance import smoothed_weights, weighted_mean
 from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.spread import independent_units, standard_error
+
+ROOT_COLUMNS = (
+    "n_parameters", "n_draws", "step_size", "steps_per_draw", "curvature", "prior_loss",
+    "prior_loss_se", "choice", "bias", "bias_se",
+)  # fmt: skip
 
 
 def refined_llc(draws: xr.DataTree) -> xr.Dataset:
@@ -40,12 +44,17 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
     """
     settings = settings_of(draws)
     posterior, health = dataset(draws, "posterior"), dataset(draws, "health")
+    root = draws.to_dataset()
     names = posterior["component"].values
     used = health["used"].values.astype(bool)
-    loss = posterior["paired_loss"].values.astype(np.float64)
-    estimates = np.array(
-        [_estimate(loss[i], loss[i], used[i], settings) for i in range(len(names))]
-    )
+    counts = root["n_draws"].values
+    loss = [
+        posterior["paired_loss"].values[i, :, : counts[i]].astype(float) for i in range(len(names))
+    ]
+    steps = [
+        posterior["step_loss"].values[i, :, : counts[i]].astype(float) for i in range(len(names))
+    ]
+    estimates = np.array([_mean(steps[i], loss[i], used[i], settings) for i in range(len(names))])
     scale = settings.n_beta
     data: dict[str, Any] = {
         "llc": ("component", scale * estimates[:, 0]),
@@ -55,8 +64,11 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         "rhat": ("component", health["rhat"].values),
         "chains_used": ("component", used.sum(1)),
         "verdict": ("component", health["summary"].values),
-        "n_parameters": ("component", draws.to_dataset()["n_parameters"].values),
     }
+    for name in ("certificate", "why", "defect", "defect_se", "defect_share", "defect_share_se"):
+        data[name] = ("component", health[name].values)
+    for name in ROOT_COLUMNS:
+        data[name] = ("component", root[name].values)
     coords: dict[str, Any] = {"component": names}
     if "probes" in draws.children:
         probes = {
@@ -66,7 +78,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         values = np.array(
             [
                 [
-                    _estimate(_probe_trace(probe, i, settings), loss[i], used[i], settings)
+                    _mean(_probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
                     for probe in probes.values()
                 ]
                 for i in range(len(names))
@@ -77,25 +89,33 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
     return xr.Dataset(data, coords=coords, attrs={**draws.attrs, "result": "refined_llc"})
 
 
-def _probe_trace(probe: xr.Dataset, component: int, settings: Settings) -> FloatArray:
+def _probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
     """Mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
-    per_token = probe["paired_loss"][component].values.astype(np.float64)
+    drawn = probe["draw"].values < n_draws
+    per_token = probe["paired_loss"][component, :, drawn].values.astype(np.float64)
     real = np.isfinite(probe["base_loss"].values)  # padding has no loss
     return per_token[:, :, real].mean(-1)
 
 
-def _estimate(
+def _mean(
     trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
 ) -> tuple[float, float, float]:
     """Mean, standard error and effective number of draws of ``trace [chain, draw]``."""
     if not used.any():
         return float("nan"), float("nan"), 0.0
-    if settings.sampler == "importance":
-        thin = settings.thin if trace.shape != sampling_loss.shape else 1
-        weights, _ = smoothed_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
-        return weighted_mean(weights, trace[used].ravel())
+    thin = settings.thin if trace.shape != sampling_loss.shape else 1
+    weighted = settings.method.draw_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
+    if weighted is not None:
+        return weighted_mean(weighted[0], trace[used].ravel())
     units = independent_units(trace, used, settings.antithetic)
     error = standard_error(units)
     spread = trace[used].std(ddof=1) if trace[used].size > 1 else float("nan")
     ess = (spread / error) ** 2 if error > 0 else float("nan")
     return float(units.mean()), error, float(ess)
+
+
+def weighted_mean(weights: FloatArray, values: FloatArray) -> tuple[float, float, float]:
+    """Mean, standard error (delta method) and effective number of draws."""
+    mean = float(weights @ values)
+    error = float(np.sqrt((weights**2) @ (values - mean) ** 2))
+    return mean, error, float(1 / (weights**2).sum())

@@ -13,6 +13,7 @@ between tokens, standardised columns and differences between data sets do not co
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,10 @@ def susceptibility(
         raise ValueError("draws hold no component besides 'full': sample components such as heads")
     others = []
     if estimator == "two_posterior":
-        whole = _full_reader(draws, full, reader, probe).moments(FULL)
+        other = _full_reader(draws, full, reader, probe)
+        most = min(reader.n_blocks, other.n_blocks)
+        reader, other = replace(reader, most_blocks=most), replace(other, most_blocks=most)
+        whole = other.moments(FULL)
         if whole is None:
             raise ValueError(
                 "full: none of its chains can be used (see draws['health']); sample it with a "

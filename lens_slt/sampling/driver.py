@@ -1,222 +1,330 @@
-"""The lock-step loop: all components and chains advance on the same minibatch."""
+"""The lock-step loop: all components and chains advance on the same minibatch.
+
+Every component follows a course of its own (:mod:`lens_slt.sampling.course`): those that need a
+smaller step take more steps a draw, those that are done leave the loop, and the others go on.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lens_slt.sampling import lm, pcn, rmsprop_sgld, sgld
+from lens_slt.sampling.course import Course, decide, first_course, is_decision
+from lens_slt.sampling.members import Evaluate, Members, Part, Target
+from lens_slt.sampling.metric import Metric
+from lens_slt.sampling.pilot import Pilot, pilot
 from lens_slt.sampling.randomness import chain_noise, chain_uniform
 from lens_slt.sampling.result import probe_array
+from lens_slt.sampling.sampler import Chains, Losses, Seen, join, tensors
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import DrawStore
 
 SECONDS_BETWEEN_SAVES = 60.0
-
-State = dict[str, Tensor]  # of one group of components; every tensor starts [component, chain]
+BLOCK_STEPS = 10  # between saves
+SUMMED = ("step_loss", "virial", "defect")  # over the steps of a draw
 
 
 @dataclass(frozen=True)
-class Members:
-    """Components that are evaluated together."""
+class Run:
+    """The chains of one group that still move; rows follow ``members``."""
 
-    names: list[str]
-    star: Tensor  # [component, parameter]
-
-
-class Target(Protocol):
-    """A loss that chains explore, for one or more groups of components."""
+    group: int
+    members: tuple[int, ...]
+    state: Any
+    sums: Tensor  # [component, chain, 3], of SUMMED since the last draw
 
     @property
-    def groups(self) -> list[Members]: ...
+    def part(self) -> Part:
+        return self.group, self.members
 
-    def minibatch_losses(self, v: list[Tensor], step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Paired losses ``[component, chain]`` and gradients on the minibatch of this step."""
-        ...
 
-    def full_losses(self, v: list[Tensor]) -> list[Tensor]:
-        """Paired losses ``[component, chain]`` on the whole fixed likelihood set."""
-        ...
+@dataclass(frozen=True)
+class Book:
+    """Everything that a run needs to go on from a step."""
 
-    def probe_losses(self, v: list[Tensor]) -> dict[str, Tensor]:
-        """Paired per-token losses ``[component, chain, sequence, position]`` of every probe."""
-        ...
+    step: int
+    courses: tuple[Course, ...]  # of all components, in the order of the arrays
+    runs: tuple[Run, ...]
+
+    @property
+    def done(self) -> bool:
+        return all(course.done for course in self.courses)
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Steps of components that are taken, and all that are now foreseen."""
+        taken = sum(course.taken for course in self.courses)
+        return taken, taken + sum(c.steps_left for c in self.courses if not c.done)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went: one entry per component, in the order of the arrays."""
+
+    courses: tuple[Course, ...]
+    pilot: Pilot
+    steps: int
 
 
 def run_chains(
     target: Target,
     settings: Settings,
     store: DrawStore,
-    on_step: Callable[[int], None] = lambda step: None,
-) -> None:
+    on_step: Callable[[Book], None] = lambda book: None,
+) -> Outcome:
     """Advance all chains to the end, recording into ``store``; resumes where the store stands.
 
-    Draw t is the state before step t's update: its paired loss, its distance from the given weights
-    and, at every ``thin``-th draw, its probe losses belong to the same weights.
+    A draw is a state before its update: its paired loss, its distance from the given weights and,
+    at every ``thin``-th draw, its probe losses belong to the same weights.
     """
-    done = _restore(target, settings, store)
-    advance = _SAMPLERS[settings.sampler]
-    noises = _NoiseTape(target, settings)
+    loop = _Loop(target, settings, store)
+    book = loop.restored()
+    if book is None:
+        book = loop.begun()
     saved = time.monotonic()
     try:
-        for step in range(done[0], settings.steps):
-            states = done[1]
-            us = [state["u"] for state in states]
-            new_states, losses, recorded = advance(target, settings, states, noises, step)
-            if recorded is not None:
-                us = recorded
-            distance = [u.square().sum(-1) for u in us]
-            probes = {}
-            draw = step - settings.burn_in_steps
-            if draw >= 0 and draw % settings.thin == 0:
-                probes = target.probe_losses([m.star[:, None] + u for m, u in _zip(target, us)])
-            store.put("paired_loss", step, torch.cat(losses))
-            store.put("squared_distance", step, torch.cat(distance))
-            for name, values in probes.items():
-                store.put(probe_array(name), draw // settings.thin, values)
-            done = (step + 1, new_states)  # one assignment: an interrupt sees both or neither
-            on_step(step)
-            due = time.monotonic() - saved > SECONDS_BETWEEN_SAVES
-            if due or store.is_block_end(step):
-                _save(target, done, store)
+        while not book.done:
+            book = loop.after(book)  # one assignment: an interrupt sees both or neither
+            on_step(book)
+            due = time.monotonic() - saved > SECONDS_BETWEEN_SAVES or store.is_full()
+            if due or book.step % BLOCK_STEPS == 0:
+                loop.save(book)
                 saved = time.monotonic()
     finally:
-        _save(target, done, store)  # what is finished is kept, also after Ctrl-C
+        loop.save(book)  # what is finished is kept, also after Ctrl-C
+    return Outcome(book.courses, loop.pilot, book.step)
 
 
-class _NoiseTape:
-    """Noise by step; remembers the last one because Leimkuhler–Matthews uses each twice."""
+class _Loop:
+    """The parts of a run that stay the same from step to step."""
 
-    def __init__(self, target: Target, settings: Settings) -> None:
-        self._groups, self._settings = target.groups, settings
-        self._last: dict[int, list[Tensor]] = {}
+    pilot: Pilot
 
-    def at(self, step: int) -> list[Tensor]:
-        if step not in self._last:
-            s = self._settings
-            kept = {k: v for k, v in self._last.items() if k == step - 1}
-            like = [m.star[:, None].expand(-1, s.chains, -1) for m in self._groups]
-            kept[step] = [
-                chain_noise(x, m.names, s.seed, step, s.antithetic)
-                for x, m in zip(like, self._groups, strict=True)
-            ]
-            self._last = kept
-        return self._last[step]
+    def __init__(self, target: Target, settings: Settings, store: DrawStore) -> None:
+        self.target, self.settings, self.store = target, settings, store
+        sizes = [len(members.names) for members in target.groups]
+        self.first = [sum(sizes[:i]) for i in range(len(sizes))]  # place of a group's first member
 
+    def begun(self) -> Book:
+        """Before the first step."""
+        self.pilot = pilot(self.target, self.settings)
+        groups = self.target.groups
+        n = sum(len(members.names) for members in groups)
+        courses = (first_course(self.settings),) * n
+        runs = []
+        for g, members in enumerate(groups):
+            rows = tuple(range(len(members.names)))
+            state = self._fresh((g, rows), courses, 0)
+            runs.append(Run(g, rows, state, self._no_sums(members.star, len(rows))))
+        return Book(0, courses, tuple(runs))
 
-_Advance = Callable[
-    [Target, Settings, list[State], _NoiseTape, int],
-    tuple[list[State], list[Tensor], list[Tensor] | None],
-]
+    def after(self, book: Book) -> Book:
+        """One step further."""
+        parts = [run.part for run in book.runs if run.members]
+        exact = self.settings.method.EXACT
+        fixed = self.target.everything() if exact else self.target.minibatch(book.step, parts)
+        courses = list(book.courses)
+        runs = []
+        for run in book.runs:
+            if run.members:
+                run = self._advanced(run, fixed, courses, book.step)
+            runs.append(run)
+        return Book(book.step + 1, tuple(courses), tuple(runs))
 
+    def _advanced(self, run: Run, fixed: Evaluate, courses: list[Course], step: int) -> Run:
+        chains = self._chains(run.part, tuple(courses))
+        losses = PartLosses(run.part, fixed)
+        state, seen = self.settings.method.step(run.state, losses, chains, step)
+        sums = run.sums + _summed(seen)
+        places = [self.first[run.group] + i for i in run.members]
+        for place in places:
+            courses[place] = courses[place].stepped()
+        complete = [row for row, place in enumerate(places) if courses[place].between]
+        if not complete:
+            return replace(run, state=state, sums=sums)
+        self._record(run, seen, sums, complete, courses)
+        sums[complete] = 0
+        run = replace(run, state=state, sums=sums)
+        return self._decided(run, places, courses, step + 1)
 
-def _langevin(
-    target: Target, settings: Settings, states: list[State], noises: _NoiseTape, step: int
-) -> tuple[list[State], list[Tensor], list[Tensor] | None]:
-    v = [m.star[:, None] + s["u"] for m, s in zip(target.groups, states, strict=True)]
-    losses, grads = target.minibatch_losses(v, step)
-    noise = noises.at(step)
-    after = noises.at(step + 1) if settings.sampler == "lm" else noise
-    epsilon, n_beta, gamma = settings.epsilon, settings.n_beta, settings.gamma
-    new: list[State] = []
-    for state, g, xi, xi_next in zip(states, grads, noise, after, strict=True):
-        u = state["u"]
-        if settings.sampler == "lm":
-            u = lm.step(u, g, xi, xi_next, step_size=epsilon, n_beta=n_beta, gamma=gamma)
-            new.append({"u": u})
-        elif settings.sampler == "sgld":
-            new.append({"u": sgld.step(u, g, xi, step_size=epsilon, n_beta=n_beta, gamma=gamma)})
-        else:
-            u, square = rmsprop_sgld.step(
-                u, state["square"], g, xi, step_size=epsilon, n_beta=n_beta, gamma=gamma
-            )
-            new.append({"u": u, "square": square})
-    return new, losses, None
+    def _record(
+        self, run: Run, seen: Seen, sums: Tensor, complete: list[int], courses: list[Course]
+    ) -> None:
+        """Put what belongs to complete draws into the store."""
+        drawn = []
+        distance = seen.u.square().sum(-1)
+        host = {
+            "paired_loss": seen.loss.float().cpu().numpy(),
+            "squared_distance": distance.float().cpu().numpy(),
+        }
+        means = sums.float().cpu().numpy()
+        for row in complete:
+            place = self.first[run.group] + run.members[row]
+            course = courses[place]
+            if course.draws < 1:
+                interval = course.taken // course.stride - 1
+                self.store.put("burn_in_loss", place, interval, host["paired_loss"][row])
+                continue
+            draw = course.draws - 1
+            drawn.append(row)
+            for name, values in host.items():
+                self.store.put(name, place, draw, values[row])
+            for i, name in enumerate(SUMMED):
+                self.store.put(name, place, draw, means[row, :, i] / course.stride)
+        if drawn:
+            self._record_others(run, seen, drawn, courses)
 
+    def _record_others(self, run: Run, seen: Seen, drawn: list[int], courses: list[Course]) -> None:
+        """Put full losses and probes, which are evaluated for the draws only."""
+        s = self.settings
+        draw = {row: courses[self.first[run.group] + run.members[row]].draws - 1 for row in drawn}
+        if s.full_loss:
+            part = (run.group, tuple(run.members[row] for row in drawn))
+            values, _ = self.target.everything()(part, seen.u[drawn], gradient=False)
+            for row, value in zip(drawn, values, strict=True):
+                place = self.first[run.group] + run.members[row]
+                self.store.put("full_loss", place, draw[row], value)
+        probed = [row for row in drawn if draw[row] % s.thin == 0]
+        if not probed:
+            return
+        part = (run.group, tuple(run.members[row] for row in probed))
+        for name, found in self.target.probe_losses(part, seen.u[probed]).items():
+            for row, value in zip(probed, found, strict=True):
+                place = self.first[run.group] + run.members[row]
+                self.store.put(probe_array(name), place, draw[row] // s.thin, value)
 
-def _crank_nicolson(
-    target: Target, settings: Settings, states: list[State], noises: _NoiseTape, step: int
-) -> tuple[list[State], list[Tensor], list[Tensor] | None]:
-    proposals = [
-        pcn.propose(state["u"], state["scale"], noise, settings.gamma)
-        for state, noise in zip(states, noises.at(step), strict=True)
-    ]
-    losses = target.full_losses([m.star[:, None] + u for m, u in _zip(target, proposals)])
-    new: list[State] = []
-    for members, state, u, loss in zip(target.groups, states, proposals, losses, strict=True):
-        uniform = chain_uniform(members.names, settings.chains, settings.seed, step).to(loss)
-        taken = pcn.accept(state["loss"], loss, uniform, settings.n_beta)
-        scale = state["scale"]
-        if step < settings.burn_in_steps:
-            scale = pcn.adapt(scale, taken, step)
-        new.append(
-            {
-                "u": torch.where(taken[..., None], u, state["u"]),
-                "loss": torch.where(taken, loss, state["loss"]),
-                "scale": scale,
+    def _decided(self, run: Run, places: list[int], courses: list[Course], step: int) -> Run:
+        """Components that are done leave; those with a new course start anew."""
+        kept, anew, gone = [], [], []
+        for row, place in enumerate(places):
+            course = courses[place]
+            if is_decision(course, self.settings):
+                n = course.draws
+                traces = (self.store.read(name, place, n) for name in SUMMED)
+                courses[place] = decide(course, *traces, self.settings)
+            if courses[place].done:
+                gone.append(row)
+            elif courses[place].attempt > course.attempt:
+                anew.append(row)
+            else:
+                kept.append(row)
+        if not gone and not anew:
+            return run
+        fresh = None
+        members = tuple(run.members[row] for row in anew)
+        if anew:
+            fresh = self._fresh((run.group, members), tuple(courses), step)
+        sums = torch.cat([run.sums[kept], run.sums.new_zeros(len(anew), *run.sums.shape[1:])])
+        members = (*(run.members[row] for row in kept), *members)
+        return Run(run.group, members, join(run.state, kept, fresh), sums)
+
+    def _fresh(self, part: Part, courses: tuple[Course, ...], step: int) -> Any:
+        star = self.target.groups[part[0]].star[list(part[1])]
+        return self.settings.method.init(star, self._chains(part, courses), step)
+
+    def _chains(self, part: Part, courses: tuple[Course, ...]) -> Chains:
+        group, rows = part
+        members, s = self.target.groups[group], self.settings
+        names = [members.names[i] for i in rows]
+        own = [courses[self.first[group] + i] for i in rows]
+        return chains_of(
+            members, s, list(rows), self.pilot.metrics[group],
+            [course.step_size(s) for course in own], [course.burning_in for course in own],
+            lambda like, step: chain_noise(like, names, s.seed, step, s.antithetic),
+        )  # fmt: skip
+
+    def _no_sums(self, star: Tensor, n: int) -> Tensor:
+        return star.new_zeros(n, self.settings.chains, len(SUMMED))
+
+    def save(self, book: Book) -> None:
+        """Make this the state to resume from."""
+        kept: dict[str, Tensor] = {}
+        for run in book.runs:
+            names = self.target.groups[run.group].names
+            for key, values in {**tensors(run.state), "sums": run.sums}.items():
+                for row, i in enumerate(run.members):
+                    kept[f"{names[i]}|{key}"] = values[row].cpu()
+        kept |= self.pilot.tensors()
+        about = {
+            "step": book.step,
+            "courses": [asdict(course) for course in book.courses],
+            "members": [run.members for run in book.runs],
+        }
+        self.store.save(kept, about)
+
+    def restored(self) -> Book | None:
+        """Where the store stands; None at the start."""
+        about, kept = self.store.load_state()
+        if not about:
+            return None
+        self.pilot = Pilot.of(kept, self.target.groups)
+        courses = tuple(Course(**course) for course in about["courses"])
+        runs = []
+        for g, members in enumerate(about["members"]):
+            group, rows = self.target.groups[g], tuple(members)
+            like = self._fresh((g, rows[:1] or (0,)), courses, 0)
+            own = {
+                key: _stacked([kept[f"{group.names[i]}|{key}"] for i in rows], value)
+                for key, value in tensors(like).items()
             }
-        )
-    return new, [s["loss"] for s in new], [s["u"] for s in new]
+            sums = self._no_sums(group.star, 1)
+            sums = _stacked([kept[f"{group.names[i]}|sums"] for i in rows], sums)
+            runs.append(Run(g, rows, replace(like, **own), sums))
+        return Book(about["step"], courses, tuple(runs))
 
 
-def _prior_draws(
-    target: Target, settings: Settings, states: list[State], noises: _NoiseTape, step: int
-) -> tuple[list[State], list[Tensor], list[Tensor] | None]:
-    us = [noise / settings.gamma**0.5 for noise in noises.at(step)]
-    losses = target.full_losses([m.star[:, None] + u for m, u in _zip(target, us)])
-    return [{"u": u} for u in us], losses, us
+def chains_of(
+    members: Members,
+    settings: Settings,
+    rows: list[int],
+    metric: Metric,
+    step_sizes: list[float],
+    burning_in: list[bool],
+    noise: Callable[[Tensor, int | str], Tensor],
+) -> Chains:
+    """What a sampler is told about some of the components of a group."""
+    star = members.star[rows]
+    names = [members.names[i] for i in rows]
+    like = star[:, None].expand(-1, settings.chains, -1)
+    return Chains(
+        n_beta=settings.n_beta,
+        gamma=settings.gamma,
+        n_chains=settings.chains,
+        step_size=star.new_tensor(step_sizes)[:, None, None],
+        metric=metric.rows(rows),
+        burning_in=torch.tensor(burning_in, device=star.device),
+        noise=lambda step: noise(like, step),
+        uniform=lambda step: chain_uniform(names, settings.chains, settings.seed, step),
+    )
 
 
-_SAMPLERS: dict[str, _Advance] = {
-    "lm": _langevin,
-    "sgld": _langevin,
-    "rmsprop_sgld": _langevin,
-    "pcn": _crank_nicolson,
-    "importance": _prior_draws,
-}
+@dataclass(frozen=True)
+class PartLosses(Losses):
+    """One set of sequences, for some of the components of a group."""
+
+    part: Part
+    evaluate: Evaluate
+
+    def minibatch(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = self.evaluate(self.part, u, gradient=True)
+        assert grad is not None
+        return loss, grad
+
+    def everything(self, u: Tensor) -> Tensor:
+        return self.evaluate(self.part, u, gradient=False)[0]
 
 
-def _initial(target: Target, settings: Settings) -> list[State]:
-    states: list[State] = []
-    for members in target.groups:
-        n, p = members.star.shape
-        state = {"u": members.star.new_zeros(n, settings.chains, p)}
-        if settings.sampler == "rmsprop_sgld":
-            state["square"] = torch.zeros_like(state["u"])
-        if settings.sampler == "pcn":
-            state["loss"] = members.star.new_zeros(n, settings.chains)
-            state["scale"] = members.star.new_full((n, settings.chains), pcn.FIRST_SCALE)
-        states.append(state)
-    return states
+def _summed(seen: Seen) -> Tensor:
+    nothing = torch.full_like(seen.loss, np.nan)
+    parts = (seen.loss, seen.virial, seen.defect)
+    return torch.stack([nothing if part is None else part for part in parts], dim=-1)
 
 
-def _restore(target: Target, settings: Settings, store: DrawStore) -> tuple[int, list[State]]:
-    states = _initial(target, settings)
-    step, tensors = store.load_state()
-    if not tensors:
-        return 0, states
-    for members, state in zip(target.groups, states, strict=True):
-        for key, like in state.items():
-            rows = [tensors[f"{name}|{key}"] for name in members.names]
-            state[key] = torch.stack(rows).to(like)
-    return step, states
-
-
-def _save(target: Target, done: tuple[int, list[State]], store: DrawStore) -> None:
-    step, states = done
-    tensors = {
-        f"{name}|{key}": values[i].cpu()
-        for members, state in zip(target.groups, states, strict=True)
-        for key, values in state.items()
-        for i, name in enumerate(members.names)
-    }
-    store.save(step, tensors)
-
-
-def _zip(target: Target, values: list[Tensor]) -> list[tuple[Members, Tensor]]:
-    return list(zip(target.groups, values, strict=True))
+def _stacked(rows: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(rows).to(like) if rows else like[:0]

@@ -11,7 +11,10 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_slt.sampling.driver import Members, run_chains
+from lens_slt.sampling.course_table import course_table
+from lens_slt.sampling.driver import run_chains
+from lens_slt.sampling.half_step import half_steps
+from lens_slt.sampling.members import Evaluate, Members, Part
 from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.result import Labels, draw_tree, trace_specs
 from lens_slt.sampling.settings import Settings
@@ -31,20 +34,26 @@ class _FunctionTarget:
     def groups(self) -> list[Members]:
         return [Members(["function"], self.star[None])]
 
-    def minibatch_losses(self, v: list[Tensor], step: int) -> tuple[list[Tensor], list[Tensor]]:
-        rows = v[0][0].detach().requires_grad_(True)
-        data = self.data
-        if data is not None:
-            s = self.settings
-            data = data[minibatch(len(data), s.batch_size, s.seed, step)]
-        loss = self._call(rows, data)
-        grad = torch.autograd.grad(loss.sum(), rows)[0]
-        return [(loss.detach() - self._call(self.star[None], data))[None]], [grad[None]]
+    def minibatch(self, key: int | str, parts: list[Part]) -> Evaluate:
+        if self.data is None:
+            return self._on(None)
+        s = self.settings
+        return self._on(self.data[minibatch(len(self.data), s.batch_size, s.seed, key)])
 
-    def full_losses(self, v: list[Tensor]) -> list[Tensor]:
-        return [(self._call(v[0][0], self.data) - self._call(self.star[None], self.data))[None]]
+    def everything(self) -> Evaluate:
+        return self._on(self.data)
 
-    def probe_losses(self, v: list[Tensor]) -> dict[str, Tensor]:
+    def _on(self, data: Tensor | None) -> Evaluate:
+        def evaluate(part: Part, u: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+            rows = (self.star + u[0]).detach().requires_grad_(gradient)
+            with torch.set_grad_enabled(gradient):
+                loss = self._call(rows, data)
+            grad = torch.autograd.grad(loss.sum(), rows)[0][None] if gradient else None
+            return (loss.detach() - self._call(self.star[None], data))[None], grad
+
+        return evaluate
+
+    def probe_losses(self, part: Part, u: Tensor) -> dict[str, Tensor]:
         return {}
 
     def _call(self, rows: Tensor, data: Tensor | None) -> Tensor:
@@ -75,6 +84,8 @@ def sample_function(
         raise ValueError(f"data has {len(data)} rows, fewer than batch_size={settings.batch_size}")
     target = _FunctionTarget(loss, star.detach(), data, settings)
     store = open_store(None, trace_specs(1, settings), {})
-    run_chains(target, settings, store)
-    labels = Labels({"n_parameters": [len(star)]}, order=["function"])
+    outcome = run_chains(target, settings, store)
+    half = half_steps(target, settings, outcome, store)
+    columns = {"n_parameters": [len(star)]} | course_table(outcome, settings) | half
+    labels = Labels(columns, order=["function"])
     return draw_tree(store.arrays, labels.order, settings, {"model": "function"}, labels)

@@ -1,4 +1,4 @@
-"""Health verdicts in words for every chain and component.
+"""Health verdicts in words for every chain and component, and the certificate.
 
 What the published sampling guides ask people to look for in loss traces, as stated rules:
 
@@ -7,6 +7,9 @@ verdict               rule                                                      
 ====================  ==========================================================  ==============
 diverged              a non-finite loss, or the chain is more than √10 times as   excluded
                       far from the given weights as the prior allows
+never moved           the weights are the same at every draw                      excluded
+identical chains      the trace equals another chain's to the last bit, other     excluded
+                      than the antithetic one's of an even loss
 spiky                 a draw more than 20 standard deviations of the draws not    excluded
                       near it away from their mean
 still rising          the line fitted to the trace rises by more than 5           excluded
@@ -14,6 +17,9 @@ still rising          the line fitted to the trace rises by more than 5         
 still falling         it falls by as much                                         excluded
 chains disagree       the chain's mean is more than 5 standard errors and more    excluded
                       than a tenth of the mean away from the median chain
+too short             fewer than 4 draws, or too few for a standard error         kept, named
+no effect             every loss equals that at the given weights: nothing that   kept, named
+                      the component does reaches the loss
 below start           mean paired loss below zero by more than 2 standard         kept, named
                       errors: the given weights are not at a local minimum
 signal below noise    mean paired loss within 2 standard errors of zero           kept, named
@@ -23,9 +29,9 @@ beyond the prior      mean squared distance from the given weights more than 5  
 healthy               none of these
 ====================  ==========================================================  ==============
 
-Those that are kept would bias the mean if they were left out, or are all there is. A step size may
-be too large long before chains get beyond the prior: healthy does not mean unbiased. The last rule
-is not applied to ``rmsprop_sgld``, whose noise is not the prior's.
+Those that are kept would bias the mean if they were left out, or are all there is. A component is
+*healthy* if its chains are and :mod:`lens_slt.sampling.certificate` certifies it; a component whose
+chains look well but which is not certified says that instead.
 """
 
 from __future__ import annotations
@@ -36,12 +42,19 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.sampling.importance import LARGEST_K_HAT, smoothed_weights
+from lens_slt.sampling.certificate import CERTIFIED, Bias, Virial, certificate, coupled
 from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.spread import LEAST_DRAWS, standard_error
 
 HEALTHY = "healthy"
 BEYOND = "beyond the prior"
-EXCLUDED = ("diverged", "spiky", "still rising", "still falling", "chains disagree")
+NO_EFFECT = "no effect"
+TOO_SHORT = "too short"
+EXCLUDED = (
+    "diverged", "never moved", "identical chains", "spiky", "still rising", "still falling",
+    "chains disagree",
+)  # fmt: skip
+LEAST_MIXED = 100  # effective draws of an exact sampler that is certified
 LARGEST_RHAT = 1.05
 DISTANCE_FACTOR = 10.0  # of the squared distance expected under the prior
 # Near a singularity nβ·ΔL follows a gamma distribution of shape λ̂, whose tail is exponential: at
@@ -54,100 +67,160 @@ NOISE = 2.0  # standard errors
 BEYOND_SHARE = 0.1  # of the prior's squared distance
 
 
-def diagnose(posterior: xr.Dataset, n_parameters: FloatArray, settings: Settings) -> xr.Dataset:
-    """Verdict per (component, chain), whether the chain is used, and a summary per component.
+def diagnose(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> xr.Dataset:
+    """Verdict per (component, chain), whether the chain is used, certificate and summary.
 
     Args:
-        posterior: ``paired_loss`` and ``squared_distance`` (component, chain, draw).
-        n_parameters: number of weights of every component.
+        posterior: the traces (component, chain, draw).
+        root: ``n_parameters``, ``n_draws``, the prior's loss and the measured bias per component.
         settings: of the run.
     """
-    loss = posterior["paired_loss"].values.astype(np.float64)
-    distance = posterior["squared_distance"].values
-    verdicts, used, summaries, rhats = [], [], [], []
-    for i in range(len(loss)):
-        if settings.sampler == "importance":
-            words, rhat = _importance_verdicts(loss[i], settings.n_beta)
-        else:
-            expected = n_parameters[i] / settings.gamma
-            words, rhat = _chain_verdicts(loss[i], distance[i], expected)
-            if settings.sampler != "rmsprop_sgld":
-                words = [
-                    BEYOND if word == HEALTHY and _is_beyond(one, expected) else word
-                    for word, one in zip(words, distance[i].astype(np.float64), strict=True)
-                ]
-        ok = np.array([not _is_excluded(word) for word in words])
-        verdicts.append(words)
-        used.append(ok)
-        rhats.append(rhat)
-        summaries.append(_summary(words, rhat))
-    coords = {"component": posterior["component"].values, "chain": posterior["chain"].values}
-    return xr.Dataset(
-        {
-            "verdict": (("component", "chain"), np.array(verdicts)),
-            "used": (("component", "chain"), np.stack(used)),
-            "rhat": ("component", np.array(rhats)),
-            "summary": ("component", np.array(summaries)),
-        },
-        coords=coords,
-    )
-
-
-def standard_error(series: FloatArray) -> float:
-    """Autocorrelation-aware standard error of the mean of ``[chain, draw]``.
-
-    The larger of ArviZ's Monte Carlo standard error over the chains and that of their average:
-    chains that share minibatches are not independent, and only the second knows.
-    """
-    import arviz as az  # on use: it takes seconds to load
-
-    if series.shape[1] < 4:
-        return float("nan")
-    flat = series.mean(0, keepdims=True)
-    # Where numba is installed, ArviZ returns an array of one number.
-    errors = [np.asarray(az.mcse(x, method="mean")).item() for x in (series, flat)]
-    return float(np.nanmax(errors)) if np.isfinite(errors).any() else float("nan")
-
-
-def independent_units(series: FloatArray, used: BoolArray, antithetic: bool) -> FloatArray:
-    """Used chains ``[unit, draw]``; antithetic pairs are averaged into one unit."""
-    if not antithetic:
-        return series[used]
-    units = [
-        series[pair : pair + 2][used[pair : pair + 2]].mean(0)
-        for pair in range(0, len(series), 2)
-        if used[pair : pair + 2].any()
+    rows = [
+        _component(posterior.isel(component=i), root.isel(component=i), settings)
+        for i in range(posterior.sizes["component"])
     ]
-    return np.array(units) if units else series[:0]
+    coords = {"component": posterior["component"].values, "chain": posterior["chain"].values}
+    columns = {
+        key: (("component", "chain")[: np.ndim(rows[0][key]) + 1], np.array([r[key] for r in rows]))
+        for key in rows[0]
+    }
+    return xr.Dataset(columns, coords=coords)
+
+
+def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> dict[str, object]:
+    """All columns of one component."""
+    n = int(root["n_draws"])
+    traces = {
+        str(name): values.values[:, :n].astype(np.float64)
+        for name, values in posterior.data_vars.items()
+    }
+    loss, distance = traces["paired_loss"], traces["squared_distance"]
+    expected = float(root["n_parameters"]) / settings.gamma
+    refused = _weights_refused(loss, settings)
+    if refused:
+        words, rhat = [refused] * len(loss), float("nan")
+    else:
+        words, rhat = _chain_verdicts(loss, distance, expected, settings)
+    used = np.array([not _is_excluded(word) for word in words])
+    reason = ""
+    virial, bias = _virial(traces, used, root, settings), _bias(root)
+    if settings.method.EXACT and used.any():
+        reason = _not_mixed(loss[used], rhat)
+    prior = float(root["prior_loss"]), float(root["prior_loss_se"])
+    if not settings.method.PRIOR_DISTANCE:
+        prior = float("nan"), float("nan")
+    word, why = certificate(
+        virial, bias, prior, float(loss[used].mean()) if used.any() else float("nan"),
+        reason=settings.method.NO_CERTIFICATE or reason,
+    )  # fmt: skip
+    found = virial or Virial(*(float("nan"),) * 5)
+    return {
+        "verdict": words,
+        "used": used,
+        "rhat": rhat,
+        "certificate": word,
+        "why": why,
+        "defect": found.defect,
+        "defect_se": found.defect_se,
+        "defect_share": found.share,
+        "defect_share_se": found.share_se,
+        "summary": _summary(words, rhat, word, why),
+    }
+
+
+def _virial(
+    traces: dict[str, FloatArray], used: BoolArray, root: xr.Dataset, settings: Settings
+) -> Virial | None:
+    """The coupled virial of one component; None of an exact sampler."""
+    if settings.method.EXACT:
+        return None
+    inflation = settings.method.prior_inflation(settings.gamma, float(root["step_size"]))
+    return coupled(
+        traces["step_loss"], traces["virial"], traces["defect"], used, n_beta=settings.n_beta,
+        antithetic=settings.antithetic, inflation=inflation if settings.n_beta else 0.0,
+    )  # fmt: skip
+
+
+def _bias(root: xr.Dataset) -> Bias | None:
+    if not np.isfinite(float(root["bias"])):
+        return None
+    return Bias(*(float(root[name]) for name in ("bias", "bias_se", "bias_remaining")))
+
+
+def _not_mixed(loss: FloatArray, rhat: float) -> str:
+    """Why an exact sampler's chains are too few or too slow to be believed."""
+    error, spread = standard_error(loss), loss.std()
+    effective = (spread / error) ** 2 if error > 0 else 0.0
+    if rhat > LARGEST_RHAT:
+        return f"chains have not mixed (R̂ {rhat:.2f})"
+    if not effective >= LEAST_MIXED:
+        return f"only {effective:.0f} effective draws of an exact sampler"
+    return ""
+
+
+def _weights_refused(loss: FloatArray, settings: Settings) -> str:
+    """Why the weights of pooled draws cannot be used, if they cannot."""
+    if not np.isfinite(loss).all():
+        return ""
+    found = settings.method.draw_weights(loss.ravel(), settings.n_beta)
+    return "" if found is None else found[1]
 
 
 def _chain_verdicts(
-    loss: FloatArray, distance: FloatArray, expected: float
+    loss: FloatArray, distance: FloatArray, expected: float, settings: Settings
 ) -> tuple[list[str], float]:
-    import arviz as az  # on use: it takes seconds to load
-
-    words = [""] * len(loss)
-    for c in range(len(loss)):
-        far = distance[c] > DISTANCE_FACTOR * expected
-        if not np.isfinite(loss[c]).all() or not np.isfinite(distance[c]).all() or far.any():
-            words[c] = "diverged"
+    words = [_broken(loss, distance, c, expected, settings) for c in range(len(loss))]
     alive = [c for c in range(len(loss)) if not words[c]]
     means = {c: float(loss[c].mean()) for c in alive}
     errors = {c: standard_error(loss[c : c + 1]) for c in alive}
     centre = float(np.median(list(means.values()))) if alive else 0.0
     typical = float(np.median(list(errors.values()))) if alive else 0.0
+    independent = settings.method.draw_weights(loss[:1, :1].ravel() * 0, 0.0) is not None
     for c in alive:
         words[c] = _trace_verdict(loss[c], means[c], errors[c])
         apart = abs(means[c] - centre)
         beyond_noise = apart > MOVED * np.hypot(errors[c], typical)
         if not _is_excluded(words[c]) and beyond_noise and apart > MOVED_SHARE * abs(centre):
             words[c] = "chains disagree"
+        if independent and _is_excluded(words[c]):
+            words[c] = HEALTHY
+        if words[c] == HEALTHY and settings.method.PRIOR_DISTANCE:
+            words[c] = BEYOND if _is_beyond(distance[c], expected) else HEALTHY
     kept = [c for c in alive if not _is_excluded(words[c])]
-    rhat = float(az.rhat(loss[kept])) if len(kept) > 1 and loss.shape[1] >= 4 else float("nan")
-    return words, rhat
+    return words, _rhat(loss[kept])
+
+
+def _rhat(loss: FloatArray) -> float:
+    """R̂ of ``[chain, draw]``; NaN where it is not defined."""
+    import arviz as az  # on use: it takes seconds to load
+
+    if len(loss) < 2 or loss.shape[1] < LEAST_DRAWS or not np.ptp(loss):
+        return float("nan")
+    return float(np.asarray(az.rhat(loss)).item())
+
+
+def _broken(
+    loss: FloatArray, distance: FloatArray, chain: int, expected: float, settings: Settings
+) -> str:
+    """What makes a trace useless before its course is looked at."""
+    own, far = loss[chain], distance[chain]
+    if not np.isfinite(own).all() or not np.isfinite(far).all():
+        return "diverged"
+    if (far > DISTANCE_FACTOR * expected).any() and settings.method.PRIOR_DISTANCE:
+        return "diverged"
+    if len(own) > 1 and not np.ptp(far):
+        return "never moved"
+    others = [c for c in range(chain) if not settings.antithetic or c // 2 != chain // 2]
+    if np.ptp(own) and any((own == loss[c]).all() for c in others):
+        return "identical chains"
+    return ""
 
 
 def _trace_verdict(loss: FloatArray, mean: float, error: float) -> str:
+    if not loss.any():
+        return NO_EFFECT
+    if not np.isfinite(error):
+        return TOO_SHORT
     peak = int(np.abs(loss - np.median(loss)).argmax())
     near = slice(max(0, peak - SPIKE_NEIGHBOURS), peak + SPIKE_NEIGHBOURS + 1)
     rest = np.delete(loss, near)
@@ -173,21 +246,11 @@ def _is_beyond(distance: FloatArray, expected: float) -> bool:
     return above > MOVED * standard_error(distance[None])
 
 
-def _importance_verdicts(loss: FloatArray, n_beta: float) -> tuple[list[str], float]:
-    if not np.isfinite(loss).all():
-        return ["diverged"] * len(loss), float("nan")
-    _, k_hat = smoothed_weights(loss.ravel(), n_beta)
-    word = HEALTHY
-    if k_hat > LARGEST_K_HAT:
-        word = f"importance weights too heavy (k̂ = {k_hat:.2f})"
-    return [word] * len(loss), float("nan")
-
-
 def _is_excluded(word: str) -> bool:
     return word in EXCLUDED or word.startswith("importance weights")
 
 
-def _summary(words: list[str], rhat: float) -> str:
+def _summary(words: list[str], rhat: float, certified: str, why: str) -> str:
     bad = Counter(word for word in words if word != HEALTHY)
     if bad:
         return "; ".join(
@@ -196,4 +259,4 @@ def _summary(words: list[str], rhat: float) -> str:
         )
     if rhat > LARGEST_RHAT:
         return f"chains disagree (R̂ {rhat:.2f})"
-    return HEALTHY
+    return HEALTHY if certified == CERTIFIED else f"{certified}: {why}"

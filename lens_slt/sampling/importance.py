@@ -8,25 +8,56 @@ Vehtari, Simpson, Gelman, Yao & Gabry 2024, Pareto smoothed importance sampling 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from torch import Tensor
 
 from lens_slt.arrays import FloatArray
+from lens_slt.sampling.sampler import Chains, Losses, Seen
 
+EXACT = True
+CHOOSES_STEP = False
+NO_CERTIFICATE = ""
+PRIOR_DISTANCE = False  # draws are the prior's, whatever their weights are
 LARGEST_K_HAT = 0.7
 
 
-def smoothed_weights(paired_loss: FloatArray, n_beta: float) -> tuple[FloatArray, float]:
-    """Normalised Pareto-smoothed weights of prior draws ``[draw]`` and their k̂."""
+@dataclass(frozen=True)
+class State:
+    """The last draws."""
+
+    u: Tensor
+
+
+def init(star: Tensor, chains: Chains, step: int) -> State:
+    return State(star.new_zeros(len(star), chains.n_chains, star.shape[1]))
+
+
+def step(state: State, losses: Losses, chains: Chains, step: int) -> tuple[State, Seen]:
+    u = chains.noise(step) / chains.gamma**0.5
+    return State(u), Seen(u, losses.everything(u))
+
+
+def default_step_size(gamma: float) -> float:
+    return 1.0
+
+
+def default_burn_in(gamma: float, step_size: float, draws: int) -> int:
+    return 0
+
+
+def prior_inflation(gamma: float, step_size: float) -> float:
+    return 0.0
+
+
+def draw_weights(paired_loss: FloatArray, n_beta: float) -> tuple[FloatArray, str]:
+    """Normalised Pareto-smoothed weights of prior draws ``[draw]``, refused where k̂ > 0.7."""
     if n_beta == 0:
-        return np.full(len(paired_loss), 1 / len(paired_loss)), float("-inf")
+        return np.full(len(paired_loss), 1 / len(paired_loss)), ""
     import arviz as az  # on use: it takes seconds to load
 
     log_weights, k_hat = az.psislw(-n_beta * paired_loss.astype(np.float64))
-    return np.exp(np.asarray(log_weights)), float(k_hat)
-
-
-def weighted_mean(weights: FloatArray, values: FloatArray) -> tuple[float, float, float]:
-    """Mean, standard error (delta method) and effective number of draws."""
-    mean = float(weights @ values)
-    error = float(np.sqrt((weights**2) @ (values - mean) ** 2))
-    return mean, error, float(1 / (weights**2).sum())
+    heavy = not float(k_hat) <= LARGEST_K_HAT
+    words = f"importance weights too heavy (k̂ = {float(k_hat):.2f})" if heavy else ""
+    return np.exp(np.asarray(log_weights)), words

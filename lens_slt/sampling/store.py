@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-BLOCK = 10  # steps between saves, and draws per Zarr chunk, where they are small enough
+BLOCK = 10  # draws per Zarr chunk, where they are small enough
 LARGEST_CHUNK = 2**26  # bytes of one component's chunk
 LARGEST_PENDING = 2**28  # bytes that are recorded before they are written
 LARGEST_IN_MEMORY = 4 * 2**30
@@ -48,40 +48,72 @@ class ArraySpec:
 
 @dataclass
 class DrawStore:
-    """Arrays of one run, the block that is being filled, and the state to resume from."""
+    """Arrays of one run, the values that are not yet written, and the state to resume from."""
 
     arrays: dict[str, Any]
     path: Path | None = None
-    _pending: dict[str, tuple[int, list[np.ndarray]]] = field(default_factory=dict)
+    _pending: dict[tuple[str, int], tuple[int, list[np.ndarray]]] = field(default_factory=dict)
+    _n_pending: int = 0  # bytes
 
-    def put(self, name: str, index: int, values: Tensor) -> None:
-        """Record ``values [component, chain, …]`` at step or draw ``index``."""
-        _, rows = self._pending.setdefault(name, (index, []))
-        rows.append(values.detach().float().cpu().numpy())
+    def put(self, name: str, component: int, index: int, values: Tensor | np.ndarray) -> None:
+        """Record ``values [chain, …]`` of one component at draw ``index``."""
+        start, rows = self._pending.setdefault((name, component), (index, []))
+        if index != start + len(rows):  # a component began anew
+            self._write(name, component)
+            _, rows = self._pending.setdefault((name, component), (index, []))
+        row = values if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
+        rows.append(row)
+        self._n_pending += row.nbytes
 
-    def is_block_end(self, step: int) -> bool:
-        """Whether to save after this step."""
-        pending = sum(row.nbytes for _, rows in self._pending.values() for row in rows)
-        return (step + 1) % BLOCK == 0 or pending > LARGEST_PENDING
+    def is_full(self) -> bool:
+        """Whether what is not yet written takes much memory."""
+        return self._n_pending > LARGEST_PENDING
 
-    def save(self, step: int, state: dict[str, Tensor]) -> None:
+    def read(self, name: str, component: int, n: int) -> np.ndarray:
+        """The first ``n`` recorded values ``[chain, draw, …]`` of one component."""
+        self._write(name, component)
+        return np.asarray(self.arrays[name][component][:, :n], dtype=np.float64)
+
+    def save(self, state: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Write what is buffered, then make ``state`` the one to resume from."""
-        for name, (start, rows) in self._pending.items():
-            self.arrays[name][:, :, start : start + len(rows)] = np.stack(rows, axis=2)
-        self._pending.clear()
+        for name, component in list(self._pending):
+            self._write(name, component)
         if self.path is None:
             return
         fresh = self.path / f"{STATE_FILE}.new"
         contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
-        save_file(contiguous, fresh, metadata={"step": str(step)})
+        save_file(contiguous, fresh, metadata={"about": json.dumps(about)})
         os.replace(fresh, self.path / STATE_FILE)
 
-    def load_state(self) -> tuple[int, dict[str, Tensor]]:
-        """Step to continue from and the saved tensors; (0, {}) at the start."""
+    def load_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What :meth:`save` was given last, ``about`` first; empty at the start."""
         if self.path is None or not (self.path / STATE_FILE).exists():
-            return 0, {}
+            return {}, {}
         with safe_open(self.path / STATE_FILE, "pt") as file:
-            return int(file.metadata()["step"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            about = json.loads(file.metadata()["about"])
+            return about, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+
+    def _write(self, name: str, component: int) -> None:
+        """Write the buffered values of one component; arrays grow as they have to."""
+        start, rows = self._pending.pop((name, component), (0, []))
+        if not rows:
+            return
+        end = start + len(rows)
+        if end > self.arrays[name].shape[2]:
+            self._grow(name, end)
+        self.arrays[name][component, :, start:end] = np.stack(rows, axis=1)
+        self._n_pending -= sum(row.nbytes for row in rows)
+
+    def _grow(self, name: str, end: int) -> None:
+        array = self.arrays[name]
+        length = max(end, 2 * array.shape[2])
+        shape = (*array.shape[:2], length, *array.shape[3:])
+        if self.path is not None:
+            array.resize(shape)
+            return
+        grown = np.full(shape, np.nan, np.float32)
+        grown[:, :, : array.shape[2]] = array
+        self.arrays[name] = grown
 
 
 def open_store(

@@ -13,8 +13,8 @@ from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
 from lens_slt.models.prefix import Batch, Prefix, prefix_bytes
-from lens_slt.models.suffix import Group, mean_weight, prefix_for
-from lens_slt.sampling.driver import Members
+from lens_slt.models.suffix import Group, Suffix, mean_weight, prefix_for
+from lens_slt.sampling.members import Evaluate, Members, Part
 from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.settings import Settings
 
@@ -51,7 +51,7 @@ class HalfPrecision:
     """The model's weights and suffixes in bfloat16."""
 
     weights: Weights
-    parts: list[Group]
+    suffixes: list[Group]
 
 
 @dataclass
@@ -60,72 +60,88 @@ class TransformerTarget:
 
     model: AdaptedModel
     weights: Weights
-    parts: list[Group]
+    suffixes: list[Group]
     data: TokenSet
     probes: dict[str, TokenSet]
     settings: Settings
     drift: HalfPrecision | None = None  # set: the gradient, and only that, is computed with it
     _prefixes: dict[str, list[Prefix]] = field(default_factory=dict)
+    _parts: dict[tuple[int, tuple[int, ...], bool], Suffix] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> list[Members]:
         return [
-            Members([c.name for c in part.components], part.suffix.star()) for part in self.parts
+            Members([c.name for c in suffix.components], suffix.suffix.star())
+            for suffix in self.suffixes
         ]
 
-    def minibatch_losses(self, v: list[Tensor], step: int) -> tuple[list[Tensor], list[Tensor]]:
+    def minibatch(self, key: int | str, parts: list[Part]) -> Evaluate:
         s = self.settings
-        index = minibatch(len(self.data.tokens), s.batch_size, s.seed, step)
-        return self.batch_losses(v, self.data.batch(index.to(self.data.tokens.device)))
+        index = minibatch(len(self.data.tokens), s.batch_size, s.seed, key)
+        batch = self.data.batch(index.to(self.data.tokens.device))
+        return self.on_batch(batch, parts)
 
-    def batch_losses(self, v: list[Tensor], batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """Paired losses ``[component, chain]`` and gradients on one minibatch."""
-        prefix = prefix_for(self.model, self.weights, self.parts, batch)
-        losses, grads = [], []
-        for i, part in enumerate(self.parts):
-            token_loss, grad = part.suffix.losses(v[i], prefix, gradient=self.drift is None)
-            losses.append(_paired_mean(token_loss, prefix))
-            if grad is not None:
-                grads.append(grad)
+    def on_batch(self, batch: Batch, parts: list[Part]) -> Evaluate:
+        """The loss on given sequences."""
+        prefix = prefix_for(self.model, self.weights, self._chosen(self.suffixes, parts), batch)
+        half = None
         if self.drift is not None:
-            grads = self._drift_gradients(self.drift, v, batch)
-        return losses, grads
+            chosen = self._chosen(self.drift.suffixes, parts)
+            half_batch = Batch(batch.tokens, batch.weight.bfloat16())
+            half = prefix_for(self.model, self.drift.weights, chosen, half_batch)
 
-    def _drift_gradients(self, drift: HalfPrecision, v: list[Tensor], batch: Batch) -> list[Tensor]:
-        batch = Batch(batch.tokens, batch.weight.bfloat16())
-        prefix = prefix_for(self.model, drift.weights, drift.parts, batch)
-        grads = []
-        for i, part in enumerate(drift.parts):
-            _, grad = part.suffix.losses(v[i].bfloat16(), prefix, gradient=True)
-            assert grad is not None
-            grads.append(grad.to(v[i].dtype))
-        return grads
+        def evaluate(part: Part, u: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+            v = self._star(part) + u
+            full = gradient and half is None
+            token_loss, grad = self._suffix(part).losses(v, prefix, gradient=full)
+            if gradient and half is not None and self.drift is not None:
+                drift = self._suffix(part, self.drift)
+                _, grad = drift.losses(v.bfloat16(), half, gradient=True)
+                grad = None if grad is None else grad.to(v.dtype)
+            return _paired_mean(token_loss, prefix), grad
 
-    def full_losses(self, v: list[Tensor]) -> list[Tensor]:
-        totals = [x.new_zeros(x.shape[:2]) for x in v]
-        for prefix in self._fixed("data", self.data):
-            share = len(prefix.batch.tokens) / len(self.data.tokens)
-            for i, part in enumerate(self.parts):
-                token_loss, _ = part.suffix.losses(v[i], prefix, gradient=False)
-                totals[i] += share * _paired_mean(token_loss, prefix)
-        return totals
+        return evaluate
 
-    def probe_losses(self, v: list[Tensor]) -> dict[str, Tensor]:
+    def everything(self) -> Evaluate:
+        def evaluate(part: Part, u: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+            v = self._star(part) + u
+            total, grads = u.new_zeros(u.shape[:2]), torch.zeros_like(u) if gradient else None
+            for prefix in self._fixed("data", self.data):
+                share = len(prefix.batch.tokens) / len(self.data.tokens)
+                token_loss, grad = self._suffix(part).losses(v, prefix, gradient=gradient)
+                total += share * _paired_mean(token_loss, prefix)
+                if grads is not None and grad is not None:
+                    grads += share * grad
+            return total, grads
+
+        return evaluate
+
+    def probe_losses(self, part: Part, u: Tensor) -> dict[str, Tensor]:
         found = {}
+        v = self._star(part) + u
         for name, probe in self.probes.items():
             pieces = []
             for prefix in self._fixed(f"probe {name}", probe):
                 shape = prefix.batch.weight.shape
-                paired = torch.cat(
-                    [
-                        part.suffix.losses(v[i], prefix, gradient=False)[0] - prefix.base_loss
-                        for i, part in enumerate(self.parts)
-                    ]
-                )
-                pieces.append(paired.unflatten(-1, shape))
+                token_loss, _ = self._suffix(part).losses(v, prefix, gradient=False)
+                pieces.append((token_loss - prefix.base_loss).unflatten(-1, shape))
             values = torch.cat(pieces, dim=2)
             found[name] = values.masked_fill(~probe.mask, float("nan"))
         return found
+
+    def _chosen(self, suffixes: list[Group], parts: list[Part]) -> list[Group]:
+        return [suffixes[group] for group, _ in parts]
+
+    def _star(self, part: Part) -> Tensor:
+        return self.groups[part[0]].star[list(part[1]), None]
+
+    def _suffix(self, part: Part, drift: HalfPrecision | None = None) -> Suffix:
+        """What evaluates some of the components of a group; kept, for it may hold products."""
+        key = (*part, drift is None)
+        if key not in self._parts:
+            suffixes = self.suffixes if drift is None else drift.suffixes
+            self._parts[key] = suffixes[part[0]].suffix.of(part[1])
+        return self._parts[key]
 
     def probe_base_losses(self) -> dict[str, Tensor]:
         """Per-token losses at the given weights ``[sequence, position]`` of every probe."""
@@ -146,10 +162,10 @@ class TransformerTarget:
         pieces = torch.arange(len(data.tokens), device=device).split(self.settings.batch_size)
 
         def compute(index: Tensor) -> Prefix:
-            return prefix_for(self.model, self.weights, self.parts, data.batch(index))
+            return prefix_for(self.model, self.weights, self.suffixes, data.batch(index))
 
         arch = self.model.architecture
-        layers = {layer for part in self.parts for layer in part.layers}
+        layers = {layer for group in self.suffixes for layer in group.layers}
         if arch is not None:
             size = prefix_bytes(arch, data.mask.numel(), len(layers))
         else:

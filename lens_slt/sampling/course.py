@@ -1,0 +1,140 @@
+"""The course of one component: its step size, its burn-in, its draws, and when it is done.
+
+Where ``lm`` chooses the step, a component starts at ε₀ = 0.8/γ with a preconditioner for its
+stiffest directions (:mod:`lens_slt.sampling.metric`), and k = 1 step a draw. After 12, 50 and all
+of its draws the certificate is read from the draws so far: where the defect is known to allow a
+bias of λ̂ above 30 %, 10 % or 10 %, the step becomes ε₀/k with a larger k, k steps make one draw, so
+that a draw is worth as much as before, and burn-in and draws start anew. So nothing that a smaller
+step was chosen on enters an estimate.
+
+A component is done when it has its draws, is certified and has the wanted standard error, or when
+it has the most draws that it may have.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lens_slt.arrays import FloatArray
+from lens_slt.sampling.certificate import LARGEST_SHARE, Virial, coupled
+from lens_slt.sampling.settings import FLOOR, Settings
+from lens_slt.sampling.spread import independent_units, standard_error
+
+EARLY_CHECKS = {12: 0.3, 50: LARGEST_SHARE}  # draws -> share of λ̂ above which the step shrinks
+WANTED_SHARE = 0.03  # of λ̂, that a smaller step aims at
+LEAST_FACTOR, MOST_FACTOR = 2.0, 8.0  # by which a step shrinks at a time
+MOST_STEPS_PER_DRAW = 64
+GROWTH = 2  # of the number of draws, where a component goes on
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where one component stands.
+
+    Attributes:
+        stride: steps of one draw.
+        burn_in: draws' worth of steps before the first draw.
+        target: draws after which the next decision is due.
+        taken: steps since this course began.
+        attempt: how often the step was made smaller.
+        done: whether it has all its draws.
+    """
+
+    stride: int
+    burn_in: int
+    target: int
+    taken: int = 0
+    attempt: int = 0
+    done: bool = False
+
+    @property
+    def draws(self) -> int:
+        """Draws that are complete; negative in burn-in."""
+        return self.taken // self.stride - self.burn_in
+
+    @property
+    def between(self) -> bool:
+        """Whether a draw has just been completed."""
+        return self.taken % self.stride == 0
+
+    @property
+    def burning_in(self) -> bool:
+        return self.draws < 0
+
+    @property
+    def steps_left(self) -> int:
+        """Until the next decision on the number of draws."""
+        return (self.burn_in + self.target) * self.stride - self.taken
+
+    def step_size(self, settings: Settings) -> float:
+        """ε of this component."""
+        return settings.epsilon / self.stride
+
+    def stepped(self) -> Course:
+        """After one more step."""
+        return replace(self, taken=self.taken + 1)
+
+
+def first_course(settings: Settings) -> Course:
+    """How every component starts."""
+    return Course(1, settings.burn_in_steps, settings.least_draws)
+
+
+def is_decision(course: Course, settings: Settings) -> bool:
+    """Whether draws have to be looked at now."""
+    if not course.between or course.done:
+        return False
+    early = settings.chooses_step and course.draws in EARLY_CHECKS
+    return early or course.draws >= course.target
+
+
+def decide(
+    course: Course, loss: FloatArray, virial: FloatArray, defect: FloatArray, settings: Settings
+) -> Course:
+    """The course from here on, given the traces ``[chain, draw]`` of one component so far."""
+    used = np.isfinite(loss).all(1)
+    found = None
+    if np.isfinite(defect).any():
+        found = coupled(
+            loss, virial, defect, used, n_beta=settings.n_beta, antithetic=settings.antithetic,
+            inflation=settings.method.prior_inflation(settings.gamma, course.step_size(settings)),
+        )  # fmt: skip
+    if settings.chooses_step:
+        stride = _next_stride(course, found, used.all())
+        if stride > course.stride:
+            return Course(stride, course.burn_in, settings.least_draws, attempt=course.attempt + 1)
+    if course.draws < course.target:
+        return course
+    if course.draws >= settings.most_draws or not used.any():
+        return replace(course, done=True)
+    certified = found is None or found.holds
+    if certified and _precise(loss[used.nonzero()[0]], used, settings):
+        return replace(course, done=True)
+    return replace(course, target=min(course.target * GROWTH, settings.most_draws))
+
+
+def _next_stride(course: Course, found: Virial | None, finite: bool) -> int:
+    """Steps of one draw that the certificate asks for."""
+    most = MOST_STEPS_PER_DRAW
+    if not finite or found is None or not np.isfinite(found.defect):
+        factor = MOST_FACTOR if not finite else 1.0
+    else:
+        allowed = EARLY_CHECKS.get(course.draws, LARGEST_SHARE)
+        hopeless = np.isnan(found.share) and found.defect - 2 * found.defect_se > 0.2
+        if not found.exceeds(allowed) and not hopeless:
+            return course.stride
+        share = found.size if np.isfinite(found.share) else np.inf
+        factor = float(np.clip(share / WANTED_SHARE, LEAST_FACTOR, MOST_FACTOR))
+    return min(most, math.ceil(course.stride * factor))
+
+
+def _precise(loss: FloatArray, used: object, settings: Settings) -> bool:
+    """Whether the standard error of λ̂ is as small as wanted."""
+    everyone = np.ones(len(loss), dtype=bool)
+    units = independent_units(loss, everyone, settings.antithetic and len(loss) % 2 == 0)
+    error = standard_error(units)
+    mean = float(units.mean())
+    return error <= settings.precision * abs(mean) or settings.n_beta * error <= FLOOR

@@ -1,0 +1,50 @@
+"""What was chosen for every component and why, for the root of a run's result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from lens_slt.sampling.driver import Outcome
+from lens_slt.sampling.settings import Settings
+
+
+def course_table(outcome: Outcome, settings: Settings) -> dict[str, list[Any]]:
+    """Columns: ``step_size``, ``steps_per_draw``, ``n_draws``, ``curvature``, ``prior_loss`` ±
+    ``prior_loss_se``, and ``choice``, the reason in a line."""
+    curvature = torch.cat(outcome.pilot.curvature).double().cpu().numpy()
+    prior = torch.cat(outcome.pilot.prior).double().cpu().numpy()
+    n = prior.shape[1]
+    table: dict[str, list[Any]] = {
+        "step_size": [course.step_size(settings) for course in outcome.courses],
+        "steps_per_draw": [course.stride for course in outcome.courses],
+        "n_draws": [course.draws for course in outcome.courses],
+        "curvature": curvature.tolist(),
+        "prior_loss": prior.mean(1).tolist(),
+        "prior_loss_se": (prior.std(1, ddof=1) / np.sqrt(n)).tolist(),
+    }
+    table["choice"] = [
+        _words(settings, course.stride, course.draws, course.attempt, float(h))
+        for course, h in zip(outcome.courses, curvature, strict=True)
+    ]
+    return table
+
+
+def _words(settings: Settings, stride: int, draws: int, attempt: int, curvature: float) -> str:
+    if settings.step_size is not None:
+        return f"ε {settings.step_size:.3g} as given"
+    if not settings.chooses_step:
+        return f"ε {settings.epsilon:.3g}, the published value" if not settings.method.EXACT else ""
+    epsilon = settings.epsilon / stride
+    words = f"ε {epsilon:.3g}"
+    if stride == 1:
+        words += " = 0.8/γ"
+    else:
+        words += f" = 0.8/γ/{stride}, {stride} steps a draw: larger steps had a defect"
+    if curvature > settings.gamma:
+        words += f"; stiffest direction nβ·h {curvature:.0f} preconditioned"
+    if draws > settings.least_draws:
+        words += f"; {draws} draws until certified and precise"
+    return words

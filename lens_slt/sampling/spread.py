@@ -1,0 +1,39 @@
+"""Standard errors of chains: autocorrelation, shared minibatches and antithetic pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lens_slt.arrays import BoolArray, FloatArray
+
+LEAST_DRAWS = 4  # that have a standard error
+
+
+def standard_error(series: FloatArray) -> float:
+    """Autocorrelation-aware standard error of the mean of ``[chain, draw]``.
+
+    The larger of ArviZ's Monte Carlo standard error over the chains and that of their average:
+    chains that share minibatches are not independent, and only the second knows.
+    """
+    import arviz as az  # on use: it takes seconds to load
+
+    if series.shape[1] < LEAST_DRAWS:
+        return float("nan")
+    if not np.ptp(series):
+        return 0.0
+    flat = series.mean(0, keepdims=True)
+    # Where numba is installed, ArviZ returns an array of one number.
+    errors = [np.asarray(az.mcse(x, method="mean")).item() for x in (series, flat)]
+    return float(np.nanmax(errors)) if np.isfinite(errors).any() else float("nan")
+
+
+def independent_units(series: FloatArray, used: BoolArray, antithetic: bool) -> FloatArray:
+    """Used chains ``[unit, draw]``; antithetic pairs are averaged into one unit."""
+    if not antithetic:
+        return series[used]
+    units = [
+        series[pair : pair + 2][used[pair : pair + 2]].mean(0)
+        for pair in range(0, len(series), 2)
+        if used[pair : pair + 2].any()
+    ]
+    return np.array(units) if units else series[:0]
