@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lens_slt import demo as demonstration
+from lens_slt.arguments import choice
 from lens_slt.calibration import SHORT, sweep
 from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
@@ -57,7 +58,6 @@ from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.sampling.estimate import estimate
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
-from lens_slt.sampling.settings import choice
 from lens_slt.structure.overview import View, read_structure
 
 app = typer.Typer(

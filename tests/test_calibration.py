@@ -184,7 +184,7 @@ def test_evidence_as_table_and_figure(calibration: Calibration) -> None:
     ("change", "message"),
     [
         (dict(n_betas=()), "n_betas must be a non-empty list of numbers"),
-        (dict(n_betas=(0, 30)), "n_betas must hold numbers above 0; got 0"),
+        (dict(n_betas=(0, 30)), "n_betas\\[0\\] must be a finite number above 0; got 0"),
         (dict(gammas=(100, 100)), "gammas names a value twice"),
         (dict(gammas="100"), "gammas must be a non-empty list"),
         (dict(settings=Settings(sampler="importance")), "settings.sampler must be one of lm"),

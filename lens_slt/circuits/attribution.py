@@ -36,12 +36,12 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
+from lens_slt.arguments import choice, integer
 from lens_slt.circuits.hypothesis import LOGITS, THROUGH
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
 from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
-from lens_slt.sampling.settings import choice, integer
 
 ABLATIONS = ("mean", "zero")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a model should compute

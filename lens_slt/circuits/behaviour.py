@@ -56,6 +56,7 @@ from transformer_lens.head_detector import (
     get_previous_token_head_detection_pattern,
 )
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.composition import fold, norm_weight
 from lens_slt.data.checks import check_tokens
@@ -64,7 +65,6 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
-from lens_slt.sampling.settings import integer
 
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
 DIRECT = ("induction", "ngram", "skip_gram")
@@ -171,11 +171,8 @@ def _segment(adapted: AdaptedModel, length: int | None) -> int:
     most = min((adapted.n_ctx - 1) // 2, adapted.d_vocab - 1)
     if length is None:
         return min(SEGMENT, most)
-    if isinstance(length, bool) or not isinstance(length, int) or not 2 <= length <= most:
-        raise ValueError(
-            f"length must be an integer from 2 to {most} (said twice it must fit in n_ctx="
-            f"{adapted.n_ctx}, and its tokens must differ); got {length!r}"
-        )
+    why = f"said twice it must fit in n_ctx={adapted.n_ctx}, and its tokens must differ"
+    integer("length", length, at_least=2, at_most=most, note=why)
     return length
 
 

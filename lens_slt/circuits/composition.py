@@ -34,11 +34,11 @@ from scipy import stats
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import THROUGH, Edge, head_place
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
-from lens_slt.sampling.settings import integer
 
 NULLS = ("random", "rotation")
 
@@ -124,8 +124,7 @@ def composition_by_component(
     for role, name in (("source", source), ("target", target)):
         _check_head(adapted, role, name)
     n = adapted.d_head if n is None else n
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= adapted.d_head:
-        raise ValueError(f"n must be an integer from 1 to d_head={adapted.d_head}; got {n!r}")
+    integer("n", n, at_least=1, at_most=adapted.d_head, note="d_head")
     reads = _all_reads(adapted)
     (i, h), (j, k) = head_place(edge.source), head_place(edge.target)
     written = reads["V"].written[i][h]  # [direction, d_model]

@@ -37,6 +37,7 @@ import torch
 import xarray as xr
 from torch import Generator, Tensor
 
+from lens_slt.arguments import choice, integer
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge, head_place
 from lens_slt.circuits.planted_families import PLANS, Plan, Request, edge, slot_name
 from lens_slt.circuits.planted_weights import (
@@ -51,8 +52,7 @@ from lens_slt.circuits.planted_weights import (
     make_space,
     norm_range,
 )
-from lens_slt.models.shipped import has_hooked_transformer
-from lens_slt.sampling.settings import choice, integer
+from lens_slt.models.shipped import BACKENDS, has_hooked_transformer
 
 __all__ = ["FAMILIES", "PlantedCircuit", "plant", "planted_suite"]
 
@@ -249,12 +249,10 @@ def _ends(link: Edge) -> tuple[Slot, Slot]:
 
 def _check(family: str, sizes: dict[str, Any], backend: str) -> None:
     choice("family", family, FAMILIES)
-    choice("backend", backend, ("auto", "hooked", "bridge"))
+    choice("backend", backend, BACKENDS)
     for name, value in sizes.items():
         low, high = RANGES[name]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not low <= value <= high:
-            raise ValueError(f"{name} must be an integer from {low} to {high}; got {value!r}")
+        integer(name, value, at_least=low, at_most=high)
     if backend == "hooked" and not has_hooked_transformer():
         raise ImportError(
             "backend='hooked' needs HookedTransformer, which TransformerLens 4 removed; "

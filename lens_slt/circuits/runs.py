@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lens_slt.arguments import choice
 from lens_slt.circuits.hypothesis import HEAD, LOGITS, Edge, head_place
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import head_names, parse_components
-from lens_slt.sampling.settings import choice
 
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "zero")
 MOST_LOGITS = 2**24  # that one batch of sequences may have

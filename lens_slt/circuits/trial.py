@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from lens_slt.arguments import did_you_mean, integer, number
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits import evidence as tests
 from lens_slt.circuits import faithfulness
@@ -26,7 +26,6 @@ from lens_slt.circuits.statistics import Contrast, holm
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.progress import track
-from lens_slt.sampling.settings import integer
 
 LEAST_EFFECT = 0.05  # nats
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
@@ -141,8 +140,7 @@ def cross_check(
     """
     one_only = isinstance(hypothesis, CircuitHypothesis)
     hypotheses = [hypothesis] if isinstance(hypothesis, CircuitHypothesis) else list(hypothesis)
-    if not least_effect > 0:
-        raise ValueError(f"least_effect must be above 0 nats; got {least_effect!r}")
+    number("least_effect", least_effect, above=0)
     integer("n_null", n_null, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=100)
     runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
@@ -370,8 +368,7 @@ def _masks(
     known = [str(name) for name in patterns["pattern"].values]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             raise ValueError(
                 f"pattern {name!r} is not among those of patterns: {', '.join(known)}{hint}"
             )

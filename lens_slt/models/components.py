@@ -23,12 +23,12 @@ embedding is tied to the unembedding there is one matrix: ``embed`` and ``unembe
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lens_slt.arguments import nearest
 from lens_slt.models.adapter import AdaptedModel
 
 SELECTIONS = ("heads", "mlps", "layers")
@@ -262,8 +262,8 @@ def _missing(name: str, model: AdaptedModel) -> str:
         message = f"components: {name!r} does not exist: the model has {layers} with {heads} each"
     else:
         message = f"components: {name!r} is not a component; allowed are {FORMS}"
-    nearest = _nearest(name, model)
-    return f"{message}; did you mean {nearest!r}?" if nearest else message
+    near = _nearest(name, model)
+    return f"{message}; did you mean {near!r}?" if near else message
 
 
 def _nearest(name: str, model: AdaptedModel) -> str | None:
@@ -279,6 +279,4 @@ def _nearest(name: str, model: AdaptedModel) -> str | None:
         known += [f"L{layer}", f"L{layer}ATTN", f"L{layer}H*"]
         known += [f"L{layer}H{head}" for head in range(model.n_heads)]
         known += [] if model.attn_only else [f"L{layer}MLP"]
-    lowered = {known_name.lower(): known_name for known_name in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    return lowered[close[0]] if close else None
+    return nearest(name, known, 0.5)

@@ -10,6 +10,7 @@ from circuitsvis.attention import attention_heads
 from circuitsvis.utils.render import RenderedHTML
 from torch import Tensor
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.behaviour import attention_pattern
 from lens_slt.data.checks import check_tokens
@@ -56,11 +57,8 @@ def show_attention(
     adapted = adapt(model)
     names = _heads(heads, adapted)
     ids, real = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
-    if isinstance(sequence, bool) or not isinstance(sequence, int) or not 0 <= sequence < len(ids):
-        raise ValueError(
-            f"sequence must be an integer from 0 to {len(ids) - 1} (tokens has {len(ids)} "
-            f"sequence{'s' * (len(ids) > 1)}); got {sequence!r}"
-        )
+    there = f"tokens has {len(ids)} sequence{'s' * (len(ids) > 1)}"
+    integer("sequence", sequence, at_least=0, at_most=len(ids) - 1, note=there)
     row = ids[sequence, : int(real[sequence].sum())]
     patterns = _patterns(adapted, row, sorted(set(names.values())))
     shown = [patterns[layer][head] for layer, head in names.values()]

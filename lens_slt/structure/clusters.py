@@ -11,8 +11,8 @@ import xarray as xr
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
+from lens_slt.arguments import choice, integer, number
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.sampling.settings import choice
 from lens_slt.structure.conductance import (
     AT_ONCE,
     best_cut,
@@ -171,12 +171,6 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     )
 
 
-def check_count(name: str, count: int, least: int) -> None:
-    """Refuse what is no integer of at least ``least``."""
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
-        raise ValueError(f"{name} must be an integer of at least {least}; got {count!r}")
-
-
 def check_enough(n_tokens: int, n_neighbors: int) -> None:
     """Refuse fewer tokens than a token and its neighbours."""
     if n_tokens <= n_neighbors:
@@ -324,8 +318,8 @@ def _jaccard(a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarray
 def _check_numbers(
     n_neighbors: int, min_size: int, alpha: float, tolerance: float, highest: float | None
 ) -> None:
-    check_count("n_neighbors", n_neighbors, 1)
-    check_count("min_size", min_size, 2)
+    integer("n_neighbors", n_neighbors, at_least=1)
+    integer("min_size", min_size, at_least=2)
     for name, value in (("alpha", alpha), ("tolerance", tolerance), ("max_conductance", highest)):
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name} must be between 0 and 1; got {value!r}")
+        if value is not None:
+            number(name, value, above=0, below=1)

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
@@ -64,10 +65,8 @@ def modes(
     """
     x = standardized(matrix, centre_rows=centre_rows)
     n_components = x.shape[1]
-    if not isinstance(n_modes, int) or n_modes < 1:
-        raise ValueError(f"n_modes must be a positive integer; got {n_modes!r}")
-    if not isinstance(n_bootstrap, int) or n_bootstrap < 0:
-        raise ValueError(f"n_bootstrap must be an integer of at least 0; got {n_bootstrap!r}")
+    integer("n_modes", n_modes, at_least=1)
+    integer("n_bootstrap", n_bootstrap, at_least=0)
     if whiten and "blocks" not in matrix:
         raise ValueError("whiten=True needs the noise: make the matrix with keep_blocks=True")
     k = min(n_modes, n_components)

@@ -167,7 +167,7 @@ def test_offline_data_set_names_the_built_in_corpora() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("prosa", r"'prosa' is neither a file nor a built-in corpus .* Did you mean 'prose'\?"),
+        ("prosa", r"'prosa' is neither a file nor a built-in corpus .* did you mean 'prose'\?"),
         ("/no/such/file.txt", r"neither a file nor a built-in corpus \(code, prose, mix\)"),
     ],
 )
@@ -184,8 +184,8 @@ def test_a_folder_is_no_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_sequences": 0}, "n_sequences must be at least 1; got 0"),
-        ({"length": 1}, "length must be at least 2; got 1"),
+        ({"n_sequences": 0}, "n_sequences must be an integer of at least 1; got 0"),
+        ({"length": 1}, "length must be an integer of at least 2; got 1"),
     ],
 )
 def test_sizes(arguments: dict[str, int], message: str) -> None:
