@@ -36,9 +36,10 @@ from transformer_lens import FactoredMatrix
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.hypothesis import THROUGH, Edge, head_place
+from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
+from lens_slt.models.names import head_name, head_place
 
 NULLS = ("random", "rotation")
 
@@ -312,6 +313,6 @@ def _check_head(adapted: AdaptedModel, role: str, name: str) -> None:
     layer, head = head_place(name)
     if layer >= adapted.n_layers or head >= adapted.n_heads:
         raise ValueError(
-            f"{role} must be one of L0H0 … L{adapted.n_layers - 1}H{adapted.n_heads - 1}; "
+            f"{role} must be one of L0H0 … {head_name(adapted.n_layers - 1, adapted.n_heads - 1)}; "
             f"got {name!r}"
         )

@@ -38,8 +38,8 @@ import xarray as xr
 from torch import Generator, Tensor
 
 from lens_slt.arguments import choice, integer
-from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge, head_place
-from lens_slt.circuits.planted_families import PLANS, Plan, Request, edge, slot_name
+from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
+from lens_slt.circuits.planted_families import PLANS, Plan, Request, edge
 from lens_slt.circuits.planted_weights import (
     KINDS,
     Slot,
@@ -52,6 +52,7 @@ from lens_slt.circuits.planted_weights import (
     make_space,
     norm_range,
 )
+from lens_slt.models.names import head_name, head_place
 from lens_slt.models.shipped import BACKENDS, has_hooked_transformer
 
 __all__ = ["FAMILIES", "PlantedCircuit", "plant", "planted_suite"]
@@ -179,7 +180,7 @@ def _patterns(plan: Plan, generator: Generator) -> xr.DataArray:
 
 
 def _truth(plan: Plan, family: str) -> CircuitHypothesis:
-    components = tuple(slot_name(slot) for slot in sorted(plan.heads))
+    components = tuple(head_name(*slot) for slot in sorted(plan.heads))
     provenance = {"family": family, "rules": [list(rule) for rule in plan.task.rules]}
     return CircuitHypothesis(components, plan.edges, plan.pattern, "planted circuit", provenance)
 
@@ -210,14 +211,16 @@ def _decoys(
         false.append(_from_edges(tuple(exchanged), plan.pattern, "reversed roles"))
     else:
         [(layer, index)] = plan.heads
-        other = slot_name(((layer + 1) % n_layers, index))
+        other = head_name((layer + 1) % n_layers, index)
         false.append(CircuitHypothesis((other,), (), plan.pattern, "same place, other layer"))
     return tuple(false)
 
 
 def _from_edges(edges: tuple[Edge, ...], pattern: str, name: str) -> CircuitHypothesis:
     slots = {slot for link in edges for slot in _ends(link)}
-    return CircuitHypothesis(tuple(slot_name(slot) for slot in sorted(slots)), edges, pattern, name)
+    return CircuitHypothesis(
+        tuple(head_name(*slot) for slot in sorted(slots)), edges, pattern, name
+    )
 
 
 def _link(

@@ -11,10 +11,11 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.hypothesis import HEAD, CircuitHypothesis, Edge, layer_of
+from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
 from lens_slt.circuits.statistics import Estimate
 from lens_slt.models.adapter import adapt, weights_hash
+from lens_slt.models.names import is_head, layer_of
 from lens_slt.structure.pattern_enrichment import enrichment
 
 LEVEL = 0.05  # of corrected p-values
@@ -70,7 +71,7 @@ def propose_circuits(
     known = _known_by_modes(slt)
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []
     for pattern, heads in _responding(refined).items():
-        edges = _edges([head for head in heads if HEAD.fullmatch(head)], composition)
+        edges = _edges([head for head in heads if is_head(head)], composition)
         clearest = max(heads, key=lambda head: heads[head]["z"])
         joined = _joined(clearest, edges)
         core = [head for head in heads if head in joined]
@@ -110,7 +111,7 @@ def _refined(
 ) -> dict[str, dict[str, Estimate]]:
     """Of every pattern with enough tokens, the value of every component."""
     refined, why = {}, ""
-    heads = matrix.sel(component=[c for c in matrix["component"].values if HEAD.fullmatch(str(c))])
+    heads = matrix.sel(component=[c for c in matrix["component"].values if is_head(str(c))])
     for name, mask in labels.items():
         try:
             refined[name] = refined_on_pattern(heads, mask, seed=seed)

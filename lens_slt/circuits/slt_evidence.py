@@ -11,9 +11,9 @@ from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.evidence import LEVEL, Case, Evidence, Outcome
-from lens_slt.circuits.hypothesis import HEAD
 from lens_slt.circuits.statistics import Contrast, Estimate
 from lens_slt.data.patterns import label_patterns
+from lens_slt.models.names import is_head, layer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
 from lens_slt.structure.modes import modes
@@ -58,7 +58,7 @@ def read_slt_evidence(
 
     Raises ValueError where the draws hold no head, or fewer tokens than heads.
     """
-    heads = [name for name in component_names(draws) if HEAD.fullmatch(name)]
+    heads = [name for name in component_names(draws) if is_head(name)]
     if not heads:
         raise ValueError(
             f"draws hold no head ({', '.join(component_names(draws))}): circuits are inferred from "
@@ -158,9 +158,9 @@ def refined_on_pattern(
 
 def _beyond_layer(values: FloatArray, names: list[str]) -> FloatArray:
     """``values [component, token]`` minus the median head of each layer."""
-    layers = np.array([name.partition("H")[0] if HEAD.fullmatch(name) else "" for name in names])
+    layers = np.array([layer_of(name) if is_head(name) else -1 for name in names])
     values = np.array(values, dtype=np.float64)
-    for layer in set(layers.tolist()) - {""}:
+    for layer in set(layers.tolist()) - {-1}:
         members = layers == layer
         if members.sum() >= FEWEST_HEADS:
             values[members] -= np.median(values[members], axis=0)

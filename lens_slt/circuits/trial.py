@@ -25,6 +25,7 @@ from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import Contrast, holm
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.adapter import adapt, weights_hash
+from lens_slt.models.names import is_head
 from lens_slt.progress import track
 
 LEAST_EFFECT = 0.05  # nats
@@ -302,9 +303,7 @@ def _disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) ->
                 f"{one.part}: by intervention it {what} ({vote.effect:.2f} nats), {one.test} "
                 f"speaks {says} it ({one.effect:.2f} {one.unit})"
             )
-    inside = [
-        case.contrast.value(case.rise([node])) for node in case.nodes if not node.endswith("MLP")
-    ]
+    inside = [case.contrast.value(case.rise([node])) for node in case.nodes if is_head(node)]
     for head in case.runs.heads if inside else ():
         effect = case.contrast.value(case.rise([head]))
         if head not in case.nodes and effect >= max(case.least_effect, max(inside) / 2):
