@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,10 +40,6 @@ from lens_slt.sampling.health import HEALTHY, LARGEST_RHAT, independent_units, s
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from rich.table import Table
 
 SAMPLERS = ("lm", "sgld", "rmsprop_sgld", "pcn")
 SHORT = Settings(draws=50, batch_size=4)  # of one run of the sweep
@@ -70,18 +66,6 @@ class Calibration:
     settings: Settings | None
     evidence: xr.Dataset
     reason: str
-
-    def table(self) -> Table:
-        """The evidence, one row per setting, for a terminal."""
-        from lens_slt.report.tables import calibration_table
-
-        return calibration_table(self)
-
-    def plot(self) -> go.Figure:
-        """λ̂ and its distance from the control over the grid."""
-        from lens_slt.report.plots import plot_calibration
-
-        return plot_calibration(self)
 
 
 def calibrate(

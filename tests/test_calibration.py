@@ -8,6 +8,7 @@ import xarray as xr
 
 import lens_slt as ls
 from lens_slt.calibration import Calibration, calibrate, choose, judge
+from lens_slt.report.tables import calibration_table
 from lens_slt.sampling.settings import Settings
 
 N_BETAS, GAMMAS = [10.0, 30.0, 100.0], [100.0, 400.0]
@@ -171,9 +172,9 @@ def test_evidence_agrees_with_a_run_of_its_own(calibration: Calibration) -> None
 
 
 def test_evidence_as_table_and_figure(calibration: Calibration) -> None:
-    table = calibration.table()
+    table = calibration_table(calibration)
     assert table.row_count == 2
-    figure = calibration.plot()
+    figure = ls.plot(calibration)
     titles = [figure.layout.yaxis.title.text, figure.layout.yaxis2.title.text]
     assert titles == ["λ̂ (dimensionless)", "mean loss below the control's (%)"]
     llc = figure.data[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 from lens_slt.arguments import did_you_mean, integer
 from lens_slt.data.checks import check_tokens, loss_mask, token_array
 from lens_slt.data.corpora import CORPORA, corpus
+from lens_slt.data.tokenizer import shipped_tokenizer
 
 __all__ = ["SOURCES", "check_tokens", "load_tokens", "loss_mask"]
 
@@ -83,8 +84,6 @@ class _Cutter:
 
     def __init__(self, tokenizer: Any, length: int, bos: bool, seed: int) -> None:
         if tokenizer is None:
-            from lens_slt.models.tokenizer import shipped_tokenizer
-
             tokenizer = shipped_tokenizer()
         self.encode: Callable[..., Any] = tokenizer
         self.length = length

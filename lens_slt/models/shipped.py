@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
 from lens_slt.arguments import choice, did_you_mean, nearest
+from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.models.forward import Architecture, Weights
-from lens_slt.models.tokenizer import shipped_tokenizer
 from lens_slt.models.train import shipped_architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Backend = Literal["auto", "hooked", "bridge"]
 BACKENDS = get_args(Backend)

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lens_slt.data.corpora import corpus
+from lens_slt.data.tokenizer import BOS_ID, shipped_tokenizer
 from lens_slt.data.tokens import load_tokens
-from lens_slt.models.tokenizer import BOS_ID, shipped_tokenizer
 
 PROSE = "The quick brown fox jumps over the lazy dog, and number {} does it again.\n"
 
