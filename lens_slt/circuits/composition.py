@@ -24,7 +24,7 @@ distribution hundreds of times.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ import xarray as xr
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
-from transformer_lens import FactoredMatrix
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
@@ -40,6 +39,9 @@ from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
 from lens_slt.models.names import head_name, head_place
+
+if TYPE_CHECKING:
+    from transformer_lens import FactoredMatrix
 
 NULLS = ("random", "rotation")
 
@@ -181,6 +183,8 @@ class _Reads:
 
 def _all_reads(adapted: AdaptedModel) -> dict[str, _Reads]:
     """The matrices of all heads that a source meets, by what it is read through; V is W_OV."""
+    from transformer_lens import FactoredMatrix
+
     weights = copy_weights(adapted)
     group = adapted.n_heads // adapted.n_key_value_heads
     qk, ov = [], []

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from circuitsvis.attention import attention_heads
-from circuitsvis.utils.render import RenderedHTML
 from torch import Tensor
 
 from lens_slt.arguments import integer
@@ -17,6 +15,9 @@ from lens_slt.data.checks import check_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.structure.contexts import visible_text
+
+if TYPE_CHECKING:
+    from circuitsvis.utils.render import RenderedHTML
 
 DECIMALS = 5  # of what is written into the page
 
@@ -54,6 +55,8 @@ def show_attention(
         TypeError, ValueError: no such model, heads or tokens (as :func:`lens_slt.sample`); a
             sequence that is not there; a model whose attention pattern cannot be read.
     """
+    from circuitsvis.attention import attention_heads
+
     adapted = adapt(model)
     names = _heads(heads, adapted)
     ids, real = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)

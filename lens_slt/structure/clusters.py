@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from sklearn.cluster import HDBSCAN
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
 from lens_slt.arguments import choice, integer, number
 from lens_slt.arrays import BoolArray, FloatArray
@@ -101,6 +99,8 @@ def clusters(
     reference = reference_conductance(points, n_neighbors, alpha, tolerance, rng)
     more: dict[str, Any] = {}
     if method == "hdbscan":
+        from sklearn.cluster import HDBSCAN
+
         fitted = HDBSCAN(min_cluster_size=min_size, n_jobs=1, copy=True).fit(points)
         labels, order = _by_size(fitted.labels_.astype(int))
         chance = [fitted.probabilities_[labels == k].mean() for k in range(len(order))]
@@ -145,6 +145,8 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     both = (a >= 0) & (b >= 0)
     rand = information = float("nan")
     if both.any():
+        from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
         rand = adjusted_rand_score(a[both], b[both])
         information = adjusted_mutual_info_score(a[both], b[both])
     names = first["label"].values

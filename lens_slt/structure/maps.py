@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import hypergeom
-from sklearn.neighbors import NearestNeighbors
 
 from lens_slt.arguments import integer, number
 from lens_slt.arrays import FloatArray
@@ -110,6 +109,8 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
 
 
 def _neighbours(points: FloatArray, n_neighbors: int) -> np.ndarray:
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=1).fit(points)
     return search.kneighbors(return_distance=False)
 
