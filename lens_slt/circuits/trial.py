@@ -17,12 +17,12 @@ from lens_slt.arrays import BoolArray
 from lens_slt.circuits import evidence as tests
 from lens_slt.circuits import faithfulness
 from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.evidence import LEVEL, NAN, Case, Evidence
+from lens_slt.circuits.evidence import NAN, Case, Evidence
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis, from_record
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
-from lens_slt.circuits.statistics import Contrast, holm
+from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head
@@ -247,7 +247,7 @@ def _trial(
 
 
 def _after_correction(one: Evidence, corrected_p: float) -> Evidence:
-    lost = one.outcome == "held" and not corrected_p < LEVEL
+    lost = one.outcome == "held" and not corrected_p < SIGNIFICANT
     return replace(one, corrected_p=corrected_p, outcome="undecided" if lost else one.outcome)
 
 
@@ -276,9 +276,9 @@ def _reason(one: Evidence) -> str:
     why = []
     if one.effect < one.least:
         why.append(f"below {one.least:g}, but the interval is not")
-    if not one.corrected_p < LEVEL:
+    if not one.corrected_p < SIGNIFICANT:
         why.append(f"corrected p {p_words(one.corrected_p)}")
-    if one.test != "minimality" and not one.null_share <= LEVEL:
+    if one.test != "minimality" and not one.null_share <= SIGNIFICANT:
         share = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} % of "
         why.append(f"{share}{one.null}{' reach it' if share else ''}")
     return f"{name} is undecided: {effect}; {'; '.join(why)}"
@@ -327,7 +327,7 @@ def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
             Evidence(
                 "composition", str(edge), float(one["score"]), unit="score", p=p, corrected_p=q,
                 null="random matrices and random rotations, over all pairs of heads",
-                outcome="held" if q < LEVEL else "failed", words=f"{z} against the two nulls",
+                outcome="held" if q < SIGNIFICANT else "failed", words=f"{z} against the two nulls",
             )
         )  # fmt: skip
     return found

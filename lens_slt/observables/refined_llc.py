@@ -44,7 +44,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
     used = health["used"].values.astype(bool)
     loss = posterior["paired_loss"].values.astype(np.float64)
     estimates = np.array(
-        [_estimate(loss[i], loss[i], used[i], settings) for i in range(len(names))]
+        [_mean_with_error(loss[i], loss[i], used[i], settings) for i in range(len(names))]
     )
     scale = settings.n_beta
     data: dict[str, Any] = {
@@ -66,7 +66,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         values = np.array(
             [
                 [
-                    _estimate(_probe_trace(probe, i, settings), loss[i], used[i], settings)
+                    _mean_with_error(_probe_trace(probe, i, settings), loss[i], used[i], settings)
                     for probe in probes.values()
                 ]
                 for i in range(len(names))
@@ -84,7 +84,7 @@ def _probe_trace(probe: xr.Dataset, component: int, settings: Settings) -> Float
     return per_token[:, :, real].mean(-1)
 
 
-def _estimate(
+def _mean_with_error(
     trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
 ) -> tuple[float, float, float]:
     """Mean, standard error and effective number of draws of ``trace [chain, draw]``."""

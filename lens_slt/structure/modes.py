@@ -17,7 +17,7 @@ from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
-LEVEL = 0.95  # of every interval
+CONFIDENCE = 0.95  # of every interval
 STABLE_ANGLE = 30.0  # degrees
 LARGEST_SPAN = 3  # modes
 SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with
@@ -167,9 +167,9 @@ def _bootstrap(
         overlap = np.abs((whole.vectors[:, :k] * vectors).sum(0))
         angles.append(np.degrees(np.arccos(np.minimum(overlap, 1))))
         subspaces.append(_subspace_angles(whole.vectors, again.vectors, k))
-    low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    angle = np.quantile(angles, LEVEL, axis=0)
-    subspace = np.quantile(subspaces, LEVEL, axis=0)
+    low, high = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    angle = np.quantile(angles, CONFIDENCE, axis=0)
+    subspace = np.quantile(subspaces, CONFIDENCE, axis=0)
     return {
         "loading_low": (("mode", "component"), np.quantile(loadings, low, axis=0)),
         "loading_high": (("mode", "component"), np.quantile(loadings, high, axis=0)),
