@@ -42,7 +42,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class WithError:
     """A number with its standard error."""
 
     value: float
@@ -108,7 +108,7 @@ def console() -> Console:
     return Console(width=140, soft_wrap=True)
 
 
-def estimate(draws: xr.DataTree, component: int = 0) -> Estimate:
+def llc_of(draws: xr.DataTree, component: int = 0) -> WithError:
     """λ̂ over *all* chains, none excluded for how it looks.
 
     Health verdicts are made for heads; an exponent below one half gives loss traces that look spiky
@@ -117,7 +117,7 @@ def estimate(draws: xr.DataTree, component: int = 0) -> Estimate:
     settings = settings_of(draws)
     loss = draws["posterior"]["paired_loss"].values[component].astype(np.float64)
     units = independent_units(loss, np.ones(len(loss), dtype=bool), settings.antithetic)
-    return Estimate(
+    return WithError(
         float(settings.n_beta * units.mean()), float(settings.n_beta * standard_error(units))
     )
 

@@ -18,7 +18,7 @@ import torch
 
 import lens_slt as ls
 from benchmarks import common, potentials
-from benchmarks.common import Estimate, Target
+from benchmarks.common import Target, WithError
 from benchmarks.potentials import KnownCase, Loss
 from lens_slt.sampling.settings import Settings
 
@@ -34,7 +34,7 @@ TARGETS = {
 }
 
 
-def run_case(case: KnownCase, settings: Settings) -> tuple[Estimate, float, float]:
+def run_case(case: KnownCase, settings: Settings) -> tuple[WithError, float, float]:
     """λ̂ of one case, the step size from the rule, and ε·(nβ·h + γ) where the run ended."""
     pilot = settings.but(chains=64, draws=1, antithetic=False)
     pilot_steps = max(2000, settings.burn_in_steps // 2)
@@ -47,7 +47,7 @@ def run_case(case: KnownCase, settings: Settings) -> tuple[Estimate, float, floa
     recorder = _Recorder(case.loss)
     draws = ls.sample_function(recorder, case.star, settings=settings.but(step_size=epsilon))
     final = largest_curvature(case, recorder.states[-1])
-    return common.estimate(draws), epsilon, epsilon * (settings.n_beta * final + settings.gamma)
+    return common.llc_of(draws), epsilon, epsilon * (settings.n_beta * final + settings.gamma)
 
 
 def largest_curvature(case: KnownCase, at: torch.Tensor) -> float:
@@ -144,7 +144,7 @@ def coverage(args: argparse.Namespace) -> dict[str, Any]:
         found = []
         for seed in range(seeds):
             settings = Settings(seed=1000 * args.seed + seed, antithetic=antithetic)
-            found.append(common.estimate(ls.sample_function(loss, star, settings=settings)))
+            found.append(common.llc_of(ls.sample_function(loss, star, settings=settings)))
         values = np.array([e.value for e in found])
         errors = np.array([e.se for e in found])
         covered = float((np.abs(values - exact) < 1.96 * errors).mean())

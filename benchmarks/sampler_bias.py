@@ -18,12 +18,12 @@ import xarray as xr
 
 import lens_slt as ls
 from benchmarks import common
-from benchmarks.common import Estimate, Target
+from benchmarks.common import Target, WithError
 from lens_slt.sampling.settings import Settings
 
 HEADS = [f"L{layer}H{head}" for layer in range(2) for head in (0, 2, 4, 6)]
 TARGETS = {"max_abs_bias_lm": Target(most=0.03)}
-Table = dict[str, Estimate]
+Table = dict[str, WithError]
 
 
 def exact_references(
@@ -45,16 +45,16 @@ def run(model: Any, tokens: torch.Tensor, heads: list[str], settings: Settings) 
     draws = ls.sample(model, tokens, heads, settings=settings, progress=False)
     found: xr.Dataset = ls.refined_llc(draws)
     return {
-        head: Estimate(float(found["llc"][i]), float(found["se"][i]))
+        head: WithError(float(found["llc"][i]), float(found["se"][i]))
         for i, head in enumerate(heads)
     }
 
 
-def relative_bias(got: Estimate, exact: Estimate) -> float:
+def relative_bias(got: WithError, exact: WithError) -> float:
     return (got.value - exact.value) / exact.value
 
 
-def bias_beyond_noise(got: Estimate, exact: Estimate) -> float:
+def bias_beyond_noise(got: WithError, exact: WithError) -> float:
     """Relative bias that two standard errors of the difference do not explain."""
     beyond = abs(got.value - exact.value) - 2 * float(np.hypot(got.se, exact.se))
     return max(0.0, beyond) / exact.value

@@ -24,8 +24,8 @@ import numpy as np
 import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
-from lens_slt.circuits.hypothesis import head_place
 from lens_slt.demo import demo_settings
+from lens_slt.models.names import head_place
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
 
 MODELS = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2")

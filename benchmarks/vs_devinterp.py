@@ -23,7 +23,7 @@ from torch import Tensor
 
 import lens_slt as ls
 from benchmarks import common, peer
-from benchmarks.common import Estimate, Target
+from benchmarks.common import Target, WithError
 from benchmarks.engine import step_seconds
 from lens_slt.sampling.health import standard_error
 from lens_slt.sampling.settings import Settings
@@ -94,20 +94,20 @@ def throughput(
     return ratios, cost
 
 
-def run(model: Any, tokens: Tensor, heads: list[str], settings: Settings) -> dict[str, Estimate]:
+def run(model: Any, tokens: Tensor, heads: list[str], settings: Settings) -> dict[str, WithError]:
     """λ̂ of every head, all chains."""
     draws = ls.sample(model, tokens, heads, settings=settings, progress=False)
-    return {head: common.estimate(draws, i) for i, head in enumerate(heads)}
+    return {head: common.llc_of(draws, i) for i, head in enumerate(heads)}
 
 
-def exact(model: Any, tokens: Tensor, head: str, draws: int, seed: int) -> tuple[str, Estimate]:
+def exact(model: Any, tokens: Tensor, head: str, draws: int, seed: int) -> tuple[str, WithError]:
     """``importance`` where k̂ ≤ 0.7, else ``pcn``."""
     settings = Settings(
         sampler="importance", chains=4, draws=draws, antithetic=False, seed=seed, batch_size=4
     )
     found = ls.refined_llc(ls.sample(model, tokens, [head], settings=settings, progress=False))
     if np.isfinite(float(found["llc"][0])):
-        return "importance", Estimate(float(found["llc"][0]), float(found["se"][0]))
+        return "importance", WithError(float(found["llc"][0]), float(found["se"][0]))
     pcn = settings.but(sampler="pcn", draws=2 * draws)
     return "pcn", run(model, tokens, [head], pcn)[head]
 
@@ -136,7 +136,7 @@ class PeerModel:
 
 
 def peer_model(
-    model: Any, tokens: Tensor, head: str, truth: Estimate, draws: int, seed: int
+    model: Any, tokens: Tensor, head: str, truth: WithError, draws: int, seed: int
 ) -> PeerModel:
     """Measured with lens_slt's ``sgld``, which is the peer's rule at a fraction of its cost."""
     base = Settings(
@@ -157,7 +157,7 @@ def peer_model(
 
 def real_peer(
     model: Any, tokens: Tensor, head: str, lr: float, steps: int, seed: int
-) -> tuple[Estimate, int, float]:
+) -> tuple[WithError, int, float]:
     """λ̂ of a real devinterp chain, its number of draws, and CPU seconds per step."""
     skip = min(peer.burn_in(lr), steps // 2)
     chain = peer.peer_chain(
@@ -166,12 +166,12 @@ def real_peer(
     base = peer.cycle_base_loss(model, tokens, SMALL_BATCH)
     paired = 30.0 * (chain.losses - np.resize(base, steps))[skip:]
     cost = float(np.median(chain.seconds))
-    return Estimate(float(paired.mean()), standard_error(paired[None])), len(paired), cost
+    return WithError(float(paired.mean()), standard_error(paired[None])), len(paired), cost
 
 
 def own_table(
     model: Any, tokens: Tensor, effort: Effort, seed: int
-) -> tuple[dict[str, Estimate], Settings, dict[str, float]]:
+) -> tuple[dict[str, WithError], Settings, dict[str, float]]:
     """All heads with the default sampler: λ̂, the settings, CPU seconds per head-step by layer."""
     settings = Settings(chains=2, draws=effort.own_draws, batch_size=SMALL_BATCH, seed=seed)
     found, cost = {}, {}
@@ -184,7 +184,7 @@ def own_table(
     return found, settings, cost
 
 
-def own_steps(got: Estimate, bias: float, settings: Settings) -> float:
+def own_steps(got: WithError, bias: float, settings: Settings) -> float:
     """Head-steps of ``lm`` until |bias| + 2 SE is within the tolerance, burn-in included."""
     room = (TOLERANCE - abs(bias)) / 2
     if room <= 0:

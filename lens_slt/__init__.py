@@ -1,74 +1,83 @@
-"""Singular learning theory for TransformerLens models."""
+"""Singular learning theory for TransformerLens models.
 
+Every name below is loaded on its first use: PyTorch, TransformerLens and what draws figures take
+seconds.
+"""
+
+import ast
 import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lens_slt.calibration import Calibration, calibrate
-from lens_slt.circuits.attribution import edge_attribution
-from lens_slt.circuits.behaviour import behaviour_scores
-from lens_slt.circuits.composition import composition_by_component, composition_scores
-from lens_slt.circuits.faithfulness import faithfulness_curve
-from lens_slt.circuits.graph import circuit_graph, to_dot
-from lens_slt.circuits.hypothesis import (
-    CircuitHypothesis,
-    Edge,
-    circuit,
-    read_hypotheses,
-    write_hypotheses,
-)
-from lens_slt.circuits.interventions import (
-    ablate,
-    ablate_path,
-    affected_tokens,
-    keep_only,
-    knock_in,
-)
-from lens_slt.circuits.planted import plant, planted_suite
-from lens_slt.circuits.propose import propose_circuits
-from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
-from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
-from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
-from lens_slt.data.tokens import load_tokens
-from lens_slt.models.shipped import load_model, shipped_checkpoints
-from lens_slt.observables.influence import attribute, influence
-from lens_slt.observables.per_token_llc import per_token_llc
-from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.observables.susceptibility import susceptibility
-from lens_slt.report.attention import show_attention
-from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
-from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
-from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
-from lens_slt.report.plots_heads import (
-    plot_behaviour,
-    plot_composition,
-    plot_directions,
-    plot_edges,
-    plot_effects,
-)
-from lens_slt.report.plots_maps import plot_map, plot_stability
-from lens_slt.report.plots_modes import plot_enrichment, plot_modes
-from lens_slt.report.plots_tokens import (
-    plot_cluster_summary,
-    plot_clusters,
-    plot_influence,
-    plot_matrix,
-    plot_patterns,
-)
-from lens_slt.report.plots_traces import plot_all_traces, plot_traces
-from lens_slt.report.report import report_results, write_report
-from lens_slt.report.show import plot, register
-from lens_slt.sampling.estimate import Estimate, estimate
-from lens_slt.sampling.functions import sample_function
-from lens_slt.sampling.presets import PRESETS, preset
-from lens_slt.sampling.result import open_draws
-from lens_slt.sampling.sample import Probe, sample
-from lens_slt.sampling.settings import Settings
-from lens_slt.structure.cluster_summary import cluster_summary
-from lens_slt.structure.clusters import cluster_stability, clusters
-from lens_slt.structure.contexts import contexts, top_tokens
-from lens_slt.structure.maps import map_stability, token_map
-from lens_slt.structure.modes import modes
-from lens_slt.structure.pattern_enrichment import enrichment
-from lens_slt.structure.standardize import halves
+if TYPE_CHECKING:  # also read by _homes
+    from lens_slt.calibration import Calibration, calibrate
+    from lens_slt.circuits.attribution import edge_attribution
+    from lens_slt.circuits.behaviour import behaviour_scores
+    from lens_slt.circuits.composition import composition_by_component, composition_scores
+    from lens_slt.circuits.faithfulness import faithfulness_curve
+    from lens_slt.circuits.graph import circuit_graph, to_dot
+    from lens_slt.circuits.hypothesis import (
+        CircuitHypothesis,
+        Edge,
+        circuit,
+        read_hypotheses,
+        write_hypotheses,
+    )
+    from lens_slt.circuits.interventions import (
+        ablate,
+        ablate_path,
+        affected_tokens,
+        keep_only,
+        knock_in,
+    )
+    from lens_slt.circuits.planted import plant, planted_suite
+    from lens_slt.circuits.propose import propose_circuits
+    from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
+    from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
+    from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
+    from lens_slt.data.tokens import load_tokens
+    from lens_slt.models.shipped import load_model, shipped_checkpoints
+    from lens_slt.observables.influence import attribute, influence
+    from lens_slt.observables.per_token_llc import per_token_llc
+    from lens_slt.observables.refined_llc import refined_llc
+    from lens_slt.observables.susceptibility import susceptibility
+    from lens_slt.report.attention import show_attention
+    from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
+    from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
+    from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+    from lens_slt.report.plots_heads import (
+        plot_behaviour,
+        plot_composition,
+        plot_directions,
+        plot_edges,
+        plot_effects,
+    )
+    from lens_slt.report.plots_maps import plot_map, plot_stability
+    from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+    from lens_slt.report.plots_tokens import (
+        plot_cluster_summary,
+        plot_clusters,
+        plot_influence,
+        plot_matrix,
+        plot_patterns,
+    )
+    from lens_slt.report.plots_traces import plot_all_traces, plot_traces
+    from lens_slt.report.report import report_results, write_report
+    from lens_slt.report.show import plot
+    from lens_slt.sampling.estimate import Estimate, estimate
+    from lens_slt.sampling.functions import sample_function
+    from lens_slt.sampling.presets import PRESETS, preset
+    from lens_slt.sampling.result import open_draws
+    from lens_slt.sampling.sample import Probe, sample
+    from lens_slt.sampling.settings import Settings
+    from lens_slt.structure.cluster_summary import cluster_summary
+    from lens_slt.structure.clusters import cluster_stability, clusters
+    from lens_slt.structure.contexts import contexts, top_tokens
+    from lens_slt.structure.maps import map_stability, token_map
+    from lens_slt.structure.modes import modes
+    from lens_slt.structure.pattern_enrichment import enrichment
+    from lens_slt.structure.standardize import halves
 
 __all__ = [
     "PRESETS",
@@ -161,12 +170,36 @@ __all__ = [
 ]
 
 
+def _homes() -> dict[str, str]:
+    """The module of every public name, read off the imports above."""
+    tree = ast.parse(Path(__file__).read_text("utf-8"))
+    return {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lens_slt.")
+        for alias in node.names
+    }
+
+
+if not TYPE_CHECKING:  # for a type checker every name would exist
+    _HOMES = _homes()
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
 def _show_in_notebooks() -> None:
     """In IPython, results show their table and main figure."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
-        register(shell)
+        import_module("lens_slt.report.notebook").register(shell)
 
 
 _show_in_notebooks()

@@ -26,24 +26,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
+from lens_slt.arguments import choice, numbers
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.progress import track
 from lens_slt.sampling.health import HEALTHY, LARGEST_RHAT
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
-from lens_slt.sampling.settings import Settings, choice
+from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-    from rich.table import Table
 
 SAMPLERS = ("lm", "sgld", "rmsprop_sgld", "pcn")
 SHORT = Settings(draws=50, batch_size=4)  # of one run of the sweep
@@ -70,18 +67,6 @@ class Calibration:
     settings: Settings | None
     evidence: xr.Dataset
     reason: str
-
-    def table(self) -> Table:
-        """The evidence, one row per setting, for a terminal."""
-        from lens_slt.report.tables import calibration_table
-
-        return calibration_table(self)
-
-    def plot(self) -> go.Figure:
-        """λ̂ and its distance from the control over the grid."""
-        from lens_slt.report.plots import plot_calibration
-
-        return plot_calibration(self)
 
 
 def calibrate(
@@ -124,7 +109,7 @@ def calibrate(
         ValueError, TypeError: a grid that is empty or has wrong values, and as ``sample``.
     """
     n_runs = len(sweep(n_betas, gammas, settings))
-    n_betas, gammas = _grid("n_betas", n_betas), _grid("gammas", gammas)
+    n_betas, gammas = numbers("n_betas", n_betas, above=0), numbers("gammas", gammas, above=0)
     cells = []
     done = 0
     with track("calibrating", n_runs, progress) as tell:
@@ -147,7 +132,7 @@ def calibrate(
 
 def sweep(n_betas: Sequence[float], gammas: Sequence[float], settings: Settings) -> list[Settings]:
     """The settings of all runs of :func:`calibrate`, controls included; raises as it does."""
-    n_betas, gammas = _grid("n_betas", n_betas), _grid("gammas", gammas)
+    n_betas, gammas = numbers("n_betas", n_betas, above=0), numbers("gammas", gammas, above=0)
     choice("settings.sampler", settings.sampler, SAMPLERS)
     return [settings.but(n_beta=b, gamma=g) for g in gammas for b in (0.0, *n_betas)]
 
@@ -291,14 +276,3 @@ def _advice(evidence: xr.Dataset) -> str:
     if "prior-dominated" in whys:
         advice.append("a higher nβ or a lower γ (where the prior dominates)")
     return f"no setting of the grid is accepted; try {', '.join(advice)}"
-
-
-def _grid(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise ValueError(f"{name} must be a non-empty list of numbers; got {values!r}")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{name} must hold numbers above 0; got {value!r}")
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name} names a value twice: {list(values)}")
-    return tuple(sorted(float(value) for value in values))

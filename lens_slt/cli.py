@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lens_slt import demo as demonstration
+from lens_slt.arguments import choice
 from lens_slt.calibration import SHORT, sweep
 from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
@@ -43,6 +44,7 @@ from lens_slt.report import page
 from lens_slt.report.files import DRAWS, rllc_rows, write_about, write_csv, write_rllc
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.files_structure import structure_records, write_structure
+from lens_slt.report.plots import plot_calibration
 from lens_slt.report.report import write_report
 from lens_slt.report.tables import (
     calibration_table,
@@ -57,7 +59,6 @@ from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.sampling.estimate import estimate
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
-from lens_slt.sampling.settings import choice
 from lens_slt.structure.overview import View, read_structure
 
 app = typer.Typer(
@@ -405,7 +406,7 @@ def calibrate(
         chosen = None if found.settings is None else found.settings.as_dict()
         record = {"settings": chosen, "reason": found.reason, "files": files}
         if not as_json:
-            console.print(found.table())
+            console.print(calibration_table(found))
             say(f"written: {', '.join(files.values())}")
         finish(record, as_json, usable=chosen is not None)
 
@@ -543,7 +544,7 @@ def _write_calibration(out: Path, found: Any, model: str) -> dict[str, str]:
     files = {"evidence": out / "evidence.csv", "figure": out / "calibration.html"}
     rows = found.evidence.to_dataframe().reset_index()
     write_csv(files["evidence"], rows.to_dict("records"))
-    body = page.figure(found.plot()) + page.table(calibration_table(found))
+    body = page.figure(plot_calibration(found)) + page.table(calibration_table(found))
     section = page.Section("calibration", "Calibration", body)
     text = page.page(f"Calibration of {model}", page.paragraph(found.reason, "lead"), [section])
     files["figure"].write_text(text, "utf-8")

@@ -136,7 +136,7 @@ print(calibration.reason)
 assert calibration.settings is not None
 
 # %%
-calibration.plot()
+ls.plot(calibration)
 
 # %% [markdown]
 # **Look at** the upper row: λ̂ grows with nβ and nowhere reaches a plateau. So there is no "true"

@@ -274,7 +274,7 @@ calibration = ls.calibrate(
 print(calibration.reason)
 chosen = calibration.settings or settings
 print(f"to use: nβ = {chosen.n_beta:g}, γ = {chosen.gamma:g}")
-calibration.plot()
+ls.plot(calibration)
 
 # %% [markdown]
 # **Look at** how λ̂ changes along the grid: the slower, the less a comparison of components hangs

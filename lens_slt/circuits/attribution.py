@@ -36,12 +36,12 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
+from lens_slt.arguments import choice, integer
 from lens_slt.circuits.hypothesis import LOGITS, THROUGH
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
 from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
-from lens_slt.sampling.settings import choice, integer
 
 ABLATIONS = ("mean", "zero")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a model should compute
@@ -96,7 +96,7 @@ def edge_attribution(
     weights = copy_weights(adapted)
     _check_model(adapted, weights, ids[:1])
     replacement = _replacement(adapted, weights, ids[:, :-1], real, ablate, batch_size)
-    estimate = _Estimate.empty(adapted)
+    totals = _Totals.empty(adapted)
     rows_with_pattern = chosen.any(1).nonzero()[:, 0]
     n_tokens = int(chosen.sum())
     loss = 0.0
@@ -105,8 +105,8 @@ def edge_attribution(
             adapted, weights, ids[rows], chosen[rows].double() / n_tokens, replacement
         )
         loss += batch.loss
-        batch.attribute(estimate, steps)
-    return estimate.dataset({"loss": loss, "n_tokens": n_tokens, "steps": steps, "ablate": ablate})
+        batch.attribute(totals, steps)
+    return totals.dataset({"loss": loss, "n_tokens": n_tokens, "steps": steps, "ablate": ablate})
 
 
 def _pattern_mask(pattern_mask: Any, ids: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _replacement(
 
 
 @dataclass(frozen=True)
-class _Estimate:
+class _Totals:
     """Sums over batches; ``heads`` is [source layer, head, target layer, head, through]."""
 
     adapted: AdaptedModel
@@ -172,7 +172,7 @@ class _Estimate:
     logits: Tensor  # [source layer, head]
 
     @classmethod
-    def empty(cls, adapted: AdaptedModel) -> _Estimate:
+    def empty(cls, adapted: AdaptedModel) -> _Totals:
         shape = (adapted.n_layers, adapted.n_heads)
         heads = torch.zeros(*shape, *shape, len(THROUGH), dtype=torch.float64)
         for layer in range(adapted.n_layers):
@@ -228,7 +228,7 @@ class _Batch:
             float(_mean_loss(logits, tokens[:, 1:], weight)),
         )  # fmt: skip
 
-    def attribute(self, estimate: _Estimate, steps: int) -> None:
+    def attribute(self, totals: _Totals, steps: int) -> None:
         """Add the effects of all edges on this batch's part of the loss."""
         clean = self._clean_gradients() if steps == 1 else None
         for layer, moved in enumerate(self.moved):
@@ -242,12 +242,12 @@ class _Batch:
                         # A key/value head shows its effect in every head of its group.
                         group = self.adapted.n_heads // len(effect)
                         effects = effect.repeat_interleave(group)
-                        estimate.heads[layer, head, target, :, place] += effects
+                        totals.heads[layer, head, target, :, place] += effects
                 last = self._last_stream
                 gradients = clean or self._path_gradients(
                     self.adapted.n_layers - 1, {last: move}, steps
                 )
-                estimate.logits[layer, head] += float((move * gradients[last]).sum())
+                totals.logits[layer, head] += float((move * gradients[last]).sum())
 
     @property
     def _last_stream(self) -> str:

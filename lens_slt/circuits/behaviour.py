@@ -49,13 +49,8 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from transformer_lens import FactoredMatrix
-from transformer_lens.head_detector import (
-    get_duplicate_token_head_detection_pattern,
-    get_induction_head_detection_pattern,
-    get_previous_token_head_detection_pattern,
-)
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.composition import fold, norm_weight
 from lens_slt.data.checks import check_tokens
@@ -64,7 +59,6 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
-from lens_slt.sampling.settings import integer
 
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
 DIRECT = ("induction", "ngram", "skip_gram")
@@ -171,11 +165,8 @@ def _segment(adapted: AdaptedModel, length: int | None) -> int:
     most = min((adapted.n_ctx - 1) // 2, adapted.d_vocab - 1)
     if length is None:
         return min(SEGMENT, most)
-    if isinstance(length, bool) or not isinstance(length, int) or not 2 <= length <= most:
-        raise ValueError(
-            f"length must be an integer from 2 to {most} (said twice it must fit in n_ctx="
-            f"{adapted.n_ctx}, and its tokens must differ); got {length!r}"
-        )
+    why = f"said twice it must fit in n_ctx={adapted.n_ctx}, and its tokens must differ"
+    integer("length", length, at_least=2, at_most=most, note=why)
     return length
 
 
@@ -224,14 +215,21 @@ def _first_token(tokens: Tensor) -> Tensor:
     return (torch.arange(tokens.shape[-1]) == 0).float().expand(tokens.shape[-1], -1)
 
 
-# Of TransformerLens's detect_head the patterns serve: itself takes text, and averages all queries.
-DETECTORS: dict[str, Detector] = {
-    "previous_token": get_previous_token_head_detection_pattern,
-    "current_token": lambda tokens: torch.eye(tokens.shape[-1]),
-    "first_token": _first_token,
-    "duplicate_token": get_duplicate_token_head_detection_pattern,
-    "prefix_matching": get_induction_head_detection_pattern,
-}
+def _detectors() -> dict[str, Detector]:
+    """Where each behaviour attends.
+
+    Of TransformerLens's detect_head the patterns serve: itself takes text, and averages all
+    queries.
+    """
+    from transformer_lens import head_detector
+
+    return {
+        "previous_token": head_detector.get_previous_token_head_detection_pattern,
+        "current_token": lambda tokens: torch.eye(tokens.shape[-1]),
+        "first_token": _first_token,
+        "duplicate_token": head_detector.get_duplicate_token_head_detection_pattern,
+        "prefix_matching": head_detector.get_induction_head_detection_pattern,
+    }
 
 
 def _measure(
@@ -245,11 +243,11 @@ def _measure(
 
     ``queries`` is ``[sequence, position]``, ``predictions`` holds ``[sequence, position - 1]``.
     """
-    writes = _Writes.of(adapted)
+    writes, detect = _Writes.of(adapted), _detectors()
     parts: dict[str, list[FloatArray]] = {name: [] for name in (*scores, *predictions)}
     for rows in torch.arange(len(tokens)).split(max(1, ENTRIES // tokens.shape[1] ** 2)):
         where = {
-            name: torch.stack([DETECTORS[name](row[None]) for row in tokens[rows]])
+            name: torch.stack([detect[name](row[None]) for row in tokens[rows]])
             * queries[rows, :, None]
             for name in scores
         }
@@ -364,6 +362,8 @@ def _final_norm(adapted: AdaptedModel) -> Any:
 
 def _copying(adapted: AdaptedModel) -> FloatArray:
     """Σλ/Σ|λ| of every head's W_E·W_V·W_O·W_U."""
+    from transformer_lens import FactoredMatrix
+
     weights, writes = copy_weights(adapted), _Writes.of(adapted)
     around = writes.unembedding @ weights["embed.W_E"]  # [d_model, d_model]
     group = adapted.n_heads // adapted.n_key_value_heads

@@ -24,7 +24,7 @@ distribution hundreds of times.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,13 +32,16 @@ import xarray as xr
 from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
-from transformer_lens import FactoredMatrix
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.hypothesis import THROUGH, Edge, head_place
+from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
-from lens_slt.sampling.settings import integer
+from lens_slt.models.names import head_name, head_place
+
+if TYPE_CHECKING:
+    from transformer_lens import FactoredMatrix
 
 NULLS = ("random", "rotation")
 
@@ -124,8 +127,7 @@ def composition_by_component(
     for role, name in (("source", source), ("target", target)):
         _check_head(adapted, role, name)
     n = adapted.d_head if n is None else n
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= adapted.d_head:
-        raise ValueError(f"n must be an integer from 1 to d_head={adapted.d_head}; got {n!r}")
+    integer("n", n, at_least=1, at_most=adapted.d_head, note="d_head")
     reads = _all_reads(adapted)
     (i, h), (j, k) = head_place(edge.source), head_place(edge.target)
     written = reads["V"].written[i][h]  # [direction, d_model]
@@ -181,6 +183,8 @@ class _Reads:
 
 def _all_reads(adapted: AdaptedModel) -> dict[str, _Reads]:
     """The matrices of all heads that a source meets, by what it is read through; V is W_OV."""
+    from transformer_lens import FactoredMatrix
+
     weights = copy_weights(adapted)
     group = adapted.n_heads // adapted.n_key_value_heads
     qk, ov = [], []
@@ -313,6 +317,6 @@ def _check_head(adapted: AdaptedModel, role: str, name: str) -> None:
     layer, head = head_place(name)
     if layer >= adapted.n_layers or head >= adapted.n_heads:
         raise ValueError(
-            f"{role} must be one of L0H0 … L{adapted.n_layers - 1}H{adapted.n_heads - 1}; "
+            f"{role} must be one of L0H0 … {head_name(adapted.n_layers - 1, adapted.n_heads - 1)}; "
             f"got {name!r}"
         )

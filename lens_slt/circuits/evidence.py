@@ -27,11 +27,10 @@ from lens_slt.circuits.null_sets import (
     same_shape,
 )
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
-from lens_slt.circuits.statistics import Contrast, Estimate, hsic_p
+from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured, hsic_p
 
 Outcome = Literal["held", "failed", "undecided", "noted"]
 
-LEVEL = 0.05  # of corrected p-values and of ranks among random sets
 LEAST_SHARE = 0.1  # of the pattern's loss that a sufficient circuit recovers
 NAN = float("nan")
 
@@ -246,7 +245,7 @@ def completeness(case: Case) -> list[Evidence]:
     alone, model = (contrast.per_sequence(x) for x in (case.kept(case.nodes), runs.base))
     better = int((alone <= model).sum())
     p = float(stats.binomtest(better, len(model)).pvalue)
-    words = "differs from the model" if p < LEVEL else "not told from the model"
+    words = "differs from the model" if p < SIGNIFICANT else "not told from the model"
     found.append(
         Evidence(
             "equivalence", "circuit", better / len(model), unit="of sequences", p=p,
@@ -255,7 +254,7 @@ def completeness(case: Case) -> list[Evidence]:
     )  # fmt: skip
     rest = contrast.per_sequence(runs.base + case.rise(case.nodes))
     p = hsic_p(rest, model, seed=case.seed)
-    words = "the rest still depends on the pattern" if p < LEVEL else "no dependence seen"
+    words = "the rest still depends on the pattern" if p < SIGNIFICANT else "no dependence seen"
     correlation = float(np.corrcoef(rest, model)[0, 1])
     found.append(
         Evidence(
@@ -287,7 +286,7 @@ def _against(
     case: Case,
     test: str,
     part: str,
-    found: Estimate,
+    found: Measured,
     null: FloatArray,
     sets: NullSets,
     least: float,
@@ -300,7 +299,7 @@ def _against(
 
 
 def _evidence(
-    test: str, part: str, found: Estimate, outcome: Outcome, null: FloatArray, null_words: str,
+    test: str, part: str, found: Measured, outcome: Outcome, null: FloatArray, null_words: str,
     null_share: float, least: float, words: str, unit: str = "nats",
 ) -> Evidence:  # fmt: skip
     low, high = np.quantile(null, [0.025, 0.975]) if len(null) else (NAN, NAN)
@@ -310,7 +309,7 @@ def _evidence(
     )  # fmt: skip
 
 
-def _noted(test: str, found: Estimate, words: str, unit: str = "nats") -> Evidence:
+def _noted(test: str, found: Measured, words: str, unit: str = "nats") -> Evidence:
     return Evidence(test, "circuit", found.value, found.low, found.high, unit, words=words)
 
 
@@ -318,23 +317,23 @@ def _reached(value: float, null: FloatArray) -> float:
     return float((null >= value).mean()) if len(null) else NAN
 
 
-def _outcome(found: Estimate, least: float, null_share: float) -> Outcome:
+def _outcome(found: Measured, least: float, null_share: float) -> Outcome:
     """Before correction: see :func:`lens_slt.circuits.trial.cross_check` for the rule."""
     if found.high < least:
         return "failed"
-    beats = null_share <= LEVEL  # not where there is nothing to compare with
-    return "held" if found.value >= least and found.p < LEVEL and beats else "undecided"
+    beats = null_share <= SIGNIFICANT  # not where there is nothing to compare with
+    return "held" if found.value >= least and found.p < SIGNIFICANT and beats else "undecided"
 
 
 def _in_contexts(
-    estimates: list[tuple[Estimate, str]], least: float, null_share: float
-) -> tuple[Estimate, Outcome, str]:
+    estimates: list[tuple[Measured, str]], least: float, null_share: float
+) -> tuple[Measured, Outcome, str]:
     """The context that shows the effect best, its p-value corrected for their number.
 
     A part has failed only where no context leaves room for the least effect.
     """
     best, words = max(estimates, key=lambda pair: pair[0].low)
-    best = Estimate(best.value, best.low, best.high, min(1.0, best.p * len(estimates)))
+    best = Measured(best.value, best.low, best.high, min(1.0, best.p * len(estimates)))
     outcome = _outcome(best, least, null_share)
     if outcome == "failed" and any(found.high >= least for found, _ in estimates):
         outcome = "undecided"

@@ -7,8 +7,9 @@ from typing import Any
 import networkx as nx
 import xarray as xr
 
-from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, layer_of
+from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
+from lens_slt.models.names import layer_of
 
 # Outcomes by colour, dash and word (colours of Okabe & Ito 2008).
 LOOKS = {

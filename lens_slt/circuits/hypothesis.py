@@ -17,12 +17,12 @@ from typing import Any
 
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import parse_components
+from lens_slt.models.names import is_head, layer_of, parts_of, read_part
 
 THROUGH = ("Q", "K", "V")
 LOGITS = "logits"
 FIELDS = ("components", "edges", "pattern", "name", "provenance", "model")
 
-HEAD = re.compile(r"L(\d+)H(\d+)")
 _ENDS = re.compile(r"\s*(?:->|→)\s*")
 
 
@@ -36,7 +36,7 @@ class Edge:
 
     def __post_init__(self) -> None:
         for name, role in ((self.source, "source"), (self.target, "target")):
-            if not (HEAD.fullmatch(name) or (name == LOGITS and role == "target")):
+            if not (is_head(name) or (name == LOGITS and role == "target")):
                 allowed = "a head such as 'L0H2'" + (", or 'logits'" if role == "target" else "")
                 raise ValueError(f"edge {role} must be {allowed}; got {name!r}")
         if self.target == LOGITS:
@@ -98,7 +98,7 @@ class CircuitHypothesis:
     @property
     def heads(self) -> tuple[str, ...]:
         """Those of its components that are heads."""
-        return tuple(name for name in self.components if HEAD.fullmatch(name))
+        return tuple(name for name in self.components if is_head(name))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -180,23 +180,12 @@ def check_hypothesis(hypothesis: CircuitHypothesis, model: AdaptedModel, model_h
         )
 
 
-def layer_of(head: str) -> int:
-    """Layer of a head."""
-    return head_place(head)[0]
-
-
-def head_place(head: str) -> tuple[int, int]:
-    """Layer and index of a head, ``L1H3`` → (1, 3)."""
-    match = HEAD.fullmatch(head)
-    if match is None:
-        raise ValueError(f"a head reads 'L1H3'; got {head!r}")
-    return int(match[1]), int(match[2])
-
-
 def _place(name: str) -> tuple[int, int, str]:
     """Order of components: by layer, then heads by index."""
-    match = re.match(r"L(\d+)(?:H(\d+))?", name)
-    return (int(match[1]), int(match[2] or -1), name) if match else (10**6, -1, name)
+    part = read_part(parts_of(name)[0])
+    if part is None:
+        return 10**6, -1, name
+    return part.layer, -1 if part.head is None else part.head, name
 
 
 def from_record(record: Any) -> CircuitHypothesis:

@@ -20,11 +20,11 @@ import pandas as pd
 import xarray as xr
 from torch import Tensor
 
+from lens_slt.arguments import choice
 from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import parse_components
-from lens_slt.sampling.settings import choice
 from lens_slt.structure.contexts import contexts
 
 OUTSIDE = ("heads", "all")

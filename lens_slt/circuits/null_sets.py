@@ -10,8 +10,9 @@ from math import comb, prod
 
 import numpy as np
 
-from lens_slt.circuits.hypothesis import LOGITS, THROUGH, Edge, head_place
+from lens_slt.circuits.hypothesis import LOGITS, THROUGH, Edge
 from lens_slt.circuits.runs import Runs
+from lens_slt.models.names import is_mlp, layer_of
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ def same_shape(nodes: frozenset[str], runs: Runs, n: int, seed: int) -> NullSets
     them. There are none where a layer has too few other heads.
     """
     pools = []
-    counts = Counter("MLP" if node.endswith("MLP") else head_place(node)[0] for node in nodes)
+    counts = Counter("MLP" if is_mlp(node) else layer_of(node) for node in nodes)
     for kind, k in sorted(counts.items(), key=str):
         if kind == "MLP":
-            pool = [node for node in runs.nodes if node.endswith("MLP")]
+            pool = [node for node in runs.nodes if is_mlp(node)]
         else:
-            pool = [head for head in runs.heads if head_place(head)[0] == kind]
+            pool = [head for head in runs.heads if layer_of(head) == kind]
         pools.append(([node for node in pool if node not in nodes], k))
     words = "sets of others with as many heads of each layer"
     if "MLP" in counts:
@@ -57,13 +58,13 @@ def same_shape(nodes: frozenset[str], runs: Runs, n: int, seed: int) -> NullSets
 
 def other_paths(edge: Edge, edges: Sequence[Edge], runs: Runs, n: int, seed: int) -> NullSets:
     """Other paths from the layer of an edge's source to that of its target, through Q, K or V."""
-    layer = head_place(edge.source)[0]
-    sources = [head for head in runs.heads if head_place(head)[0] == layer]
+    layer = layer_of(edge.source)
+    sources = [head for head in runs.heads if layer_of(head) == layer]
     if edge.target == LOGITS:
         rest = [Edge(source, LOGITS) for source in sources]
     else:
-        into = head_place(edge.target)[0]
-        targets = [head for head in runs.heads if head_place(head)[0] == into]
+        into = layer_of(edge.target)
+        targets = [head for head in runs.heads if layer_of(head) == into]
         rest = [Edge(s, t, q) for s in sources for t in targets for q in THROUGH]
     rest = [other for other in rest if other not in edges]
     if len(rest) > n:
@@ -75,7 +76,7 @@ def other_paths(edge: Edge, edges: Sequence[Edge], runs: Runs, n: int, seed: int
 
 def all_paths(runs: Runs, through: Iterable[str]) -> frozenset[Edge]:
     """Every path from a head into a later head through some of Q, K and V."""
-    places = [(head, head_place(head)[0]) for head in runs.heads]
+    places = [(head, layer_of(head)) for head in runs.heads]
     return frozenset(
         Edge(source, target, q)
         for source, layer in places for target, later in places if layer < later for q in through

@@ -37,8 +37,9 @@ import torch
 import xarray as xr
 from torch import Generator, Tensor
 
-from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge, head_place
-from lens_slt.circuits.planted_families import PLANS, Plan, Request, edge, slot_name
+from lens_slt.arguments import choice, integer
+from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
+from lens_slt.circuits.planted_families import PLANS, Plan, Request, edge
 from lens_slt.circuits.planted_weights import (
     KINDS,
     Slot,
@@ -51,8 +52,8 @@ from lens_slt.circuits.planted_weights import (
     make_space,
     norm_range,
 )
-from lens_slt.models.shipped import has_hooked_transformer
-from lens_slt.sampling.settings import choice, integer
+from lens_slt.models.names import head_name, head_place
+from lens_slt.models.shipped import BACKENDS, has_hooked_transformer
 
 __all__ = ["FAMILIES", "PlantedCircuit", "plant", "planted_suite"]
 
@@ -179,7 +180,7 @@ def _patterns(plan: Plan, generator: Generator) -> xr.DataArray:
 
 
 def _truth(plan: Plan, family: str) -> CircuitHypothesis:
-    components = tuple(slot_name(slot) for slot in sorted(plan.heads))
+    components = tuple(head_name(*slot) for slot in sorted(plan.heads))
     provenance = {"family": family, "rules": [list(rule) for rule in plan.task.rules]}
     return CircuitHypothesis(components, plan.edges, plan.pattern, "planted circuit", provenance)
 
@@ -210,14 +211,16 @@ def _decoys(
         false.append(_from_edges(tuple(exchanged), plan.pattern, "reversed roles"))
     else:
         [(layer, index)] = plan.heads
-        other = slot_name(((layer + 1) % n_layers, index))
+        other = head_name((layer + 1) % n_layers, index)
         false.append(CircuitHypothesis((other,), (), plan.pattern, "same place, other layer"))
     return tuple(false)
 
 
 def _from_edges(edges: tuple[Edge, ...], pattern: str, name: str) -> CircuitHypothesis:
     slots = {slot for link in edges for slot in _ends(link)}
-    return CircuitHypothesis(tuple(slot_name(slot) for slot in sorted(slots)), edges, pattern, name)
+    return CircuitHypothesis(
+        tuple(head_name(*slot) for slot in sorted(slots)), edges, pattern, name
+    )
 
 
 def _link(
@@ -249,12 +252,10 @@ def _ends(link: Edge) -> tuple[Slot, Slot]:
 
 def _check(family: str, sizes: dict[str, Any], backend: str) -> None:
     choice("family", family, FAMILIES)
-    choice("backend", backend, ("auto", "hooked", "bridge"))
+    choice("backend", backend, BACKENDS)
     for name, value in sizes.items():
         low, high = RANGES[name]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not low <= value <= high:
-            raise ValueError(f"{name} must be an integer from {low} to {high}; got {value!r}")
+        integer(name, value, at_least=low, at_most=high)
     if backend == "hooked" and not has_hooked_transformer():
         raise ImportError(
             "backend='hooked' needs HookedTransformer, which TransformerLens 4 removed; "

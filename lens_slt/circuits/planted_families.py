@@ -28,6 +28,7 @@ from lens_slt.circuits.planted_weights import (
     attend_back,
     rest_on_first,
 )
+from lens_slt.models.names import head_name
 
 _PREVIOUS = 6.0  # length of the copy of the previous token
 _OUTPUT = 10.0  # length of what a circuit writes for W_U
@@ -197,9 +198,4 @@ def _any_slot(request: Request) -> Slot:
 
 def edge(source: Slot, target: Slot, through: str = "K") -> Edge:
     """The edge between the heads at these places."""
-    return Edge(slot_name(source), slot_name(target), through)
-
-
-def slot_name(slot: Slot) -> str:
-    """A head's name, (1, 3) → L1H3."""
-    return f"L{slot[0]}H{slot[1]}"
+    return Edge(head_name(*source), head_name(*target), through)

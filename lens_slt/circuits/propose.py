@@ -11,13 +11,13 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.hypothesis import HEAD, CircuitHypothesis, Edge, layer_of
+from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
-from lens_slt.circuits.statistics import Estimate
+from lens_slt.circuits.statistics import SIGNIFICANT, Measured
 from lens_slt.models.adapter import adapt, weights_hash
+from lens_slt.models.names import is_head, layer_of
 from lens_slt.structure.pattern_enrichment import enrichment
 
-LEVEL = 0.05  # of corrected p-values
 LEAST_SHARE = 0.25  # of the largest value in its layer, for a head
 LEAST_EXCESS = 0.5  # of the largest excess of a composition score over chance, for an edge
 NOISE = "may be noise"
@@ -70,7 +70,7 @@ def propose_circuits(
     known = _known_by_modes(slt)
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []
     for pattern, heads in _responding(refined).items():
-        edges = _edges([head for head in heads if HEAD.fullmatch(head)], composition)
+        edges = _edges([head for head in heads if is_head(head)], composition)
         clearest = max(heads, key=lambda head: heads[head]["z"])
         joined = _joined(clearest, edges)
         core = [head for head in heads if head in joined]
@@ -107,10 +107,10 @@ def _joined(head: str, edges: Iterable[Edge]) -> set[str]:
 
 def _refined(
     matrix: xr.Dataset, labels: dict[str, Any], seed: int
-) -> dict[str, dict[str, Estimate]]:
+) -> dict[str, dict[str, Measured]]:
     """Of every pattern with enough tokens, the value of every component."""
     refined, why = {}, ""
-    heads = matrix.sel(component=[c for c in matrix["component"].values if HEAD.fullmatch(str(c))])
+    heads = matrix.sel(component=[c for c in matrix["component"].values if is_head(str(c))])
     for name, mask in labels.items():
         try:
             refined[name] = refined_on_pattern(heads, mask, seed=seed)
@@ -122,7 +122,7 @@ def _refined(
 
 
 def _responding(
-    refined: dict[str, dict[str, Estimate]],
+    refined: dict[str, dict[str, Measured]],
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Of every pattern, the heads that hold more on its tokens, with values for provenance."""
     pairs = [(pattern, head) for pattern, heads in refined.items() for head in heads]
@@ -131,12 +131,12 @@ def _responding(
     found: dict[str, dict[str, dict[str, float]]] = {}
     for pattern, heads in refined.items():
         largest: dict[int, float] = {}
-        for head, estimate in heads.items():
+        for head, one in heads.items():
             layer = layer_of(head)
-            largest[layer] = max(largest.get(layer, 0), estimate.value)
+            largest[layer] = max(largest.get(layer, 0), one.value)
         for head, one in heads.items():
             least = LEAST_SHARE * largest[layer_of(head)]
-            if q[pattern, head] < LEVEL and one.value >= max(least, 0):
+            if q[pattern, head] < SIGNIFICANT and one.value >= max(least, 0):
                 width = max(one.high - one.low, 1e-12)
                 found.setdefault(pattern, {})[head] = {
                     "value": round(one.value, 4), "low": round(one.low, 4),
@@ -156,7 +156,7 @@ def _known_by_modes(slt: SltEvidence) -> dict[str, dict[str, Any]]:
         mode, one = slt.modes.isel(mode=i), enriched.isel(mode=i)
         auc = one["auc"].values
         strength = np.abs(auc - 0.5) / (one["high"].values - one["low"].values)
-        strength = np.where(one["q"].values < LEVEL, strength, np.nan)
+        strength = np.where(one["q"].values < SIGNIFICANT, strength, np.nan)
         if str(mode["verdict"].values) == NOISE or np.isnan(strength).all():
             continue
         best = int(np.nanargmax(strength))
@@ -190,7 +190,7 @@ def _edges(heads: list[str], composition: xr.Dataset) -> dict[Edge, dict[str, fl
             for through in inside["through"].values:
                 one = inside.sel(source=source, target=target, through=through)
                 q = max(float(one["q_random"]), float(one["q_rotation"]))
-                if np.isfinite(float(one["score"])) and q < LEVEL:
+                if np.isfinite(float(one["score"])) and q < SIGNIFICANT:
                     scores[Edge(source, target, str(through))] = float(one["score"]), q
     largest = max((score - chance for score, _ in scores.values()), default=0)
     return {

@@ -10,7 +10,6 @@ part (``hook_q_input`` and its like are ignored by some models).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,11 +19,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lens_slt.circuits.hypothesis import HEAD, LOGITS, Edge, head_place
+from lens_slt.arguments import choice
+from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import head_names, parse_components
-from lens_slt.sampling.settings import choice
+from lens_slt.models.names import (
+    ATTENTION,
+    HEAD,
+    LAYER,
+    MLP,
+    head_name,
+    head_place,
+    layer_of,
+    mlp_name,
+    parts_of,
+    read_part,
+)
 
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "zero")
 MOST_LOGITS = 2**24  # that one batch of sequences may have
@@ -121,7 +132,7 @@ class Runs:
         """All heads and MLPs of the model."""
         if self.adapted.attn_only:
             return self.heads
-        return self.heads + tuple(f"L{i}MLP" for i in range(self.adapted.n_layers))
+        return self.heads + tuple(mlp_name(i) for i in range(self.adapted.n_layers))
 
     def loss(
         self,
@@ -145,7 +156,7 @@ class Runs:
     def _run(
         self, ablated: frozenset[str], paths: frozenset[Edge], restored: frozenset[str]
     ) -> Losses:
-        for layer in {head_place(e.target)[0] for e in paths if e.target != LOGITS}:
+        for layer in {layer_of(e.target) for e in paths if e.target != LOGITS}:
             self._check_paths(layer)
         found = np.full(self.real.shape, np.nan, dtype=np.float32)
         for rows in self._batches(len(self.tokens)):
@@ -215,7 +226,7 @@ class Runs:
 
         hooks: list[Hook] = [
             (f"blocks.{layer}.attn.hook_z", keep(f"z{layer}"))
-            for layer in sorted({head_place(edge.source)[0] for edge in paths})
+            for layer in sorted({layer_of(edge.source) for edge in paths})
         ]
         readers: dict[tuple[str, str], list[str]] = {}
         for edge in sorted(paths):
@@ -430,28 +441,28 @@ def nodes_of(components: str | Iterable[str], adapted: AdaptedModel) -> frozense
     names = components if isinstance(components, str) else list(components)
     found: set[str] = set()
     for component in parse_components(names, adapted):
-        for part in component.name.split("+"):
-            match = re.fullmatch(r"L(\d+)(H\d+|MLP|ATTN)?", part)
-            if match is None:
+        for name in parts_of(component.name):
+            part = read_part(name)
+            if part is None:
                 raise ValueError(
-                    f"components: {part!r} cannot be ablated; heads, MLPs and layers can"
+                    f"components: {name!r} cannot be ablated; heads, MLPs and layers can"
                 )
-            layer, kind = match[1], match[2]
-            if kind in (None, "ATTN"):
-                found |= {f"L{layer}H{head}" for head in range(adapted.n_heads)}
-            if kind is None and not adapted.attn_only:
-                found.add(f"L{layer}MLP")
-            if kind not in (None, "ATTN"):
-                found.add(part)
+            if part.kind in (LAYER, ATTENTION):
+                found |= {head_name(part.layer, head) for head in range(adapted.n_heads)}
+            if part.kind == LAYER and not adapted.attn_only:
+                found.add(mlp_name(part.layer))
+            if part.kind in (HEAD, MLP):
+                found.add(name)
     return frozenset(found)
 
 
 def _place(node: str) -> tuple[str, int | None]:
     """The hook of a node's output, and the head's place in it."""
-    match = HEAD.fullmatch(node)
-    if match:
-        return f"blocks.{match[1]}.attn.hook_z", int(match[2])
-    return f"blocks.{node[1:].removesuffix('MLP')}.hook_mlp_out", None
+    part = read_part(node)
+    assert part is not None
+    if part.kind == HEAD:
+        return f"blocks.{part.layer}.attn.hook_z", part.head
+    return f"blocks.{part.layer}.hook_mlp_out", None
 
 
 def _other_rows(n: int, n_reference: int, same: bool, seed: int) -> Tensor:

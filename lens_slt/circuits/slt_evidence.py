@@ -10,10 +10,10 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.circuits.evidence import LEVEL, Case, Evidence, Outcome
-from lens_slt.circuits.hypothesis import HEAD
-from lens_slt.circuits.statistics import Contrast, Estimate
+from lens_slt.circuits.evidence import Case, Evidence, Outcome
+from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
 from lens_slt.data.patterns import label_patterns
+from lens_slt.models.names import is_head, layer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
 from lens_slt.structure.modes import modes
@@ -58,7 +58,7 @@ def read_slt_evidence(
 
     Raises ValueError where the draws hold no head, or fewer tokens than heads.
     """
-    heads = [name for name in component_names(draws) if HEAD.fullmatch(name)]
+    heads = [name for name in component_names(draws) if is_head(name)]
     if not heads:
         raise ValueError(
             f"draws hold no head ({', '.join(component_names(draws))}): circuits are inferred from "
@@ -89,12 +89,12 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
     refined = refined_on_pattern(matrix, labels[pattern], seed=case.seed)
     found = []
     for name in heads:
-        estimate = refined[name]
+        one = refined[name]
         found.append(
             Evidence(
-                "data-refined rLLC", name, estimate.value, estimate.low, estimate.high,
-                "λ̂" if matrix.attrs["quantity"] == "llc" else "SD", estimate.p,
-                outcome=_sign(estimate),
+                "data-refined rLLC", name, one.value, one.low, one.high,
+                "λ̂" if matrix.attrs["quantity"] == "llc" else "SD", one.p,
+                outcome=_sign(one),
                 words="on the pattern's tokens − matched others, above the layer's median head",
             )
         )  # fmt: skip
@@ -111,7 +111,7 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
 
 def refined_on_pattern(
     matrix: xr.Dataset, labels: BoolArray, *, seed: int = 0
-) -> dict[str, Estimate]:
+) -> dict[str, Measured]:
     """Of every component: what it holds on the pattern's tokens more than on matched others.
 
     Noise in any head disturbs whatever later heads do with the stream, so on tokens that a circuit
@@ -148,27 +148,27 @@ def refined_on_pattern(
             blocks.append(_beyond_layer(block / scale[:, None], names))
     found = {}
     for i, name in enumerate(names):
-        estimate = contrast.matched(grid(own[i]))
+        one = contrast.matched(grid(own[i]))
         if blocks:
             parts = [contrast.value(grid(block[i])) for block in blocks]
-            estimate = _with_noise(estimate, np.array(parts), contrast.n_sequences)
-        found[name] = estimate
+            one = _with_noise(one, np.array(parts), contrast.n_sequences)
+        found[name] = one
     return found
 
 
 def _beyond_layer(values: FloatArray, names: list[str]) -> FloatArray:
     """``values [component, token]`` minus the median head of each layer."""
-    layers = np.array([name.partition("H")[0] if HEAD.fullmatch(name) else "" for name in names])
+    layers = np.array([layer_of(name) if is_head(name) else -1 for name in names])
     values = np.array(values, dtype=np.float64)
-    for layer in set(layers.tolist()) - {""}:
+    for layer in set(layers.tolist()) - {-1}:
         members = layers == layer
         if members.sum() >= FEWEST_HEADS:
             values[members] -= np.median(values[members], axis=0)
     return values
 
 
-def _with_noise(found: Estimate, blocks: FloatArray, n_sequences: int) -> Estimate:
-    """An estimate whose error also holds the spread between blocks of draws."""
+def _with_noise(found: Measured, blocks: FloatArray, n_sequences: int) -> Measured:
+    """A value whose error also holds the spread between blocks of draws."""
     reach = stats.norm.ppf(0.975)
     over_sequences = (found.high - found.low) / (2 * reach)
     over_draws = float(blocks.std(ddof=1)) / np.sqrt(len(blocks))
@@ -176,7 +176,7 @@ def _with_noise(found: Estimate, blocks: FloatArray, n_sequences: int) -> Estima
     freedom = min(n_sequences, len(blocks)) - 1
     half = float(stats.t.ppf(0.975, freedom)) * se
     p = float(stats.t.sf(found.value / se, freedom)) if se > 0 else float(found.value <= 0)
-    return Estimate(found.value, found.value - half, found.value + half, p)
+    return Measured(found.value, found.value - half, found.value + half, p)
 
 
 def _loadings(found_modes: xr.Dataset, labels: BoolArray, heads: list[str]) -> list[Evidence]:
@@ -206,7 +206,7 @@ def _loadings(found_modes: xr.Dataset, labels: BoolArray, heads: list[str]) -> l
     return found
 
 
-def _sign(found: Estimate) -> Outcome:
-    if found.p < LEVEL / 2:
+def _sign(found: Measured) -> Outcome:
+    if found.p < SIGNIFICANT / 2:
         return "held"
     return "failed" if found.high < 0 else "undecided"

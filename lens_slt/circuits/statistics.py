@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.structure.modes import CONFIDENCE
 
-LEVEL = 0.95  # of every interval
+SIGNIFICANT = 0.05  # of corrected p-values and of ranks among random sets
 LOSS_BINS, POSITION_BINS = 6, 2  # strata of matched tokens
 FEWEST_TOKENS, FEWEST_SEQUENCES = 20, 8  # of a pattern, for a statement about it
 FEWEST_OTHERS = 5  # tokens to compare those of a stratum with
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Measured:
     """A value with its 95 % interval and its one-sided p-value against zero or less."""
 
     value: float
@@ -70,10 +71,10 @@ class Contrast:
         own = self._like == np.arange(len(self._like))
         self.matched_share = float(self._n_members.sum(0)[own].sum() / self.members.sum())
 
-    def matched(self, effect: FloatArray) -> Estimate:
+    def matched(self, effect: FloatArray) -> Measured:
         """Effect on the pattern's tokens minus that on matched others."""
         members, others = self._sums(effect, self.members), self._others(effect)
-        return self._estimate(
+        return self._measured(
             lambda n: _stratified(
                 n @ members, n @ others, n @ self._n_members, n @ self._n_others
             )
@@ -85,17 +86,17 @@ class Contrast:
         parts = (part.sum(0) for part in (members, others, self._n_members, self._n_others))
         return float(_stratified(*parts))
 
-    def on_pattern(self, effect: FloatArray) -> Estimate:
+    def on_pattern(self, effect: FloatArray) -> Measured:
         """Mean effect on the pattern's tokens."""
         total = self._sums(effect, self.members).sum(1)
         tokens = self._n_members.sum(1)
-        return self._estimate(lambda n: (n @ total) / np.maximum(n @ tokens, 1))
+        return self._measured(lambda n: (n @ total) / np.maximum(n @ tokens, 1))
 
-    def share(self, part: FloatArray, whole: FloatArray) -> Estimate:
+    def share(self, part: FloatArray, whole: FloatArray) -> Measured:
         """Mean of ``part`` over the mean of ``whole``, both on the pattern's tokens."""
         above = self._sums(part, self.members).sum(1)
         below = self._sums(whole, self.members).sum(1)
-        return self._estimate(lambda n: (n @ above) / (n @ below))
+        return self._measured(lambda n: (n @ above) / (n @ below))
 
     def share_value(self, part: FloatArray, whole: FloatArray) -> float:
         """The value of :meth:`share` without its interval."""
@@ -110,14 +111,14 @@ class Contrast:
     def _ones(self) -> NDArray[np.int_]:
         return np.ones(self.n_sequences, dtype=int)
 
-    def _estimate(self, statistic: object) -> Estimate:
+    def _measured(self, statistic: object) -> Measured:
         assert callable(statistic)
         value = float(statistic(self._ones))
         draws = np.array(statistic(self._counts))
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         se = float(draws.std(ddof=1))
         p = stats.t.sf(value / se, self.n_sequences - 1) if se > 0 else float(value <= 0)
-        return Estimate(value, float(low), float(high), float(p))
+        return Measured(value, float(low), float(high), float(p))
 
     def _others(self, effect: FloatArray) -> FloatArray:
         """Sums over the tokens that each stratum is compared with."""

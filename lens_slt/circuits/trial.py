@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,20 +12,21 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from lens_slt.arguments import did_you_mean, integer, number
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits import evidence as tests
 from lens_slt.circuits import faithfulness
 from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.evidence import LEVEL, NAN, Case, Evidence
+from lens_slt.circuits.evidence import NAN, Case, Evidence
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis, from_record
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
-from lens_slt.circuits.statistics import Contrast, holm
+from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.adapter import adapt, weights_hash
+from lens_slt.models.names import is_head
 from lens_slt.progress import track
-from lens_slt.sampling.settings import integer
 
 LEAST_EFFECT = 0.05  # nats
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
@@ -141,8 +141,7 @@ def cross_check(
     """
     one_only = isinstance(hypothesis, CircuitHypothesis)
     hypotheses = [hypothesis] if isinstance(hypothesis, CircuitHypothesis) else list(hypothesis)
-    if not least_effect > 0:
-        raise ValueError(f"least_effect must be above 0 nats; got {least_effect!r}")
+    number("least_effect", least_effect, above=0)
     integer("n_null", n_null, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=100)
     runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
@@ -248,7 +247,7 @@ def _trial(
 
 
 def _after_correction(one: Evidence, corrected_p: float) -> Evidence:
-    lost = one.outcome == "held" and not corrected_p < LEVEL
+    lost = one.outcome == "held" and not corrected_p < SIGNIFICANT
     return replace(one, corrected_p=corrected_p, outcome="undecided" if lost else one.outcome)
 
 
@@ -277,9 +276,9 @@ def _reason(one: Evidence) -> str:
     why = []
     if one.effect < one.least:
         why.append(f"below {one.least:g}, but the interval is not")
-    if not one.corrected_p < LEVEL:
+    if not one.corrected_p < SIGNIFICANT:
         why.append(f"corrected p {p_words(one.corrected_p)}")
-    if one.test != "minimality" and not one.null_share <= LEVEL:
+    if one.test != "minimality" and not one.null_share <= SIGNIFICANT:
         share = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} % of "
         why.append(f"{share}{one.null}{' reach it' if share else ''}")
     return f"{name} is undecided: {effect}; {'; '.join(why)}"
@@ -304,9 +303,7 @@ def _disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) ->
                 f"{one.part}: by intervention it {what} ({vote.effect:.2f} nats), {one.test} "
                 f"speaks {says} it ({one.effect:.2f} {one.unit})"
             )
-    inside = [
-        case.contrast.value(case.rise([node])) for node in case.nodes if not node.endswith("MLP")
-    ]
+    inside = [case.contrast.value(case.rise([node])) for node in case.nodes if is_head(node)]
     for head in case.runs.heads if inside else ():
         effect = case.contrast.value(case.rise([head]))
         if head not in case.nodes and effect >= max(case.least_effect, max(inside) / 2):
@@ -330,7 +327,7 @@ def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
             Evidence(
                 "composition", str(edge), float(one["score"]), unit="score", p=p, corrected_p=q,
                 null="random matrices and random rotations, over all pairs of heads",
-                outcome="held" if q < LEVEL else "failed", words=f"{z} against the two nulls",
+                outcome="held" if q < SIGNIFICANT else "failed", words=f"{z} against the two nulls",
             )
         )  # fmt: skip
     return found
@@ -370,8 +367,7 @@ def _masks(
     known = [str(name) for name in patterns["pattern"].values]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             raise ValueError(
                 f"pattern {name!r} is not among those of patterns: {', '.join(known)}{hint}"
             )

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from lens_slt.arguments import choice
+
 CORPORA = ("code", "prose")
 _LEFT_OUT = {  # tests, generated tables and bundled packages: not the code people write
     "test", "tests", "idlelib", "lib2to3", "encodings", "site-packages", "dist-packages",
@@ -25,8 +27,7 @@ def corpus(name: str) -> tuple[str, ...]:
     ``code``: every module of the standard library. ``prose``: the language reference that
     ``help()`` shows, and the long docstrings of the same modules.
     """
-    if name not in CORPORA:
-        raise ValueError(f"corpus must be one of {', '.join(CORPORA)}; got {name!r}")
+    choice("corpus", name, CORPORA)
     documents = list(_modules()) if name == "code" else [*_topics(), *_docstrings()]
     return tuple(sorted(documents, key=lambda text: hashlib.sha1(text.encode()).digest()))
 

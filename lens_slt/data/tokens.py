@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lens_slt.arguments import did_you_mean, integer
 from lens_slt.data.checks import check_tokens, loss_mask, token_array
 from lens_slt.data.corpora import CORPORA, corpus
+from lens_slt.data.tokenizer import shipped_tokenizer
 
 __all__ = ["SOURCES", "check_tokens", "load_tokens", "loss_mask"]
 
@@ -54,8 +55,10 @@ def load_tokens(
     Raises ValueError where there is too little text, FileNotFoundError for a path that is none,
     ConnectionError for a data set that cannot be reached.
     """
-    _check_size("n_sequences", n_sequences, 1)
-    _check_size("length", length, 2)
+    if n_sequences is not None:
+        integer("n_sequences", n_sequences, at_least=1)
+    if length is not None:
+        integer("length", length, at_least=2)
     if not isinstance(source, str | Path):
         return _cut(token_array(source, "source"), n_sequences, length, "source")
     name = str(source)
@@ -81,8 +84,6 @@ class _Cutter:
 
     def __init__(self, tokenizer: Any, length: int, bos: bool, seed: int) -> None:
         if tokenizer is None:
-            from lens_slt.models.tokenizer import shipped_tokenizer
-
             tokenizer = shipped_tokenizer()
         self.encode: Callable[..., Any] = tokenizer
         self.length = length
@@ -220,11 +221,10 @@ def _existing_file(name: str) -> Path:
         raise ValueError(
             f"source {name!r} is a folder; pass a file, or hf:{name} for a folder of data files"
         )
-    nearest = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(name, SOURCES)
     raise FileNotFoundError(
-        f"source {name!r} is neither a file nor a built-in corpus ({', '.join(SOURCES)}).{hint} "
-        "A Hugging Face data set is written hf:NAME."
+        f"source {name!r} is neither a file nor a built-in corpus ({', '.join(SOURCES)}). "
+        f"A Hugging Face data set is written hf:NAME{hint}"
     )
 
 
@@ -252,10 +252,3 @@ def _cut(tokens: Tensor, n_sequences: int | None, length: int | None, name: str)
                 f"{argument}={asked} was asked for; {name} has shape {tuple(tokens.shape)}"
             )
     return tokens[:n_sequences, :length]
-
-
-def _check_size(name: str, value: int | None, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise TypeError(f"{name} must be an integer or None; got {value!r}")
-    if value is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lens_slt.arrays import BoolArray
 from lens_slt.data.checks import check_tokens, token_array
+from lens_slt.data.tokenizer import shipped_tokenizer
 
 IntArray = NDArray[np.integer[Any]]
 
@@ -104,8 +105,6 @@ def shifted(values: NDArray[Any], by: int) -> NDArray[Any]:
 
 def _tokenizer(tokenizer: Any) -> Any:
     if tokenizer is None:
-        from lens_slt.models.tokenizer import shipped_tokenizer
-
         return shipped_tokenizer()
     if not callable(getattr(tokenizer, "decode", None)):
         raise TypeError(

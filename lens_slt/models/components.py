@@ -23,26 +23,30 @@ embedding is tied to the unembedding there is one matrix: ``embed`` and ``unembe
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lens_slt.arguments import nearest
 from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models.names import (
+    ATTENTION,
+    FORMS,
+    HEADS,
+    LAYER,
+    MLP,
+    SELECTIONS,
+    WHOLE,
+    Part,
+    head_name,
+    mlp_name,
+    parts_of,
+    read_part,
+)
 
-SELECTIONS = ("heads", "mlps", "layers")
-WHOLE = ("embed", "pos_embed", "unembed", "full")
 HEAD_TENSORS = ("W_Q", "W_K", "W_V", "W_O")
 MLP_TENSORS = ("W_gate", "W_in", "W_out")
-FORMS = (
-    "a head 'L1H3', 'L1MLP', 'L1ATTN', a layer 'L1', 'embed', 'pos_embed', 'unembed', 'full', "
-    "a union 'L0H1+L1H3', or a selection 'heads', 'mlps', 'layers', 'L1H*'"
-)
 TIED_NOTE = "embedding and unembedding are tied: this one matrix is both"
-
-_PART = re.compile(r"L(?P<layer>\d+)(?:H(?P<head>\d+)|(?P<kind>MLP|ATTN))?")
-_HEADS_OF_LAYER = re.compile(r"L(?P<layer>\d+)H\*")
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def parse_components(spec: str | Sequence[str], model: AdaptedModel) -> list[Com
 
 def head_names(model: AdaptedModel) -> list[str]:
     """All heads, by layer and index."""
-    return [f"L{i}H{j}" for i in range(model.n_layers) for j in range(model.n_heads)]
+    return [head_name(i, j) for i in range(model.n_layers) for j in range(model.n_heads)]
 
 
 def _entries(spec: str | Sequence[str]) -> list[str]:
@@ -124,26 +128,26 @@ def _expand(entry: str, model: AdaptedModel) -> list[str]:
     if entry == "heads":
         return head_names(model)
     if entry == "layers":
-        return [f"L{layer}" for layer in layers]
+        return [str(Part(layer, LAYER)) for layer in layers]
     if entry == "mlps":
-        names = [f"L{layer}MLP" for layer in layers if _mlp_slots(layer, model)]
+        names = [mlp_name(layer) for layer in layers if _mlp_slots(layer, model)]
         if not names:
             raise ValueError("components: 'mlps' selects nothing: the model is attention-only")
         return names
-    match = _HEADS_OF_LAYER.fullmatch(entry)
-    if match:
-        layer = int(match["layer"])
-        if layer >= model.n_layers:
-            raise ValueError(_missing(entry, model))
-        return [f"L{layer}H{head}" for head in range(model.n_heads)]
-    return [entry]
+    part = read_part(entry)
+    if part is None or part.kind != HEADS:
+        return [entry]
+    if part.layer >= model.n_layers:
+        raise ValueError(_missing(entry, model))
+    return [head_name(part.layer, head) for head in range(model.n_heads)]
 
 
 def _component(name: str, model: AdaptedModel) -> Component:
-    parts = name.split("+")
+    parts = parts_of(name)
     slots_of = {}
     for part in parts:
-        if part in SELECTIONS or _HEADS_OF_LAYER.fullmatch(part):
+        said = read_part(part)
+        if part in SELECTIONS or (said is not None and said.kind == HEADS):
             raise ValueError(
                 f"components: {name!r} joins the selection {part!r}; a union joins single "
                 "components, such as 'L0H1+L1H3'"
@@ -157,16 +161,13 @@ def _component(name: str, model: AdaptedModel) -> Component:
         {slot for part in parts for slot in slots_of[part]},
         key=lambda slot: (order[slot.name], -1 if slot.index is None else slot.index),
     )
-    match = _PART.fullmatch(name)
-    head = layer = None
-    if match and match["head"]:
-        head, layer = int(match["head"]), int(match["layer"])
+    one = read_part(name)
     return Component(
         name=name,
         slots=tuple(slots),
         layer=min(_first_layer(slot.name, model) for slot in slots),
-        head=head,
-        shares_key_value_with=() if head is None or layer is None else _group(layer, head, model),
+        head=None if one is None else one.head,
+        shares_key_value_with=() if one is None else _group(one, model),
         note=TIED_NOTE if model.tied_embeddings and {"embed", "unembed"} & set(parts) else "",
     )
 
@@ -177,25 +178,25 @@ def _slots(part: str, model: AdaptedModel) -> list[Slot]:
         return [Slot(name) for name in model.leaves]
     if part in WHOLE:
         return [Slot(_embedding_name(part, model))]
-    match = _PART.fullmatch(part)
-    if match is None or int(match["layer"]) >= model.n_layers:
+    said = read_part(part)
+    if said is None or said.layer >= model.n_layers:
         raise ValueError(_missing(part, model))
-    layer, head = int(match["layer"]), match["head"]
-    if match["kind"] == "MLP":
+    layer, head = said.layer, said.head
+    if said.kind == MLP:
         slots = _mlp_slots(layer, model)
         if not slots:
             raise ValueError(f"components: {part!r} does not exist: the model is attention-only")
         return slots
-    if match["kind"] == "ATTN":
+    if said.kind == ATTENTION:
         return [Slot(f"blocks.{layer}.attn.{tensor}") for tensor in HEAD_TENSORS]
     if head is None:
         prefix = f"blocks.{layer}."
         return [Slot(name) for name in model.leaves if name.startswith(prefix)]
-    if int(head) >= model.n_heads:
+    if head >= model.n_heads:
         raise ValueError(_missing(part, model))
-    key_value = int(head) // (model.n_heads // model.n_key_value_heads)
+    key_value = head // (model.n_heads // model.n_key_value_heads)
     return [
-        Slot(f"blocks.{layer}.attn.{tensor}", key_value if tensor in ("W_K", "W_V") else int(head))
+        Slot(f"blocks.{layer}.attn.{tensor}", key_value if tensor in ("W_K", "W_V") else head)
         for tensor in HEAD_TENSORS
     ]
 
@@ -223,11 +224,14 @@ def _first_layer(name: str, model: AdaptedModel) -> int:
     return model.n_layers if name.startswith(("ln_final.", "unembed.")) else 0
 
 
-def _group(layer: int, head: int, model: AdaptedModel) -> tuple[str, ...]:
-    """The other heads that share this head's key/value head."""
+def _group(part: Part, model: AdaptedModel) -> tuple[str, ...]:
+    """The other heads that share this head's key/value head; none for what is no head."""
+    if part.head is None:
+        return ()
     size = model.n_heads // model.n_key_value_heads
-    first = head // size * size
-    return tuple(f"L{layer}H{other}" for other in range(first, first + size) if other != head)
+    first = part.head // size * size
+    others = (other for other in range(first, first + size) if other != part.head)
+    return tuple(head_name(part.layer, other) for other in others)
 
 
 def _refuse_nested(name: str, slots_of: Mapping[str, list[Slot]], model: AdaptedModel) -> None:
@@ -257,28 +261,21 @@ def _missing(name: str, model: AdaptedModel) -> str:
     last = model.n_layers - 1
     layers = "one layer, L0," if last == 0 else f"layers L0–L{last}"
     heads = f"{model.n_heads} head{'s' if model.n_heads > 1 else ''}"
-    looks_right = _PART.fullmatch(name) or _HEADS_OF_LAYER.fullmatch(name)
-    if looks_right:
+    if read_part(name) is not None:
         message = f"components: {name!r} does not exist: the model has {layers} with {heads} each"
     else:
         message = f"components: {name!r} is not a component; allowed are {FORMS}"
-    nearest = _nearest(name, model)
-    return f"{message}; did you mean {nearest!r}?" if nearest else message
+    near = _nearest(name, model)
+    return f"{message}; did you mean {near!r}?" if near else message
 
 
 def _nearest(name: str, model: AdaptedModel) -> str | None:
-    match = _PART.fullmatch(name) or _HEADS_OF_LAYER.fullmatch(name)
-    if match:
-        layer = min(int(match["layer"]), model.n_layers - 1)
-        rest = re.sub(r"^L\d+", "", name)
-        if rest.startswith("H") and rest != "H*":
-            rest = f"H{min(int(rest[1:]), model.n_heads - 1)}"
-        return f"L{layer}{rest}"
-    known = [*SELECTIONS, *WHOLE]
-    for layer in range(model.n_layers):
-        known += [f"L{layer}", f"L{layer}ATTN", f"L{layer}H*"]
-        known += [f"L{layer}H{head}" for head in range(model.n_heads)]
-        known += [] if model.attn_only else [f"L{layer}MLP"]
-    lowered = {known_name.lower(): known_name for known_name in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    return lowered[close[0]] if close else None
+    part = read_part(name)
+    if part is not None:
+        head = None if part.head is None else min(part.head, model.n_heads - 1)
+        return str(Part(min(part.layer, model.n_layers - 1), part.kind, head))
+    kinds = (LAYER, ATTENTION, HEADS) if model.attn_only else (LAYER, ATTENTION, HEADS, MLP)
+    layers = range(model.n_layers)
+    known = [*SELECTIONS, *WHOLE, *head_names(model)]
+    known += [str(Part(layer, kind)) for layer in layers for kind in kinds]
+    return nearest(name, known, 0.5)

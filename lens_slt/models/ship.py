@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_slt.data.tokenizer import BOS_ID
 from lens_slt.models.ship_card import Trained, model_card, training_figure
 from lens_slt.models.shipped import ALIASES, SHIPPED, SHIPPED_FOLDER, build_model, read_weights
-from lens_slt.models.tokenizer import BOS_ID
 from lens_slt.models.train import repeat_losses, shipped_architecture
 
 WITH_CHECKPOINTS = SHIPPED[0]

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lens_slt.models.names import head_name
+
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 56, 190, 28, 48
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -171,7 +173,7 @@ def _row(model: Trained) -> str:
 def _head_rows(model: Trained) -> list[str]:
     n_layers, n_heads = model.previous.shape
     return [
-        f"| `{model.name}` | L{layer}H{head} | {model.previous[layer, head]:.2f} "
+        f"| `{model.name}` | {head_name(layer, head)} | {model.previous[layer, head]:.2f} "
         f"| {model.prefix[layer, head]:.2f} |"
         for layer in range(n_layers)
         for head in range(n_heads)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
+from lens_slt.arguments import choice, did_you_mean, nearest
+from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.models.forward import Architecture, Weights
-from lens_slt.models.tokenizer import shipped_tokenizer
 from lens_slt.models.train import shipped_architecture
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 Backend = Literal["auto", "hooked", "bridge"]
+BACKENDS = get_args(Backend)
 
 SHIPPED = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l")
 ALIASES = {"attn-2l": "attn-2l-seed0"}  # name → name of its files
@@ -42,8 +45,7 @@ def load_model(
     TransformerLens 4, OSError where a model cannot be reached.
     """
     name = str(name)
-    if backend not in ("auto", "hooked", "bridge"):
-        raise ValueError(f"backend must be 'auto', 'hooked' or 'bridge'; got {backend!r}")
+    choice("backend", backend, BACKENDS)
     if backend == "hooked" and not has_hooked_transformer():
         raise ImportError(
             "backend='hooked' needs HookedTransformer, which TransformerLens 4 removed; "
@@ -176,9 +178,8 @@ def _load_folder(
 
 
 def _load_by_name(name: str, checkpoint: int | None, backend: Backend, device: torch.device) -> Any:
-    nearest = difflib.get_close_matches(name, _names(), n=1, cutoff=0)[0]
-    if difflib.SequenceMatcher(None, name, nearest).ratio() >= _TYPO:
-        raise ValueError(f"there is no model {name!r}; did you mean {nearest!r}? {_shipped_list()}")
+    if hint := did_you_mean(name, _names(), _TYPO):
+        raise ValueError(f"there is no model {name!r}{hint} {_shipped_list()}")
     options: dict[str, Any] = {"device": device}
     if checkpoint is not None:
         options["checkpoint_value"] = checkpoint
@@ -190,7 +191,7 @@ def _load_by_name(name: str, checkpoint: int | None, backend: Backend, device: t
         raise OSError(
             f"{name!r} is not a shipped model, and TransformerLens could not load it from the "
             f"Hugging Face Hub ({reason}). Without a network use a shipped model. "
-            f"{_shipped_list()} The nearest name is {nearest!r}."
+            f"{_shipped_list()} The nearest name is {nearest(name, _names(), 0)!r}."
         ) from error
 
 
@@ -224,10 +225,8 @@ def _is_shipped(name: str) -> bool:
 
 def _file_name(name: str) -> str:
     if not _is_shipped(name):
-        nearest = difflib.get_close_matches(name, _names(), n=1, cutoff=0)[0]
-        raise ValueError(
-            f"{name!r} is not a shipped model (nearest: {nearest!r}). {_shipped_list()}"
-        )
+        near = nearest(name, _names(), 0)
+        raise ValueError(f"{name!r} is not a shipped model (nearest: {near!r}). {_shipped_list()}")
     return ALIASES.get(name, name)
 
 
@@ -239,9 +238,9 @@ def _checkpoint_files(file_name: str) -> dict[int, Path]:
 def _unknown_checkpoint(name: str, checkpoint: int, known: list[int]) -> str:
     if not known:
         return f"{name!r} has its final weights only, no checkpoints; got checkpoint={checkpoint!r}"
-    nearest = min(known, key=lambda step: abs(step - checkpoint))
+    near = min(known, key=lambda step: abs(step - checkpoint))
     return (
-        f"{name!r} has no checkpoint {checkpoint!r} (nearest: {nearest}). "
+        f"{name!r} has no checkpoint {checkpoint!r} (nearest: {near}). "
         f"Its checkpoints: {', '.join(map(str, known))}."
     )
 

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lens_slt.arguments import choice
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, model_logits_from, model_resid_pre, trainable
 from lens_slt.models.components import Component
@@ -225,8 +226,7 @@ def make_groups(
     model: AdaptedModel, weights: Weights, components: list[Component], engine: str = "auto"
 ) -> list[Group]:
     """Choose how each component is evaluated; single heads of a layer go together."""
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
+    choice("engine", engine, ENGINES)
     arch = model.architecture
     if arch is None and engine == "functional":
         raise ValueError(f"engine='functional' cannot run this model: {model.why_generic}")

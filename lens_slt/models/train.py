@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lens_slt.data.corpora import CORPORA, corpus
+from lens_slt.data.tokenizer import BOS_ID, VOCABULARY_SIZE, shipped_tokenizer
 from lens_slt.models import forward
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.loss import unembed_loss
-from lens_slt.models.tokenizer import BOS_ID, VOCABULARY_SIZE, shipped_tokenizer
 
 
 @dataclass(frozen=True)

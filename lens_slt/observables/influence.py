@@ -14,10 +14,10 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from lens_slt.arguments import choice, integer
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.result import component_names
-from lens_slt.sampling.settings import choice
 
 KINDS = ("covariance", "correlation")
 UNITS = ("sequence", "token")
@@ -61,7 +61,7 @@ def influence(
     if component is None and len(names) > 1:
         raise ValueError(f"component must be one of {', '.join(names)}: the run has more than one")
     component = names[0] if component is None else component
-    choice("component", component, tuple(names))
+    choice("component", component, names)
     weight, _ = reader.weights(component)
     if not weight.any():
         raise ValueError(f"component {component!r}: no chain can be used (see draws['health'])")
@@ -105,8 +105,7 @@ def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
         Columns ``effect`` (helps or hurts), the source's coordinates, ``influence``, ``se``, ``z``
         and ``clear``.
     """
-    if not 0 <= query < found.sizes["query"]:
-        raise ValueError(f"query must be between 0 and {found.sizes['query'] - 1}; got {query}")
+    integer("query", query, at_least=0, at_most=found.sizes["query"] - 1)
     row = found.isel(query=query)
     value, se = row["influence"].values, row["se"].values
     keys = [str(key) for key in found.coords if str(key).startswith("source_")]

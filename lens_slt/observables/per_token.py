@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from lens_slt.arguments import choice
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
 from lens_slt.sampling.result import dataset, n_draws, settings_of
 
@@ -141,8 +142,7 @@ def open_probe(draws: xr.DataTree, probe: str | None) -> ProbeReader:
     if probe is None and len(there) > 1:
         raise ValueError(f"probe must be one of {', '.join(there)}: the run has more than one")
     name = there[0] if probe is None else probe
-    if name not in there:
-        raise ValueError(f"probe must be one of {', '.join(there)}; got {name!r}")
+    choice("probe", name, there)
     found = dataset(draws, f"probes/{name}")
     if found.attrs.get("loss", "next-token") != "next-token":
         raise ValueError(

@@ -54,7 +54,9 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
     steps = [
         posterior["step_loss"].values[i, :, : counts[i]].astype(float) for i in range(len(names))
     ]
-    estimates = np.array([_mean(steps[i], loss[i], used[i], settings) for i in range(len(names))])
+    estimates = np.array(
+        [_mean_with_error(steps[i], loss[i], used[i], settings) for i in range(len(names))]
+    )
     scale = settings.n_beta
     data: dict[str, Any] = {
         "llc": ("component", scale * estimates[:, 0]),
@@ -78,7 +80,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         values = np.array(
             [
                 [
-                    _mean(_probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
+                    _mean_with_error(_probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
                     for probe in probes.values()
                 ]
                 for i in range(len(names))
@@ -97,7 +99,7 @@ def _probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
     return per_token[:, :, real].mean(-1)
 
 
-def _mean(
+def _mean_with_error(
     trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
 ) -> tuple[float, float, float]:
     """Mean, standard error and effective number of draws of ``trace [chain, draw]``."""

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from lens_slt.arguments import choice
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import Means, ProbeReader, open_probe, per_token_matrix
 from lens_slt.sampling.result import component_names
-from lens_slt.sampling.settings import choice
 
 ESTIMATORS = ("two_posterior", "restricted")
 FULL = "full"

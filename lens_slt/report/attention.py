@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from circuitsvis.attention import attention_heads
-from circuitsvis.utils.render import RenderedHTML
 from torch import Tensor
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.behaviour import attention_pattern
 from lens_slt.data.checks import check_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.structure.contexts import visible_text
+
+if TYPE_CHECKING:
+    from circuitsvis.utils.render import RenderedHTML
 
 DECIMALS = 5  # of what is written into the page
 
@@ -53,14 +55,13 @@ def show_attention(
         TypeError, ValueError: no such model, heads or tokens (as :func:`lens_slt.sample`); a
             sequence that is not there; a model whose attention pattern cannot be read.
     """
+    from circuitsvis.attention import attention_heads
+
     adapted = adapt(model)
     names = _heads(heads, adapted)
     ids, real = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
-    if isinstance(sequence, bool) or not isinstance(sequence, int) or not 0 <= sequence < len(ids):
-        raise ValueError(
-            f"sequence must be an integer from 0 to {len(ids) - 1} (tokens has {len(ids)} "
-            f"sequence{'s' * (len(ids) > 1)}); got {sequence!r}"
-        )
+    there = f"tokens has {len(ids)} sequence{'s' * (len(ids) > 1)}"
+    integer("sequence", sequence, at_least=0, at_most=len(ids) - 1, note=there)
     row = ids[sequence, : int(real[sequence].sum())]
     patterns = _patterns(adapted, row, sorted(set(names.values())))
     shown = [patterns[layer][head] for layer, head in names.values()]

@@ -13,7 +13,7 @@ import xarray as xr
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS
-from lens_slt.report.plots import INTERVAL, LLC_AXIS, group_label, layer_of, layer_place
+from lens_slt.report.plots import INTERVAL, LLC_AXIS, group_label, group_of, group_place
 from lens_slt.report.plots_circuits import VOTE_COLOURS
 from lens_slt.sampling.health import HEALTHY
 
@@ -37,11 +37,11 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
     order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
     llc = llc.isel(component=order)
     names = [str(name) for name in llc["component"].values]
-    groups = sorted({layer_of(name) for name in names}, key=layer_place)
+    groups = sorted({group_of(name) for name in names}, key=group_place)
     figure, (axes,) = _figure(width, len(names))
     labelled = set()
     for row, name in enumerate(names):
-        one, group = llc.isel(component=row), layer_of(name)
+        one, group = llc.isel(component=row), group_of(name)
         place = groups.index(group)
         colour = COLOURS[place % len(COLOURS)]
         axes.errorbar(

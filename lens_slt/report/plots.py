@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from lens_slt.calibration import Calibration
-from lens_slt.circuits.hypothesis import HEAD
+from lens_slt.models.names import head_place, is_head, read_part
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.sampling.health import HEALTHY
 
@@ -31,7 +30,7 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
     order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
     llc = llc.isel(component=order)
     names = [str(name) for name in llc["component"].values]
-    layers = np.array([layer_of(name) for name in names])
+    layers = np.array([group_of(name) for name in names])
     figure = make_subplots(
         cols=len(panels), shared_yaxes=True, subplot_titles=panels, horizontal_spacing=0.03
     )
@@ -39,7 +38,7 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
         value, error = llc["llc"], llc["se"]
         if column:
             value, error = llc["probe_llc"][:, column - 1], llc["probe_se"][:, column - 1]
-        for place, layer in enumerate(sorted(set(layers), key=layer_place)):
+        for place, layer in enumerate(sorted(set(layers), key=group_place)):
             rows = np.flatnonzero(layers == layer)
             figure.add_trace(
                 _points(llc, rows, value.values, error.values, place, group_label(layer), column),
@@ -64,9 +63,9 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
     Raises ValueError if ``llc`` has no heads.
     """
     found = {
-        (int(match[1]), int(match[2])): i
-        for i, name in enumerate(llc["component"].values)
-        if (match := HEAD.fullmatch(str(name)))
+        head_place(name): i
+        for i, name in enumerate(map(str, llc["component"].values))
+        if is_head(name)
     }
     if not found:
         raise ValueError("llc has no single heads, such as L1H3; a layer × head map needs them")
@@ -137,10 +136,10 @@ def _calibration_lines(
         error = 100 * at["lowered_se"] / abs(at["control_loss"])
     symbols = _calibration_symbols(calibration, gamma)
     names = [str(name) for name in at["component"].values]
-    groups = sorted({layer_of(name) for name in names}, key=layer_place)
+    groups = sorted({group_of(name) for name in names}, key=group_place)
     lines: list[go.Scatter] = []
     for i, name in enumerate(names):
-        place = groups.index(layer_of(name))
+        place = groups.index(group_of(name))
         lines.append(
             go.Scatter(
                 x=at["n_beta"].values, y=value[:, i].values, mode="lines+markers",
@@ -149,8 +148,8 @@ def _calibration_lines(
                     color=COLOURS[place % len(COLOURS)], width=1, dash=DASHES[place % len(DASHES)]
                 ),
                 marker=dict(symbol=symbols, size=[13 if s == "star" else 8 for s in symbols]),
-                name=group_label(layer_of(name)), legendgroup=layer_of(name),
-                showlegend=legend and layer_of(name) not in map(layer_of, names[:i]),
+                name=group_label(group_of(name)), legendgroup=group_of(name),
+                showlegend=legend and group_of(name) not in map(group_of, names[:i]),
                 text=[f"{name}: {why}" for why in at["why"].values],
                 hovertemplate="nβ %{x}: %{y:.3g}<br>%{text}<extra></extra>",
             )
@@ -193,17 +192,17 @@ def _points(
     )  # fmt: skip
 
 
-def layer_of(name: str) -> str:
+def group_of(name: str) -> str:
     """The layer of a component as text; the name of what belongs to no single layer."""
-    match = re.match(r"L(\d+)", name)
-    return match[1] if match and "+" not in name else name
+    part = read_part(name)
+    return name if part is None else str(part.layer)
 
 
-def group_label(layer: str) -> str:
-    """What a legend calls a layer."""
-    return f"layer {layer}" if layer.isdigit() else layer
+def group_label(group: str) -> str:
+    """What a legend calls a group."""
+    return f"layer {group}" if group.isdigit() else group
 
 
-def layer_place(layer: str) -> tuple[int, str]:
+def group_place(group: str) -> tuple[int, str]:
     """Sort key: layers by number, then what belongs to no single layer."""
-    return (int(layer), "") if layer.isdigit() else (10**6, layer)
+    return (int(group), "") if group.isdigit() else (10**6, group)

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from lens_slt.arguments import choice
 from lens_slt.report.colours import COLOURS, DASHES
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import component_names, dataset
@@ -71,8 +72,7 @@ def plot_all_traces(draws: xr.DataTree) -> go.Figure:
 def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
     """Loss trace of every chain of one component with its verdict; burn-in shaded."""
     names = component_names(draws)
-    if component not in names:
-        raise ValueError(f"component must be one of {', '.join(names)}; got {component!r}")
+    choice("component", component, names)
     before = draws["burn_in"].to_dataset()["paired_loss"].sel(component=component).values
     after = draws["posterior"].to_dataset()["paired_loss"].sel(component=component).values
     health = draws["health"].to_dataset().sel(component=component)

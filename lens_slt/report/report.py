@@ -12,9 +12,9 @@ import xarray as xr
 
 from lens_slt.arrays import read_zarr
 from lens_slt.circuits import behaviour as behaviour_scores
-from lens_slt.circuits.hypothesis import HEAD
 from lens_slt.circuits.trial import Trial, read_trials
 from lens_slt.data import patterns
+from lens_slt.models.names import is_head
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import FULL
 from lens_slt.report import page
@@ -224,7 +224,7 @@ def _rllc(llc: xr.Dataset) -> str:
             "values within this page only: all depend on nβ and γ."
         )
     ]
-    heads = llc.sel(component=[n for n in llc["component"].values if HEAD.fullmatch(n)])
+    heads = llc.sel(component=[n for n in llc["component"].values if is_head(n)])
     if heads.sizes["component"]:
         parts.append(page.figure(plot_rllc_map(heads)))
     # The whole model's value is many times a head's and would flatten the others.

@@ -130,17 +130,8 @@ def table_of(result: Any) -> str:
     return words + (page.table(TABLES[kind](result)) if kind in TABLES else "")
 
 
-def register(shell: Any) -> None:
-    """Let an IPython shell show the table and the main figure of every result of lens_slt.
-
-    Other arrays keep their own display.
-    """
-    shown = shell.display_formatter.ipython_display_formatter
-    for one in (xr.DataTree, xr.Dataset, xr.DataArray, *_CLASSES):
-        shown.for_type(one, _display)
-
-
-def _display(result: Any) -> None:
+def display_result(result: Any) -> None:
+    """Show a result in IPython: its table, its main figure, its arrays; other arrays as ever."""
     from IPython.display import HTML, display
 
     if kind_of(result) not in FIGURES:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lens_slt.sampling.settings import Settings, choice
+from lens_slt.arguments import choice
+from lens_slt.sampling.settings import Settings
 
 PRESETS: dict[str, tuple[Settings, str]] = {
     "default": (Settings(), "lens_slt: Leimkuhler–Matthews Langevin, step size tied to γ"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from dataclasses import asdict, dataclass, replace
 
+from lens_slt.arguments import choice, integer, number
 from lens_slt.sampling.registry import SAMPLERS
 from lens_slt.sampling.sampler import Sampler
 
@@ -67,10 +66,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _number("n_beta", self.n_beta, at_least=0)
-        _number("gamma", self.gamma, above=0)
+        number("n_beta", self.n_beta, at_least=0)
+        number("gamma", self.gamma, above=0)
         if self.step_size is not None:
-            _number("step_size", self.step_size, above=0)
+            number("step_size", self.step_size, above=0)
         choice("sampler", self.sampler, tuple(SAMPLERS))
         choice("drift_dtype", self.drift_dtype, DRIFT_DTYPES)
         for name in ("chains", "thin", "batch_size"):
@@ -80,7 +79,7 @@ class Settings:
         if self.burn_in is not None:
             integer("burn_in", self.burn_in, at_least=0)
         if self.target_se is not None:
-            _number("target_se", self.target_se, above=0)
+            number("target_se", self.target_se, above=0)
         integer("seed", self.seed, at_least=0)
         if self.thin > self.least_draws:
             raise ValueError(f"thin must be at most draws={self.least_draws}; got {self.thin}")
@@ -139,30 +138,3 @@ class Settings:
     def as_dict(self) -> dict[str, float | int | str | bool | None]:
         """Plain values, for records."""
         return asdict(self)
-
-
-def _number(
-    name: str, value: float, *, above: float | None = None, at_least: float | None = None
-) -> None:
-    wanted = f"above {above:g}" if above is not None else f"at least {at_least:g}"
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if ok and above is not None:
-        ok = value > above
-    if ok and at_least is not None:
-        ok = value >= at_least
-    if not ok:
-        raise ValueError(f"{name} must be a finite number {wanted}; got {value!r}")
-
-
-def integer(name: str, value: int, *, at_least: int) -> None:
-    """Refuse what is no integer of at least ``at_least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}; got {value!r}")
-
-
-def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not one of ``allowed``, naming the nearest that is."""
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}{hint}")

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import false_discovery_control, hypergeom
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import standardized
@@ -50,8 +51,7 @@ def cluster_summary(
 
     Raises ValueError where the labels do not belong to these tokens.
     """
-    if not isinstance(permutations, int | np.integer) or permutations < 1:
-        raise ValueError(f"permutations must be an integer of at least 1; got {permutations!r}")
+    integer("permutations", permutations, at_least=1)
     n_tokens = matrix.sizes.get("token", 0)
     if found.sizes.get("token") != n_tokens or not _same_tokens(found, matrix):
         raise ValueError(

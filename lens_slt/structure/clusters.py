@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from sklearn.cluster import HDBSCAN
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
+from lens_slt.arguments import choice, integer, number
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.sampling.settings import choice
 from lens_slt.structure.conductance import (
     AT_ONCE,
     best_cut,
@@ -101,6 +99,8 @@ def clusters(
     reference = reference_conductance(points, n_neighbors, alpha, tolerance, rng)
     more: dict[str, Any] = {}
     if method == "hdbscan":
+        from sklearn.cluster import HDBSCAN
+
         fitted = HDBSCAN(min_cluster_size=min_size, n_jobs=1, copy=True).fit(points)
         labels, order = _by_size(fitted.labels_.astype(int))
         chance = [fitted.probabilities_[labels == k].mean() for k in range(len(order))]
@@ -145,6 +145,8 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     both = (a >= 0) & (b >= 0)
     rand = information = float("nan")
     if both.any():
+        from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
+
         rand = adjusted_rand_score(a[both], b[both])
         information = adjusted_mutual_info_score(a[both], b[both])
     names = first["label"].values
@@ -169,12 +171,6 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
         coords={"label": names},
         attrs={"result": "cluster_stability"},
     )
-
-
-def check_count(name: str, count: int, least: int) -> None:
-    """Refuse what is no integer of at least ``least``."""
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < least:
-        raise ValueError(f"{name} must be an integer of at least {least}; got {count!r}")
 
 
 def check_enough(n_tokens: int, n_neighbors: int) -> None:
@@ -324,8 +320,8 @@ def _jaccard(a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarray
 def _check_numbers(
     n_neighbors: int, min_size: int, alpha: float, tolerance: float, highest: float | None
 ) -> None:
-    check_count("n_neighbors", n_neighbors, 1)
-    check_count("min_size", min_size, 2)
+    integer("n_neighbors", n_neighbors, at_least=1)
+    integer("min_size", min_size, at_least=2)
     for name, value in (("alpha", alpha), ("tolerance", tolerance), ("max_conductance", highest)):
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name} must be between 0 and 1; got {value!r}")
+        if value is not None:
+            number(name, value, above=0, below=1)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from sklearn.neighbors import NearestNeighbors
 
 from lens_slt.arrays import BoolArray, FloatArray
 
@@ -28,6 +27,8 @@ def neighbour_graph(points: FloatArray, n_neighbors: int) -> sparse.csr_array:
 
     Two tokens are joined when either is among the ``n_neighbors`` nearest of the other.
     """
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=1).fit(points)
     directed = search.kneighbors_graph(mode="connectivity")
     graph = sparse.csr_array(directed.maximum(directed.T))

@@ -9,6 +9,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from lens_slt.data.tokenizer import shipped_tokenizer
+
 VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
 MARKS = "«", "»"
 
@@ -93,8 +95,4 @@ def top_tokens(
 
 def _tokenizer(tokenizer: Any) -> Any:
     """The shipped models' by default."""
-    if tokenizer is not None:
-        return tokenizer
-    from lens_slt.models.tokenizer import shipped_tokenizer
-
-    return shipped_tokenizer()
+    return shipped_tokenizer() if tokenizer is None else tokenizer

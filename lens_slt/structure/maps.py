@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import xarray as xr
 from scipy.stats import hypergeom
-from sklearn.neighbors import NearestNeighbors
 
+from lens_slt.arguments import integer, number
 from lens_slt.arrays import FloatArray
-from lens_slt.structure.clusters import check_count, check_enough, matched_tokens, token_coordinates
+from lens_slt.structure.clusters import check_enough, matched_tokens, token_coordinates
 from lens_slt.structure.standardize import standardized
 
 
@@ -49,10 +49,9 @@ def token_map(
     Raises ValueError for numbers out of range, fewer than ``n_neighbors`` + 1 tokens, and for
     what ``standardized`` refuses; ImportError without umap-learn.
     """
-    check_count("n_neighbors", n_neighbors, 2)
-    check_count("components", components, 1)
-    if not 0 <= min_dist <= 1:
-        raise ValueError(f"min_dist must be between 0 and 1; got {min_dist!r}")
+    integer("n_neighbors", n_neighbors, at_least=2)
+    integer("components", components, at_least=1)
+    number("min_dist", min_dist, at_least=0, at_most=1)
     points = standardized(matrix, centre_rows=centre_rows)
     check_enough(len(points), n_neighbors)
     with _global_state_kept(), warnings.catch_warnings():
@@ -110,6 +109,8 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
 
 
 def _neighbours(points: FloatArray, n_neighbors: int) -> np.ndarray:
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=n_neighbors, n_jobs=1).fit(points)
     return search.kneighbors(return_distance=False)
 

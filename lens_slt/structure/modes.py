@@ -13,10 +13,11 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
+from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
-LEVEL = 0.95  # of every interval
+CONFIDENCE = 0.95  # of every interval
 STABLE_ANGLE = 30.0  # degrees
 LARGEST_SPAN = 3  # modes
 SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with
@@ -64,10 +65,8 @@ def modes(
     """
     x = standardized(matrix, centre_rows=centre_rows)
     n_components = x.shape[1]
-    if not isinstance(n_modes, int) or n_modes < 1:
-        raise ValueError(f"n_modes must be a positive integer; got {n_modes!r}")
-    if not isinstance(n_bootstrap, int) or n_bootstrap < 0:
-        raise ValueError(f"n_bootstrap must be an integer of at least 0; got {n_bootstrap!r}")
+    integer("n_modes", n_modes, at_least=1)
+    integer("n_bootstrap", n_bootstrap, at_least=0)
     if whiten and "blocks" not in matrix:
         raise ValueError("whiten=True needs the noise: make the matrix with keep_blocks=True")
     k = min(n_modes, n_components)
@@ -168,9 +167,9 @@ def _bootstrap(
         overlap = np.abs((whole.vectors[:, :k] * vectors).sum(0))
         angles.append(np.degrees(np.arccos(np.minimum(overlap, 1))))
         subspaces.append(_subspace_angles(whole.vectors, again.vectors, k))
-    low, high = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    angle = np.quantile(angles, LEVEL, axis=0)
-    subspace = np.quantile(subspaces, LEVEL, axis=0)
+    low, high = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    angle = np.quantile(angles, CONFIDENCE, axis=0)
+    subspace = np.quantile(subspaces, CONFIDENCE, axis=0)
     return {
         "loading_low": (("mode", "component"), np.quantile(loadings, low, axis=0)),
         "loading_high": (("mode", "component"), np.quantile(loadings, high, axis=0)),

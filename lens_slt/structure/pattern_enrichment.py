@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.structure.modes import CONFIDENCE
 from lens_slt.structure.standardize import standardized
 
-LEVEL = 0.95
 FEWEST = 20  # tokens of a pattern, and tokens without it, for a statement about it
 
 
@@ -53,7 +53,7 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     known = np.isfinite(p)
     if known.any():
         q[known] = stats.false_discovery_control(p[known])
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * se
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * se
     dims = (str(names.dims[0]), "pattern")
     return xr.Dataset(
         {

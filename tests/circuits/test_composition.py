@@ -261,7 +261,7 @@ def test_bad_arguments_are_named():
         composition_by_component(model, "L0H0", "L1H1", "k")
     with pytest.raises(ValueError, match="logits"):
         composition_by_component(model, "L0H0", "logits", "")
-    with pytest.raises(ValueError, match="n must be an integer from 1 to d_head=4; got 5"):
+    with pytest.raises(ValueError, match="n must be an integer from 1 to 4 .d_head.; got 5"):
         composition_by_component(model, "L0H0", "L1H1", "K", n=5)
     with pytest.raises(TypeError, match="expected a HookedTransformer"):
         composition_scores("attn-2l")

@@ -198,7 +198,7 @@ def ask(p, text="L0H1", pattern=None, **options):
         (lambda p: ask(p, patterns=np.ones((64, 31), bool)), "covers all but 0 tokens"),
         (lambda p: ask(p, patterns=np.zeros((64, 31), bool)), "needs at least 20 tokens in 8"),
         (lambda p: ask(p, patterns=np.zeros((64, 32))), "bool array of shape"),
-        (lambda p: ask(p, least_effect=0.0), "least_effect must be above 0"),
+        (lambda p: ask(p, least_effect=0.0), "least_effect must be a finite number above 0"),
         (lambda p: ask(p, n_null=0), "n_null must be an integer of at least 1"),
         (lambda p: ask(p, n_bootstrap=10), "n_bootstrap must be an integer of at least 100"),
         (lambda p: ask(p, reference=p.tokens[:, :9]), "reference has sequences of 9"),

@@ -12,9 +12,9 @@ import xarray as xr
 
 from lens_slt.data.ngrams import NgramCounts, ngram_counts
 from lens_slt.data.patterns import PATTERNS, bracket_depth, label_patterns
+from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.data.tokens import load_tokens
 from lens_slt.data.vocabulary import read_text
-from lens_slt.models.tokenizer import shipped_tokenizer
 from tests.made_tokenizers import Pieces, random_rows
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lens_slt.data.corpora import corpus
+from lens_slt.data.tokenizer import BOS_ID, shipped_tokenizer
 from lens_slt.data.tokens import load_tokens
-from lens_slt.models.tokenizer import BOS_ID, shipped_tokenizer
 
 PROSE = "The quick brown fox jumps over the lazy dog, and number {} does it again.\n"
 
@@ -167,7 +167,7 @@ def test_offline_data_set_names_the_built_in_corpora() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("prosa", r"'prosa' is neither a file nor a built-in corpus .* Did you mean 'prose'\?"),
+        ("prosa", r"'prosa' is neither a file nor a built-in corpus .* did you mean 'prose'\?"),
         ("/no/such/file.txt", r"neither a file nor a built-in corpus \(code, prose, mix\)"),
     ],
 )
@@ -184,8 +184,8 @@ def test_a_folder_is_no_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_sequences": 0}, "n_sequences must be at least 1; got 0"),
-        ({"length": 1}, "length must be at least 2; got 1"),
+        ({"n_sequences": 0}, "n_sequences must be an integer of at least 1; got 0"),
+        ({"length": 1}, "length must be an integer of at least 2; got 1"),
     ],
 )
 def test_sizes(arguments: dict[str, int], message: str) -> None:

@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 import lens_slt as ls
-from benchmarks.common import estimate
+from benchmarks.common import llc_of
 from benchmarks.potentials import quadratic, quadratic_exact
 from lens_slt.sampling.settings import Settings
 
@@ -38,7 +38,7 @@ def ula_exact(curvatures: torch.Tensor, epsilon: float) -> float:
     ],
 )
 def test_sampler_is_exact_on_a_gaussian(sampler, changes, largest_se):
-    got = estimate(draw(sampler=sampler, **changes))
+    got = llc_of(draw(sampler=sampler, **changes))
     assert got.se < largest_se * EXACT
     assert abs(got.value - EXACT) < 4 * got.se
 
@@ -54,14 +54,14 @@ def test_importance_is_exact_on_a_gaussian():
 @pytest.mark.parametrize("step_size", [1e-3, 2.5e-3])
 def test_sgld_has_the_bias_of_unadjusted_langevin(step_size):
     biased = ula_exact(CURVATURES, step_size)
-    got = estimate(draw(sampler="sgld", step_size=step_size, burn_in=100))
+    got = llc_of(draw(sampler="sgld", step_size=step_size, burn_in=100))
     assert abs(got.value - biased) < 4 * got.se
     assert biased - EXACT > 8 * got.se  # the test tells the bias from none
 
 
 @pytest.mark.parametrize("step_size", [0.2 / GAMMA, 0.8 / GAMMA])
 def test_lm_has_no_step_size_bias_on_a_gaussian(step_size):
-    got = estimate(draw(step_size=step_size, draws=2000))
+    got = llc_of(draw(step_size=step_size, draws=2000))
     assert got.se < 0.006 * EXACT
     assert abs(got.value - EXACT) < 4 * got.se
 
@@ -71,5 +71,5 @@ def test_antithetic_pairs_share_a_symmetric_loss():
     pairs = draw(antithetic=True, chains=32)
     loss = pairs["posterior"]["paired_loss"].values[0]
     assert loss[0::2] == pytest.approx(loss[1::2], rel=1e-4)
-    single = estimate(draw(antithetic=False, chains=16))
-    assert estimate(pairs).se == pytest.approx(single.se, rel=0.25)
+    single = llc_of(draw(antithetic=False, chains=16))
+    assert llc_of(pairs).se == pytest.approx(single.se, rel=0.25)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lens_slt.data.tokenizer import BOS_ID
 from lens_slt.models import forward
 from lens_slt.models.ship import head_scores
 from lens_slt.models.shipped import (
@@ -22,7 +23,6 @@ from lens_slt.models.shipped import (
     shipped_training,
     shipped_weights,
 )
-from lens_slt.models.tokenizer import BOS_ID
 from lens_slt.models.train import repeat_losses, shipped_architecture
 
 TWO_LAYERS = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2")
@@ -176,7 +176,7 @@ def test_unknown_checkpoints() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"'auto', 'hooked' or 'bridge'; got 'hooks'"):
+    with pytest.raises(ValueError, match="must be one of auto, hooked, bridge; got 'hooks'"):
         load_model("attn-2l", backend="hooks")
 
 

@@ -68,7 +68,7 @@ def test_attribution_finds_what_is_planted():
         ("helps", 1), ("hurts", 2),
     ]  # fmt: skip
     assert 0 not in table["source_sequence"].values  # itself
-    with pytest.raises(ValueError, match="query must be between 0 and 5; got 6"):
+    with pytest.raises(ValueError, match="query must be an integer from 0 to 5; got 6"):
         ls.attribute(ls.influence(draws, "L0H0"), 6)
 
 

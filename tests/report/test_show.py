@@ -9,7 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import lens_slt as ls
-from lens_slt.report.show import FIGURES, kind_of, register
+from lens_slt.report.notebook import SHOWN, register
+from lens_slt.report.show import FIGURES, kind_of
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,13 @@ def test_notebooks_show_table_and_figure(results, monkeypatch):
         shell.display_formatter.format(other)
     assert len(shown.outputs) == 1
     assert "xr-wrap" in shown.outputs[0].data["text/html"]
+
+
+def test_the_classes_that_notebooks_show_are_named_right():
+    classes = (
+        xr.DataTree, xr.Dataset, xr.DataArray, ls.Trial, ls.CircuitHypothesis, ls.Calibration,
+    )  # fmt: skip
+    assert tuple((one.__module__, one.__name__) for one in classes) == SHOWN
 
 
 def test_paper_figures_are_vectors_with_every_component(results, trial, tmp_path):

@@ -301,8 +301,11 @@ def test_summary_messages(found):
         (dict(cut="low"), "cut must be one of valley, lowest; got 'low'; did you mean 'lowest'"),
         (dict(n_neighbors=0), "n_neighbors must be an integer of at least 1; got 0"),
         (dict(min_size=1), "min_size must be an integer of at least 2; got 1"),
-        (dict(alpha=1.0), "alpha must be between 0 and 1; got 1.0"),
-        (dict(max_conductance=2), "max_conductance must be between 0 and 1; got 2"),
+        (dict(alpha=1.0), "alpha must be a finite number above 0 and below 1; got 1.0"),
+        (
+            dict(max_conductance=2),
+            "max_conductance must be .* above 0 and below 1; got 2",
+        ),
         (dict(n_neighbors=600), "needs at least 601 tokens; the matrix has 600: .* at most"),
     ],
 )

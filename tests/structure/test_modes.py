@@ -121,7 +121,7 @@ def _with(matrix: xr.Dataset, value: float, column: int = 1) -> xr.Dataset:
         (lambda m: ls.modes(_with(m, 3.0)), "the column of L0H1 is constant over tokens"),
         (lambda m: ls.modes(m.isel(token=slice(4))), "4 tokens for 6 components"),
         (lambda m: ls.modes(m["llc"]), r"must come from susceptibility\(draws\)"),
-        (lambda m: ls.modes(m, n_modes=0), "n_modes must be a positive integer; got 0"),
+        (lambda m: ls.modes(m, n_modes=0), "n_modes must be an integer of at least 1; got 0"),
         (lambda m: ls.modes(m, n_bootstrap=-1), "n_bootstrap must be an integer of at least 0"),
     ],
 )

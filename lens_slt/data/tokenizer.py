@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from lens_slt.data.corpora import CORPORA, corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 BOS = "<|bos|>"
 BOS_ID = 0
 VOCABULARY_SIZE = 512
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE = Path(__file__).with_name("tokenizer.json")
 
 
 def shipped_tokenizer() -> PreTrainedTokenizerFast:
     """Tokenizer of every shipped model."""
-    path = files("lens_slt.models") / "shipped" / TOKENIZER_FILE
-    tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    from transformers import PreTrainedTokenizerFast  # takes a second to load
+
+    tokenizer = Tokenizer.from_file(str(TOKENIZER_FILE))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, pad_token=BOS, unk_token=BOS,
         padding_side="right", clean_up_tokenization_spaces=False,
@@ -42,4 +45,4 @@ def train_tokenizer(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    train_tokenizer(Path(__file__).parent / "shipped" / TOKENIZER_FILE)
+    train_tokenizer(TOKENIZER_FILE)
