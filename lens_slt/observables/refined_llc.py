@@ -78,10 +78,12 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
 
 
 def _probe_trace(probe: xr.Dataset, component: int, settings: Settings) -> FloatArray:
-    """Mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
+    """Weighted mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
     per_token = probe["paired_loss"][component].values.astype(np.float64)
-    real = np.isfinite(probe["base_loss"].values)  # padding has no loss
-    return per_token[:, :, real].mean(-1)
+    real = np.isfinite(probe["base_loss"].values)  # where the weight is 0 there is no loss
+    if "weight" not in probe:  # recorded before probes had weights
+        return per_token[:, :, real].mean(-1)
+    return np.average(per_token[:, :, real], axis=-1, weights=probe["weight"].values[real])
 
 
 def _estimate(

@@ -6,9 +6,10 @@
   attributes with the settings, versions and hashes of the run;
 - ``/posterior``: ``paired_loss`` and ``squared_distance`` (component, chain, draw);
 - ``/burn_in``: the same before the first draw (component, chain, step);
-- ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position), ``base_loss`` and
-  ``tokens`` (sequence, position), the predicted ones; attribute ``loss``: ``next-token``, or
-  ``divergence`` from a reference model;
+- ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position); ``base_loss``,
+  ``tokens``, the predicted ones, and their ``weight`` relative to the largest (sequence, position);
+  losses are NaN where the weight is 0; attribute ``loss``: ``next-token``, or ``divergence`` from a
+  reference model;
 - ``/health``: verdicts in words, see :mod:`lens_slt.sampling.health`.
 """
 
@@ -98,7 +99,11 @@ def open_draws(path: str | Path) -> xr.DataTree:
         )
     labels = Labels(**dict(group.attrs["labels"]))  # type: ignore[arg-type]
     probes = {
-        name: {key: np.asarray(group[f"probes/{name}/{key}"]) for key in ("base_loss", "tokens")}
+        name: {
+            key: np.asarray(group[f"probes/{name}/{key}"])
+            for key in ("base_loss", "tokens", "weight")
+            if f"probes/{name}/{key}" in group
+        }
         for name in identity["probes"]
     }
     arrays = {name: group[name] for name in (*TRACES, *map(probe_array, probes))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -23,26 +23,30 @@ PREFIX_CACHE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Checked tokens on the compute device; ``mask`` marks the predicted tokens that count."""
+    """Checked tokens on the compute device, and how much each predicted one counts."""
 
     tokens: Tensor  # [sequence, position]
-    mask: Tensor  # [sequence, position - 1]
+    weight: Tensor  # [sequence, position - 1], at least 0, in the model's precision
     reference: ReferenceState | None = None
 
-    @property
-    def tokens_per_sequence(self) -> float:
-        return float(self.mask.sum()) / len(self.mask)
+    @cached_property
+    def mask(self) -> Tensor:
+        """Predicted tokens that count at all."""
+        return self.weight > 0
+
+    @cached_property
+    def weight_per_sequence(self) -> float:
+        return float(self.weight.sum(dtype=torch.float64)) / len(self.weight)
 
     def batch(self, index: Tensor) -> Batch:
         """Some sequences, weighted so that their weighted sum estimates the mean loss."""
-        mask = self.mask[index]
         reference = self.reference
         if reference is not None:
-            rows = torch.arange(self.mask.numel(), device=mask.device).view(self.mask.shape)
+            rows = torch.arange(self.weight.numel(), device=index.device).view(self.weight.shape)
             reference = ReferenceState(
                 reference.x[rows[index].flatten()], reference.w_u, reference.b_u
             )
-        weight = mean_weight(mask, self.tokens_per_sequence)
+        weight = mean_weight(self.weight[index], self.weight_per_sequence)
         return Batch(self.tokens[index], weight, reference)
 
 
@@ -92,13 +96,15 @@ class TransformerTarget:
         return losses, grads
 
     def _drift_gradients(self, drift: HalfPrecision, v: list[Tensor], batch: Batch) -> list[Tensor]:
-        batch = Batch(batch.tokens, batch.weight.bfloat16())
+        # Weights are relative to the largest until the end: those of 0 and 1 then round to nothing.
+        largest = batch.weight.max().clamp(min=torch.finfo(batch.weight.dtype).tiny)
+        batch = replace(batch, weight=(batch.weight / largest).bfloat16())
         prefix = prefix_for(self.model, drift.weights, drift.parts, batch)
         grads = []
         for i, part in enumerate(drift.parts):
             _, grad = part.suffix.losses(v[i].bfloat16(), prefix, gradient=True)
             assert grad is not None
-            grads.append(grad.to(v[i].dtype))
+            grads.append(grad.to(v[i].dtype) * largest)
         return grads
 
     def full_losses(self, v: list[Tensor]) -> list[Tensor]:
