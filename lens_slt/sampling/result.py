@@ -3,7 +3,9 @@
 ``draws`` is an :class:`xarray.DataTree`:
 
 - the root: per component its number of parameters, how it was evaluated, and what it shares;
-  attributes with the settings, versions and hashes of the run;
+  attributes with the settings, versions and hashes of the run, and ``base_loss``, the mean loss at
+  the given weights in nats per token, its standard error over sequences ``base_loss_se``, and
+  ``uniform_loss``, that of a guess that gives every token the same chance;
 - ``/posterior``: ``paired_loss`` and ``squared_distance`` (component, chain, draw);
 - ``/burn_in``: the same before the first draw (component, chain, step);
 - ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position); ``base_loss``,

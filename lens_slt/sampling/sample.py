@@ -192,7 +192,7 @@ def prepare(
         "probes": {name: _hash(probe) for name, probe in probe_sets.items()},
         "settings": settings.as_dict(),
     }
-    record = _record(adapted, identity, data)
+    record = _record(adapted, identity, target)
     return Job(adapted, chosen, settings, target, specs, identity, record)
 
 
@@ -286,13 +286,19 @@ def _component_table(
     }
 
 
-def _record(adapted: AdaptedModel, identity: dict[str, Any], data: TokenSet) -> dict[str, Any]:
+def _record(
+    adapted: AdaptedModel, identity: dict[str, Any], target: TransformerTarget
+) -> dict[str, Any]:
+    base_loss, base_loss_se = target.base_loss()
     return {
         "model": adapted.name,
         "model_kind": adapted.kind,
         "model_hash": identity["model"],
-        "tokens": " × ".join(map(str, data.tokens.shape)),
+        "tokens": " × ".join(map(str, target.data.tokens.shape)),
         "tokens_hash": identity["tokens"],
+        "base_loss": base_loss,
+        "base_loss_se": base_loss_se,
+        "uniform_loss": target.uniform_loss,
         "weight_processing": weight_processing(adapted),
         "why_generic": adapted.why_generic,
         "versions": " ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.settings import Settings
 
 PREFIX_CACHE_BYTES = 2**30
+MOST_BASE_SEQUENCES = 64  # on which the loss at the given weights is taken
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,29 @@ class TransformerTarget:
             ]
             found[name] = torch.cat(pieces).masked_fill(~probe.mask, float("nan"))
         return found
+
+    def base_loss(self) -> tuple[float, float]:
+        """Weighted mean loss at the given weights, and its standard error over sequences.
+
+        Of at most ``MOST_BASE_SEQUENCES`` sequences, evenly chosen; a single one has no error.
+        """
+        data, n = self.data, min(len(self.data.tokens), MOST_BASE_SEQUENCES)
+        rows = torch.arange(n, device=data.tokens.device) * len(data.tokens) // n
+        loss, weight = [], []
+        for index in rows.split(self.settings.batch_size):
+            found = prefix_for(self.model, self.weights, [], data.batch(index)).base_loss
+            weight.append(data.weight[index].cpu().double())
+            loss.append((weight[-1] * found.cpu().view(weight[-1].shape)).sum(1))
+        total, each = torch.cat(loss), torch.cat(weight).sum(1)
+        mean = total.sum() / each.sum()
+        if n == 1:
+            return float(mean), math.nan
+        return float(mean), float((total - mean * each).std() * n**0.5 / each.sum())
+
+    @property
+    def uniform_loss(self) -> float:
+        """Loss of a guess that gives every token the same chance."""
+        return math.log(self.model.d_vocab_out)
 
     def _fixed(self, key: str, data: TokenSet) -> list[Prefix] | _Recomputed:
         """Prefixes of a fixed token set: kept where they fit in memory, else recomputed."""

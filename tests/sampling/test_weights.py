@@ -215,3 +215,32 @@ def test_estimates_and_calibration_take_weights():
     np.testing.assert_allclose(
         found.evidence["llc"].values.ravel(), ls.refined_llc(draws)["llc"].values
     )
+
+
+@pytest.mark.parametrize("n", [8, 200])
+def test_the_loss_at_the_given_weights_stands_beside_that_of_a_uniform_guess(n, tmp_path):
+    """Of 64 sequences if there are more; the standard error is near the jackknife's."""
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(0, 30, (n, 12), generator=generator)
+    weights = torch.rand(n, 11, generator=generator).round(decimals=1)
+    model = native(d_vocab_out=30)
+    attrs = run(model, tokens, weights=weights, path=tmp_path / "run").attrs
+    used = [n * i // min(n, 64) for i in range(min(n, 64))]
+    with torch.no_grad():
+        scores = model(tokens[used, :-1], return_type="logits").log_softmax(-1).double()
+    loss = -scores.gather(-1, tokens[used, 1:, None]).squeeze(-1).numpy()
+    w = weights[used].double().numpy()
+    mean = np.average(loss, weights=w)
+    assert attrs["base_loss"] == pytest.approx(mean, abs=1e-5)
+    rows = range(len(used))
+    left_out = [np.average(np.delete(loss, i, 0), weights=np.delete(w, i, 0)) for i in rows]
+    jackknife = np.std(left_out) * np.sqrt(len(used) - 1)
+    assert attrs["base_loss_se"] == pytest.approx(jackknife, rel=0.7 / len(used))
+    assert attrs["uniform_loss"] == pytest.approx(np.log(30))
+    assert ls.open_draws(tmp_path / "run").attrs["base_loss"] == attrs["base_loss"]
+
+
+def test_a_single_sequence_has_no_standard_error(tmp_path):
+    settings = SHORT.but(batch_size=1)
+    run(tokens=TOKENS[:1], settings=settings, path=tmp_path / "run")
+    assert np.isnan(ls.open_draws(tmp_path / "run").attrs["base_loss_se"])
