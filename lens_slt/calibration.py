@@ -77,6 +77,7 @@ def calibrate(
     n_betas: Sequence[float] = (10.0, 30.0, 100.0),
     gammas: Sequence[float] = (100.0, 300.0),
     settings: Settings = SHORT,
+    weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
     device: torch.device | str | None = None,
@@ -90,7 +91,7 @@ def calibrate(
     one furthest below the prior.
 
     Args:
-        model, tokens, components, mask, pad_id, device: as for :func:`lens_slt.sample`.
+        model, tokens, components, weights, mask, pad_id, device: as for :func:`lens_slt.sample`.
         n_betas: inverse temperatures of the grid, above 0; the control at 0 is added.
         gammas: localizations of the grid.
         settings: of every run of the sweep, apart from nβ and γ; short chains are enough. A
@@ -118,7 +119,7 @@ def calibrate(
             for n_beta in (0.0, *n_betas):
                 runs[n_beta] = sample(
                     model, tokens, components, settings=settings.but(n_beta=n_beta, gamma=gamma),
-                    mask=mask, pad_id=pad_id, device=device, progress=False,
+                    weights=weights, mask=mask, pad_id=pad_id, device=device, progress=False,
                 )  # fmt: skip
                 done += 1
                 tell(done)

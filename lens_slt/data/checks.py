@@ -21,7 +21,6 @@ def check_tokens(
     name: str = "tokens",
     mask: Any = None,
     pad_id: int | None = None,
-    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Tokens as int64 ``[sequence, position]`` and the mask of real tokens, bool, same shape.
 
@@ -33,27 +32,9 @@ def check_tokens(
     argument (``name``), the value and what is allowed.
     """
     ids = token_array(tokens, name)
-    n_sequences, length = ids.shape
-    if length < 2:
-        raise ValueError(
-            f"{name} has sequences of {length} token; a next-token loss needs at least 2"
-        )
-    if length > n_ctx:
-        raise ValueError(f"{name} has sequences of {length} tokens; the model's n_ctx is {n_ctx}")
-    if batch_size is not None and n_sequences < batch_size:
-        raise ValueError(
-            f"{name} has {n_sequences} sequence{'s' * (n_sequences != 1)}, fewer than a batch of "
-            f"{batch_size}; pass more sequences or a smaller batch_size"
-        )
-    real = _real_tokens(ids, mask, pad_id, name)
-    _check_ids(ids, real, d_vocab, name)
-    short = (real.sum(1) < 2).nonzero()
-    if len(short):
-        row = int(short[0])
-        raise ValueError(
-            f"{name}[{row}] has {int(real[row].sum())} real tokens after its padding is left out; "
-            "a next-token loss needs at least 2"
-        )
+    check_length(ids, n_ctx, name)
+    real = real_tokens(ids, mask, pad_id, name)
+    check_ids(ids, real, d_vocab, name)
     return ids.masked_fill(~real & ((ids < 0) | (ids >= d_vocab)), 0), real
 
 
@@ -85,6 +66,99 @@ def token_array(tokens: Any, name: str = "tokens") -> Tensor:
     if tokens.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(tokens.shape)}")
     return tokens.detach().to("cpu", torch.int64)
+
+
+def check_length(ids: Tensor, n_ctx: int, name: str, *, unread: int = 0) -> None:
+    """Raise ValueError for sequences too long for a model that reads all but ``unread`` tokens."""
+    length = ids.shape[1]
+    if length < 2:
+        raise ValueError(
+            f"{name} has sequences of {length} token; a next-token loss needs at least 2"
+        )
+    if length > n_ctx + unread:
+        more = f", and {n_ctx + unread} are allowed as the last is only predicted" * bool(unread)
+        raise ValueError(
+            f"{name} has sequences of {length} tokens; the model's n_ctx is {n_ctx}{more}"
+        )
+
+
+def check_ids(ids: Tensor, where: Tensor, size: int, name: str, size_name: str = "d_vocab") -> None:
+    """Raise ValueError for ids outside a vocabulary, if they stand where ``where`` is true."""
+    outside = where & ((ids < 0) | (ids >= size))
+    if outside.any():
+        worst = ids.masked_fill(~outside, 0).abs().argmax()
+        row, position = divmod(int(worst), ids.shape[1])
+        what = "token ids" if size_name == "d_vocab" else "predicted tokens that count"
+        raise ValueError(
+            f"{name}[{row}, {position}] is {int(ids[row, position])}; {what} must lie between 0 "
+            f"and {size - 1} ({size_name} is {size}; {int(outside.sum())} ids do not)"
+        )
+
+
+def real_tokens(ids: Tensor, mask: Any, pad_id: int | None, name: str) -> Tensor:
+    """The mask of real tokens, ``[sequence, position]``; raises as :func:`check_tokens`."""
+    if mask is not None and pad_id is not None:
+        raise ValueError(f"pass mask or pad_id for {name}, not both")
+    if mask is not None:
+        real = _mask_of_padding(ids, mask, name)
+    elif pad_id is not None:
+        real = _mask_from_pad_id(ids, pad_id, name)
+    else:
+        refuse_padding(ids, name)
+        real = torch.ones_like(ids, dtype=torch.bool)
+    short = (real.sum(1) < 2).nonzero()
+    if len(short):
+        row = int(short[0])
+        raise ValueError(
+            f"{name}[{row}] has {int(real[row].sum())} real tokens after its padding is left out; "
+            "a next-token loss needs at least 2"
+        )
+    return real
+
+
+def refuse_padding(ids: Tensor, name: str, counts: Tensor | None = None) -> None:
+    """Raise ValueError for tokens that look padded, on the right only where the padding counts.
+
+    ``counts [sequence, position - 1]`` marks the predicted tokens that enter a loss; None is all.
+    """
+    found = padding_side(ids)
+    if found is None:
+        return
+    side, pad = found
+    rows = ids if side == "left" else ids.flip(1)
+    runs = (rows == pad).int().cumprod(1).sum(1)
+    runs[runs < _PAD_RUN] = 0
+    ends = int((runs > 0).sum())
+    if side == "left":
+        raise ValueError(left_padding(name, f"{ends} rows begin with a run of token {pad}"))
+    tail = torch.arange(ids.shape[1] - 1, -1, -1) < runs[:, None]
+    if counts is None or (tail[:, 1:] & counts).any():
+        raise ValueError(
+            f"{name} looks padded: {ends} of {len(ids)} rows end with a run of token {pad}. "
+            f"Pass pad_id={pad} or mask= to leave the padding out of the loss, or pad_id=-1 to say "
+            "that these are real tokens"
+        )
+
+
+def checked_mask(ids: Tensor, mask: Any, name: str) -> Tensor:
+    """A mask of tokens as bool ``[sequence, position]``."""
+    mask = torch.as_tensor(mask).cpu()
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"mask of {name} must have the shape of the tokens, {tuple(ids.shape)}; "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"mask of {name} must hold true and false, or 1 and 0")
+    return mask.bool()
+
+
+def left_padding(name: str, what: str) -> str:
+    """The words that refuse padding on the left."""
+    return (
+        f"{name} is padded on the left ({what}). Padding on the left changes the positions and the "
+        "attention of the real tokens; pad on the right"
+    )
 
 
 def padding_side(ids: Tensor) -> tuple[str, int] | None:
@@ -141,43 +215,13 @@ def _from_rows(rows: Any, name: str) -> Tensor | np.ndarray:
     return np.asarray(rows) if len(rows[0]) else np.empty((len(rows), 0), dtype=np.int64)
 
 
-def _real_tokens(ids: Tensor, mask: Any, pad_id: int | None, name: str) -> Tensor:
-    if mask is not None and pad_id is not None:
-        raise ValueError(f"pass mask or pad_id for {name}, not both")
-    if mask is not None:
-        return _checked_mask(ids, mask, name)
-    if pad_id is not None:
-        return _mask_from_pad_id(ids, pad_id, name)
-    found = padding_side(ids)
-    if found is not None:
-        side, pad = found
-        rows = ids if side == "left" else ids.flip(1)
-        ends = int(((rows[:, 0] == pad) & (rows[:, 1] == pad)).sum())
-        if side == "left":
-            raise ValueError(_left_padding(name, f"{ends} rows begin with a run of token {pad}"))
-        raise ValueError(
-            f"{name} looks padded: {ends} of {len(ids)} rows end with a run of token {pad}. "
-            f"Pass pad_id={pad} or mask= to leave the padding out of the loss, or pad_id=-1 to say "
-            "that these are real tokens"
-        )
-    return torch.ones_like(ids, dtype=torch.bool)
-
-
-def _checked_mask(ids: Tensor, mask: Any, name: str) -> Tensor:
-    mask = torch.as_tensor(mask).cpu()
-    if mask.shape != ids.shape:
-        raise ValueError(
-            f"mask of {name} must have the shape of the tokens, {tuple(ids.shape)}; "
-            f"got {tuple(mask.shape)}"
-        )
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"mask of {name} must hold true and false, or 1 and 0")
-    mask = mask.bool()
+def _mask_of_padding(ids: Tensor, mask: Any, name: str) -> Tensor:
+    mask = checked_mask(ids, mask, name)
     gap = (~mask[:, :-1] & mask[:, 1:]).any(1).nonzero()
     if len(gap):
         row = int(gap[0])
         raise ValueError(
-            _left_padding(name, f"row {row} of its mask has padding before real tokens")
+            left_padding(name, f"row {row} of its mask has padding before real tokens")
         )
     return mask
 
@@ -193,23 +237,5 @@ def _mask_from_pad_id(ids: Tensor, pad_id: int, name: str) -> Tensor:
     some = leading[:, 0].any() and not is_pad[:, 0].all()
     if doubled.any() or some:
         row = int((doubled if doubled.any() else leading[:, 0]).nonzero()[0])
-        raise ValueError(_left_padding(name, f"row {row} begins with pad_id {pad_id}"))
+        raise ValueError(left_padding(name, f"row {row} begins with pad_id {pad_id}"))
     return real
-
-
-def _left_padding(name: str, what: str) -> str:
-    return (
-        f"{name} is padded on the left ({what}). Padding on the left changes the positions and the "
-        "attention of the real tokens; pad on the right"
-    )
-
-
-def _check_ids(ids: Tensor, real: Tensor, d_vocab: int, name: str) -> None:
-    outside = real & ((ids < 0) | (ids >= d_vocab))
-    if outside.any():
-        worst = ids.masked_fill(~outside, 0).abs().argmax()
-        row, position = divmod(int(worst), ids.shape[1])
-        raise ValueError(
-            f"{name}[{row}, {position}] is {int(ids[row, position])}; token ids must lie between 0 "
-            f"and {d_vocab - 1} (d_vocab is {d_vocab}; {int(outside.sum())} ids do not)"
-        )

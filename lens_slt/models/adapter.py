@@ -62,6 +62,7 @@ class AdaptedModel:
     d_model: int
     d_head: int
     d_vocab: int
+    d_vocab_out: int  # tokens that it predicts
     n_ctx: int
     attn_only: bool
     tied_embeddings: bool
@@ -103,6 +104,7 @@ def adapt(model: Any) -> AdaptedModel:
         d_model=cfg.d_model,
         d_head=cfg.d_head,
         d_vocab=cfg.d_vocab,
+        d_vocab_out=_d_vocab_out(leaves, cfg.d_vocab),
         n_ctx=cfg.n_ctx,
         attn_only="blocks.0.mlp.W_in" not in leaves,
         tied_embeddings="unembed.W_U" not in leaves,
@@ -134,7 +136,7 @@ def copy_weights(adapted: AdaptedModel) -> Weights:
 
 
 def model_logits(adapted: AdaptedModel, tokens: Tensor) -> Tensor:
-    """The model's own logits ``[sequence, position, d_vocab]``; gradients as torch has them on."""
+    """The model's own logits ``[sequence, position, d_vocab_out]``, with gradients if on."""
     return adapted.module(tokens, return_type="logits")
 
 
@@ -193,6 +195,11 @@ def trainable(adapted: AdaptedModel) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def _d_vocab_out(leaves: dict[str, Leaf], d_vocab: int) -> int:
+    unembedding = leaves.get("unembed.W_U")  # absent where it is tied to the embedding
+    return d_vocab if unembedding is None else unembedding.view(unembedding.parameter).shape[1]
 
 
 def _derive(adapted: AdaptedModel) -> Architecture | str:

@@ -27,6 +27,8 @@ from lens_slt.models.prefix import Prefix, has_later_mlp
 CPU_ROW_BYTES = 2**24
 CPU_LOW_RANK_ROW_BYTES = 2**26
 GPU_ROW_BYTES = 2**29
+# A probability whose logarithm is exact: below about 1e-38 float32 loses digits, then all of them.
+SURE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,7 @@ def _low_rank_losses(
     m = w_o @ a  # [row, rank, d_vocab]
     m_star = {h: w @ a for h, (_, w) in stars.items()}
     loss, d_z, d_w = z.new_empty(n_rows, n_tokens), torch.empty_like(z), torch.zeros_like(w_o)
+    p_best = torch.ones_like(loss)
     d_m = torch.zeros_like(m) if gradient else None
     # Four arrays of logits and two of W_O·A live in cache: of 52 to 416 tokens 104 are best.
     step = chunk or max(32, chunk_size(a.shape[1], z.device, z.element_size()) // 4)
@@ -305,7 +308,7 @@ def _low_rank_losses(
         t, x_full = targets[part, None], final[part]
         torch.mm(x_full, a, out=full)
         # The loss is the target's logit against that of the best word at w*, whose probability
-        # stays far from underflow: softmax is twice as fast as exp() and tells no normaliser.
+        # hardly ever underflows: softmax is twice as fast as exp() and tells no normaliser.
         _, inverse = _centre_and_inverse_scale(arch, x_full)
         torch.mul(full, inverse, out=logits)
         best = (logits if constant is None else logits.add_(constant)).argmax(-1, keepdim=True)
@@ -324,8 +327,8 @@ def _low_rank_losses(
                 loss[row, part] = token_cross_entropy(logits, t[:, 0], log_ref)
                 continue
             torch.softmax(logits, -1, out=p)
-            behind = logits.gather(1, best) - logits.gather(1, t)
-            loss[row, part] = (behind - p.gather(1, best).log()).squeeze(1)
+            loss[row, part] = (logits.gather(1, best) - logits.gather(1, t)).squeeze(1)
+            p_best[row, part] = p.gather(1, best).squeeze(1)
             if d_m is None:
                 continue
             # d mean loss / d (logit / inverse) = pull·(p − 1ₜ)
@@ -344,4 +347,12 @@ def _low_rank_losses(
             d_z[row, part] = d_row
     if d_m is not None:
         d_w += d_m @ a.T
+    loss -= p_best.log()
+    unsure = p_best < SURE
+    for row in unsure.any(1).nonzero()[:, 0].tolist():
+        at = unsure[row].nonzero()[:, 0]
+        z_h, w_h = stars[owner[row]]
+        x = final[at] - z_h[at] @ w_h + z[row, at] @ w_o[row]
+        x_c, inverse = _centre_and_inverse_scale(arch, x)
+        loss[row, at], _ = unembed_loss(x_c * inverse, a, constant, targets[at], chunk=chunk)
     return loss, d_z, d_w

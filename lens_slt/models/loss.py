@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CPU_CHUNK_BYTES = 2**23  # measured: 2**21, which fits the second-level cache, is 7 % slower
@@ -42,7 +43,7 @@ def cross_entropy_(logits: Tensor, targets: Tensor, reference: Tensor | None) ->
         picked = logits.gather(1, targets[:, None]).squeeze(1)
     else:
         p_ref = reference.exp()
-        picked = (p_ref * (logits - reference)).sum(-1)
+        picked = _expectation(p_ref, logits - reference)
     total = logits.exp_().sum(-1, keepdim=True)
     loss = total.squeeze(1).log() - picked
     logits.div_(total)
@@ -54,11 +55,15 @@ def cross_entropy_(logits: Tensor, targets: Tensor, reference: Tensor | None) ->
 
 
 def token_cross_entropy(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """Per-token loss without its gradient; ``logits`` is overwritten."""
+    """Per-token loss without its gradient; see :func:`cross_entropy_`."""
     if reference is None:
-        picked = logits.gather(1, targets[:, None]).squeeze(1)
-        return logits.logsumexp(-1) - picked
-    return (reference.exp() * (reference - logits)).sum(-1) + logits.logsumexp(-1)
+        return F.cross_entropy(logits, targets, reduction="none")
+    return _expectation(reference.exp(), reference - logits.log_softmax(-1))
+
+
+def _expectation(p: Tensor, value: Tensor) -> Tensor:
+    """Mean of ``value`` under ``p [token, d_vocab]``; words that cannot come may be infinite."""
+    return (p * value).masked_fill_(p == 0, 0).sum(-1)
 
 
 def unembed_loss(

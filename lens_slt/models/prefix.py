@@ -22,7 +22,7 @@ class Batch:
     """Tokens of a minibatch and how much each predicted token counts in the mean loss."""
 
     tokens: Tensor  # [sequence, position], inputs and targets together
-    weight: Tensor  # [sequence, position - 1]; zero on padding
+    weight: Tensor  # [sequence, position - 1]; zero on padding and wherever else no loss counts
     reference: ReferenceState | None = None  # set: the loss is the divergence from its predictions
 
     @property
@@ -31,7 +31,8 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        return self.tokens[:, 1:].flatten()
+        """Predicted tokens ``[N]``; 0 where none counts, as the model may not know such a token."""
+        return self.tokens[:, 1:].masked_fill(self.weight == 0, 0).flatten()
 
 
 @dataclass(frozen=True)

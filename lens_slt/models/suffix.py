@@ -270,13 +270,13 @@ def prefix_for(model: AdaptedModel, weights: Weights, groups: list[Group], batch
     return compute_prefix(model.architecture, weights, batch, layers, heads=heads)
 
 
-def mean_weight(mask: Tensor, tokens_per_sequence: float) -> Tensor:
-    """Weight of every predicted token such that the weighted sum estimates the mean loss.
+def mean_weight(weight: Tensor, weight_per_sequence: float) -> Tensor:
+    """Position weights of a minibatch, scaled such that the weighted sum estimates the mean loss.
 
-    Dividing by the expected rather than the actual number of tokens in the minibatch keeps the
-    estimate unbiased when sequences are padded to different lengths.
+    Dividing by the expected rather than the actual weight of the minibatch keeps the estimate
+    unbiased when sequences are padded to different lengths, or weigh differently.
     """
-    return mask.float() / (len(mask) * tokens_per_sequence)
+    return weight / (len(weight) * weight_per_sequence)
 
 
 def _without_zero_biases(weights: Weights) -> Weights:

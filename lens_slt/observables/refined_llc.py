@@ -92,11 +92,11 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
 
 
 def _probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
-    """Mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
+    """Weighted mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
     drawn = probe["draw"].values < n_draws
     per_token = probe["paired_loss"][component, :, drawn].values.astype(np.float64)
-    real = np.isfinite(probe["base_loss"].values)  # padding has no loss
-    return per_token[:, :, real].mean(-1)
+    real = np.isfinite(probe["base_loss"].values)  # where the weight is 0 there is no loss
+    return np.average(per_token[:, :, real], axis=-1, weights=probe["weight"].values[real])
 
 
 def _mean_with_error(

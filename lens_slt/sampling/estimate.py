@@ -104,6 +104,7 @@ def estimate(
     *,
     settings: Settings | str = "default",
     probes: Mapping[str, Any] | None = None,
+    weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
     path: str | Path | None = None,
@@ -132,8 +133,8 @@ def estimate(
     available = available_memory(where)
     with MemoryWatch(where) as memory:
         job = prepare(
-            model, tokens, components, settings=settings, probes=probes, mask=mask, pad_id=pad_id,
-            engine=engine, device=device,
+            model, tokens, components, settings=settings, probes=probes, weights=weights,
+            mask=mask, pad_id=pad_id, engine=engine, device=device,
         )  # fmt: skip
         warn_about(job.adapted)
         done = _steps_at(path, job)

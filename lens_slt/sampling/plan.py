@@ -73,9 +73,9 @@ class Plan:
         """What the run adds to the disk, given the sizes of whole compressed chunks."""
         parts = [self._array_bytes(name, size) for name, size in chunk_bytes.items()]
         probes = [spec for name, spec in self.specs.items() if name not in TRACES]
-        if self.steps:  # at its end: base losses and tokens of probes
-            parts += [2 * _blocks(4 * int(np.prod(spec.shape[3:]))) for spec in probes]
-            parts.append(8 * len(probes) * DISK_BLOCK)
+        if self.steps:  # at its end: base losses, tokens and weights of probes
+            parts += [3 * _blocks(4 * int(np.prod(spec.shape[3:]))) for spec in probes]
+            parts.append(12 * len(probes) * DISK_BLOCK)
         if not self.done:  # at its start: folders and descriptions, later the chains' state
             blocks = 2 + 3 * len(self.specs) + 2 * len(probes) + 2 * bool(probes)
             parts += [blocks * DISK_BLOCK, _blocks(state_bytes)]

@@ -4,13 +4,16 @@
 
 - the root: per component its number of parameters, how it was evaluated, what it shares, its step
   size, its steps and number of draws, the curvature that was found and the loss of prior draws;
-  attributes with the settings, versions and hashes of the run;
+  attributes with the settings, versions and hashes of the run, and ``base_loss``, the mean loss at
+  the given weights in nats per token, its standard error over sequences ``base_loss_se``, and
+  ``uniform_loss``, that of a guess that gives every token the same chance;
 - ``/posterior``: ``paired_loss``, ``squared_distance``, and the means over the steps of each draw
   ``step_loss``, ``virial`` and ``defect`` (component, chain, draw); ``full_loss`` on request;
 - ``/burn_in``: ``paired_loss`` before the first draw (component, chain, interval);
-- ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position), ``base_loss`` and
-  ``tokens`` (sequence, position), the predicted ones; attribute ``loss``: ``next-token``, or
-  ``divergence`` from a reference model;
+- ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position); ``base_loss``,
+  ``tokens``, the predicted ones, and their ``weight`` relative to the largest (sequence, position);
+  losses are NaN where the weight is 0; attribute ``loss``: ``next-token``, or ``divergence`` from a
+  reference model;
 - ``/health``: verdicts in words and the certificate, see :mod:`lens_slt.sampling.health`.
 
 Components may have different numbers of draws; what lies beyond ``n_draws`` is NaN.
@@ -108,7 +111,11 @@ def open_draws(path: str | Path) -> xr.DataTree:
         )
     labels = Labels(**dict(group.attrs["labels"]))  # type: ignore[arg-type]
     probes = {
-        name: {key: np.asarray(group[f"probes/{name}/{key}"]) for key in ("base_loss", "tokens")}
+        name: {
+            key: np.asarray(group[f"probes/{name}/{key}"])
+            for key in ("base_loss", "tokens", "weight")
+            if f"probes/{name}/{key}" in group
+        }
         for name in identity["probes"]
     }
     names = [*trace_specs(1, settings), *map(probe_array, probes)]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import xarray as xr
 
-from lens_slt.data.checks import check_tokens, loss_mask
+from lens_slt.data.checks import check_length
+from lens_slt.data.weights import weighted_tokens
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, weights_hash
 from lens_slt.models.components import Component, parse_components
@@ -42,8 +43,8 @@ class Probe:
 
     Attributes:
         tokens: ``[sequence, position]``; all sequences of one length.
-        mask: real tokens, if there is padding on the right.
-        pad_id: the padding token, instead of a mask.
+        mask, pad_id, weights: as for :func:`sample`; the probe's mean loss is weighted, and tokens
+            of weight 0 have NaN for a loss.
         reference: a model. The recorded loss is then the Kullback–Leibler divergence of the sampled
             model from its predictions, which makes the refined LLC model-refined.
     """
@@ -52,6 +53,7 @@ class Probe:
     mask: Any = None
     pad_id: int | None = None
     reference: Any = None
+    weights: Any = None
 
 
 def sample(
@@ -61,6 +63,7 @@ def sample(
     *,
     settings: Settings | str = "default",
     probes: Mapping[str, Any] | None = None,
+    weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
     path: str | Path | None = None,
@@ -75,12 +78,17 @@ def sample(
 
     Args:
         model: HookedTransformer or TransformerBridge, in evaluation mode.
-        tokens: integer ``[sequence, position]`` that define L_n.
+        tokens: integer ``[sequence, position]`` that define L_n, with at most one position more
+            than the model reads: the last token is only predicted.
         components: names such as ``L1H3``, ``L0``, ``embed``, ``full``, ``L0H1+L1H3``, ``heads``;
             see :mod:`lens_slt.models.components`.
         settings: :class:`Settings`, or the name of a preset.
         probes: by name, token arrays or :class:`Probe`; their per-token losses are recorded.
-        mask: real tokens of ``tokens``, if there is padding on the right.
+        weights: how much each predicted token counts in the mean L_n = Σ weight·loss / Σ weight, at
+            least 0: ``[sequence, position - 1]``, or ``[position - 1]`` for all sequences. The
+            scale does not matter; sequences without any weight are left out.
+        mask: tokens that count, ``[sequence, position]``: false at padding on the right, or true at
+            the answers only. Whatever stands before a token that counts is read as its context.
         pad_id: the padding token, instead of ``mask``.
         path: directory that draws are streamed to; an interrupted run continues from there.
         engine: ``auto``, ``functional`` (no batched heads) or ``modules`` (the model's own blocks).
@@ -94,8 +102,8 @@ def sample(
         ValueError, TypeError: anything wrong with the arguments, before any work starts.
     """
     job = prepare(
-        model, tokens, components, settings=settings, probes=probes, mask=mask, pad_id=pad_id,
-        engine=engine, device=device,
+        model, tokens, components, settings=settings, probes=probes, weights=weights, mask=mask,
+        pad_id=pad_id, engine=engine, device=device,
     )  # fmt: skip
     warn_about(job.adapted)
     target, settings = job.target, job.settings
@@ -109,6 +117,7 @@ def sample(
         name: {
             "base_loss": base[name].float().cpu().numpy(),
             "tokens": probe.tokens[:, 1:].cpu().numpy(),
+            "weight": probe.weight.float().cpu().numpy(),
         }
         for name, probe in target.probes.items()
     }
@@ -153,6 +162,7 @@ def prepare(
     *,
     settings: Settings | str,
     probes: Mapping[str, Any] | None,
+    weights: Any,
     mask: Any,
     pad_id: int | None,
     engine: str,
@@ -169,12 +179,13 @@ def prepare(
             f"device: {device} is not the model's, {adapted.device}, and its own blocks must run "
             "this job; move the model there"
         )
-    data = _token_set(adapted, tokens, mask, pad_id, "tokens", device, batch_size=n_needed)
+    data = _token_set(adapted, Probe(tokens, mask, pad_id, None, weights), "tokens", device)
+    data = _with_weight(data, n_needed)
     probe_sets = {
         name: _probe_set(adapted, name, probe, device) for name, probe in (probes or {}).items()
     }
-    weights = {name: w.to(device) for name, w in copy_weights(adapted).items()}
-    target = _target(adapted, weights, chosen, data, probe_sets, settings, engine)
+    given = {name: w.to(device) for name, w in copy_weights(adapted).items()}
+    target = _target(adapted, given, chosen, data, probe_sets, settings, engine)
     names = [name for members in target.groups for name in members.names]
     shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probe_sets.items()}
     specs = trace_specs(len(names), settings) | probe_specs(len(names), settings, shapes)
@@ -185,7 +196,7 @@ def prepare(
         "probes": {name: _hash(probe) for name, probe in probe_sets.items()},
         "settings": settings.as_dict(),
     }
-    record = _record(adapted, identity, data)
+    record = _record(adapted, identity, target)
     return Job(adapted, chosen, settings, target, specs, identity, record)
 
 
@@ -211,20 +222,28 @@ def _target(
     return TransformerTarget(adapted, weights, groups, data, probes, settings, drift)
 
 
-def _token_set(
-    adapted: AdaptedModel,
-    tokens: Any,
-    mask: Any,
-    pad_id: int | None,
-    name: str,
-    device: torch.device,
-    batch_size: int | None = None,
-) -> TokenSet:
-    checked, real = check_tokens(
-        tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, name=name, mask=mask, pad_id=pad_id,
-        batch_size=batch_size,
+def _token_set(adapted: AdaptedModel, tokens: Probe, name: str, device: torch.device) -> TokenSet:
+    checked, weight = weighted_tokens(
+        tokens.tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out,
+        n_ctx=adapted.n_ctx, name=name, weights=tokens.weights, mask=tokens.mask,
+        pad_id=tokens.pad_id,
     )  # fmt: skip
-    return TokenSet(checked.to(device), loss_mask(real).to(device))
+    return TokenSet(checked.to(device), weight.to(device, adapted.dtype))
+
+
+def _with_weight(data: TokenSet, batch_size: int | None) -> TokenSet:
+    """The sequences in which something counts; at least a batch of them."""
+    some = data.mask.any(1)
+    n, n_given = int(some.sum()), len(some)
+    if batch_size is not None and n < batch_size:
+        what = f"{n} sequence{'s' * (n != 1)}"
+        if n < n_given:
+            what += f" with a weight above 0, of {n_given}"
+        raise ValueError(
+            f"tokens has {what}, fewer than a batch of {batch_size}; pass more sequences or a "
+            "smaller batch_size"
+        )
+    return data if n == n_given else TokenSet(data.tokens[some], data.weight[some])
 
 
 def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.device) -> TokenSet:
@@ -232,15 +251,20 @@ def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.devic
         raise ValueError(f"probes: {name!r} is not a name; use letters, digits and underscores")
     probe = probe if isinstance(probe, Probe) else Probe(probe)
     label = f"probes[{name!r}]"
-    tokens = _token_set(adapted, probe.tokens, probe.mask, probe.pad_id, label, device)
+    tokens = _token_set(adapted, probe, label, device)
     if probe.reference is None:
         return tokens
     reference = adapt(probe.reference)
-    if reference.d_vocab != adapted.d_vocab:
-        raise ValueError(
-            f"{label}.reference predicts {reference.d_vocab} tokens, the model {adapted.d_vocab}: "
-            "both need the same tokenizer"
-        )
+    for what, here, there in (
+        ("predicts", adapted.d_vocab_out, reference.d_vocab_out),
+        ("reads", adapted.d_vocab, reference.d_vocab),
+    ):
+        if here != there:
+            raise ValueError(
+                f"{label}.reference {what} {there} tokens, the model {here}: both need the same "
+                "tokenizer"
+            )
+    check_length(tokens.tokens, reference.n_ctx, f"for its reference, {label}", unread=1)
     arch = reference.architecture
     if arch is None:
         raise ValueError(f"{label}.reference cannot be used: {reference.why_generic}")
@@ -249,7 +273,7 @@ def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.devic
         inputs = tokens.tokens[:, :-1]
         x = forward.run_from(arch, weights, 0, forward.embed(arch, weights, inputs))
     w_u, b_u = forward.unembedding(arch, weights)
-    return TokenSet(tokens.tokens, tokens.mask, ReferenceState(x.flatten(0, 1), w_u, b_u))
+    return TokenSet(tokens.tokens, tokens.weight, ReferenceState(x.flatten(0, 1), w_u, b_u))
 
 
 def _component_table(
@@ -266,13 +290,19 @@ def _component_table(
     }
 
 
-def _record(adapted: AdaptedModel, identity: dict[str, Any], data: TokenSet) -> dict[str, Any]:
+def _record(
+    adapted: AdaptedModel, identity: dict[str, Any], target: TransformerTarget
+) -> dict[str, Any]:
+    base_loss, base_loss_se = target.base_loss()
     return {
         "model": adapted.name,
         "model_kind": adapted.kind,
         "model_hash": identity["model"],
-        "tokens": " × ".join(map(str, data.tokens.shape)),
+        "tokens": " × ".join(map(str, target.data.tokens.shape)),
         "tokens_hash": identity["tokens"],
+        "base_loss": base_loss,
+        "base_loss_se": base_loss_se,
+        "uniform_loss": target.uniform_loss,
         "weight_processing": weight_processing(adapted),
         "why_generic": adapted.why_generic,
         "versions": " ".join(
@@ -302,7 +332,7 @@ def warn_about(adapted: AdaptedModel) -> None:
 
 def _hash(data: TokenSet) -> str:
     digest = hashlib.sha256(data.tokens.cpu().numpy().tobytes())
-    digest.update(data.mask.cpu().numpy().tobytes())
+    digest.update(data.weight.cpu().numpy().tobytes())
     if data.reference is not None:
         digest.update(data.reference.x.float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -19,30 +20,35 @@ from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.settings import Settings
 
 PREFIX_CACHE_BYTES = 2**30
+MOST_BASE_SEQUENCES = 64  # on which the loss at the given weights is taken
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Checked tokens on the compute device; ``mask`` marks the predicted tokens that count."""
+    """Checked tokens on the compute device, and how much each predicted one counts."""
 
     tokens: Tensor  # [sequence, position]
-    mask: Tensor  # [sequence, position - 1]
+    weight: Tensor  # [sequence, position - 1], at least 0, in the model's precision
     reference: ReferenceState | None = None
 
-    @property
-    def tokens_per_sequence(self) -> float:
-        return float(self.mask.sum()) / len(self.mask)
+    @cached_property
+    def mask(self) -> Tensor:
+        """Predicted tokens that count at all."""
+        return self.weight > 0
+
+    @cached_property
+    def weight_per_sequence(self) -> float:
+        return float(self.weight.sum(dtype=torch.float64)) / len(self.weight)
 
     def batch(self, index: Tensor) -> Batch:
         """Some sequences, weighted so that their weighted sum estimates the mean loss."""
-        mask = self.mask[index]
         reference = self.reference
         if reference is not None:
-            rows = torch.arange(self.mask.numel(), device=mask.device).view(self.mask.shape)
+            rows = torch.arange(self.weight.numel(), device=index.device).view(self.weight.shape)
             reference = ReferenceState(
                 reference.x[rows[index].flatten()], reference.w_u, reference.b_u
             )
-        weight = mean_weight(mask, self.tokens_per_sequence)
+        weight = mean_weight(self.weight[index], self.weight_per_sequence)
         return Batch(self.tokens[index], weight, reference)
 
 
@@ -84,10 +90,12 @@ class TransformerTarget:
     def on_batch(self, batch: Batch, parts: list[Part]) -> Evaluate:
         """The loss on given sequences."""
         prefix = prefix_for(self.model, self.weights, self._chosen(self.suffixes, parts), batch)
-        half = None
+        half, largest = None, None
         if self.drift is not None:
             chosen = self._chosen(self.drift.suffixes, parts)
-            half_batch = Batch(batch.tokens, batch.weight.bfloat16())
+            # Weights are relative to the largest until the end: those of 0 and 1 then are exact.
+            largest = batch.weight.max().clamp(min=torch.finfo(batch.weight.dtype).tiny)
+            half_batch = replace(batch, weight=(batch.weight / largest).bfloat16())
             half = prefix_for(self.model, self.drift.weights, chosen, half_batch)
 
         def evaluate(part: Part, u: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -97,7 +105,7 @@ class TransformerTarget:
             if gradient and half is not None and self.drift is not None:
                 drift = self._suffix(part, self.drift)
                 _, grad = drift.losses(v.bfloat16(), half, gradient=True)
-                grad = None if grad is None else grad.to(v.dtype)
+                grad = None if grad is None else grad.to(v.dtype) * largest
             return _paired_mean(token_loss, prefix), grad
 
         return evaluate
@@ -153,6 +161,29 @@ class TransformerTarget:
             ]
             found[name] = torch.cat(pieces).masked_fill(~probe.mask, float("nan"))
         return found
+
+    def base_loss(self) -> tuple[float, float]:
+        """Weighted mean loss at the given weights, and its standard error over sequences.
+
+        Of at most ``MOST_BASE_SEQUENCES`` sequences, evenly chosen; a single one has no error.
+        """
+        data, n = self.data, min(len(self.data.tokens), MOST_BASE_SEQUENCES)
+        rows = torch.arange(n, device=data.tokens.device) * len(data.tokens) // n
+        loss, weight = [], []
+        for index in rows.split(self.settings.batch_size):
+            found = prefix_for(self.model, self.weights, [], data.batch(index)).base_loss
+            weight.append(data.weight[index].cpu().double())
+            loss.append((weight[-1] * found.cpu().view(weight[-1].shape)).sum(1))
+        total, each = torch.cat(loss), torch.cat(weight).sum(1)
+        mean = total.sum() / each.sum()
+        if n == 1:
+            return float(mean), math.nan
+        return float(mean), float((total - mean * each).std() * n**0.5 / each.sum())
+
+    @property
+    def uniform_loss(self) -> float:
+        """Loss of a guess that gives every token the same chance."""
+        return math.log(self.model.d_vocab_out)
 
     def _fixed(self, key: str, data: TokenSet) -> list[Prefix] | _Recomputed:
         """Prefixes of a fixed token set: kept where they fit in memory, else recomputed."""

@@ -68,8 +68,6 @@ def test_wrong_types(tokens: Any, message: str) -> None:
         (RANDOM[:0], {}, r"tokens is empty: its shape is \(0, 12\)"),
         ([], {}, r"tokens is empty"),
         ([[], []], {}, r"tokens is empty: its shape is \(2, 0\)"),
-        (RANDOM, {"batch_size": 9}, r"tokens has 8 sequences, fewer than a batch of 9"),
-        (RANDOM[:1], {"batch_size": 2}, r"tokens has 1 sequence, fewer"),
         (RANDOM, {"mask": RANDOM > 0, "pad_id": 0}, r"pass mask or pad_id for tokens, not both"),
         (RANDOM, {"mask": RANDOM[:, 1:] > 0}, r"shape of the tokens, \(8, 12\); got \(8, 11\)"),
         (RANDOM, {"mask": RANDOM}, r"mask of tokens must hold true and false, or 1 and 0"),
