@@ -24,7 +24,8 @@ from lens_slt.sampling.settings import FLOOR, Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
 EARLY_CHECKS = {12: 0.3, 50: LARGEST_SHARE}  # draws -> share of λ̂ above which the step shrinks
-WANTED_SHARE = 0.03  # of λ̂, that a smaller step aims at
+WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
+ORDER = 1.5  # the defect falls as ε (gradient noise) to ε² (discretisation)
 LEAST_FACTOR, MOST_FACTOR = 2.0, 8.0  # by which a step shrinks at a time
 MOST_STEPS_PER_DRAW = 64
 GROWTH = 2  # of the number of draws, where a component goes on
@@ -127,7 +128,7 @@ def _next_stride(course: Course, found: Virial | None, finite: bool) -> int:
         if not found.exceeds(allowed) and not hopeless:
             return course.stride
         share = found.size if np.isfinite(found.share) else np.inf
-        factor = float(np.clip(share / WANTED_SHARE, LEAST_FACTOR, MOST_FACTOR))
+        factor = float(np.clip((share / WANTED_SHARE) ** (1 / ORDER), LEAST_FACTOR, MOST_FACTOR))
     return min(most, math.ceil(course.stride * factor))
 
 

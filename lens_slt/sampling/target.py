@@ -90,7 +90,7 @@ class TransformerTarget:
     def on_batch(self, batch: Batch, parts: list[Part]) -> Evaluate:
         """The loss on given sequences."""
         prefix = prefix_for(self.model, self.weights, self._chosen(self.suffixes, parts), batch)
-        half, largest = None, None
+        half, largest = None, torch.ones(())
         if self.drift is not None:
             chosen = self._chosen(self.drift.suffixes, parts)
             # Weights are relative to the largest until the end: those of 0 and 1 then are exact.
