@@ -187,6 +187,7 @@ def prepare(
         )
     data = _token_set(adapted, Probe(tokens, mask, pad_id, None, weights), "tokens", device)
     data = _with_weight(data, n_needed)
+    settings = settings.for_data(len(data.tokens), data.tokens.shape[1] - 1)
     probe_sets = {
         name: _probe_set(adapted, name, probe, device) for name, probe in (probes or {}).items()
     }
