@@ -10,7 +10,7 @@ diverged              a non-finite loss, or the chain is more than √10 times a
 never moved           the weights are the same at every draw                      excluded
 identical chains      the trace equals another chain's to the last bit, other     excluded
                       than the antithetic one's of an even loss
-spiky                 a draw more than 20 standard deviations of the draws not    excluded
+spiky                 a draw more than 20 standard deviations of the draws not    kept, named
                       near it away from their mean
 still rising          the line fitted to the trace rises by more than 5           excluded
                       standard errors and by more than a tenth of the mean
@@ -54,7 +54,7 @@ BEYOND = "beyond the prior"
 NO_EFFECT = "no effect"
 TOO_SHORT = "too short"
 EXCLUDED = (
-    "diverged", "never moved", "identical chains", "spiky", "still rising", "still falling",
+    "diverged", "never moved", "identical chains", "still rising", "still falling",
     "chains disagree",
 )  # fmt: skip
 LEAST_GAIN = 0.01  # of the uniform guess's loss, that a trained model is better by

@@ -37,8 +37,8 @@ class Settings:
         burn_in: steps that no estimate uses, in steps of one draw. None: of ``lm`` as many as relax
             the prior 25-fold, of the others eight relaxation times.
         thin: probes are evaluated at every thin-th draw.
-        batch_size: sequences per minibatch, drawn afresh at every step; at most all. None: 32, or as
-            many as hold 2048 tokens, for few tokens cost as much and tell less. ``pcn`` and
+        batch_size: sequences per minibatch, drawn afresh at every step; at most all. None: 32, or
+            as many as hold 2048 tokens, for few tokens cost as much and tell less. ``pcn`` and
             ``importance`` use all sequences.
         antithetic: chains 2i and 2i+1 see opposite noise. The linear part of every per-token loss
             cancels between them; the pair counts as one chain in every standard error.
