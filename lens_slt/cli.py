@@ -17,7 +17,7 @@ import typer
 
 from lens_slt import demo as demonstration
 from lens_slt.arguments import choice
-from lens_slt.calibration import SHORT, sweep
+from lens_slt.calibration import MOST_ROUNDS, SHORT, sweep
 from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
@@ -66,6 +66,10 @@ app = typer.Typer(
     help="Singular learning theory for TransformerLens models.",
 )  # fmt: skip
 
+SEARCH = (
+    f"loading the model, up to {MOST_ROUNDS} more values of nβ or γ where no setting is accepted, "
+    "tables and figures"
+)
 TRIALS = "loading the model, and the trials, seconds to a minute for every circuit"
 
 Model = Annotated[
@@ -366,8 +370,8 @@ def calibrate(
     out: Out,
     components: Components = "heads",
     checkpoint: Checkpoint = None,
-    n_betas: Annotated[str, typer.Option(help="Inverse temperatures of the grid.")] = "10,30,100",
-    gammas: Annotated[str, typer.Option(help="Localizations of the grid.")] = "100,300",
+    n_betas: Annotated[str, typer.Option(help="Inverse temperatures to begin with.")] = "10,30,100",
+    gammas: Annotated[str, typer.Option(help="Localizations to begin with.")] = "100,300",
     sampler: Sampler = None,
     chains: Chains = None,
     draws: Draws = None,
@@ -396,7 +400,7 @@ def calibrate(
                 loaded, tokens, components, settings=runs[0], pad_id=pad_id, device=device
             )
             all_runs = one.repeated([run.steps for run in runs])
-            show_estimate(all_runs, as_json, "loading the model, the rule, tables and figures")
+            show_estimate(all_runs, as_json, SEARCH)
             return
         found = run_calibration(
             loaded, tokens, components, settings=short, pad_id=pad_id, device=device,
