@@ -8,13 +8,21 @@ from __future__ import annotations
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from benchmarks import common
-from benchmarks.zoo import Effort, truths, zoo
+from benchmarks.zoo import Effort, Truth, truths, zoo
 
-COLUMNS = (
-    "model", "component", "P", "λ truth", "± SE", "R̂", "acc.", "CPU s", "nβ·h_max", "converged"
-)  # fmt: skip
+COLUMNS = ("component", "P", "λ truth", "R̂", "ESS", "acc.", "CPU s", "nβ·h_max", "converged")
+
+
+def row(found: Truth) -> list[Any]:
+    """A truth as a row of the table."""
+    return [
+        found.component, found.n_parameters, str(common.Estimate(found.llc, found.se)),
+        f"{found.rhat:.3f}", f"{found.ess:.0f}", f"{found.acceptance:.2f}",
+        f"{found.cpu_seconds:.1f}", found.n_beta_h_max, "yes" if found.converged else "NO",
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -26,27 +34,18 @@ def main() -> None:
     args = made.parse_args()
     common.one_thread()
     warnings.filterwarnings("ignore")
-    effort = Effort(seconds=args.seconds)
-    if args.quick:
-        effort = Effort(seconds=1.0, warm_up=4, rounds=2, block=5, least=5)
-    rows = []
+    effort = Effort.toy() if args.quick else Effort(seconds=args.seconds)
+    everything: list[Truth] = []
     began = time.process_time()
     for entry in zoo(args.seed, 2 if args.quick else args.n):
-        short = entry.shortened() if args.quick else entry
-        for found in truths(short.build(args.cache), args.cache, effort):
-            rows.append(
-                [
-                    entry.name, found.component, found.n_parameters, found.llc, found.se,
-                    found.rhat, found.acceptance, found.cpu_seconds, found.n_beta_h_max,
-                    "yes" if found.converged else "NO",
-                ]
-            )  # fmt: skip
-            common.say(", ".join(x if isinstance(x, str) else f"{x:.4g}" for x in rows[-1]))
-    common.show_table(f"Zoo of seed {args.seed}", COLUMNS, rows)
+        case = (entry.shortened() if args.quick else entry).build(args.cache)
+        found = list(truths(case, args.cache, effort))
+        common.show_table(entry.describe(), COLUMNS, [row(one) for one in found])
+        everything += found
     figures = {
-        "components": len(rows),
-        "converged": sum(row[-1] == "yes" for row in rows),
-        "truth_cpu_seconds": float(sum(row[7] for row in rows)),
+        "components": len(everything),
+        "converged": sum(one.converged for one in everything),
+        "truth_cpu_seconds": sum(one.cpu_seconds for one in everything),
         "cpu_seconds_now": time.process_time() - began,
     }
     common.finish(args, figures)

@@ -77,7 +77,7 @@ class ZooEntry:
         if self.source == "shipped":
             return self._shipped()
         model = self._model(cache)
-        task, generator = self._task, Generator().manual_seed(self.seed + 2)
+        task, generator = self.task, Generator().manual_seed(self.seed + 2)
         most = max(48, min(256, MOST_TOKENS // (task.length - 1)))
         n_sequences = int(self._rng("data").integers(48, most + 1))
         tokens = task.draw(n_sequences, generator)
@@ -91,8 +91,21 @@ class ZooEntry:
             return self
         return replace(self, training=replace(self.training, steps=min(5, self.training.steps)))
 
+    def describe(self) -> str:
+        """In one line."""
+        if self.shape is None or self.training is None:
+            return self.name
+        s, r = self.shape, self.rescaling
+        parts = [
+            f"{self.name}: {s.n_layers}×{s.n_heads} heads", f"d {s.d_model}",
+            f"{s.norm or 'no'} norm", s.positions, "MLP" if s.d_mlp else "",
+            f"vocab. {s.d_vocab}", "" if r.kind == "none" else f"{r.kind} × {r.factor:.2g}",
+            "answer" if self.weighted else "",
+        ]  # fmt: skip
+        return ", ".join(part for part in parts if part)
+
     @cached_property
-    def _task(self) -> Task:
+    def task(self) -> Task:
         return make_task(self.source, self._rng("task"))
 
     def _rng(self, purpose: str) -> np.random.Generator:
@@ -108,7 +121,7 @@ class ZooEntry:
         if file is not None and file.exists():
             load_weights(model, load_file(file))
             return model
-        task = self._task
+        task = self.task
         weights = torch.tensor(task.answer if self.weighted else (1.0,) * (task.length - 1))
         train(model, task, self.training, weights, self.seed + 1)
         rescale(model, self.rescaling)
@@ -192,7 +205,7 @@ def _entry(
     d_head = int(rng.choice([d for d in (4, 8, 16, 32) if d * drawn["n_heads"] <= 128]))
     if source in ("function", "shipped"):
         return entry
-    task = entry._task
+    task = entry.task
     d_model = drawn["d_model"] if drawn["n_layers"] < 3 else min(64, drawn["d_model"])
     shape = Shape(
         drawn["n_layers"], drawn["n_heads"], d_model, d_head, d_mlp=drawn["mlp"] * d_model,

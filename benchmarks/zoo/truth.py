@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.zoo import hmc
-from benchmarks.zoo.entries import Case, ZooEntry
+from benchmarks.zoo.entries import Case
 from benchmarks.zoo.functions import FunctionCase
 from benchmarks.zoo.potential import check_against_model, component_potential, function_potential
 from lens_slt.models.adapter import adapt, weights_hash
@@ -43,6 +43,11 @@ class Effort:
     rounds: int = 12  # at most, of adaptation, and at most half of the time
     block: int = 25  # trajectories between looks at the standard error
     least: int = 100  # trajectories
+
+    @classmethod
+    def toy(cls) -> Effort:
+        """Just enough to run every line."""
+        return cls(seconds=1.0, warm_up=4, rounds=2, block=5, least=5)
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,3 @@ def _standard_error(series: np.ndarray) -> float:
     import arviz as az
 
     return float(np.asarray(az.mcse(series, method="mean")).item())
-
-
-def truths_of(entry: ZooEntry, cache: Path | None, effort: Effort | None = None) -> list[Truth]:
-    """Build an entry and find the truth of all its components."""
-    return list(truths(entry.build(cache), cache, effort))

@@ -81,7 +81,7 @@ def test_building_twice_gives_the_same_and_the_cache_too(tmp_path) -> None:
 def test_preserving_rescalings_change_weights_only() -> None:
     entry = next(e for e in zoo(0) if e.shape)
     model = new_model(entry.shape, Generator().manual_seed(0))
-    tokens = entry._task.draw(4, Generator().manual_seed(0))[:, :-1]
+    tokens = entry.task.draw(4, Generator().manual_seed(0))[:, :-1]
     with torch.no_grad():
         before, w_q = model(tokens), model.blocks[0].attn.W_Q.clone()
         rescale(model, Rescaling("preserving", 7.0))
