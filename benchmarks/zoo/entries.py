@@ -22,7 +22,7 @@ from benchmarks.zoo.train import Training, full_steps, train
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import parse_components
 
-RECIPE = 1  # changes when kept weights may no longer be used
+RECIPE = 2  # changes when kept weights may no longer be used
 MOST_PARAMETERS = 20_000  # of a component
 MOST_TOKENS = 1024  # predicted tokens of a data set
 HALF = 0.15  # of the steps of a full training: the task is half learned
@@ -123,8 +123,12 @@ class ZooEntry:
             return model
         task = self.task
         weights = torch.tensor(task.answer if self.weighted else (1.0,) * (task.length - 1))
+        preserving = self.rescaling.kind == "preserving"
+        if not preserving:
+            rescale(model, self.rescaling)
         train(model, task, self.training, weights, self.seed + 1)
-        rescale(model, self.rescaling)
+        if preserving:
+            rescale(model, self.rescaling)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file(weights_of(model), file)

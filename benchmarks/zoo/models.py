@@ -33,11 +33,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rescaling:
-    """Weights multiplied after training.
+    """Weights multiplied by a factor.
 
-    ``preserving`` multiplies the queries (values) of each head by a factor and divides its keys
-    (output) by it: the function is the same, its curvature is not. Any other kind multiplies
-    everything whose name begins with it, which changes the function.
+    ``preserving``, after training, multiplies the queries (values) of each head and divides its
+    keys (output): the function is the same, its curvature is not. Any other kind multiplies the
+    initial weights whose names begin with it, which leads training elsewhere.
     """
 
     kind: str = "none"
