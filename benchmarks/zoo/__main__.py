@@ -19,7 +19,7 @@ COLUMNS = ("component", "P", "λ truth", "R̂", "ESS", "acc.", "CPU s", "nβ·h_
 def row(found: Truth) -> list[Any]:
     """A truth as a row of the table."""
     return [
-        found.component, found.n_parameters, str(common.Estimate(found.llc, found.se)),
+        found.component, found.n_parameters, str(common.WithError(found.llc, found.se)),
         f"{found.rhat:.3f}", f"{found.ess:.0f}", f"{found.acceptance:.2f}",
         f"{found.cpu_seconds:.1f}", found.n_beta_h_max, "yes" if found.converged else "NO",
     ]  # fmt: skip
