@@ -37,6 +37,7 @@ chains look well but which is not certified says that instead.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -87,10 +88,10 @@ def diagnose(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> xr.
     return xr.Dataset(columns, coords=coords)
 
 
-def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> dict[str, object]:
+def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> dict[str, Any]:
     """All columns of one component."""
     n = int(root["n_draws"])
-    traces = {
+    traces: dict[str, FloatArray] = {
         str(name): values.values[:, :n].astype(np.float64)
         for name, values in posterior.data_vars.items()
     }
