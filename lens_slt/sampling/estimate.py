@@ -99,20 +99,18 @@ class Estimate:
 
     def _courses(self) -> list[str]:
         """Components that take more than others, in words."""
-        n, found = f"{len(self.steps_per_draw)} components", []
+        n, found = len(self.steps_per_draw), []
         strides = [k for k in self.steps_per_draw.values() if k > 1]
         if strides:
             up_to = "up to " * (len(set(strides)) > 1)
-            verb = "takes" if len(strides) == 1 else "take"
-            found.append(
-                f"{len(strides)} of {n} components {verb} {up_to}{max(strides)} steps a draw"
-            )
+            which = f"{len(strides)} of {n} components with"
+            found.append(f"{which} {up_to}{max(strides)} steps a draw")
         least = min(self.draws.values(), default=0)
         more = [draws for draws in self.draws.values() if draws > least]
         if more:
-            found.append(f"{len(more)} of {n} about {max(more)} draws instead of {least}")
+            found.append(f"{len(more)} of {n} with about {max(more)} draws instead of {least}")
         if self.half_steps:
-            found.append(f"{len(self.half_steps)} of {n} once more at half the step")
+            found.append(f"{len(self.half_steps)} of {n} run again at half the step")
         return found
 
     def as_dict(self) -> dict[str, Any]:

@@ -61,15 +61,17 @@ def time_steps(job: Job) -> StepTimes:
     kinds = [PLAIN, *([PROBES] if job.target.probes else []), *([FULL] if s.full_loss else [])]
     trial = Trial(job.target, tuple(kinds))
     sink = _Sink({})
-    # No burn-in, so that the first step may evaluate probes; a fixed step, so that nothing is
-    # decided.
+    # No burn-in, so that the first step may evaluate probes; a fixed step and draws enough, so that
+    # nothing is decided.
     settings = s.but(
-        step_size=s.epsilon, burn_in=0, draws=MOST_TRIAL_STEPS, thin=1, target_se=None
+        step_size=s.epsilon, burn_in=0, draws=MOST_TRIAL_STEPS + 1, thin=1, target_se=None
     )  # fmt: skip
 
     def on_step(book: Book) -> None:
         trial.end_step()
         trial.kind = _next_kind(trial)
+        if book.step >= MOST_TRIAL_STEPS:
+            raise Enough
 
     trial.start()
     with contextlib.suppress(Enough):
