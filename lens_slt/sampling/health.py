@@ -91,10 +91,10 @@ def diagnose(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> xr.
     return xr.Dataset(columns, coords=coords)
 
 
-def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> dict[str, object]:
+def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> dict[str, Any]:
     """All columns of one component."""
     n = int(root["n_draws"])
-    traces = {
+    traces: dict[str, FloatArray] = {
         str(name): values.values[:, :n].astype(np.float64)
         for name, values in posterior.data_vars.items()
     }
