@@ -23,7 +23,7 @@ from lens_slt.sampling.spread import independent_units, standard_error
 from lens_slt.sampling.store import DrawStore
 
 DRAWS = 100
-MOST_BURN_IN = 500  # draws' worth of steps; a longer one would not be a short run
+MOST_STEPS = 2000  # of the whole steps; more would not be a short run
 COLUMNS = ("bias", "bias_se", "bias_remaining")
 
 
@@ -39,7 +39,8 @@ def half_steps(
     place = 0
     for g, members in enumerate(target.groups):
         for i in range(len(members.names)):
-            short = outcome.courses[place].burn_in <= MOST_BURN_IN
+            course = outcome.courses[place]
+            short = (course.burn_in + DRAWS) * course.stride <= MOST_STEPS
             if short and (settings.check_step or _rings(settings, outcome, store, place)):
                 found = measure_bias(target, settings, outcome, (g, (i,)), place)
                 values = found.share, found.se, found.remaining
