@@ -104,9 +104,9 @@ def decide(
         if stride > course.stride:
             return Course(stride, course.burn_in, settings.least_draws, attempt=course.attempt + 1)
     default = settings.draws is None and settings.target_se is None
-    if default and found is not None and course.draws in EARLY_CHECKS and found.fails:
-        if course.stride == MOST_STEPS_PER_DRAW and course.draws == max(EARLY_CHECKS):
-            return replace(course, done=True)  # no smaller step is left to try
+    smallest = course.stride == MOST_STEPS_PER_DRAW and course.draws == max(EARLY_CHECKS)
+    if default and smallest and found is not None and found.fails:
+        return replace(course, done=True)
     if course.draws < course.target:
         return course
     long = default and course.taken > MOST_STEPS / 2

@@ -25,7 +25,7 @@ from lens_slt.sampling.course import (
     virial_so_far,
 )
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
-from lens_slt.sampling.half_step import DRAWS, MOST_BURN_IN
+from lens_slt.sampling.half_step import DRAWS, is_short
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
 from lens_slt.sampling.pilot import CURVATURE_BATCHES
 from lens_slt.sampling.plan import StepCosts, Stretch
@@ -219,7 +219,7 @@ def _rest(place: int, course: Course, step: int) -> Stretch:
 
 def _has_half_steps(s: Settings, course: Course) -> bool:
     """Whether a component's bias may be measured by a run at half the step."""
-    return _has_certificate(s) and course.burn_in <= MOST_BURN_IN
+    return _has_certificate(s) and is_short(course)
 
 
 def _has_certificate(s: Settings) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.sampling.certificate import Bias, coupled
+from lens_slt.sampling.course import Course
 from lens_slt.sampling.driver import SUMMED, Outcome, PartLosses, chains_of
 from lens_slt.sampling.members import Part, Target
 from lens_slt.sampling.randomness import chain_noise
@@ -39,8 +40,7 @@ def half_steps(
     place = 0
     for g, members in enumerate(target.groups):
         for i in range(len(members.names)):
-            course = outcome.courses[place]
-            short = (course.burn_in + DRAWS) * course.stride <= MOST_STEPS
+            short = is_short(outcome.courses[place])
             if short and (settings.check_step or _rings(settings, outcome, store, place)):
                 found = measure_bias(target, settings, outcome, (g, (i,)), place)
                 values = found.share, found.se, found.remaining
@@ -48,6 +48,11 @@ def half_steps(
                     columns[name][place] = value
             place += 1
     return columns
+
+
+def is_short(course: Course) -> bool:
+    """Whether a run at half the step would be a short one."""
+    return (course.burn_in + DRAWS) * course.stride <= MOST_STEPS
 
 
 def measure_bias(
