@@ -19,8 +19,8 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from lens_slt.sampling.health import independent_units, standard_error
 from lens_slt.sampling.result import settings_of
+from lens_slt.sampling.spread import independent_units, standard_error
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ import lens_slt as ls
 from benchmarks import common, peer
 from benchmarks.common import Target, WithError
 from benchmarks.engine import step_seconds
-from lens_slt.sampling.health import standard_error
 from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.spread import standard_error
 
 TARGETS = {
     "throughput_ratio_l0": Target(least=2.5),
