@@ -19,7 +19,7 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from lens_slt.sampling.result import settings_of
+from lens_slt.sampling.result import component_names, n_draws, settings_of
 from lens_slt.sampling.spread import independent_units, standard_error
 
 
@@ -115,7 +115,8 @@ def llc_of(draws: xr.DataTree, component: int = 0) -> WithError:
     and are not. A non-finite chain still shows, as a NaN.
     """
     settings = settings_of(draws)
-    loss = draws["posterior"]["paired_loss"].values[component].astype(np.float64)
+    n = n_draws(draws, component_names(draws)[component])
+    loss = draws["posterior"]["paired_loss"].values[component, :, :n].astype(np.float64)
     units = independent_units(loss, np.ones(len(loss), dtype=bool), settings.antithetic)
     return WithError(
         float(settings.n_beta * units.mean()), float(settings.n_beta * standard_error(units))

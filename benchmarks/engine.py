@@ -41,7 +41,7 @@ def step_seconds(
     target = TransformerTarget(adapted, weights, groups, data, {}, settings)
     store = open_store(None, trace_specs(len(chosen), settings), {})
     marks: list[float] = []
-    run_chains(target, settings, store, lambda step: marks.append(clock(device)))
+    run_chains(target, settings, store, lambda book: marks.append(clock(device)))
     return np.diff(marks)
 
 

@@ -17,7 +17,7 @@ import typer
 
 from lens_slt import demo as demonstration
 from lens_slt.arguments import choice
-from lens_slt.calibration import SHORT, sweep
+from lens_slt.calibration import MOST_ROUNDS, SHORT, sweep
 from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
@@ -56,6 +56,7 @@ from lens_slt.report.tables import (
 )
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
+from lens_slt.sampling.course import first_course
 from lens_slt.sampling.estimate import estimate
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
@@ -66,6 +67,10 @@ app = typer.Typer(
     help="Singular learning theory for TransformerLens models.",
 )  # fmt: skip
 
+SEARCH = (
+    f"loading the model, up to {MOST_ROUNDS} more values of nβ or γ where no setting is accepted, "
+    "tables and figures"
+)
 TRIALS = "loading the model, and the trials, seconds to a minute for every circuit"
 
 Model = Annotated[
@@ -89,7 +94,13 @@ DryRun = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Everything random follows from it.")]
 Chains = Annotated[int | None, typer.Option(help="Chains per component.")]
-Draws = Annotated[int | None, typer.Option(help="Draws per chain.")]
+Draws = Annotated[
+    int | None, typer.Option(help="Draws per chain; by default 200, more where λ̂ needs them.")
+]
+TargetSe = Annotated[
+    float | None,
+    typer.Option("--target-se", help="Stop every component at this relative error of λ̂: 0.03."),
+]
 BatchSize = Annotated[int | None, typer.Option(help="Sequences per minibatch.")]
 Sampler = Annotated[str | None, typer.Option(help="lm, sgld, rmsprop_sgld, pcn or importance.")]
 
@@ -99,7 +110,7 @@ def demo(
     out: Out = Path("lens-slt-demo"),
     as_json: Json = False,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    draws: Annotated[int, typer.Option(help="Draws per chain.")] = demonstration.SETTINGS.draws,
+    draws: Annotated[int, typer.Option(help="Draws per chain.")] = demonstration.DRAWS,
     sequences: Annotated[int, typer.Option(help="Sequences.")] = demonstration.SEQUENCES,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = demonstration.LENGTH,
 ) -> None:
@@ -108,7 +119,7 @@ def demo(
     with guarded(as_json, path):
         settings = demonstration.demo_settings(draws, seed)
         say(demonstration.WHAT)
-        before = found_steps(path, settings)
+        before = found_steps(path)
         began = time.monotonic()
         result, views = demonstration.run_demo(
             path, settings, sequences=sequences, length=length, progress=not as_json
@@ -136,11 +147,16 @@ def rllc(
     ] = None,
     n_beta: Annotated[float | None, typer.Option(help="Inverse temperature nβ.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Localization γ.")] = None,
-    step_size: Annotated[float | None, typer.Option(help="ε; follows γ by default.")] = None,
+    step_size: Annotated[
+        float | None, typer.Option(help="ε; chosen for every component by default.")
+    ] = None,
     sampler: Sampler = None,
     chains: Chains = None,
     draws: Draws = None,
-    burn_in: Annotated[int | None, typer.Option(help="Steps before the first draw.")] = None,
+    target_se: TargetSe = None,
+    burn_in: Annotated[
+        int | None, typer.Option(help="Draws' worth of steps before the first.")
+    ] = None,
     batch_size: BatchSize = None,
     thin: Annotated[int | None, typer.Option(help="Probes at every thin-th draw.")] = None,
     seed: Seed = None,
@@ -161,8 +177,8 @@ def rllc(
     with guarded(as_json, path):
         chosen = make_settings(
             preset, settings, n_beta=n_beta, gamma=gamma, step_size=step_size, sampler=sampler,
-            chains=chains, draws=draws, burn_in=burn_in, batch_size=batch_size, thin=thin,
-            seed=seed,
+            chains=chains, draws=draws, target_se=target_se, burn_in=burn_in,
+            batch_size=batch_size, thin=thin, seed=seed,
         )  # fmt: skip
         sources = parse_probes(probe or [])
         loaded = load_quietly(model, checkpoint, device)
@@ -178,7 +194,7 @@ def rllc(
             )  # fmt: skip
             show_estimate(found, as_json, "loading the model, tables and figures")
             return
-        before = found_steps(path, chosen)
+        before = found_steps(path)
         began = time.monotonic()
         result = sample(
             loaded, tokens, components, settings=chosen, probes=probes, pad_id=pad_id, path=path,
@@ -210,6 +226,7 @@ def susceptibility(
     gamma: Annotated[float | None, typer.Option(help="Localization γ.")] = None,
     chains: Chains = None,
     draws: Draws = None,
+    target_se: TargetSe = None,
     batch_size: BatchSize = None,
     thin: Annotated[int | None, typer.Option(help="The probe at every thin-th draw.")] = None,
     seed: Seed = None,
@@ -226,7 +243,7 @@ def susceptibility(
         choice("estimator", estimator, ESTIMATORS)
         chosen = make_settings(
             None, settings, n_beta=0.0 if control else n_beta, gamma=gamma, chains=chains,
-            draws=draws, batch_size=batch_size, thin=thin, seed=seed,
+            draws=draws, target_se=target_se, batch_size=batch_size, thin=thin, seed=seed,
         )  # fmt: skip
         loaded = load_quietly(model, checkpoint, device)
         tokens = load_data(data, loaded, sequences, length, bos)
@@ -239,7 +256,7 @@ def susceptibility(
             )  # fmt: skip
             show_estimate(found, as_json, "loading the model, matrices, modes and figures")
             return
-        before = found_steps(path, chosen)
+        before = found_steps(path)
         began = time.monotonic()
         result = sample(
             loaded, tokens, names, settings=chosen, probes={"probe": probe_tokens}, path=path,
@@ -288,6 +305,7 @@ def cross_check(
     gamma: Annotated[float | None, typer.Option(help="Localization γ.")] = None,
     chains: Chains = None,
     draws: Draws = None,
+    target_se: TargetSe = None,
     batch_size: BatchSize = None,
     thin: Annotated[int | None, typer.Option(help="The probe at every thin-th draw.")] = None,
     seed: Seed = None,
@@ -304,7 +322,7 @@ def cross_check(
         given = _hypotheses(hypothesis, pattern)
         chosen = make_settings(
             None, settings, n_beta=n_beta, gamma=gamma, chains=chains, draws=draws,
-            batch_size=batch_size, thin=thin, seed=seed,
+            target_se=target_se, batch_size=batch_size, thin=thin, seed=seed,
         )  # fmt: skip
         loaded = load_quietly(model, checkpoint, device)
         began = time.monotonic()
@@ -319,7 +337,7 @@ def cross_check(
                 )  # fmt: skip
                 show_estimate(needed, as_json, TRIALS)
                 return
-            found_steps(path, chosen)
+            found_steps(path)
             result = sample(
                 loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
                 device=device, progress=not as_json,
@@ -366,8 +384,8 @@ def calibrate(
     out: Out,
     components: Components = "heads",
     checkpoint: Checkpoint = None,
-    n_betas: Annotated[str, typer.Option(help="Inverse temperatures of the grid.")] = "10,30,100",
-    gammas: Annotated[str, typer.Option(help="Localizations of the grid.")] = "100,300",
+    n_betas: Annotated[str, typer.Option(help="Inverse temperatures to begin with.")] = "10,30,100",
+    gammas: Annotated[str, typer.Option(help="Localizations to begin with.")] = "100,300",
     sampler: Sampler = None,
     chains: Chains = None,
     draws: Draws = None,
@@ -392,11 +410,13 @@ def calibrate(
         tokens = load_data(data, loaded, sequences, length, bos)
         if dry_run:
             runs = sweep(**grid, settings=short)
+            hardest = max(runs, key=lambda run: run.n_beta / run.gamma)
             one = estimate(
-                loaded, tokens, components, settings=runs[0], pad_id=pad_id, device=device
+                loaded, tokens, components, settings=hardest, pad_id=pad_id, device=device
             )
-            all_runs = one.repeated([run.steps for run in runs])
-            show_estimate(all_runs, as_json, "loading the model, the rule, tables and figures")
+            least = {run: first_course(run).steps_left for run in runs}
+            all_runs = one.repeated([one.steps * least[run] // least[hardest] for run in runs])
+            show_estimate(all_runs, as_json, SEARCH)
             return
         found = run_calibration(
             loaded, tokens, components, settings=short, pad_id=pad_id, device=device,

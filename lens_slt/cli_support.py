@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
+from lens_slt.sampling.course import Course
 from lens_slt.sampling.estimate import Estimate
 from lens_slt.sampling.presets import preset as preset_settings
 from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.store import DrawStore
+from lens_slt.sampling.store import read_about
 
 N_SEQUENCES = 256  # that text is cut into by default
 
@@ -72,14 +73,18 @@ def show_estimate(found: Estimate | None, as_json: bool, not_in_it: str) -> None
     finish({"estimate": record, "not_in_it": not_in_it}, as_json)
 
 
-def found_steps(path: Path, settings: Settings) -> int:
+def found_steps(path: Path) -> int:
     """Steps of an earlier run in this place; says so if there are any."""
-    steps = DrawStore({}, path).load_state()[0]
-    if steps >= settings.steps:
+    about = read_about(path)
+    if not about:
+        return 0
+    step, courses = int(about["step"]), [Course(**course) for course in about["courses"]]
+    left = max((course.steps_left for course in courses if not course.done), default=0)
+    if left:
+        say(f"found draws up to step {step} of {step + left} in {path}")
+    else:
         say(f"found finished draws in {path}")
-    elif steps:
-        say(f"found draws up to step {steps} of {settings.steps} in {path}")
-    return steps
+    return step
 
 
 def load_quietly(name: str, checkpoint: int | None, device: str | None) -> Any:

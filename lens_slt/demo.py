@@ -19,7 +19,8 @@ from lens_slt.structure.overview import View, read_structure
 
 MODEL, REFERENCE = "attn-2l", "attn-1l"
 SEQUENCES, PROBE_SEQUENCES, LENGTH = 512, 8, 128
-SETTINGS = Settings(draws=160, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
+DRAWS = 160
+SETTINGS = Settings(draws=DRAWS, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
 STRUCTURE, STRUCTURE_SEQUENCES = "structure", 24  # the probe that modes are read from
 TRIAL_SEQUENCES, HYPOTHESES = 32, 3
 WHAT = (
@@ -56,7 +57,7 @@ HOW_TO_READ_CIRCUITS = (
 )
 
 
-def demo_settings(draws: int = SETTINGS.draws, seed: int = 0) -> Settings:
+def demo_settings(draws: int = DRAWS, seed: int = 0) -> Settings:
     """The demonstration's settings with another number of draws or another seed."""
     return SETTINGS.but(draws=draws, seed=seed, thin=min(SETTINGS.thin, max(draws, 1)))
 

@@ -36,7 +36,7 @@ NOT_CERTIFIED = "not certified"
 LARGEST_SHARE = 0.1  # of λ̂
 LARGEST_DEFECT = 0.2  # absolute: λ̂ off by 0.1
 ERRORS = 2.0  # standard errors either side
-PRIOR_ERRORS = 3.0
+PRIOR_ERRORS = 4.0
 TOO_FEW = "too few draws to tell"
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lens_slt.arrays import FloatArray
-from lens_slt.sampling.certificate import LARGEST_SHARE, Virial, coupled
+from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.sampling.certificate import LARGEST_DEFECT, LARGEST_SHARE, Virial, coupled
 from lens_slt.sampling.settings import FLOOR, Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
@@ -28,6 +28,7 @@ WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
 ORDER = 1.5  # the defect falls as ε (gradient noise) to ε² (discretisation)
 LEAST_FACTOR, MOST_FACTOR = 2.0, 8.0  # by which a step shrinks at a time
 MOST_STEPS_PER_DRAW = 64
+MOST_STEPS = 8192  # that a default run goes on for, though it cannot tell yet
 GROWTH = 2  # of the number of draws, where a component goes on
 
 
@@ -96,46 +97,67 @@ def decide(
     course: Course, loss: FloatArray, virial: FloatArray, defect: FloatArray, settings: Settings
 ) -> Course:
     """The course from here on, given the traces ``[chain, draw]`` of one component so far."""
-    used = np.isfinite(loss).all(1)
-    found = None
-    if np.isfinite(defect).any():
-        found = coupled(
-            loss, virial, defect, used, n_beta=settings.n_beta, antithetic=settings.antithetic,
-            inflation=settings.method.prior_inflation(settings.gamma, course.step_size(settings)),
-        )  # fmt: skip
+    used = finite_chains(loss)
+    found = virial_so_far(course, loss, virial, defect, settings)
     if settings.chooses_step:
-        stride = _next_stride(course, found, used.all())
+        stride = next_stride(course, found, bool(used.all()))
         if stride > course.stride:
             return Course(stride, course.burn_in, settings.least_draws, attempt=course.attempt + 1)
     if course.draws < course.target:
         return course
-    if course.draws >= settings.most_draws or not used.any():
+    long = settings.draws is None and settings.target_se is None and course.taken > MOST_STEPS / 2
+    if course.draws >= settings.most_draws or long or not used.any():
         return replace(course, done=True)
     certified = found is None or found.holds
-    if certified and _precise(loss[used.nonzero()[0]], used, settings):
+    if certified and is_precise(*mean_so_far(loss, settings), settings):
         return replace(course, done=True)
     return replace(course, target=min(course.target * GROWTH, settings.most_draws))
 
 
-def _next_stride(course: Course, found: Virial | None, finite: bool) -> int:
+def virial_so_far(
+    course: Course, loss: FloatArray, virial: FloatArray, defect: FloatArray, settings: Settings
+) -> Virial | None:
+    """The coupled virial of one component's draws; None where the sampler has none."""
+    if not np.isfinite(defect).any():
+        return None
+    return coupled(
+        loss, virial, defect, finite_chains(loss), n_beta=settings.n_beta,
+        antithetic=settings.antithetic,
+        inflation=settings.method.prior_inflation(settings.gamma, course.step_size(settings)),
+    )  # fmt: skip
+
+
+def next_stride(course: Course, found: Virial | None, finite: bool) -> int:
     """Steps of one draw that the certificate asks for."""
     most = MOST_STEPS_PER_DRAW
     if not finite or found is None or not np.isfinite(found.defect):
         factor = MOST_FACTOR if not finite else 1.0
     else:
         allowed = EARLY_CHECKS.get(course.draws, LARGEST_SHARE)
-        hopeless = np.isnan(found.share) and found.defect - 2 * found.defect_se > 0.2
-        if not found.exceeds(allowed) and not hopeless:
+        # More draws can tell what two standard errors hide, not what is there.
+        late = course.draws >= course.target
+        undecided = late and not found.holds and not found.size <= WANTED_SHARE
+        hopeless = np.isnan(found.share) and found.defect - 2 * found.defect_se > LARGEST_DEFECT
+        if not (found.exceeds(allowed) or undecided or hopeless):
             return course.stride
         share = found.size if np.isfinite(found.share) else np.inf
         factor = float(np.clip((share / WANTED_SHARE) ** (1 / ORDER), LEAST_FACTOR, MOST_FACTOR))
     return min(most, math.ceil(course.stride * factor))
 
 
-def _precise(loss: FloatArray, used: object, settings: Settings) -> bool:
+def mean_so_far(loss: FloatArray, settings: Settings) -> tuple[float, float]:
+    """Mean paired loss of finite chains, and its standard error; NaN if there are none."""
+    units = independent_units(loss, finite_chains(loss), settings.antithetic)
+    if not len(units):
+        return float("nan"), float("nan")
+    return float(units.mean()), standard_error(units)
+
+
+def finite_chains(loss: FloatArray) -> BoolArray:
+    """Chains that have not diverged so far."""
+    return np.asarray(np.isfinite(loss).all(1))
+
+
+def is_precise(mean: float, error: float, settings: Settings) -> bool:
     """Whether the standard error of λ̂ is as small as wanted."""
-    everyone = np.ones(len(loss), dtype=bool)
-    units = independent_units(loss, everyone, settings.antithetic and len(loss) % 2 == 0)
-    error = standard_error(units)
-    mean = float(units.mean())
     return error <= settings.precision * abs(mean) or settings.n_beta * error <= FLOOR

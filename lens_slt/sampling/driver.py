@@ -206,8 +206,8 @@ class _Loop:
             course = courses[place]
             if is_decision(course, self.settings):
                 n = course.draws
-                traces = (self.store.read(name, place, n) for name in SUMMED)
-                courses[place] = decide(course, *traces, self.settings)
+                loss, virial, defect = (self.store.read(name, place, n) for name in SUMMED)
+                courses[place] = decide(course, loss, virial, defect, self.settings)
             if courses[place].done:
                 gone.append(row)
             elif courses[place].attempt > course.attempt:

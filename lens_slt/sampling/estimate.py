@@ -1,29 +1,35 @@
 """How long a run takes and how much memory and disk it needs on this machine, before it starts.
 
 Built is what :func:`lens_slt.sample` would run; a few real steps, probe evaluations and writes are
-timed, and the rest is arithmetic over the steps, draws and saves that are still to come.
+timed, courses are begun where that takes seconds only (:mod:`lens_slt.sampling.foresee`), and the
+rest is arithmetic over the steps, draws and saves that are still to come.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lens_slt.sampling.driver import SUMMED
+from lens_slt.sampling.foresee import Foreseen, continued, foresee
 from lens_slt.sampling.machine import MemoryWatch, available_memory, free_disk
-from lens_slt.sampling.plan import Plan
-from lens_slt.sampling.result import TRACES
+from lens_slt.sampling.pilot import PILOT
+from lens_slt.sampling.plan import Plan, Save
+from lens_slt.sampling.result import BURN_IN, FULL_LOSS, TRACES
 from lens_slt.sampling.sample import Job, prepare, warn_about
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.store import DrawStore, check_place
+from lens_slt.sampling.store import STATE_FILE, check_place, read_about
 from lens_slt.sampling.timing import (
     WriteTimes,
     state_bytes,
     time_diagnosis,
+    time_loading,
     time_nothing,
     time_state,
     time_steps,
@@ -50,6 +56,10 @@ class Estimate:
             to load the library that diagnoses chains.
         device: where the run computes.
         already_done: steps that were found at ``path``.
+        steps_per_draw: by component, as far as it is known.
+        draws: per chain, by component, as far as it is known.
+        half_steps: components whose bias will have to be measured at half the step.
+        unknown: what may make the run longer.
         warnings: what the machine has too little of.
     """
 
@@ -64,6 +74,10 @@ class Estimate:
     seconds_of_loading: float
     device: str
     already_done: int
+    steps_per_draw: dict[str, int] = field(default_factory=dict)
+    draws: dict[str, int] = field(default_factory=dict)
+    half_steps: tuple[str, ...] = ()
+    unknown: str = ""
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -75,15 +89,34 @@ class Estimate:
             parts = ["every step is done"]
         elif self.already_done:
             parts.append(f"for the rest of a run: {self.already_done} steps are done")
+        if self.steps:
+            parts += [*self._courses(), *([self.unknown] if self.unknown else [])]
         words = f"about {duration(self.seconds)} on {self.device} ({'; '.join(parts)}); "
         words += f"memory about {size(self.memory_bytes)}"
         if self.disk_bytes:
             words += f"; disk about {size(self.disk_bytes)}"
         return "\n".join([words, *(f"warning: {text}" for text in self.warnings)])
 
+    def _courses(self) -> list[str]:
+        """Components that take more than others, in words."""
+        n, found = len(self.steps_per_draw), []
+        strides = [k for k in self.steps_per_draw.values() if k > 1]
+        if strides:
+            up_to = "up to " * (len(set(strides)) > 1)
+            which = f"{len(strides)} of {n} components with"
+            found.append(f"{which} {up_to}{max(strides)} steps a draw")
+        least = min(self.draws.values(), default=0)
+        more = [draws for draws in self.draws.values() if draws > least]
+        if more:
+            found.append(f"{len(more)} of {n} with about {max(more)} draws instead of {least}")
+        if self.half_steps:
+            found.append(f"{len(self.half_steps)} of {n} run again at half the step")
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "warnings": list(self.warnings)}
+        lists = {"half_steps": list(self.half_steps), "warnings": list(self.warnings)}
+        return {**asdict(self), **lists}
 
     def repeated(self, steps: Sequence[int]) -> Estimate:
         """The same for several such runs after each other that differ in their numbers of steps."""
@@ -113,10 +146,12 @@ def estimate(
 ) -> Estimate:
     """Say how long :func:`lens_slt.sample` takes with these arguments, and what it needs.
 
-    Takes a few seconds, or two steps and two evaluations of the probes where they are longer (one
-    of each where one takes more than four seconds). The machine is taken as it is now: what else
-    runs on it counts. The model comes back as it was, and nothing is written to ``path``; trial
-    values are written to a temporary folder, which is removed.
+    Takes some seconds, or two steps and two evaluations of the probes where they are longer (one
+    of each where one takes more than four seconds). How many steps and draws a component needs is
+    found out by the run itself: where twelve draws take no longer than ten seconds they are really
+    made and continued on paper, elsewhere every component is taken to need the least. The machine
+    is taken as it is now: what else runs on it counts. The model comes back as it was, and nothing
+    is written to ``path``; trial values are written to a temporary folder, which is removed.
 
     Args:
         As for :func:`lens_slt.sample`. If ``path`` holds steps of the same run, the estimate is for
@@ -137,31 +172,35 @@ def estimate(
             mask=mask, pad_id=pad_id, engine=engine, device=device,
         )  # fmt: skip
         warn_about(job.adapted)
-        done = _steps_at(path, job)
+        about = _state_at(path, job)
         set_up = time.perf_counter() - began
-        times = time_steps(job) if done < job.settings.steps else time_nothing(job)
-        in_steps, held = memory.peak, memory.now
-        loading, diagnosis = time_diagnosis(job.settings, len(job.names))
-        loaded = max(0, memory.now - held)  # by the diagnosis
-    plan = Plan(job.settings, job.specs, done)
-    saves = plan.saves(times.step, times.probe_draw)
+        finished = bool(about) and all(course["done"] for course in about["courses"])
+        times = time_nothing(job) if finished else time_steps(job)
+        loading = time_loading(job.settings)
+        known = continued(job, times, about) if about else foresee(job, times)
+        in_steps = memory.peak
+    plan = Plan(job.settings, job.specs, known.stretches, about.get("step", 0))
+    saves = plan.saves(known.costs)
     writes, opened = time_writes(job, times.values, path is not None)
-    seconds = set_up + opened + times.set_up + times.base + loading + diagnosis
-    seconds += plan.steps * times.step + plan.probe_draws * times.probe_draw
-    seconds += _writing(plan, saves, writes) + len(saves) * times.fetch
-    disk = 0
+    seconds = set_up + opened + times.base + loading
+    seconds += time_diagnosis(job.settings, [course.draws for course in known.courses])
+    seconds += known.pilot + times.set_up + plan.seconds(known.costs) + known.half_seconds
+    seconds += _reading_and_writing(plan, saves, writes) + (len(saves) + 1) * times.fetch
+    disk, state = 0, state_bytes(times.state) + known.vector_bytes
     if path is not None:
-        seconds += len(saves) * time_state(times.state)
+        seconds += (len(saves) + 1) * time_state(times.state, state)
         sizes = {name: one.chunk_bytes for name, one in writes.items()}
-        disk = plan.disk_bytes(sizes, state_bytes(times.state))
-    needed = in_steps
+        change = _state_change(Path(path), plan, times.state, known.vector_bytes)
+        disk = plan.disk_bytes(sizes, change)
+    needed = in_steps + known.untried_bytes
     if where.type != "cuda":
-        needed = plan.memory_bytes(in_steps, loaded, saves, in_memory=path is None)
+        needed = plan.memory_bytes(needed, saves, in_memory=path is None)
     found = Estimate(
-        seconds, needed, sum(spec.n_bytes for spec in job.specs.values()), disk, plan.steps,
-        plan.probe_draws, times.step, times.probe_draw, loading, str(where), done,
+        seconds, needed, plan.recorded_bytes, disk, plan.steps, plan.probe_draws,
+        known.costs.step, float(known.costs.probes.sum()), loading, str(where), plan.done,
+        **_in_words(job, known),
     )  # fmt: skip
-    at_once = disk + state_bytes(times.state)  # a state is replaced after the next is written
+    at_once = disk + 2 * state  # a state is replaced after the next is written
     return replace(found, warnings=_shortages(found, available, path, at_once))
 
 
@@ -195,24 +234,50 @@ def _device_of(model: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _steps_at(path: str | Path | None, job: Job) -> int:
-    """Steps of this run that are there already."""
+def _state_at(path: str | Path | None, job: Job) -> dict[str, Any]:
+    """What is said about the state of this run that is there already; empty if there is none."""
     if not check_place(path, job.specs, job.identity):
-        return 0
+        return {}
     assert path is not None
-    return DrawStore({}, Path(path)).load_state()[0]
+    return read_about(path)
 
 
-def _writing(plan: Plan, saves: list[range], writes: dict[str, WriteTimes]) -> float:
-    """Seconds for all chunks, and to read the traces back for the diagnosis."""
+def _in_words(job: Job, known: Foreseen) -> dict[str, Any]:
+    """What an estimate says about single components, in the order that was asked for."""
+    by_name = dict(zip(job.names, known.courses, strict=True))
+    courses = {c.name: by_name[c.name] for c in job.components}
+    s, unknown = job.settings, []
+    if s.chooses_step and s.n_beta > 0:
+        unknown.append("smaller steps")
+    if s.most_draws > max(course.draws for course in known.courses):
+        unknown.append("more draws")
+    which = "components need" if known.tried else "components, none of which was tried, need"
+    return {
+        "steps_per_draw": {name: course.stride for name, course in courses.items()},
+        "draws": {name: course.draws for name, course in courses.items()},
+        "half_steps": tuple(name for i, name in enumerate(job.names) if i in known.half),
+        "unknown": f"longer if {which} {' or '.join(unknown)}" if unknown else "",
+    }
+
+
+def _reading_and_writing(plan: Plan, saves: list[Save], writes: dict[str, WriteTimes]) -> float:
+    """Seconds for all chunks, to read traces at every decision, and all of them at the end."""
     total = 0.0
     for name, each in writes.items():
         whole, partial = plan.chunk_writes(name, saves)
         total += whole * each.whole + partial * each.partial
-        if name in TRACES:
+        if name in (*TRACES, FULL_LOSS, BURN_IN):
             spec = plan.specs[name]
-            total += spec.shape[0] * -(-spec.shape[2] // spec.chunks[2]) * each.read
+            times = spec.shape[0] + (plan.decisions if name in SUMMED else 0)
+            total += times * -(-spec.shape[2] // spec.chunks[2]) * each.read
     return total
+
+
+def _state_change(path: Path, plan: Plan, state: dict[str, Tensor], vectors: int) -> int:
+    """By how much the state file grows: at the end no chain is left in it."""
+    at_end = sum(tensor.nbytes for key, tensor in state.items() if key.startswith(PILOT))
+    file = path / STATE_FILE
+    return at_end + vectors - (file.stat().st_size if plan.done else 0)
 
 
 def _shortages(

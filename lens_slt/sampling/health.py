@@ -10,7 +10,7 @@ diverged              a non-finite loss, or the chain is more than √10 times a
 never moved           the weights are the same at every draw                      excluded
 identical chains      the trace equals another chain's to the last bit, other     excluded
                       than the antithetic one's of an even loss
-spiky                 a draw more than 20 standard deviations of the draws not    excluded
+spiky                 a draw more than 20 standard deviations of the draws not    kept, named
                       near it away from their mean
 still rising          the line fitted to the trace rises by more than 5           excluded
                       standard errors and by more than a tenth of the mean
@@ -30,13 +30,16 @@ healthy               none of these
 ====================  ==========================================================  ==============
 
 Those that are kept would bias the mean if they were left out, or are all there is. A component is
-*healthy* if its chains are and :mod:`lens_slt.sampling.certificate` certifies it; a component whose
+*healthy* if the model knows something of the tokens (its loss is below a uniform guess's), its
+chains are and :mod:`lens_slt.sampling.certificate` certifies it; a component whose
 chains look well but which is not certified says that instead.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -51,9 +54,10 @@ BEYOND = "beyond the prior"
 NO_EFFECT = "no effect"
 TOO_SHORT = "too short"
 EXCLUDED = (
-    "diverged", "never moved", "identical chains", "spiky", "still rising", "still falling",
+    "diverged", "never moved", "identical chains", "still rising", "still falling",
     "chains disagree",
 )  # fmt: skip
+LEAST_GAIN = 0.01  # of the uniform guess's loss, that a trained model is better by
 LEAST_MIXED = 100  # effective draws of an exact sampler that is certified
 LARGEST_RHAT = 1.05
 DISTANCE_FACTOR = 10.0  # of the squared distance expected under the prior
@@ -87,10 +91,10 @@ def diagnose(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> xr.
     return xr.Dataset(columns, coords=coords)
 
 
-def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> dict[str, object]:
+def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> dict[str, Any]:
     """All columns of one component."""
     n = int(root["n_draws"])
-    traces = {
+    traces: dict[str, FloatArray] = {
         str(name): values.values[:, :n].astype(np.float64)
         for name, values in posterior.data_vars.items()
     }
@@ -124,7 +128,7 @@ def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> d
         "defect_se": found.defect_se,
         "defect_share": found.share,
         "defect_share_se": found.share_se,
-        "summary": _summary(words, rhat, word, why),
+        "summary": _summary(words, rhat, word, why, _no_better_than_a_guess(root.attrs)),
     }
 
 
@@ -250,13 +254,29 @@ def _is_excluded(word: str) -> bool:
     return word in EXCLUDED or word.startswith("importance weights")
 
 
-def _summary(words: list[str], rhat: float, certified: str, why: str) -> str:
+def _no_better_than_a_guess(record: Mapping[Any, Any]) -> str:
+    """Whether the model knows nothing of the tokens, in words."""
+    if "uniform_loss" not in record:
+        return ""
+    base, error, uniform = (record[key] for key in ("base_loss", "base_loss_se", "uniform_loss"))
+    if base < uniform - max(NOISE * error, LEAST_GAIN * uniform):
+        return ""
+    return (
+        f"loss at the given weights {base:.2f} nats, a uniform guess {uniform:.2f}: untrained, or "
+        "tokens of another tokenizer"
+    )
+
+
+def _summary(words: list[str], rhat: float, certified: str, why: str, guess: str) -> str:
     bad = Counter(word for word in words if word != HEALTHY)
+    found = []
     if bad:
-        return "; ".join(
+        found = [
             word if n == len(words) else f"{n} of {len(words)} chains {word}"
             for word, n in bad.items()
-        )
-    if rhat > LARGEST_RHAT:
-        return f"chains disagree (R̂ {rhat:.2f})"
-    return HEALTHY if certified == CERTIFIED else f"{certified}: {why}"
+        ]
+    elif rhat > LARGEST_RHAT:
+        found = [f"chains disagree (R̂ {rhat:.2f})"]
+    elif certified != CERTIFIED:
+        found = [f"{certified}: {why}"]
+    return "; ".join([*found, *([guess] if guess else [])]) or HEALTHY

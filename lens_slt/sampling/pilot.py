@@ -13,7 +13,8 @@ from lens_slt.sampling.randomness import chain_noise, derived_generator
 from lens_slt.sampling.settings import Settings
 
 CURVATURE_BATCHES = 2  # minibatches on which curvature is measured
-PRIOR_BATCHES = 4  # minibatches, each with a fresh prior draw per chain
+PRIOR_BATCHES = 8  # minibatches, each with a fresh prior draw per chain
+PILOT = "pilot "  # begins the names of its tensors in a file
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Pilot:
 
     def tensors(self) -> dict[str, Tensor]:
         """For a file, by the number of the group."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for g, metric in enumerate(self.metrics):
             found |= {
-                f"pilot {g}|scale": metric.scale.cpu(),
-                f"pilot {g}|vectors": metric.vectors.cpu(),
-                f"pilot {g}|curvature": self.curvature[g].cpu(),
-                f"pilot {g}|prior": self.prior[g].cpu(),
+                f"{PILOT}{g}|scale": metric.scale.cpu(),
+                f"{PILOT}{g}|vectors": metric.vectors.cpu(),
+                f"{PILOT}{g}|curvature": self.curvature[g].cpu(),
+                f"{PILOT}{g}|prior": self.prior[g].cpu(),
             }
         return found
 
@@ -47,7 +48,7 @@ class Pilot:
         """What :meth:`tensors` gave."""
 
         def part(g: int, key: str) -> Tensor:
-            return kept[f"pilot {g}|{key}"].to(groups[g].star.device)
+            return kept[f"{PILOT}{g}|{key}"].to(groups[g].star.device)
 
         n = range(len(groups))
         metrics = [Metric(part(g, "scale"), part(g, "vectors")) for g in n]

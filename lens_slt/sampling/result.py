@@ -33,7 +33,7 @@ import zarr
 from lens_slt.arrays import FloatArray
 from lens_slt.sampling.health import diagnose
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.store import ArraySpec, DrawStore, read_identity
+from lens_slt.sampling.store import ArraySpec, read_about, read_identity
 
 TRACES = ("paired_loss", "squared_distance", "step_loss", "virial", "defect")
 FULL_LOSS = "full_loss"
@@ -104,9 +104,9 @@ def open_draws(path: str | Path) -> xr.DataTree:
     settings = Settings(**identity["settings"])
     group = zarr.open_group(path, mode="r")
     if "labels" not in group.attrs:
-        about, _ = DrawStore({}, path).load_state()
+        step = read_about(path).get("step", 0)
         raise ValueError(
-            f"path: the run in {str(path)!r} has not finished (step {about.get('step', 0)}); "
+            f"path: the run in {str(path)!r} has not finished (step {step}); "
             "call sample with the same arguments to continue it"
         )
     labels = Labels(**dict(group.attrs["labels"]))  # type: ignore[arg-type]

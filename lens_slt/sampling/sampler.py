@@ -66,33 +66,27 @@ class Sampler(Protocol):
     NO_CERTIFICATE: str  # why the coupled virial does not hold; "" if it does
     PRIOR_DISTANCE: bool  # whether chains are as far from the given weights as the prior at most
 
-    @staticmethod
-    def init(star: Tensor, chains: Chains, step: int) -> Any:
+    def init(self, star: Tensor, chains: Chains, step: int) -> Any:
         """A first state, to begin at ``step``, of components with weights ``star``."""
         ...
 
-    @staticmethod
-    def step(state: Any, losses: Losses, chains: Chains, step: int) -> tuple[Any, Seen]:
+    def step(self, state: Any, losses: Losses, chains: Chains, step: int) -> tuple[Any, Seen]:
         """Advance every chain of a group by one step."""
         ...
 
-    @staticmethod
-    def default_step_size(gamma: float) -> float:
+    def default_step_size(self, gamma: float) -> float:
         """The step size where none is given, or the largest that is tried."""
         ...
 
-    @staticmethod
-    def default_burn_in(gamma: float, step_size: float, draws: int) -> int:
+    def default_burn_in(self, gamma: float, step_size: float, draws: int) -> int:
         """Steps of burn-in where none are given."""
         ...
 
-    @staticmethod
-    def prior_inflation(gamma: float, step_size: float) -> float:
+    def prior_inflation(self, gamma: float, step_size: float) -> float:
         """By how much the prior chain's variance exceeds 1/γ, as a share."""
         ...
 
-    @staticmethod
-    def draw_weights(paired_loss: FloatArray, n_beta: float) -> tuple[FloatArray, str] | None:
+    def draw_weights(self, paired_loss: FloatArray, n_beta: float) -> tuple[FloatArray, str] | None:
         """Weights of pooled draws and, if they cannot be used, why; None if all count alike."""
         ...
 

@@ -36,8 +36,8 @@ class State:
 
 
 def init(star: Tensor, chains: Chains, step: int) -> State:
-    z = chains.noise(f"start {step}") / chains.gamma**0.5
-    return State(z.new_zeros(z.shape), z)
+    nothing = star.new_zeros(len(star), chains.n_chains, star.shape[1])
+    return State(nothing, nothing)
 
 
 def step(state: State, losses: Losses, chains: Chains, step: int) -> tuple[State, Seen]:

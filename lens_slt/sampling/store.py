@@ -90,8 +90,8 @@ class DrawStore:
         if self.path is None or not (self.path / STATE_FILE).exists():
             return {}, {}
         with safe_open(self.path / STATE_FILE, "pt") as file:
-            about = json.loads(file.metadata()["about"])
-            return about, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+        return read_about(self.path), tensors
 
     def _write(self, name: str, component: int) -> None:
         """Write the buffered values of one component; arrays grow as they have to."""
@@ -163,6 +163,15 @@ def check_place(
         return False
     _check_identity(path, identity)
     return True
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What is said about the state in ``path``, without reading it; empty if there is none."""
+    file = Path(path) / STATE_FILE
+    if not file.exists():
+        return {}
+    with safe_open(file, "pt") as state:
+        return dict(json.loads(state.metadata()["about"]))
 
 
 def read_identity(path: str | Path) -> dict[str, Any]:

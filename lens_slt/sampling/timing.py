@@ -10,23 +10,24 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.sampling.driver import Members, run_chains
+from lens_slt.sampling.driver import SUMMED, Book, run_chains
+from lens_slt.sampling.half_step import COLUMNS
 from lens_slt.sampling.health import diagnose
-from lens_slt.sampling.result import TRACES
+from lens_slt.sampling.plan import StepCosts
+from lens_slt.sampling.result import BURN_IN, TRACES
 from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import STATE_FILE, ArraySpec, DrawStore, open_store
-from lens_slt.sampling.target import TransformerTarget
+from lens_slt.sampling.trial import FULL, PLAIN, PROBES, Enough, Trial
 
-TRIAL_SECONDS = 4.0  # for steps and probes together; each kind runs at least once
+TRIAL_SECONDS = 4.0  # for steps, probes and full losses together; each kind runs at least once
 MOST_TRIAL_STEPS = 200
 SCRATCH_BYTES = 2**26  # of every array, and of the chains' state, that is written as a trial
 
@@ -35,9 +36,9 @@ SCRATCH_BYTES = 2**26  # of every array, and of the chains' state, that is writt
 class StepTimes:
     """Seconds, and what one step recorded."""
 
-    step: float
-    probe_draw: float  # what a step with probes takes longer
-    set_up: float  # what the first of each kind takes longer: prefixes that are kept
+    costs: StepCosts
+    pilot: float  # prior losses, before the first step
+    set_up: float  # what the first step of each kind takes longer: prefixes that are kept
     fetch: float  # the chains' state, from the device, at every save
     base: float  # losses at the given weights, at the end
     values: dict[str, np.ndarray]  # array -> [component, chain, …] of one step or draw
@@ -55,28 +56,39 @@ class WriteTimes:
 
 
 def time_steps(job: Job) -> StepTimes:
-    """Run a few real steps, with and without probes, for about ``TRIAL_SECONDS``."""
-    trial = _Trial(job.target)
-    settings = job.settings.but(burn_in=0, draws=MOST_TRIAL_STEPS, thin=1)
+    """Run a few real steps, plain, with probes and with full losses, for ``TRIAL_SECONDS``."""
+    s = job.settings
+    kinds = [PLAIN, *([PROBES] if job.target.probes else []), *([FULL] if s.full_loss else [])]
+    trial = Trial(job.target, tuple(kinds))
     sink = _Sink({})
-    trial.last = time.perf_counter()
-    with contextlib.suppress(_Enough):
-        run_chains(trial, settings, sink, trial.on_step)
-    fetch = time.perf_counter() - trial.last  # the driver saves at its end
-    base = _seconds(job.target.probe_base_losses)
-    step, first_step = _typical(trial.plain)
-    probed, first_probed = _typical(trial.probed) if trial.probed else (step, 0.0)
-    return StepTimes(
-        step, max(0.0, probed - step), first_step + first_probed, fetch, base, sink.arrays,
-        sink.state,
+    # No burn-in, so that the first step may evaluate probes; a fixed step and draws enough, so that
+    # nothing is decided.
+    settings = s.but(
+        step_size=s.epsilon, burn_in=0, draws=MOST_TRIAL_STEPS + 1, thin=1, target_se=None
     )  # fmt: skip
+
+    def on_step(book: Book) -> None:
+        trial.end_step()
+        trial.kind = _next_kind(trial)
+        if book.step >= MOST_TRIAL_STEPS:
+            raise Enough
+
+    trial.start()
+    with contextlib.suppress(Enough):
+        run_chains(trial, settings, sink, on_step)
+    fetch = trial.since_last()  # the driver saves at its end
+    base = _seconds(job.target.probe_base_losses)
+    costs, set_up = trial.costs(len(job.names))
+    return StepTimes(costs, trial.pilot, set_up, fetch, base, sink.one_draw(), sink.state)
 
 
 def time_nothing(job: Job) -> StepTimes:
     """Of a run whose steps are all done: only its probes' losses at the given weights."""
-    shape = len(job.names), job.settings.chains
-    zeros = {name: np.zeros(shape, np.float32) for name in TRACES}
-    return StepTimes(0.0, 0.0, 0.0, 0.0, _seconds(job.target.probe_base_losses), zeros, {})
+    n = len(job.names)
+    none = np.zeros(n)
+    zeros = {name: np.zeros((n, job.settings.chains), np.float32) for name in TRACES}
+    base = _seconds(job.target.probe_base_losses)
+    return StepTimes(StepCosts(0.0, none, none, none), 0.0, 0.0, 0.0, base, zeros, {})
 
 
 def time_writes(
@@ -90,7 +102,7 @@ def time_writes(
     specs = {name: _one_chunk(spec) for name, spec in job.specs.items() if name in values}
     with tempfile.TemporaryDirectory(prefix="lens-slt-") as folder:
         path = Path(folder) / "draws" if on_disk else None
-        warm = {"warm": ArraySpec((1, 1, 1), ("component", "chain", "step"))}
+        warm = {"warm": ArraySpec((1, 1, 1), ("component", "chain", "draw"))}
         store = open_store(None if path is None else path.with_name("warm"), warm, {})
         _write(store, "warm", np.zeros((1, 1), np.float32), 1)
         began = time.perf_counter()
@@ -99,104 +111,68 @@ def time_writes(
         return {name: _write_one(store, name, values[name], specs[name]) for name in specs}, opened
 
 
-def time_state(state: dict[str, Tensor]) -> float:
-    """Seconds to save the chains' state on disk; from a part of it if it is large."""
+def time_state(state: dict[str, Tensor], n_bytes: int) -> float:
+    """Seconds to save a state of ``n_bytes`` on disk, from a part of one like it."""
     if not state:
         return 0.0
     part: dict[str, Tensor] = {}
-    n_bytes = 0
     for key, tensor in state.items():
-        if not part or n_bytes + _size(tensor) <= SCRATCH_BYTES:
+        if not part or state_bytes(part) + tensor.nbytes <= SCRATCH_BYTES:
             part[key] = tensor
-            n_bytes += _size(tensor)
     with tempfile.TemporaryDirectory(prefix="lens-slt-") as folder:
         store = DrawStore({}, Path(folder))
-        store.save(0, part)
-        began = time.perf_counter()
-        store.save(1, part)
-        seconds = time.perf_counter() - began
+        store.save(part, {})
+        seconds = _seconds(lambda: store.save(part, {}))
         assert (Path(folder) / STATE_FILE).exists()
-    return seconds * state_bytes(state) / n_bytes
+    return seconds * n_bytes / state_bytes(part)
 
 
 def state_bytes(state: dict[str, Tensor]) -> int:
-    """Size of the chains' state."""
-    return sum(_size(tensor) for tensor in state.values())
+    """Size of a state."""
+    return sum(tensor.nbytes for tensor in state.values())
 
 
-def time_diagnosis(settings: Settings, n_components: int) -> tuple[float, float]:
-    """Seconds to load ArviZ, where that is to do, and for health verdicts of all components."""
-    first, second = (_seconds(lambda: _diagnose_one(settings)) for _ in range(2))
-    return max(0.0, first - second), n_components * second
+def time_loading(settings: Settings) -> float:
+    """Seconds to load ArviZ, where that is to do."""
+    first, second = (_seconds(lambda: _diagnose_one(settings, 8)) for _ in range(2))
+    return max(0.0, first - second)
 
 
-class _Enough(Exception):
-    """The trial has lasted long enough."""
-
-
-@dataclass
-class _Trial:
-    """The target of a run; evaluates its probes in some steps only, and has a clock."""
-
-    target: TransformerTarget
-    plain: list[float] = field(default_factory=list)  # seconds of steps without probes
-    probed: list[float] = field(default_factory=list)
-    last: float = 0.0
-    with_probes: bool = False
-
-    @property
-    def groups(self) -> list[Members]:
-        return self.target.groups
-
-    def minibatch_losses(self, v: list[Tensor], step: int) -> tuple[list[Tensor], list[Tensor]]:
-        return self.target.minibatch_losses(v, step)
-
-    def full_losses(self, v: list[Tensor]) -> list[Tensor]:
-        return self.target.full_losses(v)
-
-    def probe_losses(self, v: list[Tensor]) -> dict[str, Tensor]:
-        return self.target.probe_losses(v) if self.with_probes else {}
-
-    def on_step(self, step: int) -> None:
-        """Note the time of this step and choose what the next one does."""
-        now = time.perf_counter()
-        (self.probed if self.with_probes else self.plain).append(now - self.last)
-        self.last = now
-        if not _had_its_turn(self.plain):
-            self.with_probes = False
-        elif self.target.probes and not _had_its_turn(self.probed):
-            self.with_probes = True
-        elif sum(self.plain) + sum(self.probed) > TRIAL_SECONDS:
-            raise _Enough
-        else:
-            self.with_probes = bool(self.target.probes) and sum(self.probed) < sum(self.plain)
+def time_diagnosis(settings: Settings, draws: list[int]) -> float:
+    """Seconds for the health verdicts of components with so many draws."""
+    return len(draws) * _seconds(lambda: _diagnose_one(settings, int(np.median(draws))))
 
 
 class _Sink(DrawStore):
-    """Keeps the last value of every array, and the chains' last state."""
+    """Keeps the last value of every component and array, and the chains' last state."""
 
     state: dict[str, Tensor]
 
-    def put(self, name: str, index: int, values: Tensor) -> None:
-        super().put(name, index, values)
-        self.arrays[name] = self._pending.pop(name)[1][-1]
+    def put(self, name: str, component: int, index: int, values: Tensor | np.ndarray) -> None:
+        row = values if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
+        self.arrays.setdefault(name, {})[component] = row
 
-    def is_block_end(self, step: int) -> bool:
-        return False
-
-    def save(self, step: int, state: dict[str, Tensor]) -> None:
+    def save(self, state: dict[str, Tensor], about: dict[str, object]) -> None:
         self.state = state
 
+    def one_draw(self) -> dict[str, np.ndarray]:
+        """Values ``[component, chain, …]`` by array."""
+        found = {
+            name: np.stack([rows[i] for i in sorted(rows)]) for name, rows in self.arrays.items()
+        }
+        return found | {BURN_IN: found["paired_loss"]}
 
-def _had_its_turn(seconds: list[float]) -> bool:
-    """The first of a kind warms up, so a second is timed, unless the first was long already."""
-    return len(seconds) > 1 or sum(seconds) > TRIAL_SECONDS
 
-
-def _typical(seconds: list[float]) -> tuple[float, float]:
-    """Median after the first, and what the first took longer."""
-    typical = float(np.median(seconds[1:] or seconds))
-    return typical, max(0.0, seconds[0] - typical)
+def _next_kind(trial: Trial) -> str:
+    """The next step's; every kind has its turn, then those that took the least time so far."""
+    spent = {kind: trial.spent(kind) for kind in trial.kinds}
+    for kind, seconds in spent.items():
+        # The first of a kind warms up, so a second is timed, unless the first was long already.
+        if not seconds or (len(seconds) == 1 and seconds[0] <= TRIAL_SECONDS):
+            return kind
+    if sum(map(sum, spent.values())) > TRIAL_SECONDS:
+        raise Enough
+    return min(spent, key=lambda kind: sum(spent[kind]))
 
 
 def _one_chunk(spec: ArraySpec) -> ArraySpec:
@@ -224,27 +200,27 @@ def _write(store: DrawStore, name: str, value: np.ndarray, draws: int) -> float:
     generator = np.random.default_rng(0)
     for draw in range(draws):
         row = value * (1 + 1e-3 * generator.standard_normal(value.shape, np.float32))
-        store.put(name, draw, torch.from_numpy(row))
-    return _seconds(lambda: store.save(0, {}))
+        for component, values in enumerate(row):
+            store.put(name, component, draw, values)
+    return _seconds(lambda: store.save({}, {}))
 
 
-def _diagnose_one(settings: Settings) -> None:
+def _diagnose_one(settings: Settings, draws: int) -> None:
     """Health of one component with good chains."""
-    shape = (1, settings.chains, settings.draws)
+    shape = (1, settings.chains, draws)
     noise = np.random.default_rng(0).standard_normal(shape)
     dims = ("component", "chain", "draw")
-    posterior = xr.Dataset(
-        {"paired_loss": (dims, 1 + noise / 10), "squared_distance": (dims, np.ones(shape))},
-        coords={"component": ["one"], "chain": np.arange(settings.chains)},
-    )
-    diagnose(posterior, np.array([settings.gamma]), settings)
+    traces = {"paired_loss": 1 + noise / 10, "squared_distance": np.ones(shape)}
+    traces |= dict.fromkeys(SUMMED, 1 + noise / 10)
+    coords = {"component": ["one"], "chain": np.arange(settings.chains)}
+    posterior = xr.Dataset({name: (dims, x) for name, x in traces.items()}, coords=coords)
+    known = {"n_parameters": settings.gamma, "n_draws": draws, "step_size": settings.epsilon}
+    known |= dict.fromkeys(("prior_loss", "prior_loss_se", *COLUMNS), float("nan"))
+    root = xr.Dataset({name: ("component", [x]) for name, x in known.items()})
+    diagnose(posterior, root, settings)
 
 
 def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import lens_slt as ls
-from lens_slt.sampling import driver, estimate, store, timing
+from lens_slt.sampling import estimate, foresee, lm, store, timing, trial
 from lens_slt.sampling.estimate import duration, size
-from lens_slt.sampling.plan import Plan
+from lens_slt.sampling.metric import LANCZOS_STEPS
+from lens_slt.sampling.pilot import CURVATURE_BATCHES, PRIOR_BATCHES
+from lens_slt.sampling.plan import Plan, StepCosts, Stretch
 from lens_slt.sampling.result import probe_specs, trace_specs
 from lens_slt.sampling.store import STATE_FILE
 from lens_slt.sampling.target import TransformerTarget
 from tests.sampling.test_sample import fingerprint, tokens_for
 from tests.tiny_models import native
 
-SHORT = ls.Settings(chains=2, draws=23, burn_in=7, thin=3, batch_size=4, gamma=50.0)
+SHORT = ls.Settings(
+    chains=2, draws=23, burn_in=7, thin=3, batch_size=4, gamma=50.0, step_size=0.016
+)  # fmt: skip
+FREE = StepCosts(0.0, np.zeros(2), np.zeros(2), np.zeros(2))
 PROBES = {"held_out": tokens_for(3, seed=9)}
 HEADS = "L0H1,L1H2"
 
@@ -41,7 +48,7 @@ def run(**changes: Any) -> Any:
 
 def stop_after(steps: int, path: Path, monkeypatch, **changes: Any) -> None:
     """A run that is interrupted in a step."""
-    step, calls = driver.lm.step, []
+    step, calls = lm.step, []
 
     def stopped(*args, **options):
         calls.append(1)
@@ -49,18 +56,35 @@ def stop_after(steps: int, path: Path, monkeypatch, **changes: Any) -> None:
             raise KeyboardInterrupt
         return step(*args, **options)
 
-    monkeypatch.setattr(driver.lm, "step", stopped)
+    monkeypatch.setattr(lm, "step", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(path=path, **changes)
-    monkeypatch.setattr(driver.lm, "step", step)
+    monkeypatch.setattr(lm, "step", step)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(f): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def plan(settings: ls.Settings = SHORT, done: int = 0, shape: tuple[int, int] = (3, 11)) -> Plan:
-    return Plan(settings, trace_specs(2, settings) | probe_specs(2, settings, {"p": shape}), done)
+def stretches(
+    settings: ls.Settings, done: int = 0, strides: tuple[int, ...] = (1, 1)
+) -> tuple[Stretch, ...]:
+    """Of components that take so many steps a draw from the start."""
+    n = settings.burn_in_steps + settings.least_draws
+    return tuple(
+        Stretch(i, 0, min(done, n * k), n * k, k, settings.burn_in_steps)
+        for i, k in enumerate(strides)
+    )
+
+
+def plan(
+    settings: ls.Settings = SHORT,
+    done: int = 0,
+    shape: tuple[int, int] = (3, 11),
+    strides: tuple[int, ...] = (1, 1),
+) -> Plan:
+    specs = trace_specs(2, settings) | probe_specs(2, settings, {"p": shape})
+    return Plan(settings, specs, stretches(settings, done, strides), done)
 
 
 # Arithmetic --------------------------------------------------------------------------------------
@@ -73,7 +97,19 @@ def test_what_is_left_is_counted_as_the_driver_counts(done, thin):
     with_probes = [step for step in range(done, 30) if step >= 7 and (step - 7) % thin == 0]
     assert plan(settings, done).steps == 30 - done
     assert plan(settings, done).probe_draws == len(with_probes)
-    assert Plan(settings, trace_specs(2, settings), done).probe_draws == 0
+    bare = Plan(settings, trace_specs(2, settings), stretches(settings, done), done)
+    assert bare.probe_draws == 0
+
+
+def test_components_cost_what_they_take():
+    """7 + 23 draws: 30 steps of one component, 90 of the other, probes at every third draw."""
+    costs = StepCosts(0.5, np.array([1.0, 10.0]), np.array([100.0, 1000.0]), np.array([7.0, 0.0]))
+    p = plan(strides=(1, 3))
+    assert p.steps == 90
+    assert p.seconds(costs) == 90 * 0.5 + 30 + 90 * 10 + 8 * 1100 + 23 * 7
+    late = plan(strides=(1, 3), done=60)
+    # Of the second 13 of 23 draws are done, 5 of 8 with probes.
+    assert late.seconds(costs) == 30 * 0.5 + 30 * 10 + 3 * 1000
 
 
 @pytest.mark.parametrize("pending", [2**28, 900])
@@ -82,44 +118,57 @@ def test_saves_are_those_of_the_driver(pending, tmp_path, monkeypatch):
         monkeypatch.setattr(f"lens_slt.sampling.{module}.LARGEST_PENDING", pending)
     real, found = store.DrawStore.save, []
 
-    def save(self, step, state):
-        if self._pending:
-            start, rows = self._pending["paired_loss"]
-            found.append(range(start, start + len(rows)))
-        real(self, step, state)
+    def save(self, state, about):
+        found.append((about["step"], self._n_pending))
+        real(self, state, about)
 
     monkeypatch.setattr(store.DrawStore, "save", save)
     run(probes=PROBES, path=tmp_path)
-    assert plan().saves(0.0, 0.0) == found
-    assert len(found) == (3 if pending > 900 else 5)
+    saves = plan().saves(FREE)
+    *others, end, after = found  # at the end traces have been written for the last decision
+    assert [(save.stop, save.pending) for save in saves[:-1]] == others
+    assert saves[-1].stop == end[0] == after[0] == 30
+    assert after[1] == 0 < end[1] < saves[-1].pending
+    assert saves[0].start == 0
+    assert (len(saves) == 3) == (pending > 900)
 
 
 def test_slow_steps_are_saved_every_minute():
-    saves = plan(SHORT.but(burn_in=0, draws=24)).saves(step_seconds=7.0, draw_seconds=0.0)
-    assert [len(save) for save in saves] == [9, 1, 9, 1, 4]
+    settings = SHORT.but(burn_in=0, draws=24)
+    saves = plan(settings).saves(StepCosts(1.0, np.full(2, 3.0), np.zeros(2), np.zeros(2)))
+    assert [save.stop - save.start for save in saves] == [9, 1, 9, 1, 4]
 
 
 def test_writes_of_parts_of_chunks_are_told_from_whole_ones():
     settings = SHORT.but(burn_in=3, draws=20, thin=1)
     p = plan(settings)
-    saves = p.saves(0.0, 0.0)
-    assert p.chunk_writes("paired_loss", saves) == (2 * 3, 0)
     # Draws 0–6, 7–16, 17–19 in chunks of ten.
+    saves = p.saves(FREE)
+    assert p.chunk_writes("paired_loss", saves) == (0, 2 * 4)
     assert p.chunk_writes("probes/p/paired_loss", saves) == (0, 2 * 4)
+    assert p.chunk_writes("burn_in_loss", saves) == (2, 0)
     aligned = plan(settings.but(burn_in=10))
-    assert aligned.chunk_writes("probes/p/paired_loss", aligned.saves(0.0, 0.0)) == (2 * 2, 0)
+    assert aligned.chunk_writes("probes/p/paired_loss", aligned.saves(FREE)) == (2 * 2, 0)
+    # A component with two steps a draw: draws 0–2, 3–7, 8–12, … at every tenth step.
+    slow = plan(settings.but(burn_in=2), strides=(1, 2))
+    first, both = (
+        2 + 2,
+        1 + 1 + 2 + 1 + 1,
+    )  # of draws 0–7, 8–17, 18–19; 0–2, 3–7, 8–12, 13–17, 18–19
+    assert slow.chunk_writes("paired_loss", slow.saves(FREE)) == (0, first + both)
 
 
 def test_memory_adds_what_is_recorded():
     settings, shape = SHORT.but(burn_in=0, draws=100, thin=1), (1000, 100)
     p = plan(settings, shape=shape)
-    draw = 2 * 2 * 4 * 100_000  # bytes of one draw: components, chains, float32, tokens
-    traces = 2 * 2 * 2 * 4 * 100
-    assert p.draw_bytes == draw
-    saves = p.saves(0.0, 0.0)
-    assert p.memory_bytes(1000, 0, saves, in_memory=True) == 1000 + 2 * (100 * draw + traces)
-    assert p.memory_bytes(1000, 0, saves, in_memory=False) == 1000 + 2 * 10 * draw + 10 * draw
-    assert p.memory_bytes(1000, 10**12, saves, in_memory=False) == 1000 + 10**12
+    traces = 2 * 2 * 5 * 4  # bytes of one draw: components, chains, traces, float32
+    draw = 2 * 2 * 4 * 100_000 + traces
+    before = 2 * 2 * 4  # one interval of burn-in at least
+    saves = p.saves(FREE)
+    assert p.recorded_bytes == 100 * draw
+    kept = 100 * draw + before
+    assert p.memory_bytes(1000, saves, in_memory=True) == 1000 + kept + 100 * draw
+    assert p.memory_bytes(1000, saves, in_memory=False) == 1000 + 2 * 10 * draw + 10 * draw
 
 
 def test_several_runs_load_libraries_once():
@@ -145,8 +194,8 @@ def test_disk_is_what_the_run_writes(tmp_path, monkeypatch):
     found = ls.estimate(**arguments(probes=probes), path=tmp_path / "draws")
     run(probes=probes, path=tmp_path / "draws")
     assert found.disk_bytes == pytest.approx(on_disk(tmp_path / "draws"), rel=0.1)
-    # traces (chain × step) twice, 8 draws × 2 chains × tokens, of two components in float32
-    assert found.recorded_bytes == 2 * 4 * 2 * (2 * 30 + 8 * (8 * 29 + 2 * 11))
+    # 23 draws of five traces, 7 of burn-in, 8 × tokens; of two components and chains in float32
+    assert found.recorded_bytes == 2 * 4 * 2 * (5 * 23 + 7 + 8 * (8 * 29 + 2 * 11))
     stop_after(20, tmp_path / "part", monkeypatch, probes=probes)
     before = on_disk(tmp_path / "part")
     rest = ls.estimate(**arguments(probes=probes), path=tmp_path / "part")
@@ -179,52 +228,137 @@ def test_nothing_is_written(tmp_path, monkeypatch):
     assert list(scratch.iterdir()) == []
 
 
+class FakeTime:
+    """A clock that goes on only where a test says so."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 0.0
+        fake = SimpleNamespace(perf_counter=lambda: self.now)
+        for module in (trial, timing, estimate):
+            monkeypatch.setattr(module, "time", fake)
+        self.monkeypatch = monkeypatch
+
+    def slow(self, name: str, seconds: float, later: list[float]) -> None:
+        """Evaluating a loss of a target takes so long, the first time longer."""
+        original = getattr(TransformerTarget, name)
+
+        def take() -> None:
+            self.now += later.pop() if later else seconds
+
+        def wrapped(target, *args):
+            evaluate = original(target, *args)
+
+            def slowly(part, u, *, gradient):
+                take()
+                return evaluate(part, u, gradient=gradient)
+
+            return slowly
+
+        def probes(target, *args):
+            take()
+            return original(target, *args)
+
+        replaced = probes if name == "probe_losses" else wrapped
+        self.monkeypatch.setattr(TransformerTarget, name, replaced)
+
+
 @pytest.mark.parametrize("sampler", ["lm", "rmsprop_sgld", "pcn", "importance"])
 @pytest.mark.parametrize("thin", [1, 3])
 def test_time_by_a_clock_of_the_test(sampler, thin, monkeypatch):
-    """A step takes 1 s, the probes 0.5 s, the first of each longer; nothing else takes time."""
-    now = [0.0]
-    fake = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr(timing, "time", fake)
-    monkeypatch.setattr(estimate, "time", fake)
-    later = {"minibatch_losses": [9.0], "full_losses": [9.0], "probe_losses": [7.0]}
-
-    def slow(name: str, seconds: float) -> None:
-        original = getattr(TransformerTarget, name)
-
-        def wrapped(self, *args):
-            now[0] += later[name].pop() if later[name] else seconds
-            return original(self, *args)
-
-        monkeypatch.setattr(TransformerTarget, name, wrapped)
-
-    slow("minibatch_losses", 1.0)
-    slow("full_losses", 1.0)
-    slow("probe_losses", 0.5)
-    monkeypatch.setattr(timing, "TRIAL_SECONDS", 20.0)
+    """A step takes 1 s per layer, the probes 0.5 s, full losses 0.25 s; the first of each more."""
+    clock = FakeTime(monkeypatch)
+    exact = sampler in ("pcn", "importance")
+    pilot = 2 * PRIOR_BATCHES * 1.0
+    clock.slow("minibatch", 1.0, [])
+    clock.slow("everything", 1.0, [1.0, 9.0])
+    clock.slow("probe_losses", 0.5, [0.5, 7.0])
+    monkeypatch.setattr(timing, "TRIAL_SECONDS", 40.0)
     settings = SHORT.but(sampler=sampler, thin=thin)
     found = ls.estimate(**arguments(settings=settings, probes=PROBES))
     draws = 23 if thin == 1 else 8
-    assert found.seconds_per_step == pytest.approx(1.0)
-    assert found.seconds_per_probe_draw == pytest.approx(0.5)
+    assert found.seconds_per_step == pytest.approx(2.0)
+    assert found.seconds_per_probe_draw == pytest.approx(1.0)
     # Of the first step and the first probes, 8 s and 6.5 s are set-up.
-    assert found.seconds == pytest.approx(30 * 1.0 + draws * 0.5 + 8 + 6.5)
+    set_up = (8.0 if exact else 0.0) + 6.5
+    assert found.seconds == pytest.approx(pilot + 30 * 2.0 + draws * 1.0 + set_up)
+
+
+def test_full_losses_and_runs_at_half_the_step_have_their_time(monkeypatch):
+    clock = FakeTime(monkeypatch)
+    clock.slow("minibatch", 1.0, [])
+    clock.slow("everything", 5.0, [])
+    monkeypatch.setattr(timing, "TRIAL_SECONDS", 40.0)
+    found = ls.estimate(**arguments(settings=SHORT.but(full_loss=True, check_step=True)))
+    assert found.half_steps == ("L0H1", "L1H2")
+    half = 2 * (7 + 100) * 3
+    assert found.seconds == pytest.approx(2 * PRIOR_BATCHES + 30 * 2 + 23 * 2 * 5 + half)
+    assert "2 of 2 run again at half the step" in str(found)
 
 
 def test_a_slow_step_is_run_once(monkeypatch):
-    now, steps = [0.0], []
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    original = TransformerTarget.minibatch_losses
+    clock = FakeTime(monkeypatch)
+    steps = []
+    original = TransformerTarget.minibatch
 
-    def slow(self, v, step):
-        now[0] += 100.0
-        steps.append(step)
-        return original(self, v, step)
+    def slow(self, key, parts):
+        if isinstance(key, int):
+            clock.now += 100.0
+            steps.append(key)
+        return original(self, key, parts)
 
-    monkeypatch.setattr(TransformerTarget, "minibatch_losses", slow)
-    found = ls.estimate(**arguments())
+    monkeypatch.setattr(TransformerTarget, "minibatch", slow)
+    found = ls.estimate(**arguments(settings=SHORT.but(step_size=None)))
     assert steps == [0]
-    assert found.seconds > 3000
+    curvature = 2 * CURVATURE_BATCHES * 100.0  # a minibatch for every layer
+    assert found.seconds == pytest.approx(30 * 100 + curvature)
+    assert "longer if components, none of which was tried, need smaller steps" in str(found)
+
+
+# Courses -----------------------------------------------------------------------------------------
+
+
+def costs_of(job: Any, step: float) -> timing.StepTimes:
+    n = len(job.names)
+    each = StepCosts(0.0, np.full(n, step / n), np.zeros(n), np.zeros(n))
+    return timing.StepTimes(each, 0.0, 0.0, 0.0, 0.0, {}, {})
+
+
+@pytest.mark.parametrize("n_beta", [3.0, 3000.0])
+def test_steps_and_draws_are_those_of_the_run(n_beta):
+    """At the high nβ the first steps are far too large, and a trial sees that."""
+    settings = SHORT.but(n_beta=n_beta, step_size=None, draws=60)
+    found = ls.estimate(**arguments(settings=settings))
+    root = run(settings=settings).to_dataset()
+    assert list(found.steps_per_draw) == ["L0H1", "L1H2"]
+    assert list(found.draws.values()) == [60, 60]
+    strides = list(root["steps_per_draw"].values)
+    assert (max(strides) > 1) == (n_beta == 3000.0)
+    assert list(found.steps_per_draw.values()) == strides
+
+
+def test_a_wanted_error_is_continued_on_paper(monkeypatch):
+    """After 30 draws of a trial, the draws of a run are foreseen to a factor of two."""
+    settings = SHORT.but(draws=None, target_se=0.02, chains=4, batch_size=8)
+    monkeypatch.setattr(foresee, "MOST_TRIAL_STEPS", 37)
+    found = ls.estimate(**arguments(settings=settings))
+    root = run(settings=settings).to_dataset()
+    for name, n in found.draws.items():
+        there = int(root["n_draws"].sel(component=name))
+        assert there > 50
+        assert there / 2 <= n <= 2 * there
+    assert "longer if components need more draws" in str(found)
+
+
+def test_the_pilot_is_in_the_estimate(monkeypatch):
+    """Lanczos takes a gradient of every component on two minibatches and at thirteen points."""
+    clock = FakeTime(monkeypatch)
+    clock.slow("minibatch", 1.0, [])
+    monkeypatch.setattr(timing, "TRIAL_SECONDS", 10.0)
+    monkeypatch.setattr(foresee, "COURSE_SECONDS", 1000.0)
+    settings = SHORT.but(step_size=None, n_beta=3.0)
+    found = ls.estimate(**arguments(settings=settings))
+    curvature = 2 * CURVATURE_BATCHES * (LANCZOS_STEPS + 1)
+    assert found.seconds == pytest.approx(curvature + 2 * PRIOR_BATCHES + 30 * 2)
 
 
 # The caller's things -----------------------------------------------------------------------------
@@ -242,7 +376,7 @@ def test_the_model_is_untouched(engine, stop, monkeypatch):
     if stop is None:
         ls.estimate(**given)
     else:
-        step, calls = driver.lm.step, []
+        step, calls = lm.step, []
 
         def stopped(*args, **options):
             calls.append(1)
@@ -250,7 +384,7 @@ def test_the_model_is_untouched(engine, stop, monkeypatch):
                 raise stop
             return step(*args, **options)
 
-        monkeypatch.setattr(driver.lm, "step", stopped)
+        monkeypatch.setattr(lm, "step", stopped)
         with pytest.raises(stop):
             ls.estimate(**given)
         assert len(calls) > 4
@@ -311,6 +445,16 @@ def test_words():
     )
     assert str(found) == (
         "about 3 min 20 s on cpu (220 steps of 900 ms; 200 draws of the probes of 12 ms); "
+        "memory about 0.9 GiB; disk about 120 MiB"
+    )
+    courses = dict(
+        steps_per_draw={"a": 1, "b": 8, "c": 4}, draws={"a": 200, "b": 200, "c": 400},
+        half_steps=("b",), unknown="longer if components need more draws",
+    )  # fmt: skip
+    assert str(replace(found, **courses)) == (
+        "about 3 min 20 s on cpu (220 steps of 900 ms; 200 draws of the probes of 12 ms; "
+        "2 of 3 components with up to 8 steps a draw; 1 of 3 with about 400 draws instead of 200; "
+        "1 of 3 run again at half the step; longer if components need more draws); "
         "memory about 0.9 GiB; disk about 120 MiB"
     )
 

@@ -1,0 +1,257 @@
+"""How many steps and draws every component will take, from the first draws of real courses.
+
+Where a run is quick, its courses are really begun, as :func:`~lens_slt.sampling.driver.run_chains`
+does, with the curvature that is measured before the first step. Courses that have draws enough are
+continued on paper: the standard errors of λ̂ and of the defect fall as 1/√draws, and are judged by
+the rules of :mod:`lens_slt.sampling.course`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lens_slt.sampling.certificate import Virial
+from lens_slt.sampling.course import (
+    EARLY_CHECKS,
+    GROWTH,
+    Course,
+    first_course,
+    is_precise,
+    mean_so_far,
+    next_stride,
+    virial_so_far,
+)
+from lens_slt.sampling.driver import SUMMED, Book, run_chains
+from lens_slt.sampling.half_step import DRAWS, MOST_BURN_IN
+from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
+from lens_slt.sampling.pilot import CURVATURE_BATCHES
+from lens_slt.sampling.plan import StepCosts, Stretch
+from lens_slt.sampling.result import trace_specs
+from lens_slt.sampling.sample import Job
+from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.store import DrawStore, open_store
+from lens_slt.sampling.timing import MOST_TRIAL_STEPS, TRIAL_SECONDS, StepTimes
+from lens_slt.sampling.trial import Enough, Trial
+
+COURSE_SECONDS = 10.0  # within which the first draws must come
+FIRST_DRAWS = min(EARLY_CHECKS)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What the components of a run will do.
+
+    Attributes:
+        courses: as they end, one per component in the order of the arrays.
+        stretches: the steps that they take.
+        half: components whose bias will be measured by a run at half the step.
+        costs: of steps and draws.
+        pilot: seconds for what is measured before the first step.
+        vector_bytes: of the directions that preconditioners hold.
+        untried_bytes: memory that finding them takes, if that has not been tried.
+        tried: whether courses were really begun.
+    """
+
+    courses: tuple[Course, ...]
+    stretches: tuple[Stretch, ...]
+    half: tuple[int, ...]
+    costs: StepCosts
+    pilot: float = 0.0
+    vector_bytes: int = 0
+    untried_bytes: int = 0
+    tried: bool = True
+
+    @property
+    def half_seconds(self) -> float:
+        """Of the runs at half the step: three steps for one, on two minibatches."""
+        total = 0.0
+        for place in self.half:
+            course = self.courses[place]
+            steps = (course.burn_in + DRAWS) * course.stride
+            total += steps * (2 * self.costs.fixed + 3 * float(self.costs.each[place]))
+        return total
+
+
+def foresee(job: Job, times: StepTimes) -> Foreseen:
+    """What a run that begins will do."""
+    s, costs = job.settings, times.costs
+    curvature = _curvature_seconds(job, costs)
+    first_draws = (s.burn_in_steps + FIRST_DRAWS) * costs.step
+    quick = times.pilot + curvature + first_draws <= COURSE_SECONDS
+    if quick and (_has_certificate(s) or s.least_draws < s.most_draws):
+        return _begun(job, times)
+    courses = (first_course(s),) * len(job.names)
+    ended = tuple(replace(c, taken=c.steps_left, done=True) for c in courses)
+    return Foreseen(
+        ended, tuple(_rest(i, course, 0) for i, course in enumerate(courses)),
+        _checked(s, ended), costs, times.pilot + curvature, _vector_bytes(job),
+        _lanczos_bytes(job), tried=False,
+    )  # fmt: skip
+
+
+def continued(job: Job, times: StepTimes, about: dict[str, Any]) -> Foreseen:
+    """What is left of a run whose state says ``about`` it."""
+    courses = tuple(Course(**course) for course in about["courses"])
+    left = tuple(_rest(i, course, about["step"]) for i, course in enumerate(courses))
+    ended = tuple(
+        replace(c, taken=c.taken + (0 if c.done else c.steps_left), done=True) for c in courses
+    )
+    return Foreseen(
+        ended, left, _checked(job.settings, ended), times.costs, vector_bytes=_vector_bytes(job)
+    )
+
+
+class _Diary:
+    """Stretches of real courses, as they begin anew."""
+
+    def __init__(self, n: int, first: Course) -> None:
+        self.began = [0] * n
+        self.courses = [first] * n
+        self.stretches: list[Stretch] = []
+
+    def note(self, book: Book) -> None:
+        """What has changed in the last step."""
+        for place, (before, now) in enumerate(zip(self.courses, book.courses, strict=True)):
+            if now.attempt > before.attempt or (now.done and not before.done):
+                self.close(place, before, book.step)
+            self.courses[place] = now
+
+    def close(self, place: int, course: Course, last: int) -> None:
+        """A course ends here; another may begin."""
+        began = self.began[place]
+        self.stretches.append(Stretch(place, began, began, last, course.stride, course.burn_in))
+        self.began[place] = last
+
+
+def _begun(job: Job, times: StepTimes) -> Foreseen:
+    """Courses that are really begun, and then continued on paper."""
+    s = job.settings.but(full_loss=False)
+    n = len(job.names)
+    trial, diary = Trial(job.target), _Diary(n, first_course(s))
+    store = open_store(None, trace_specs(n, s), {})
+
+    def on_step(book: Book) -> None:
+        trial.end_step()
+        diary.note(book)
+        told = all(c.draws >= FIRST_DRAWS or c.attempt or c.done for c in book.courses)
+        spent = sum(trial.spent(trial.kind))
+        long = spent > TRIAL_SECONDS and (told or spent > COURSE_SECONDS)
+        if long or book.step >= MOST_TRIAL_STEPS:
+            raise Enough
+
+    trial.start()
+    with contextlib.suppress(Enough):
+        run_chains(trial, s, store, on_step)
+    courses = []
+    for place, course in enumerate(diary.courses):
+        end = course if course.done else _on_paper(course, place, diary, store, s)
+        courses.append(end)
+    half = set(_checked(s, tuple(courses)))
+    for place, (course, end) in enumerate(zip(diary.courses, courses, strict=True)):
+        same = end.attempt == course.attempt
+        if same and _has_half_steps(s, end) and course.draws >= min(FIRST_DRAWS, end.draws):
+            found, _, _ = _later(course, end.draws, place, store, s)
+            half |= {place} if found is not None and found.fails else set()
+    steps, _ = trial.costs(n)  # with preconditioners
+    costs = replace(times.costs, fixed=steps.fixed, each=steps.each)
+    return Foreseen(
+        tuple(courses), tuple(diary.stretches), tuple(sorted(half)), costs, trial.pilot,
+        _vector_bytes(job),
+    )  # fmt: skip
+
+
+def _on_paper(course: Course, place: int, diary: _Diary, store: DrawStore, s: Settings) -> Course:
+    """The course of one component to its end; its stretches are added to the diary."""
+    if course.draws >= FIRST_DRAWS:
+        for check in (*EARLY_CHECKS, course.target):
+            found, _, _ = _later(course, check, place, store, s)
+            if check <= course.draws or found is None or not s.chooses_step:
+                continue
+            here = replace(course, taken=(course.burn_in + check) * course.stride)
+            stride = next_stride(here, found, True)
+            if stride > course.stride:
+                last = diary.began[place] + here.taken
+                diary.close(place, course, last)
+                course = Course(stride, course.burn_in, s.least_draws, attempt=course.attempt + 1)
+                break
+        else:
+            course = replace(course, target=_target(course, place, store, s))
+    whole = (course.burn_in + course.target) * course.stride
+    diary.close(place, course, diary.began[place] + whole)
+    return replace(course, taken=whole, done=True)
+
+
+def _target(course: Course, place: int, store: DrawStore, s: Settings) -> int:
+    """Draws at which a component will be certified and precise."""
+    target = course.target
+    while target < s.most_draws:
+        found, mean, error = _later(course, target, place, store, s)
+        certified = found is None or found.holds
+        if (certified and is_precise(mean, error, s)) or math.isnan(mean):
+            break
+        target = min(GROWTH * target, s.most_draws)
+    return target
+
+
+def _later(
+    course: Course, draws: int, place: int, store: DrawStore, s: Settings
+) -> tuple[Virial | None, float, float]:
+    """Virial, mean paired loss and its error after so many draws, from those that are there."""
+    loss, virial, defect = (store.read(name, place, course.draws) for name in SUMMED)
+    mean, error = mean_so_far(loss, s)
+    found = virial_so_far(course, loss, virial, defect, s)
+    shrunk = (course.draws / max(draws, course.draws)) ** 0.5
+    if found is not None:
+        errors = {"defect_se": found.defect_se * shrunk, "share_se": found.share_se * shrunk}
+        found = replace(found, **errors)
+    return found, mean, error * shrunk
+
+
+def _rest(place: int, course: Course, step: int) -> Stretch:
+    """What a course has before it at a step of the run."""
+    last = step if course.done else step + course.steps_left
+    began = step - course.taken
+    return Stretch(place, began, step, last, course.stride, course.burn_in)
+
+
+def _has_half_steps(s: Settings, course: Course) -> bool:
+    """Whether a component's bias may be measured by a run at half the step."""
+    return _has_certificate(s) and course.burn_in <= MOST_BURN_IN
+
+
+def _has_certificate(s: Settings) -> bool:
+    return not (s.method.EXACT or s.method.NO_CERTIFICATE or s.n_beta == 0)
+
+
+def _checked(s: Settings, courses: tuple[Course, ...]) -> tuple[int, ...]:
+    """Components whose bias is measured because it was asked for."""
+    return tuple(i for i, c in enumerate(courses) if s.check_step and _has_half_steps(s, c))
+
+
+def _measures_curvature(s: Settings) -> bool:
+    return s.chooses_step and s.n_beta > 0
+
+
+def _curvature_seconds(job: Job, costs: StepCosts) -> float:
+    """To measure curvature, if it is measured: gradients of one row instead of every chain."""
+    if not _measures_curvature(job.settings):
+        return 0.0
+    gradients = (LANCZOS_STEPS + 1) * float(costs.each.sum()) / job.settings.chains
+    return CURVATURE_BATCHES * (costs.fixed * len(job.target.groups) + gradients)
+
+
+def _vector_bytes(job: Job) -> int:
+    """Size of the vectors of all preconditioners."""
+    if not _measures_curvature(job.settings):
+        return 0
+    return RANK * sum(members.star.nbytes for members in job.target.groups)
+
+
+def _lanczos_bytes(job: Job) -> int:
+    """Memory for the vectors that they are found with."""
+    if not _measures_curvature(job.settings):
+        return 0
+    return _vector_bytes(job) + LANCZOS_STEPS * max(m.star.nbytes for m in job.target.groups)
