@@ -28,7 +28,7 @@ WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
 ORDER = 1.5  # the defect falls as ε (gradient noise) to ε² (discretisation)
 LEAST_FACTOR, MOST_FACTOR = 2.0, 8.0  # by which a step shrinks at a time
 MOST_STEPS_PER_DRAW = 64
-MOST_STEPS = 8192  # that a default run goes on for, though it cannot tell yet
+MOST_STEPS = 4096  # that a default run goes on for, though it cannot tell yet
 GROWTH = 2  # of the number of draws, where a component goes on
 
 
