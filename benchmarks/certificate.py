@@ -26,7 +26,7 @@ from benchmarks.zoo import hmc
 from benchmarks.zoo.entries import Case, ModelCase, zoo
 from benchmarks.zoo.functions import FunctionCase
 from benchmarks.zoo.potential import component_potential, function_potential
-from benchmarks.zoo.truth import Effort, case_key, sampled_truth
+from benchmarks.zoo.truth import Effort, sampled_truth, truth_key
 from lens_slt.sampling.sampler import coupled_virial
 
 TEMPERATURES = ((30.0, 200.0), (100.0, 100.0))  # nβ, γ
@@ -109,7 +109,7 @@ def truth_of(
         return case.exact(n_beta, gamma), 0.0
     file = None
     if cache is not None:
-        file = cache / "certificate" / f"{case_key(case, component, n_beta, gamma)}.json"
+        file = cache / "certificate" / f"{truth_key(case, component, n_beta, gamma)}.json"
         if file.exists():
             kept = json.loads(file.read_text())
             return tuple(kept) if kept else None

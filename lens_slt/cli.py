@@ -541,6 +541,12 @@ def _finish_run(
         "model": draws.attrs["model"],
         "settings": settings_of(draws).as_dict(),
         "health": health_summary(llc),
+        "certificates": {
+            str(name): f"{word}: {why}"
+            for name, word, why in zip(
+                *(llc[key].values for key in ("component", "certificate", "why")), strict=True
+            )
+        },
         "resumed_from_step": before,
     }
     _finish_report(record, out, as_json, began, about)

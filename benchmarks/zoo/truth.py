@@ -89,9 +89,9 @@ def truths(case: Case, cache: Path | None, effort: Effort | None = None) -> Iter
         yield found
 
 
-def truth_key(case: Case, component: str) -> str:
+def truth_key(case: Case, component: str, n_beta: float = N_BETA, gamma: float = GAMMA) -> str:
     """Of the weights, tokens, weights per token, component, nβ, γ and the method."""
-    digest = hashlib.sha256(f"{METHOD} {component} {N_BETA} {GAMMA}".encode())
+    digest = hashlib.sha256(f"{METHOD} {component} {n_beta} {gamma}".encode())
     if isinstance(case, FunctionCase):
         points = case.star + torch.linspace(0.01, 0.1, 3)[:, None]
         data = () if case.data is None else (case.data,)
@@ -106,19 +106,26 @@ def truth_key(case: Case, component: str) -> str:
 
 
 def sampled_truth(
-    potential: hmc.Potential, zero: Tensor, effort: Effort, name: str, seed: int = 0
+    potential: hmc.Potential,
+    zero: Tensor,
+    effort: Effort,
+    name: str,
+    seed: int = 0,
+    *,
+    n_beta: float = N_BETA,
+    gamma: float = GAMMA,
 ) -> Truth:
     """λ̂ by exact sampling; ``zero [parameter]`` gives the number and type of the weights."""
     began = time.process_time()
     generator = Generator().manual_seed(seed)
     at_star = hmc.start(potential, zero[None])
-    reference = hmc.curvature(potential, at_star, N_BETA, GAMMA)
+    reference = hmc.curvature(potential, at_star, n_beta, gamma)
     stiffest = float(reference.stiffness.max())
-    prior = torch.randn(CHAINS // 2, len(zero), generator=generator, dtype=zero.dtype) / GAMMA**0.5
-    prior = hmc.descend(potential, prior, N_BETA, GAMMA)
+    prior = torch.randn(CHAINS // 2, len(zero), generator=generator, dtype=zero.dtype) / gamma**0.5
+    prior = hmc.descend(potential, prior, n_beta, gamma)
     state = hmc.start(potential, torch.cat([torch.zeros_like(prior), prior]))
     sampler, state = hmc.settle(
-        potential, state, reference, N_BETA, iterations=effort.warm_up, rounds=effort.rounds,
+        potential, state, reference, n_beta, iterations=effort.warm_up, rounds=effort.rounds,
         deadline=began + effort.seconds / 2, generator=generator,
     )  # fmt: skip
     trace: list[Tensor] = []
@@ -126,7 +133,7 @@ def sampled_truth(
     while True:
         for _ in range(effort.block):
             state, probability = hmc.advance(sampler, state, generator)
-            trace.append(N_BETA * state.loss)
+            trace.append(n_beta * state.loss)
             accepted.append(float(probability.mean()))
         series = torch.stack(trace, dim=1).numpy()
         mean, se = float(series.mean()), _standard_error(series)

@@ -203,8 +203,9 @@ def _health(draws: xr.DataTree, llc: xr.Dataset) -> str:
     first, *bad = health_summary(llc).split("\n")
     words = (
         "Healthy means that every chain levelled off, does not spike or diverge, that the chains "
-        "agree and that the mean stands above its noise. Chains that are not healthy are left out "
-        "of every number on this page."
+        "agree, that the mean stands above its noise, and that the number is certified: its defect "
+        "allows a bias of at most 10 %. Chains that cannot be used are left out of every number on "
+        "this page. ε₀/ε is how many steps make one draw."
     )
     summary = page.paragraph(first[0].upper() + first[1:] + ".", "lead")
     return (
@@ -212,8 +213,19 @@ def _health(draws: xr.DataTree, llc: xr.Dataset) -> str:
         + page.bullets(f"! {line}" for line in bad)
         + page.paragraph(words, "quiet")
         + page.fold("The verdicts and their rules", page.pairs(rules(health.__doc__)))
+        + page.fold("The certificate and the step of every component", page.pairs(_choices(llc)))
         + page.table(rllc_table(llc, notes(draws)))
     )
+
+
+def _choices(llc: xr.Dataset) -> dict[str, str]:
+    """What was chosen for every component, and what its certificate rests on."""
+    return {
+        str(name): f"{certificate} ({why}); {choice}"
+        for name, certificate, why, choice in zip(
+            *(llc[key].values for key in ("component", "certificate", "why", "choice")), strict=True
+        )
+    }
 
 
 def _rllc(llc: xr.Dataset) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.sampling.certificate import LARGEST_DEFECT, LARGEST_SHARE, Virial, coupled
+from lens_slt.sampling.certificate import LARGEST_SHARE, Virial, coupled
 from lens_slt.sampling.settings import FLOOR, Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
@@ -28,7 +28,7 @@ WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
 ORDER = 1.5  # the defect falls as ε (gradient noise) to ε² (discretisation)
 LEAST_FACTOR, MOST_FACTOR = 2.0, 8.0  # by which a step shrinks at a time
 MOST_STEPS_PER_DRAW = 64
-MOST_STEPS = 8192  # that a default run goes on for, though it cannot tell yet
+MOST_STEPS = 4096  # that a default run goes on for, though it cannot tell yet
 GROWTH = 2  # of the number of draws, where a component goes on
 
 
@@ -103,9 +103,13 @@ def decide(
         stride = next_stride(course, found, bool(used.all()))
         if stride > course.stride:
             return Course(stride, course.burn_in, settings.least_draws, attempt=course.attempt + 1)
+    default = settings.draws is None and settings.target_se is None
+    smallest = course.stride == MOST_STEPS_PER_DRAW and course.draws == max(EARLY_CHECKS)
+    if default and smallest and found is not None and found.fails:
+        return replace(course, done=True)
     if course.draws < course.target:
         return course
-    long = settings.draws is None and settings.target_se is None and course.taken > MOST_STEPS / 2
+    long = default and course.taken > MOST_STEPS / 2
     if course.draws >= settings.most_draws or long or not used.any():
         return replace(course, done=True)
     certified = found is None or found.holds
@@ -134,13 +138,13 @@ def next_stride(course: Course, found: Virial | None, finite: bool) -> int:
         factor = MOST_FACTOR if not finite else 1.0
     else:
         allowed = EARLY_CHECKS.get(course.draws, LARGEST_SHARE)
-        # More draws can tell what two standard errors hide, not what is there.
-        late = course.draws >= course.target
-        undecided = late and not found.holds and not found.size <= WANTED_SHARE
-        hopeless = np.isnan(found.share) and found.defect - 2 * found.defect_se > LARGEST_DEFECT
-        if not (found.exceeds(allowed) or undecided or hopeless):
+        size = abs(found.share)
+        # More draws can tell what standard errors hide, not take away what is there.
+        late = course.draws >= course.target and not found.holds
+        undecided = late and size > max(WANTED_SHARE, found.share_se)
+        if not (found.exceeds(allowed) or undecided or found.hopeless):
             return course.stride
-        share = found.size if np.isfinite(found.share) else np.inf
+        share = size if np.isfinite(size) else np.inf
         factor = float(np.clip((share / WANTED_SHARE) ** (1 / ORDER), LEAST_FACTOR, MOST_FACTOR))
     return min(most, math.ceil(course.stride * factor))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.sampling.certificate import Bias, coupled
+from lens_slt.sampling.course import MOST_STEPS_PER_DRAW, Course
 from lens_slt.sampling.driver import SUMMED, Outcome, PartLosses, chains_of
 from lens_slt.sampling.members import Part, Target
 from lens_slt.sampling.randomness import chain_noise
@@ -22,8 +23,8 @@ from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 from lens_slt.sampling.store import DrawStore
 
-DRAWS = 100
-MOST_BURN_IN = 500  # draws' worth of steps; a longer one would not be a short run
+DRAWS = 50  # the difference is known to a per cent then
+MOST_STEPS = 4000  # of the whole steps; more would not be a short run
 COLUMNS = ("bias", "bias_se", "bias_remaining")
 
 
@@ -39,7 +40,7 @@ def half_steps(
     place = 0
     for g, members in enumerate(target.groups):
         for i in range(len(members.names)):
-            short = outcome.courses[place].burn_in <= MOST_BURN_IN
+            short = is_short(outcome.courses[place])
             if short and (settings.check_step or _rings(settings, outcome, store, place)):
                 found = measure_bias(target, settings, outcome, (g, (i,)), place)
                 values = found.share, found.se, found.remaining
@@ -47,6 +48,11 @@ def half_steps(
                     columns[name][place] = value
             place += 1
     return columns
+
+
+def is_short(course: Course) -> bool:
+    """Whether a run at half the step would be a short one."""
+    return (course.burn_in + DRAWS) * course.stride <= MOST_STEPS
 
 
 def measure_bias(
@@ -120,7 +126,7 @@ def _chains(
 
 
 def _rings(settings: Settings, outcome: Outcome, store: DrawStore, place: int) -> bool:
-    """Whether the defect of a run does not certify it, though it has draws enough to tell."""
+    """Whether the defect is large, or a default run ended without telling."""
     n = outcome.courses[place].draws
     loss, virial, defect = (store.read(name, place, n) for name in SUMMED)
     found = coupled(
@@ -130,4 +136,6 @@ def _rings(settings: Settings, outcome: Outcome, store: DrawStore, place: int) -
             settings.gamma, outcome.courses[place].step_size(settings)
         ),
     )  # fmt: skip
-    return found.fails
+    if found.fails:
+        return outcome.courses[place].stride < MOST_STEPS_PER_DRAW  # else it is lost anyway
+    return settings.draws is None and settings.target_se is None and not found.holds

@@ -60,6 +60,7 @@ EXCLUDED = (
 LEAST_GAIN = 0.01  # of the uniform guess's loss, that a trained model is better by
 LEAST_MIXED = 100  # effective draws of an exact sampler that is certified
 LARGEST_RHAT = 1.05
+WORST_RHAT = 1.1  # that is certified
 DISTANCE_FACTOR = 10.0  # of the squared distance expected under the prior
 # Near a singularity nβ·ΔL follows a gamma distribution of shape λ̂, whose tail is exponential: at
 # λ̂ = 1/8 one healthy chain of 200 draws in 300 passes 20 standard deviations, at λ̂ ≥ 1/2 none does.
@@ -108,8 +109,8 @@ def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> d
     used = np.array([not _is_excluded(word) for word in words])
     reason = ""
     virial, bias = _virial(traces, used, root, settings), _bias(root)
-    if settings.method.EXACT and used.any():
-        reason = _not_mixed(loss[used], rhat)
+    if used.any():
+        reason = _not_mixed(loss[used], rhat, settings.method.EXACT)
     prior = float(root["prior_loss"]), float(root["prior_loss_se"])
     if not settings.method.PRIOR_DISTANCE:
         prior = float("nan"), float("nan")
@@ -151,12 +152,14 @@ def _bias(root: xr.Dataset) -> Bias | None:
     return Bias(*(float(root[name]) for name in ("bias", "bias_se", "bias_remaining")))
 
 
-def _not_mixed(loss: FloatArray, rhat: float) -> str:
-    """Why an exact sampler's chains are too few or too slow to be believed."""
+def _not_mixed(loss: FloatArray, rhat: float, exact: bool) -> str:
+    """Why chains are too slow, or those of an exact sampler too few, to be believed."""
+    if rhat > WORST_RHAT:
+        return f"chains have not mixed (R̂ {rhat:.2f})"
+    if not exact:
+        return ""
     error, spread = standard_error(loss), loss.std()
     effective = (spread / error) ** 2 if error > 0 else 0.0
-    if rhat > LARGEST_RHAT:
-        return f"chains have not mixed (R̂ {rhat:.2f})"
     if not effective >= LEAST_MIXED:
         return f"only {effective:.0f} effective draws of an exact sampler"
     return ""
