@@ -189,24 +189,22 @@ def test_probes_and_full_losses_belong_to_their_draws(uneven):
 
 
 def test_nothing_is_left_of_courses_that_were_given_up(monkeypatch, tmp_path):
-    """Also where they had more draws than the last: both begin anew at 100 and end at 50."""
+    """Also where they had more draws than the last: ``flat`` begins anew at 50 and ends at 20."""
     decide = course_module.decide
 
     def late(course, loss, virial, defect, settings):
-        if course.draws == 100 and course.attempt == 0:
-            return Course(2, course.burn_in, 50, attempt=1)
+        if course.draws == 50 and not loss.any():
+            return Course(2, course.burn_in, 20, attempt=1)
         return decide(course, loss, virial, defect, settings)
 
     monkeypatch.setattr(driver, "decide", late)
-    one = torch.zeros(P)
-    one[0] = 60.0
-    losses = [{"a": quadratic(one), "b": quadratic(0 * H)}]
-    settings = Settings(target_se=0.3, burn_in=2, thin=THIN, chains=2)
+    settings = Settings(draws=100, burn_in=2, thin=THIN, chains=2)
+    target = MadeTarget([{"a": quadratic(H), "flat": quadratic(0 * H)}], P, settings, probes=True)
     for path in (None, tmp_path / "run"):
-        draws = run(MadeTarget(losses, P, settings, probes=True), path)
-        counts = draws["n_draws"].values
+        draws = run(target, path)
+        assert draws["n_draws"].values.tolist() == [100, 20]
         found = dataset(draws, "probes/squares")["paired_loss"].values
-        for i, n in enumerate(counts):
+        for i, n in enumerate((100, 20)):
             assert np.isnan(found[i, :, -(-n // THIN) :]).all()
             assert np.isfinite(found[i, :, : -(-n // THIN)]).all()
 
