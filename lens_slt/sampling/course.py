@@ -21,7 +21,7 @@ import numpy as np
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.certificate import LARGEST_SHARE, Virial, coupled
 from lens_slt.sampling.settings import FLOOR, Settings
-from lens_slt.sampling.spread import independent_units, standard_error
+from lens_slt.sampling.spread import independent_units, standard_error, weighted_mean
 
 EARLY_CHECKS = {12: 0.3, 50: LARGEST_SHARE}  # draws -> share of λ̂ above which the step shrinks
 WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
@@ -151,9 +151,13 @@ def next_stride(course: Course, found: Virial | None, finite: bool) -> int:
 
 def mean_so_far(loss: FloatArray, settings: Settings) -> tuple[float, float]:
     """Mean paired loss of finite chains, and its standard error; NaN if there are none."""
-    units = independent_units(loss, finite_chains(loss), settings.antithetic)
-    if not len(units):
+    used = finite_chains(loss)
+    if not used.any():
         return float("nan"), float("nan")
+    weighted = settings.method.draw_weights(loss[used].ravel(), settings.n_beta)
+    if weighted is not None:
+        return weighted_mean(weighted[0], loss, used, settings.antithetic)[:2]
+    units = independent_units(loss, used, settings.antithetic)
     return float(units.mean()), standard_error(units)
 
 
