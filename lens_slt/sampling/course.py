@@ -7,8 +7,8 @@ bias of λ̂ above 30 %, 10 % or 10 %, the step becomes ε₀/k with a larger k,
 that a draw is worth as much as before, and burn-in and draws start anew. So nothing that a smaller
 step was chosen on enters an estimate.
 
-A component is done when it has its draws, is certified and has the wanted standard error, or when
-it has the most draws that it may have.
+A component is done when it has its draws, is certified, or known not to be, and has the wanted
+standard error, or when it has the most draws that it may have.
 """
 
 from __future__ import annotations
@@ -122,8 +122,9 @@ def decide(
     long = default and course.taken > MOST_STEPS / 2
     if course.draws >= settings.most_draws or long or not used.any():
         return replace(course, done=True)
-    certified = found is None or found.holds
-    if certified and is_precise(*mean_so_far(loss, settings), settings):
+    # More draws tell what errors hide; they do not take away what is known to be there.
+    told = found is None or found.holds or found.fails
+    if told and is_precise(*mean_so_far(loss, settings), settings):
         return replace(course, done=True)
     return replace(course, target=min(course.target * GROWTH, settings.most_draws))
 

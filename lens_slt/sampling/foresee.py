@@ -240,11 +240,12 @@ def _on_paper(course: Course, place: int, diary: _Diary, seen: _Seen | None, s: 
 
 
 def _target(seen: _Seen, s: Settings) -> int:
-    """Draws at which a component will be certified and precise."""
+    """Draws at which a component will be certified, or known not to be, and precise."""
     target = seen.course.target
     while target < s.most_draws and not math.isnan(seen.mean):
         found, error = seen.after(target)
-        if (found is None or found.holds) and is_precise(seen.mean, error, s):
+        told = found is None or found.holds or found.fails
+        if told and is_precise(seen.mean, error, s):
             break
         target = min(GROWTH * target, s.most_draws)
     return target
