@@ -40,6 +40,7 @@ from lens_slt.report.token_strips import token_strips
 from lens_slt.sampling import health
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import component_names, open_draws, settings_of
+from lens_slt.schema import require
 from lens_slt.structure.contexts import contexts
 from lens_slt.structure.overview import View, open_views
 
@@ -59,7 +60,8 @@ def write_report(run: str | Path) -> Path:
             scores that lie in the folder become part of the report.
 
     Raises:
-        ValueError: nothing there to report, or a run that has not finished.
+        ValueError: nothing there to report, a run that has not finished, or results of another
+            version.
     """
     folder = Path(run)
     path = folder / DRAWS if (folder / DRAWS).exists() else folder
@@ -68,13 +70,16 @@ def write_report(run: str | Path) -> Path:
     if not is_draws and not trials.exists():
         raise ValueError(f"run: {str(folder)!r} holds neither {DRAWS} nor {TRIALS}")
     about = folder / ABOUT
-    behaviour = folder / BEHAVIOUR
+    behaviour = None
+    if (folder / BEHAVIOUR).exists():
+        stored = read_zarr(folder / BEHAVIOUR)
+        behaviour = require(stored, "behaviour_scores", argument=BEHAVIOUR)
     return report_results(
         folder / REPORT,
         open_draws(path) if is_draws else None,
         views=open_views(folder),
         trials=read_trials(trials) if trials.exists() else (),
-        behaviour=read_zarr(behaviour) if behaviour.exists() else None,
+        behaviour=behaviour,
         about=json.loads(about.read_text("utf-8")) if about.exists() else {},
     )
 

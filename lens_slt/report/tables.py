@@ -13,6 +13,7 @@ from lens_slt.calibration import Calibration
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.settings import Settings
+from lens_slt.schema import require
 
 
 def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
@@ -21,6 +22,7 @@ def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
 
     ``llc`` is from :func:`lens_slt.refined_llc`; ``words``, such as :func:`notes`, come below.
     """
+    llc = require(llc, "refined_llc", argument="llc")
     settings = settings_of(llc)
     table = plain_table("Refined LLC", "\n".join([run_words(settings), *words]))
     table.add_column("component", no_wrap=True)
@@ -41,6 +43,7 @@ def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
 
 def probe_table(llc: xr.Dataset) -> Table:
     """One row per component: λ̂ on the sampling tokens and on every probe, ± standard error."""
+    llc = require(llc, "refined_llc", argument="llc")
     if "probe" not in llc.dims:
         raise ValueError("llc has no probes; give probes= to lens_slt.sample")
     table = plain_table("Refined LLC by probe", "± one standard error")
@@ -59,6 +62,7 @@ def probe_table(llc: xr.Dataset) -> Table:
 
 def health_summary(llc: xr.Dataset) -> str:
     """Health of all components in words: one sentence, and one line per component that has none."""
+    llc = require(llc, "refined_llc", argument="llc")
     names, verdicts = llc["component"].values, llc["verdict"].values
     bad = [(n, v, int(c)) for n, v, c in zip(names, verdicts, llc["chains_used"], strict=True)
            if v != HEALTHY]  # fmt: skip

@@ -27,7 +27,8 @@ EARLY_CHECKS = {12: 0.3, 50: LARGEST_SHARE}  # draws -> share of λ̂ above whic
 WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
 ORDER = 1.5  # the defect falls as ε (gradient noise) to ε² (discretisation)
 LEAST_FACTOR, MOST_FACTOR = 2.0, 8.0  # by which a step shrinks at a time
-MOST_STEPS_PER_DRAW = 64
+MOST_STEPS_PER_DRAW = 32
+CHEAP_STRIDE = 8  # steps of a draw above which a default run begins with fewer draws
 MOST_STEPS = 4096  # that a default run goes on for, though it cannot tell yet
 GROWTH = 2  # of the number of draws, where a component goes on
 
@@ -85,6 +86,14 @@ def first_course(settings: Settings) -> Course:
     return Course(1, settings.burn_in_steps, settings.least_draws)
 
 
+def first_target(stride: int, settings: Settings) -> int:
+    """Draws before the first decision on whether they are enough."""
+    if settings.draws is not None or settings.target_se is not None:
+        return settings.least_draws
+    fewer = settings.least_draws * CHEAP_STRIDE // stride
+    return min(settings.least_draws, max(max(EARLY_CHECKS), fewer))
+
+
 def is_decision(course: Course, settings: Settings) -> bool:
     """Whether draws have to be looked at now."""
     if not course.between or course.done:
@@ -102,7 +111,8 @@ def decide(
     if settings.chooses_step:
         stride = next_stride(course, found, bool(used.all()))
         if stride > course.stride:
-            return Course(stride, course.burn_in, settings.least_draws, attempt=course.attempt + 1)
+            target = first_target(stride, settings)
+            return Course(stride, course.burn_in, target, attempt=course.attempt + 1)
     default = settings.draws is None and settings.target_se is None
     smallest = course.stride == MOST_STEPS_PER_DRAW and course.draws == max(EARLY_CHECKS)
     if default and smallest and found is not None and found.fails:

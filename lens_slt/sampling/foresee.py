@@ -27,7 +27,7 @@ from lens_slt.sampling.course import (
     virial_so_far,
 )
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
-from lens_slt.sampling.half_step import DRAWS, is_short
+from lens_slt.sampling.half_step import half_step_draws, is_short
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
 from lens_slt.sampling.pilot import CURVATURE_BATCHES
 from lens_slt.sampling.plan import StepCosts, Stretch
@@ -73,7 +73,7 @@ class Foreseen:
         total = 0.0
         for place in self.half:
             course = self.courses[place]
-            steps = (course.burn_in + DRAWS) * course.stride
+            steps = (course.burn_in + half_step_draws(course)) * course.stride
             total += steps * (2 * self.costs.fixed + 3 * float(self.costs.each[place]))
         return total
 

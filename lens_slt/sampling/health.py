@@ -188,14 +188,13 @@ def _chain_verdicts(
     errors = {c: standard_error(loss[c : c + 1]) for c in alive}
     centre = float(np.median(list(means.values()))) if alive else 0.0
     typical = float(np.median(list(errors.values()))) if alive else 0.0
-    independent = settings.method.draw_weights(loss[:1, :1].ravel() * 0, 0.0) is not None
     for c in alive:
         words[c] = _trace_verdict(loss[c], means[c], errors[c])
         apart = abs(means[c] - centre)
         beyond_noise = apart > MOVED * np.hypot(errors[c], typical)
         if not _is_excluded(words[c]) and beyond_noise and apart > MOVED_SHARE * abs(centre):
             words[c] = "chains disagree"
-        if independent and _is_excluded(words[c]):
+        if settings.method.INDEPENDENT and _is_excluded(words[c]):
             words[c] = HEALTHY
         if words[c] == HEALTHY and settings.method.PRIOR_DISTANCE:
             words[c] = BEYOND if _is_beyond(distance[c], expected) else HEALTHY
