@@ -45,12 +45,13 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.progress import track
 from lens_slt.sampling.health import HEALTHY, LARGEST_RHAT
+from lens_slt.sampling.registry import SAMPLERS
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
-SAMPLERS = ("lm", "sgld", "rmsprop_sgld", "pcn")
+CHAINS = tuple(name for name, one in SAMPLERS.items() if not one.INDEPENDENT)
 SHORT = Settings(draws=50, batch_size=4)  # of one run of the sweep
 SMALL_RHAT_SHARE = 0.9  # of the components
 WORST_RHAT = 1.2
@@ -152,7 +153,7 @@ def sweep(n_betas: Sequence[float], gammas: Sequence[float], settings: Settings)
     Raises as it does.
     """
     n_betas, gammas = numbers("n_betas", n_betas, above=0), numbers("gammas", gammas, above=0)
-    choice("settings.sampler", settings.sampler, SAMPLERS)
+    choice("settings.sampler", settings.sampler, CHAINS)
     return [settings.but(n_beta=b, gamma=g) for g in gammas for b in (0.0, *n_betas)]
 
 

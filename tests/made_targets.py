@@ -54,8 +54,8 @@ class MadeTarget:
         return [name for group in self.losses for name in group]
 
     def minibatch(self, key: int | str, parts: list[Part]) -> Evaluate:
-        s = self.settings
-        return self._on(self.data[minibatch(len(self.data), s.batch_size, s.seed, key)])
+        n, s = len(self.data), self.settings
+        return self._on(self.data[minibatch(n, s.batch(n), s.seed, key)])
 
     def everything(self) -> Evaluate:
         return self._on(self.data)

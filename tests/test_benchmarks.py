@@ -108,3 +108,16 @@ def test_foreign_models():
 def test_zoo():
     found = figures("zoo", "--quick")
     assert {"components", "converged", "truth_cpu_seconds"} <= set(found)
+
+
+@pytest.mark.slow
+def test_certificate():
+    found = figures("certificate", "--quick")
+    assert {"caught_above_10pct", "passed_below_3pct", "overhead"} <= set(found)
+    assert found["runs"] >= 8
+
+
+@pytest.mark.slow
+def test_demo_cost():
+    found = figures("demo_cost", "--quick")
+    assert found["demo_cost_ratio"] > 0

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import lens_slt as ls
 from lens_slt import cli
-from lens_slt.sampling import driver
+from lens_slt.sampling import lm
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
 HEAD = ["--model", "attn-2l", "--data", "code", "--components", "L1H3"]
@@ -67,14 +67,14 @@ def test_an_interrupted_run_continues_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = json.loads(rllc(tmp_path / "whole", "--json").stdout)
-    advance = driver._SAMPLERS["lm"]
+    advance = lm.step
 
     def interrupted(*arguments: Any) -> Any:
         if arguments[-1] == 6:
             raise KeyboardInterrupt
         return advance(*arguments)
 
-    monkeypatch.setitem(driver._SAMPLERS, "lm", interrupted)
+    monkeypatch.setattr(lm, "step", interrupted)
     result = rllc(tmp_path / "parts", "--json")
     assert result.exit_code == 130
     assert result.stdout == ""
@@ -99,8 +99,8 @@ def test_unusable_chains_exit_with_1(tmp_path: Path) -> None:
     ("command", "options", "steps", "probe_draws"),
     [
         ("rllc", [*HEAD, "--thin", "3", "--burn-in", "2", "--probe", "text=prose"], 10, 3),
-        ("susceptibility", HEAD, 28, 8),
-        ("cross-check", CIRCUIT, 28, 8),
+        ("susceptibility", HEAD, 16, 8),
+        ("cross-check", [*CIRCUIT, "--target-se", "0.1"], 16, 8),
         # Burn-in of 8 / (ε·γ/2) steps: 160 at γ 100, 40 at γ 400; (1 + 1 control) runs at each.
         (
             "calibrate",
@@ -118,6 +118,7 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(
     probe_draws: int,
 ) -> None:
     monkeypatch.setattr("lens_slt.sampling.timing.TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr("lens_slt.sampling.foresee.COURSE_SECONDS", 0.0)
     sizes = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8"]
     if command == "cross-check":  # its patterns need longer sequences
         sizes = [*sizes[:2], *sizes[4:], "--probe-sequences", "2", "--chains", "2"]
@@ -126,6 +127,7 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)["estimate"]
     assert (found["steps"], found["probe_draws"]) == (steps, probe_draws)
+    assert set(found["steps_per_draw"].values()) == {1}
     assert found["seconds"] > 0 and found["memory_bytes"] > 0
     assert (found["disk_bytes"] > 0) == (command != "calibrate")
     assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from lens_slt.models.suffix import flatten_slots, make_groups, prefix_for, slot_
 
 LOSS_TOLERANCE = 2e-4  # of the loss
 GRADIENT_TOLERANCE = 1e-2  # of its length
-GRADIENT_FLOOR = 1e-4  # no relative error of what moves a chain by less than 1e-3 of its spread
+FORCE_N_BETA = 30.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def check_against_model(of: ComponentPotential, gamma: float, seed: int = 0) -> 
         loss, gradient = _model_loss(of, of.star + u[i])
         error = abs(float(losses[i]) - (loss - base)) / max(1.0, abs(loss), abs(base))
         worst_loss = max(worst_loss, error)
-        apart = float((gradients[i] - gradient).norm() / (gradient.norm() + GRADIENT_FLOOR))
+        # Of the force on a chain: where the loss is flat, what is left of g is rounding noise.
+        prior = gamma / FORCE_N_BETA * float(u[i].norm())
+        apart = float((gradients[i] - gradient).norm()) / (float(gradient.norm()) + prior)
         worst_gradient = max(worst_gradient, apart)
     if worst_loss > LOSS_TOLERANCE or worst_gradient > GRADIENT_TOLERANCE:
         raise ArithmeticError(

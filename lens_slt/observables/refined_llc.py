@@ -10,7 +10,7 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import independent_units, standard_error
+from lens_slt.sampling.spread import independent_units, standard_error, weighted_mean
 from lens_slt.schema import require, stamped
 
 ROOT_COLUMNS = (
@@ -110,16 +110,9 @@ def _mean_with_error(
     thin = settings.thin if trace.shape != sampling_loss.shape else 1
     weighted = settings.method.draw_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
     if weighted is not None:
-        return weighted_mean(weighted[0], trace[used].ravel())
+        return weighted_mean(weighted[0], trace, used, settings.antithetic)
     units = independent_units(trace, used, settings.antithetic)
     error = standard_error(units)
     spread = trace[used].std(ddof=1) if trace[used].size > 1 else float("nan")
     ess = (spread / error) ** 2 if error > 0 else float("nan")
     return float(units.mean()), error, float(ess)
-
-
-def weighted_mean(weights: FloatArray, values: FloatArray) -> tuple[float, float, float]:
-    """Mean, standard error (delta method) and effective number of draws."""
-    mean = float(weights @ values)
-    error = float(np.sqrt((weights**2) @ (values - mean) ** 2))
-    return mean, error, float(1 / (weights**2).sum())

@@ -123,7 +123,7 @@ class Bias:
 
     share: float
     se: float
-    remaining: float  # the share that the defect of the half-step run still allows
+    remaining: float  # the least share that the defect of the half-step run still allows
 
 
 def certificate(
@@ -162,10 +162,12 @@ def certificate(
 
 def _by_half_step(bias: Bias) -> tuple[str, str]:
     low, high = bias.share - ERRORS * bias.se, bias.share + ERRORS * bias.se
-    settled = abs(bias.remaining) <= LARGEST_SHARE
+    settled = not bias.remaining > LARGEST_SHARE
     if settled and max(-low, high) <= LARGEST_SHARE:
         return CERTIFIED, f"half the step changes λ̂ by {100 * bias.share:+.0f} %"
-    if low > 0 or high < 0:
+    if max(low, -high) > LARGEST_SHARE / 2:
         words = "about" if settled else "more than"
         return f"biased by {words} {100 * bias.share:.0f} %", "from a run at half the step"
+    if not settled:
+        return NOT_CERTIFIED, "a run at half the step has a defect too"
     return NOT_CERTIFIED, f"{TOO_FEW}, also at half the step"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from lens_slt.sampling.course import (
     EARLY_CHECKS,
     GROWTH,
     Course,
+    finite_chains,
     first_course,
     is_precise,
     mean_so_far,
@@ -25,13 +27,14 @@ from lens_slt.sampling.course import (
     virial_so_far,
 )
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
-from lens_slt.sampling.half_step import DRAWS, is_short
+from lens_slt.sampling.half_step import half_step_draws, is_short
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
 from lens_slt.sampling.pilot import CURVATURE_BATCHES
 from lens_slt.sampling.plan import StepCosts, Stretch
 from lens_slt.sampling.result import trace_specs
 from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.spread import independent_units
 from lens_slt.sampling.store import DrawStore, open_store
 from lens_slt.sampling.timing import MOST_TRIAL_STEPS, TRIAL_SECONDS, StepTimes
 from lens_slt.sampling.trial import Enough, Trial
@@ -70,7 +73,7 @@ class Foreseen:
         total = 0.0
         for place in self.half:
             course = self.courses[place]
-            steps = (course.burn_in + DRAWS) * course.stride
+            steps = (course.burn_in + half_step_draws(course)) * course.stride
             total += steps * (2 * self.costs.fixed + 3 * float(self.costs.each[place]))
         return total
 
@@ -145,15 +148,15 @@ def _begun(job: Job, times: StepTimes) -> Foreseen:
     trial.start()
     with contextlib.suppress(Enough):
         run_chains(trial, s, store, on_step)
-    courses = []
-    for place, course in enumerate(diary.courses):
-        end = course if course.done else _on_paper(course, place, diary, store, s)
-        courses.append(end)
+    seen = _seen(diary.courses, store, s)
+    courses = [
+        course if course.done else _on_paper(course, place, diary, seen.get(place), s)
+        for place, course in enumerate(diary.courses)
+    ]
     half = set(_checked(s, tuple(courses)))
-    for place, (course, end) in enumerate(zip(diary.courses, courses, strict=True)):
-        same = end.attempt == course.attempt
-        if same and _has_half_steps(s, end) and course.draws >= min(FIRST_DRAWS, end.draws):
-            found, _, _ = _later(course, end.draws, place, store, s)
+    for place, one in seen.items():
+        if courses[place].attempt == one.course.attempt and _has_half_steps(s, one.course):
+            found = one.after(courses[place].draws)[0]
             half |= {place} if found is not None and found.fails else set()
     steps, _ = trial.costs(n)  # with preconditioners
     costs = replace(times.costs, fixed=steps.fixed, each=steps.each)
@@ -163,51 +166,93 @@ def _begun(job: Job, times: StepTimes) -> Foreseen:
     )  # fmt: skip
 
 
-def _on_paper(course: Course, place: int, diary: _Diary, store: DrawStore, s: Settings) -> Course:
+@dataclass(frozen=True)
+class _Seen:
+    """What the draws of a component say so far."""
+
+    course: Course
+    virial: Virial | None
+    mean: float
+    error: float
+
+    def after(self, draws: int) -> tuple[Virial | None, float]:
+        """The virial and the error of the mean after so many draws.
+
+        A defect within its error of zero is taken for zero: most are small.
+        """
+        shrunk = (self.course.draws / max(draws, self.course.draws)) ** 0.5
+        found = self.virial
+        if found is not None:
+            found = replace(
+                found,
+                defect=_towards_zero(found.defect, found.defect_se),
+                defect_se=found.defect_se * shrunk,
+                share=_towards_zero(found.share, found.share_se),
+                share_se=found.share_se * shrunk,
+            )
+        return found, self.error * shrunk
+
+
+def _seen(courses: list[Course], store: DrawStore, s: Settings) -> dict[int, _Seen]:
+    """Of every component with draws enough.
+
+    Few draws do not tell how far they are correlated, so that this is what their errors have in
+    common: the median ratio of them to those of independent draws.
+    """
+    found, ratios = {}, {}
+    for place, course in enumerate(courses):
+        if course.draws < min(FIRST_DRAWS, s.least_draws):
+            continue
+        loss, virial, defect = (store.read(name, place, course.draws) for name in SUMMED)
+        mean, error = mean_so_far(loss, s)
+        found[place] = _Seen(course, virial_so_far(course, loss, virial, defect, s), mean, error)
+        units = independent_units(loss, finite_chains(loss), s.antithetic)
+        independent = float(units.std()) / max(1, units.size) ** 0.5
+        if independent > 0 and math.isfinite(error):
+            ratios[place] = error / independent
+    if not ratios:
+        return found
+    typical = statistics.median(ratios.values())
+    return {
+        place: replace(one, error=one.error * typical / ratios.get(place, typical))
+        for place, one in found.items()
+    }
+
+
+def _on_paper(course: Course, place: int, diary: _Diary, seen: _Seen | None, s: Settings) -> Course:
     """The course of one component to its end; its stretches are added to the diary."""
-    if course.draws >= FIRST_DRAWS:
-        for check in (*EARLY_CHECKS, course.target):
-            found, _, _ = _later(course, check, place, store, s)
-            if check <= course.draws or found is None or not s.chooses_step:
-                continue
+    if seen is not None:
+        for check in sorted({*EARLY_CHECKS, course.target}):
             here = replace(course, taken=(course.burn_in + check) * course.stride)
+            found = seen.after(check)[0]
+            if not course.draws < check <= course.target or found is None or not s.chooses_step:
+                continue
             stride = next_stride(here, found, True)
             if stride > course.stride:
-                last = diary.began[place] + here.taken
-                diary.close(place, course, last)
+                diary.close(place, course, diary.began[place] + here.taken)
                 course = Course(stride, course.burn_in, s.least_draws, attempt=course.attempt + 1)
                 break
         else:
-            course = replace(course, target=_target(course, place, store, s))
+            course = replace(course, target=_target(seen, s))
     whole = (course.burn_in + course.target) * course.stride
     diary.close(place, course, diary.began[place] + whole)
     return replace(course, taken=whole, done=True)
 
 
-def _target(course: Course, place: int, store: DrawStore, s: Settings) -> int:
-    """Draws at which a component will be certified and precise."""
-    target = course.target
-    while target < s.most_draws:
-        found, mean, error = _later(course, target, place, store, s)
-        certified = found is None or found.holds
-        if (certified and is_precise(mean, error, s)) or math.isnan(mean):
+def _target(seen: _Seen, s: Settings) -> int:
+    """Draws at which a component will be certified, or known not to be, and precise."""
+    target = seen.course.target
+    while target < s.most_draws and not math.isnan(seen.mean):
+        found, error = seen.after(target)
+        told = found is None or found.holds or found.fails
+        if told and is_precise(seen.mean, error, s):
             break
         target = min(GROWTH * target, s.most_draws)
     return target
 
 
-def _later(
-    course: Course, draws: int, place: int, store: DrawStore, s: Settings
-) -> tuple[Virial | None, float, float]:
-    """Virial, mean paired loss and its error after so many draws, from those that are there."""
-    loss, virial, defect = (store.read(name, place, course.draws) for name in SUMMED)
-    mean, error = mean_so_far(loss, s)
-    found = virial_so_far(course, loss, virial, defect, s)
-    shrunk = (course.draws / max(draws, course.draws)) ** 0.5
-    if found is not None:
-        errors = {"defect_se": found.defect_se * shrunk, "share_se": found.share_se * shrunk}
-        found = replace(found, **errors)
-    return found, mean, error * shrunk
+def _towards_zero(value: float, by: float) -> float:
+    return math.copysign(max(0.0, abs(value) - by), value)
 
 
 def _rest(place: int, course: Course, step: int) -> Stretch:

@@ -47,7 +47,7 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.certificate import CERTIFIED, Bias, Virial, certificate, coupled
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import LEAST_DRAWS, standard_error
+from lens_slt.sampling.spread import LEAST_DRAWS, standard_error, weighted_mean
 
 HEALTHY = "healthy"
 BEYOND = "beyond the prior"
@@ -107,10 +107,12 @@ def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> d
     else:
         words, rhat = _chain_verdicts(loss, distance, expected, settings)
     used = np.array([not _is_excluded(word) for word in words])
-    reason = ""
+    reason = refused
     virial, bias = _virial(traces, used, root, settings), _bias(root)
     if used.any():
-        reason = _not_mixed(loss[used], rhat, settings.method.EXACT)
+        reason = _not_mixed(loss, used, rhat, settings)
+    elif settings.method.EXACT and not refused:
+        reason = "no chain can be used"
     prior = float(root["prior_loss"]), float(root["prior_loss_se"])
     if not settings.method.PRIOR_DISTANCE:
         prior = float("nan"), float("nan")
@@ -152,14 +154,18 @@ def _bias(root: xr.Dataset) -> Bias | None:
     return Bias(*(float(root[name]) for name in ("bias", "bias_se", "bias_remaining")))
 
 
-def _not_mixed(loss: FloatArray, rhat: float, exact: bool) -> str:
+def _not_mixed(loss: FloatArray, used: BoolArray, rhat: float, settings: Settings) -> str:
     """Why chains are too slow, or those of an exact sampler too few, to be believed."""
     if rhat > WORST_RHAT:
         return f"chains have not mixed (R̂ {rhat:.2f})"
-    if not exact:
+    if not settings.method.EXACT:
         return ""
-    error, spread = standard_error(loss), loss.std()
-    effective = (spread / error) ** 2 if error > 0 else 0.0
+    weighted = settings.method.draw_weights(loss[used].ravel(), settings.n_beta)
+    if weighted is not None:
+        _, _, effective = weighted_mean(weighted[0], loss, used, settings.antithetic)
+    else:
+        error, spread = standard_error(loss[used]), loss[used].std()
+        effective = (spread / error) ** 2 if error > 0 else 0.0
     if not effective >= LEAST_MIXED:
         return f"only {effective:.0f} effective draws of an exact sampler"
     return ""
@@ -182,14 +188,13 @@ def _chain_verdicts(
     errors = {c: standard_error(loss[c : c + 1]) for c in alive}
     centre = float(np.median(list(means.values()))) if alive else 0.0
     typical = float(np.median(list(errors.values()))) if alive else 0.0
-    independent = settings.method.draw_weights(loss[:1, :1].ravel() * 0, 0.0) is not None
     for c in alive:
         words[c] = _trace_verdict(loss[c], means[c], errors[c])
         apart = abs(means[c] - centre)
         beyond_noise = apart > MOVED * np.hypot(errors[c], typical)
         if not _is_excluded(words[c]) and beyond_noise and apart > MOVED_SHARE * abs(centre):
             words[c] = "chains disagree"
-        if independent and _is_excluded(words[c]):
+        if settings.method.INDEPENDENT and _is_excluded(words[c]):
             words[c] = HEALTHY
         if words[c] == HEALTHY and settings.method.PRIOR_DISTANCE:
             words[c] = BEYOND if _is_beyond(distance[c], expected) else HEALTHY

@@ -58,10 +58,11 @@ def identity(star: Tensor) -> Metric:
 def metric_at_star(curvature: tuple[Tensor, Tensor], gamma: float) -> Metric:
     """The metric of the leading eigenpairs ``nβ·h [component, rank]`` and their vectors."""
     values, vectors = curvature
-    stiff = (values > LEAST_STIFFNESS * gamma).any(0)
-    rank = int(stiff.nonzero().max()) + 1 if stiff.any() else 0
-    scale = gamma / (gamma + values[:, :rank].clamp(min=0))
-    return Metric(scale, vectors[:, :rank].contiguous())
+    stiff = values > LEAST_STIFFNESS * gamma
+    rank = int(stiff.any(0).nonzero().max()) + 1 if stiff.any() else 0
+    # Where only others of the group have that many stiff directions, 1 leaves x as it is.
+    scale = torch.where(stiff, gamma / (gamma + values), 1.0)
+    return Metric(scale[:, :rank], vectors[:, :rank].contiguous())
 
 
 def leading_curvature(

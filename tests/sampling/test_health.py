@@ -106,7 +106,7 @@ def spoiled(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["diverged", "diverged far", "spiky", "still rising", "still falling", "chains disagree"],
+    ["diverged", "diverged far", "still rising", "still falling", "chains disagree"],
 )
 def test_a_spoiled_chain_is_named_and_excluded(kind):
     found = spoiled(kind)
@@ -116,8 +116,8 @@ def test_a_spoiled_chain_is_named_and_excluded(kind):
     assert found["summary"].values[0] == f"1 of 4 chains {word}"
 
 
-@pytest.mark.parametrize("kind", ["below start", "signal below noise"])
-def test_a_small_mean_is_named_but_kept(kind):
+@pytest.mark.parametrize("kind", ["below start", "signal below noise", "spiky"])
+def test_what_would_bias_the_mean_if_it_were_left_out_is_named_but_kept(kind):
     found = spoiled(kind)
     assert kind in found["verdict"].values[0].tolist()
     assert found["used"].values.all()
@@ -131,6 +131,20 @@ def test_heavy_importance_weights_are_refused():
     heavy = verdicts(rng.exponential(5.0, (4, 200)) ** 2, settings=settings)
     assert not heavy["used"].values.any()
     assert heavy["summary"].values[0].startswith("importance weights too heavy (k̂ = ")
+    assert heavy["certificate"].values[0] == "not certified"
+    assert heavy["why"].values[0] == heavy["summary"].values[0]
+
+
+def test_weights_that_leave_few_draws_are_not_certified():
+    """Weights of losses uniform on [0, 6/nβ] leave a third: 2·(1 − e⁻⁶)²/(6·(1 − e⁻¹²))."""
+    rng = np.random.default_rng(0)
+    settings = SETTINGS.but(sampler="importance", n_beta=10.0, antithetic=False)
+    loss = rng.uniform(0, 0.6, (4, 200))
+    assert verdicts(loss, settings=settings)["certificate"].values[0] == "certified"
+    found = verdicts(loss[:, :50], settings=settings)
+    assert found["why"].values[0] in [
+        f"only {n} effective draws of an exact sampler" for n in range(60, 73)
+    ]
 
 
 def test_the_standard_error_covers_the_truth():

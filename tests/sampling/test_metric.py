@@ -16,7 +16,7 @@ from lens_slt.sampling.metric import (
     leading_curvature,
     metric_at_star,
 )
-from lens_slt.sampling.pilot import Pilot, pilot
+from lens_slt.sampling.pilot import PRIOR_BATCHES, Pilot, pilot
 from lens_slt.sampling.settings import Settings
 from tests.made_targets import MadeTarget, quadratic, run
 
@@ -56,7 +56,18 @@ def test_no_rank_is_the_identity():
 def test_directions_that_curve_down_are_left_alone():
     values = torch.tensor([[600.0, -50.0]])
     metric = metric_at_star((values, torch.eye(4)[None, :2]), GAMMA)
-    assert metric.scale[0].tolist() == pytest.approx([0.25, 1.0])
+    assert torch.diagonal(dense(metric)[0]).tolist() == pytest.approx([0.25, 1, 1, 1])
+
+
+def test_directions_that_the_prior_holds_are_left_alone_in_any_company():
+    """A component keeps its M beside one with more stiff directions."""
+    vectors = torch.eye(5)[None, :3].expand(2, -1, -1)
+    soft, stiff = [600.0, 80.0, 3.0], [900.0, 700.0, 500.0]
+    together = metric_at_star((torch.tensor([soft, stiff]), vectors), GAMMA)
+    alone = metric_at_star((torch.tensor([soft]), vectors[:1]), GAMMA)
+    x = torch.randn(1, 4, 5, generator=generator())
+    assert torch.equal(together.rows([0]).apply(x, 0.5), alone.apply(x, 0.5))
+    assert torch.diagonal(dense(alone)[0]).tolist() == pytest.approx([0.25, 1, 1, 1, 1])
 
 
 def lanczos(hessians, start=None, dtype=torch.float64):
@@ -212,7 +223,7 @@ def test_the_pilot_finds_the_curvature_and_the_loss_of_the_prior():
     found = pilot(target, settings)
     assert found.curvature[0].tolist() == pytest.approx([N_BETA * 20, N_BETA * 40], rel=0.01)
     for losses, factor in ((found.prior[0][0], 1), (found.prior[0][1], 2), (found.prior[1][0], 1)):
-        assert len(losses) == 4 * 32  # antithetic pairs are one
+        assert len(losses) == PRIOR_BATCHES * 32  # antithetic pairs are one
         expected = factor * float(H.sum()) / (2 * GAMMA)
         assert abs(float(losses.mean()) - expected) < 4 * float(losses.std()) / len(losses) ** 0.5
     np.testing.assert_array_equal(
