@@ -28,6 +28,7 @@ from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import DrawStore, open_store
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # u [chain, parameter], rows [row, …] -> [chain]
+RECORD = {"model": "function"}
 PROBE = (2, 3)  # sequences and positions of the probe, whose losses are the first weights' squares
 
 
@@ -100,7 +101,7 @@ def store_of(target: MadeTarget, path: Path | None = None) -> DrawStore:
     specs = trace_specs(n, s) | (probe_specs(n, s, {"squares": PROBE}) if target.probes else {})
     probes = {"squares": ""} if target.probes else {}
     identity = {"settings": s.as_dict(), "components": target.names, "probes": probes}
-    return open_store(path, specs, {**identity, "record": {}})
+    return open_store(path, specs, {**identity, "record": RECORD})
 
 
 def finished(
@@ -117,7 +118,7 @@ def finished(
     if store.path is not None:
         write_labels(store.path, labels, probes)
         return open_draws(store.path)
-    return draw_tree(store.arrays, names, s, {}, labels, probes)
+    return draw_tree(store.arrays, names, s, RECORD, labels, probes)
 
 
 def quadratic(curvature: Tensor) -> Loss:
