@@ -20,12 +20,20 @@ in the grid of |Δ log λ̂ / Δ log knob|, the knob being the one of nβ and γ
 differs. It is 1 where λ̂ is proportional to a knob and 0 on a plateau. Sensitivities within 0.02 of
 the least are ties, for they are not known better; of these the one furthest below the prior wins
 (the largest median share by which the loss is lowered), then the lower nβ.
+
+If no setting is accepted, the search goes on where the refusals point. Where the prior dominates at
+every setting, the grid gets a higher nβ; where at every setting chains leave the neighbourhood of
+the weights (diverge, spike, fall below the start, get beyond the prior or above the control), a
+higher γ: three times the highest so far, at most three times. The search stops when a setting is
+accepted; when one is refused for neither, for then draws are too few or too short, whatever nβ and
+γ; and when some settings ask for the one and some for the other. There is one reason at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -37,12 +45,13 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.progress import track
 from lens_slt.sampling.health import HEALTHY, LARGEST_RHAT
+from lens_slt.sampling.registry import SAMPLERS
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
-SAMPLERS = ("lm", "sgld", "rmsprop_sgld", "pcn")
+CHAINS = tuple(name for name, one in SAMPLERS.items() if not one.INDEPENDENT)
 SHORT = Settings(draws=50, batch_size=4)  # of one run of the sweep
 SMALL_RHAT_SHARE = 0.9  # of the components
 WORST_RHAT = 1.2
@@ -52,6 +61,11 @@ ERRORS = 2.0  # standard errors that tell posterior and control apart
 ABOVE_ERRORS = 3.0  # fewer false alarms, as one component is enough
 TIE = 0.02
 ACCEPTED = "accepted"
+FURTHER = 3.0  # factor from the highest value of a knob to the next one that is tried
+MOST_ROUNDS = 3  # values that the search adds to the grid
+SIGNS = {"n_beta": "nβ", "gamma": "γ"}
+PRIOR, HOT, NOISE = "prior", "hot", "noise"  # what complaints are about
+LEAVING = ("diverged", "spiky", "below start", "beyond the prior")  # verdicts of hot chains
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class Calibration:
     Attributes:
         settings: the chosen setting, None if none was accepted.
         evidence: over (n_beta, gamma) and component, everything the rule used.
-        reason: why this setting, or what to change if there is none.
+        reason: why this setting, or the one reason why there is none.
     """
 
     settings: Settings | None
@@ -88,12 +102,13 @@ def calibrate(
     Sweep nβ and γ coarsely, each γ with its control at nβ = 0; accept settings at which every
     chain is healthy, R̂ is small and λ̂ is at least 10 standard errors, and which the prior does not
     dominate; take the one where λ̂ changes least towards its neighbours in the grid, of ties the
-    one furthest below the prior.
+    one furthest below the prior. If none is accepted, go on to higher nβ or higher γ, whichever the
+    refusals ask for.
 
     Args:
         model, tokens, components, weights, mask, pad_id, device: as for :func:`lens_slt.sample`.
-        n_betas: inverse temperatures of the grid, above 0; the control at 0 is added.
-        gammas: localizations of the grid.
+        n_betas: inverse temperatures to begin with, above 0; the control at 0 is added.
+        gammas: localizations to begin with.
         settings: of every run of the sweep, apart from nβ and γ; short chains are enough. A
             ``step_size`` of None follows γ.
         progress: show a progress bar.
@@ -110,37 +125,74 @@ def calibrate(
         ValueError, TypeError: a grid that is empty or has wrong values, and as ``sample``.
     """
     n_runs = len(sweep(n_betas, gammas, settings))
-    n_betas, gammas = numbers("n_betas", n_betas, above=0), numbers("gammas", gammas, above=0)
-    cells = []
+    controls: dict[float, xr.DataTree] = {}
     done = 0
     with track("calibrating", n_runs, progress) as tell:
-        for gamma in gammas:
-            runs = {}
-            for n_beta in (0.0, *n_betas):
-                runs[n_beta] = sample(
-                    model, tokens, components, settings=settings.but(n_beta=n_beta, gamma=gamma),
-                    weights=weights, mask=mask, pad_id=pad_id, device=device, progress=False,
-                )  # fmt: skip
-                done += 1
-                tell(done)
-            control = runs.pop(0.0)
-            cells.append(xr.concat([_cell(run, control) for run in runs.values()], "n_beta"))
-    evidence = xr.concat(cells, "gamma", combine_attrs="drop_conflicts")
-    evidence = evidence.assign_coords(n_beta=list(n_betas), gamma=list(gammas))
-    evidence = judge(evidence.transpose("n_beta", "gamma", "component"))
-    return choose(evidence, settings)
+
+        def run(n_beta: float, gamma: float) -> xr.DataTree:
+            nonlocal done
+            found = sample(
+                model, tokens, components, settings=settings.but(n_beta=n_beta, gamma=gamma),
+                weights=weights, mask=mask, pad_id=pad_id, device=device, progress=False,
+            )  # fmt: skip
+            done += 1
+            tell(done)
+            return found
+
+        def measure(n_beta: float, gamma: float) -> xr.Dataset:
+            if gamma not in controls:
+                controls[gamma] = run(0.0, gamma)
+            return _cell(run(n_beta, gamma), controls[gamma])
+
+        return search(measure, n_betas, gammas, settings)
 
 
 def sweep(n_betas: Sequence[float], gammas: Sequence[float], settings: Settings) -> list[Settings]:
-    """The settings of all runs of :func:`calibrate`, controls included; raises as it does."""
+    """The settings of the runs that :func:`calibrate` begins with, controls included.
+
+    Raises as it does.
+    """
     n_betas, gammas = numbers("n_betas", n_betas, above=0), numbers("gammas", gammas, above=0)
-    choice("settings.sampler", settings.sampler, SAMPLERS)
+    choice("settings.sampler", settings.sampler, CHAINS)
     return [settings.but(n_beta=b, gamma=g) for g in gammas for b in (0.0, *n_betas)]
+
+
+def search(
+    measure: Callable[[float, float], xr.Dataset],
+    n_betas: Sequence[float],
+    gammas: Sequence[float],
+    settings: Settings,
+) -> Calibration:
+    """Measure a grid, and more of it where no setting is accepted; choose by the rule.
+
+    ``measure(n_beta, gamma)`` gives what the rule needs to know of one setting, over component.
+    """
+    grid: dict[str, list[float]] = {
+        "n_beta": list(numbers("n_betas", n_betas, above=0)),
+        "gamma": list(numbers("gammas", gammas, above=0)),
+    }
+    cells: dict[tuple[float, float], xr.Dataset] = {}
+    added: list[str] = []
+    while True:
+        rows = []
+        for n_beta in grid["n_beta"]:
+            for gamma in grid["gamma"]:
+                if (n_beta, gamma) not in cells:
+                    cells[n_beta, gamma] = measure(n_beta, gamma)
+            row = [cells[n_beta, gamma] for gamma in grid["gamma"]]
+            rows.append(xr.concat(row, "gamma", combine_attrs="drop_conflicts"))
+        evidence = xr.concat(rows, "n_beta", combine_attrs="drop_conflicts").assign_coords(grid)
+        evidence = judge(evidence)
+        found = choose(evidence, settings, added)
+        knob = None if found.settings is not None else _knob_to_raise(evidence)
+        if knob is None or len(added) == MOST_ROUNDS:
+            return found
+        grid[knob].append(FURTHER * grid[knob][-1])
+        added.append(f"{SIGNS[knob]} {grid[knob][-1]:g}")
 
 
 def judge(evidence: xr.Dataset) -> xr.Dataset:
     """Add what the rule says about every setting to the estimates of all settings."""
-    n = evidence.sizes["component"]
     healthy = (evidence["verdict"] == HEALTHY).sum("component")
     lowered = evidence["lowered"]
     enough = np.maximum(ERRORS * evidence["lowered_se"], BELOW_PRIOR * evidence["control_loss"])
@@ -156,25 +208,28 @@ def judge(evidence: xr.Dataset) -> xr.Dataset:
     )
     why = np.empty((evidence.sizes["n_beta"], evidence.sizes["gamma"]), dtype=object)
     for i, j in np.ndindex(why.shape):
-        why[i, j] = "; ".join(_complaints(evidence.isel(n_beta=i, gamma=j), n)) or ACCEPTED
+        found = _complaints(evidence.isel(n_beta=i, gamma=j))
+        why[i, j] = "; ".join(words for _, words in found) or ACCEPTED
     return evidence.assign(
         accepted=(("n_beta", "gamma"), why == ACCEPTED), why=(("n_beta", "gamma"), why.astype(str))
     )
 
 
-def choose(evidence: xr.Dataset, settings: Settings) -> Calibration:
-    """Apply the rule to judged evidence."""
+def choose(evidence: xr.Dataset, settings: Settings, added: Sequence[str] = ()) -> Calibration:
+    """Apply the rule to judged evidence; ``added`` are the values that the search has added."""
     keys = ("n_beta", "gamma", "sensitivity", "below_prior")
     flat = evidence[["sensitivity", "below_prior", "accepted"]].to_dataframe().reset_index()
     rows = flat[flat["accepted"]][list(keys)].astype(float).to_dict("records")
     if not rows:
-        return Calibration(None, evidence, _advice(evidence))
+        return Calibration(None, evidence, _refusal(evidence, added))
     least = np.nanmin([*(row["sensitivity"] for row in rows), np.inf])
     ties = [row for row in rows if not row["sensitivity"] > least + TIE]
     best = min(ties, key=lambda row: (-row["below_prior"], row["n_beta"]))
     draws = max(settings.least_draws, Settings().least_draws)
     chosen = settings.but(n_beta=best["n_beta"], gamma=best["gamma"], draws=draws)
     reason = f"nβ {best['n_beta']:g}, γ {best['gamma']:g}: {len(rows)} of {len(flat)} settings"
+    if added:
+        reason += f" (with {', '.join(added)} added, for none of the first was)"
     if not np.isfinite(best["sensitivity"]):
         return Calibration(chosen, evidence, f"{reason} accepted, no neighbours to compare λ̂ with")
     slope = f"mean |Δ log λ̂ / Δ log knob| = {best['sensitivity']:.2f}"
@@ -235,45 +290,90 @@ def _sensitivity(llc: xr.DataArray) -> xr.DataArray:
     return total.sum("component") / count.sum("component").where(lambda x: x > 0)
 
 
-def _complaints(setting: xr.Dataset, n_components: int) -> list[str]:
-    """Why a setting is refused, in the order of the rule."""
+def _complaints(setting: xr.Dataset) -> list[tuple[str, str]]:
+    """Why a setting is refused, in the order of the rule: kind of complaint, and words."""
+    n = setting.sizes["component"]
     found = []
     bad = [
-        f"{name} {word}"
+        (str(name), str(word))
         for name, word in zip(setting["component"].values, setting["verdict"].values, strict=True)
         if word != HEALTHY
     ]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        found.append(f"not healthy: {bad[0]}{more}")
+        hot = any(word in verdict for _, verdict in bad for word in LEAVING)
+        found.append((HOT if hot else NOISE, f"not healthy: {' '.join(bad[0])}{more}"))
     rhat, small = float(setting["largest_rhat"]), int(setting["small_rhat"])
     if np.isnan(rhat):
-        found.append("R̂ is not defined")
-    elif rhat >= WORST_RHAT or small < SMALL_RHAT_SHARE * n_components:
-        found.append(f"R̂ too large for {n_components - small} of {n_components}")
+        found.append((NOISE, "R̂ is not defined"))
+    elif rhat >= WORST_RHAT or small < SMALL_RHAT_SHARE * n:
+        found.append((NOISE, f"R̂ too large for {n - small} of {n}"))
     ratio = float(setting["signal_to_noise"])
     if not ratio >= SIGNAL_TO_NOISE and not bad:
-        found.append(f"λ̂ only {ratio:.1f} standard errors")
+        found.append((NOISE, f"λ̂ only {ratio:.1f} standard errors"))
     above = int(setting["above_prior"])
     if above:
-        found.append(f"{above} of {n_components} above the prior")
-    elif 2 * int(setting["told_apart"]) <= n_components:
-        found.append("prior-dominated")
+        found.append((HOT, f"{above} of {n} above the prior"))
+    elif bool(setting["lowered"].notnull().any()) and 2 * int(setting["told_apart"]) <= n:
+        found.append((PRIOR, "prior-dominated"))
     return found
 
 
-def _advice(evidence: xr.Dataset) -> str:
-    """What to change when no setting is accepted."""
-    whys = " ".join(evidence["why"].values.ravel())
-    advice = []
-    if any(word in whys for word in ("diverged", "spiky", "below start")):
-        advice.append("a higher γ or a lower nβ (chains leave the neighbourhood of the weights)")
-    if "above the prior" in whys:
-        advice.append("a larger batch_size, a smaller step_size or a lower nβ (chains are too hot)")
-    if "still" in whys:
-        advice.append("a longer burn_in (traces have not levelled)")
-    if any(word in whys for word in ("disagree", "R̂", "standard errors", "noise")):
-        advice.append("more draws or a larger batch_size (too much noise)")
-    if "prior-dominated" in whys:
-        advice.append("a higher nβ or a lower γ (where the prior dominates)")
-    return f"no setting of the grid is accepted; try {', '.join(advice)}"
+@dataclass(frozen=True)
+class _Refused:
+    """A setting that is refused: for what, and what that is about.
+
+    PRIOR comes before HOT: that most components see the prior alone cannot be by chance, while a
+    single chain may be called spiky by chance.
+    """
+
+    place: str
+    why: str
+    about: str
+
+
+def _refused(evidence: xr.Dataset) -> list[_Refused]:
+    """Every setting, from the lowest nβ/γ to the highest, when none is accepted."""
+    places = product(evidence["n_beta"].values, evidence["gamma"].values)
+    found = []
+    for n_beta, gamma in sorted(places, key=lambda place: place[0] / place[1]):
+        complaints = _complaints(evidence.sel(n_beta=n_beta, gamma=gamma))
+        kinds = [kind for kind, _ in complaints]
+        about = next(kind for kind in (PRIOR, HOT, NOISE) if kind in kinds)
+        why = "; ".join(words for _, words in complaints)
+        found.append(_Refused(f"nβ {n_beta:g}, γ {gamma:g}", why, about))
+    return found
+
+
+def _knob_to_raise(evidence: xr.Dataset) -> str | None:
+    """The knob that all refusals ask to raise; None where they ask for neither, or for both."""
+    about = {one.about for one in _refused(evidence)}
+    return {PRIOR: "n_beta", HOT: "gamma"}.get(about.pop()) if len(about) == 1 else None
+
+
+def _refusal(evidence: xr.Dataset, added: Sequence[str]) -> str:
+    """The one reason why no setting is accepted."""
+    refused = _refused(evidence)
+    start = "no setting is accepted" + (f", with {', '.join(added)} added" if added else "")
+    noisy = [one for one in refused if one.about == NOISE]
+    if noisy:
+        best = min(noisy, key=lambda one: one.why.count(";"))
+        levelled = "still" not in best.why
+        needed = "more draws or a larger batch_size" if levelled else "a longer burn_in"
+        return f"{start}: {best.place} needs {needed} ({best.why})"
+    dominated = [one.place for one in refused if one.about == PRIOR]
+    left = [one.place for one in refused if one.about == HOT]
+    if dominated and left:
+        return (
+            f"{start}: the prior dominates at {dominated[-1]}, and chains leave the neighbourhood "
+            f"of the weights at {left[0]}; try a larger batch_size"
+        )
+    if dominated:
+        highest = float(evidence["n_beta"].max())
+        try_this = f"try n_betas above {highest:g} or lower gammas"
+        return f"{start}: the prior dominates everywhere; {try_this}"
+    highest = float(evidence["gamma"].max())
+    return (
+        f"{start}: chains leave the neighbourhood of the weights everywhere; try gammas "
+        f"above {highest:g} or lower n_betas"
+    )

@@ -17,7 +17,7 @@ import typer
 
 from lens_slt import demo as demonstration
 from lens_slt.arguments import choice
-from lens_slt.calibration import SHORT, sweep
+from lens_slt.calibration import MOST_ROUNDS, SHORT, sweep
 from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
@@ -67,6 +67,10 @@ app = typer.Typer(
     help="Singular learning theory for TransformerLens models.",
 )  # fmt: skip
 
+SEARCH = (
+    f"loading the model, up to {MOST_ROUNDS} more values of nβ or γ where no setting is accepted, "
+    "tables and figures"
+)
 TRIALS = "loading the model, and the trials, seconds to a minute for every circuit"
 
 Model = Annotated[
@@ -380,8 +384,8 @@ def calibrate(
     out: Out,
     components: Components = "heads",
     checkpoint: Checkpoint = None,
-    n_betas: Annotated[str, typer.Option(help="Inverse temperatures of the grid.")] = "10,30,100",
-    gammas: Annotated[str, typer.Option(help="Localizations of the grid.")] = "100,300",
+    n_betas: Annotated[str, typer.Option(help="Inverse temperatures to begin with.")] = "10,30,100",
+    gammas: Annotated[str, typer.Option(help="Localizations to begin with.")] = "100,300",
     sampler: Sampler = None,
     chains: Chains = None,
     draws: Draws = None,
@@ -412,7 +416,7 @@ def calibrate(
             )
             least = {run: first_course(run).steps_left for run in runs}
             all_runs = one.repeated([one.steps * least[run] // least[hardest] for run in runs])
-            show_estimate(all_runs, as_json, "loading the model, the rule, tables and figures")
+            show_estimate(all_runs, as_json, SEARCH)
             return
         found = run_calibration(
             loaded, tokens, components, settings=short, pad_id=pad_id, device=device,
@@ -537,6 +541,12 @@ def _finish_run(
         "model": draws.attrs["model"],
         "settings": settings_of(draws).as_dict(),
         "health": health_summary(llc),
+        "certificates": {
+            str(name): f"{word}: {why}"
+            for name, word, why in zip(
+                *(llc[key].values for key in ("component", "certificate", "why")), strict=True
+            )
+        },
         "resumed_from_step": before,
     }
     _finish_report(record, out, as_json, began, about)

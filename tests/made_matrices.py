@@ -5,7 +5,34 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from lens_slt.schema import SCHEMAS, stamped
+
 SEQUENCES, POSITIONS = 30, 20
+
+
+def matrix_of(
+    values: np.ndarray, positions: int, quantity: str = "llc", **tokens: np.ndarray
+) -> xr.Dataset:
+    """A matrix of ``values [component, token]``, ``positions`` in a sequence; the rest is zero.
+
+    ``tokens`` are variables over ``token``.
+    """
+    name = {"llc": "per_token_llc", "chi": "susceptibility"}[quantity]
+    sizes = dict(zip(("component", "token"), values.shape, strict=True))
+    sequence, position = np.divmod(np.arange(sizes["token"]), positions)
+    tokens = {"token_id": 0 * sequence, "sequence": sequence, "position": position} | tokens
+    data = {
+        key: (dims, np.zeros([sizes[dim] for dim in dims]))
+        for key, dims in SCHEMAS[name].needed.items()
+    }
+    data |= {key: (("token",), value) for key, value in tokens.items()}
+    data[quantity] = (("component", "token"), values)
+    matrix = xr.Dataset(
+        data,
+        coords={"component": [f"L0H{i}" for i in range(len(values))]},
+        attrs={"quantity": quantity, "probe": "text"},
+    )
+    return stamped(matrix.set_coords([*tokens, "base_loss"]), name)
 
 
 def planted(
@@ -28,21 +55,11 @@ def planted(
     scores[0] += 2 * first
     signal = (np.array(sizes)[:, None] * scores).T @ directions
     copies = signal.T + noise * blocks**0.5 * generator.normal(size=(blocks, n_components, n))
-    sequence, position = np.divmod(np.arange(n), POSITIONS)
-    matrix = xr.Dataset(
-        {
-            "llc": (("component", "token"), copies.mean(0)),
-            "blocks": (("block", "component", "token"), copies),
-        },
-        coords={
-            "component": [f"L0H{i}" for i in range(n_components)],
-            "sequence": ("token", sequence),
-            "position": ("token", position),
-            "token_id": ("token", generator.integers(0, 50, n)),
-            "base_loss": ("token", generator.gamma(2, 1, n)),
-        },
-        attrs={"quantity": "llc"},
-    )
+    matrix = matrix_of(
+        copies.mean(0), POSITIONS, token_id=generator.integers(0, 50, n),
+        base_loss=generator.gamma(2, 1, n),
+    )  # fmt: skip
+    matrix["blocks"] = (("block", "component", "token"), copies)
     patterns = xr.DataArray(
         np.stack([first, chance]).reshape(2, SEQUENCES, POSITIONS),
         dims=("pattern", "sequence", "position"),

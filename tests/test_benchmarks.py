@@ -94,3 +94,30 @@ def test_planted_circuits():
 def test_shipped_circuits():
     found = figures("shipped_circuits", "--quick", "--models", "attn-2l")
     assert {"proposed", "supported", "false_supported"} <= set(found)
+
+
+@pytest.mark.slow
+def test_foreign_models():
+    found = figures("foreign_models", "--quick")
+    wanted = {"silent_wrong", "certified_share", "false_alarm_rate", "median_relative_se"}
+    assert wanted | {"coverage_95", "cpu_seconds", "without_truth_certified"} <= set(found)
+    assert found["models"] == 2
+
+
+@pytest.mark.slow
+def test_zoo():
+    found = figures("zoo", "--quick")
+    assert {"components", "converged", "truth_cpu_seconds"} <= set(found)
+
+
+@pytest.mark.slow
+def test_certificate():
+    found = figures("certificate", "--quick")
+    assert {"caught_above_10pct", "passed_below_3pct", "overhead"} <= set(found)
+    assert found["runs"] >= 8
+
+
+@pytest.mark.slow
+def test_demo_cost():
+    found = figures("demo_cost", "--quick")
+    assert found["demo_cost_ratio"] > 0

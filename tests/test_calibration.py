@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 import xarray as xr
 
 import lens_slt as ls
-from lens_slt.calibration import Calibration, calibrate, choose, judge
+from lens_slt.calibration import Calibration, calibrate, choose, judge, search
 from lens_slt.report.tables import calibration_table
 from lens_slt.sampling.settings import Settings
 
@@ -125,16 +127,111 @@ def test_a_loss_above_the_prior_s_is_refused() -> None:
     assert found.settings.n_beta == 30
 
 
-def test_nothing_accepted_says_what_to_change() -> None:
-    found = judged(made_evidence([1.0, 1.0], below_prior=0.01))
+def made_setting(about: str) -> xr.Dataset:
+    """One setting that is accepted, or refused for what ``about`` says."""
+    setting = made_evidence([1.0, 0.0]).isel(n_beta=0, gamma=0, drop=True)
+    if "prior" in about:
+        setting["lowered"][:] = 0.0
+    if "hot" in about:
+        setting["verdict"][1] = "1 of 4 chains spiky"
+    if "above" in about:
+        setting["lowered"][1] = -0.1
+    if "diverged" in about:
+        setting["verdict"][:] = "diverged"
+        for name in ("llc", "se", "rhat", "lowered", "lowered_se", "control_loss"):
+            setting[name][:] = np.nan
+    if "noise" in about:
+        setting["se"][:] = 1.0
+    if "slow" in about:
+        setting["verdict"][0] = "2 of 4 chains still rising"
+    return setting
+
+
+def searched(
+    about: Callable[[float, float], str],
+    n_betas: Sequence[float] = (10, 30),
+    gammas: Sequence[float] = (100, 300),
+) -> tuple[Calibration, list[tuple[float, float]]]:
+    """What the search finds where settings are as ``about`` says, and the order it asks in."""
+    tried: list[tuple[float, float]] = []
+
+    def measure(n_beta: float, gamma: float) -> xr.Dataset:
+        tried.append((n_beta, gamma))
+        return made_setting(about(n_beta, gamma))
+
+    return search(measure, n_betas, gammas, Settings()), tried
+
+
+def test_the_search_raises_n_beta_where_the_prior_dominates() -> None:
+    found, tried = searched(lambda n_beta, gamma: "" if n_beta > 100 else "prior")
+    assert found.settings is not None
+    assert (found.settings.n_beta, found.settings.gamma) == (270, 100)
+    assert tried[4:] == [(90, 100), (90, 300), (270, 100), (270, 300)]
+    assert "2 of 8 settings (with nβ 90, nβ 270 added, for none of the first was)" in found.reason
+    assert found.evidence["n_beta"].values.tolist() == [10, 30, 90, 270]
+    assert found.evidence["accepted"].sum() == 2
+    assert calibration_table(found).row_count == 8
+    assert len(ls.plot(found).data[0].x) == 4
+
+
+@pytest.mark.parametrize("kind", ["hot", "above", "diverged"])
+def test_the_search_raises_gamma_where_chains_leave(kind: str) -> None:
+    found, tried = searched(lambda n_beta, gamma: "" if gamma > 1000 and n_beta < 20 else kind)
+    assert found.settings is not None
+    assert (found.settings.n_beta, found.settings.gamma) == (10, 2700)
+    assert tried[4:] == [(10, 900), (30, 900), (10, 2700), (30, 2700)]
+
+
+def test_the_search_stops_where_refusals_contradict_each_other() -> None:
+    found, tried = searched(lambda n_beta, gamma: "hot" if gamma == 100 else "prior", n_betas=[10])
     assert found.settings is None
+    assert len(tried) == 2
     assert found.reason == (
-        "no setting of the grid is accepted; "
-        "try a higher nβ or a lower γ (where the prior dominates)"
+        "no setting is accepted: the prior dominates at nβ 10, γ 300, and chains leave the "
+        "neighbourhood of the weights at nβ 10, γ 100; try a larger batch_size"
     )
-    spiky = made_evidence([1.0, 1.0])
-    spiky["verdict"][:] = "spiky"
-    assert "a higher γ or a lower nβ" in judged(spiky).reason
+
+
+def test_the_search_ends_with_one_reason() -> None:
+    found, tried = searched(lambda n_beta, gamma: "prior hot noise")  # a chain may spike by chance
+    assert found.settings is None
+    assert len(tried) == 4 + 3 * 2
+    assert found.reason == (
+        "no setting is accepted, with nβ 90, nβ 270, nβ 810 added: the prior dominates everywhere; "
+        "try n_betas above 810 or lower gammas"
+    )
+    found, tried = searched(lambda n_beta, gamma: "hot slow")
+    assert len(tried) == 4 + 3 * 2
+    assert found.reason == (
+        "no setting is accepted, with γ 900, γ 2700, γ 8100 added: chains leave the neighbourhood "
+        "of the weights everywhere; try gammas above 8100 or lower n_betas"
+    )
+    found, _ = searched(lambda n_beta, gamma: "prior" if n_beta < 50 else "hot")
+    assert found.reason == (
+        "no setting is accepted, with nβ 90 added: the prior dominates at nβ 30, γ 100, and chains "
+        "leave the neighbourhood of the weights at nβ 90, γ 300; try a larger batch_size"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("noise", "needs more draws or a larger batch_size (λ̂ only 1.0 standard errors)"),
+        ("slow", "needs a longer burn_in (not healthy: L0H0 2 of 4 chains still rising)"),
+    ],
+)
+def test_no_search_where_no_knob_helps(kind: str, reason: str) -> None:
+    found, tried = searched(lambda n_beta, gamma: kind if n_beta == 30 else "prior")
+    assert found.settings is None
+    assert len(tried) == 4
+    assert found.reason == f"no setting is accepted: nβ 30, γ 300 {reason}"
+
+
+def test_no_search_where_a_setting_is_accepted() -> None:
+    found, tried = searched(lambda n_beta, gamma: "" if (n_beta, gamma) == (10, 300) else "hot")
+    assert found.settings is not None
+    assert len(tried) == 4
+    assert "added" not in found.reason
 
 
 def test_a_single_setting_is_taken_if_it_is_accepted() -> None:

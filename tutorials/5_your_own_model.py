@@ -263,9 +263,9 @@ assert abs(z) < 4
 # ## Which nβ and γ?
 #
 # The defaults (nβ 30, γ 200) suit small models. `ls.calibrate` sweeps both, keeps settings at which
-# every chain is healthy and stands clear of the prior, and returns one setting for all components,
-# or none, with the reason and what to change. A narrow sweep of two heads here; leave out `n_betas`
-# and `gammas` for the real one.
+# every chain is healthy and stands clear of the prior, searches on where there is none, and returns
+# one setting for all components, or the reason why there is none. A narrow sweep of two heads here;
+# leave out `n_betas` and `gammas` for the real one.
 
 # %%
 calibration = ls.calibrate(

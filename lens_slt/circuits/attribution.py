@@ -42,6 +42,7 @@ from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
 from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
+from lens_slt.schema import stamped
 
 ABLATIONS = ("mean", "zero")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a model should compute
@@ -185,11 +186,12 @@ class _Totals:
         effect[:, :n, : len(THROUGH)] = self.heads.reshape(n, n, -1).numpy()
         effect[:, n, len(THROUGH)] = self.logits.reshape(n).numpy()
         names = head_names(self.adapted)
-        return xr.Dataset(
+        found = xr.Dataset(
             {"effect": (("source", "target", "through"), effect)},
             coords={"source": names, "target": [*names, LOGITS], "through": [*THROUGH, ""]},
-            attrs={"result": "edge_attribution", **attrs},
+            attrs=attrs,
         )
+        return stamped(found, "edge_attribution")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
+from lens_slt.schema import stamped
 
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
 DIRECT = ("induction", "ngram", "skip_gram")
@@ -129,7 +130,6 @@ def behaviour_scores(
         found,
         coords={"component": head_names(adapted)},
         attrs={
-            "result": "behaviour_scores",
             "text": "random" if tokens is None else "tokens",
             **{f"n_{name}": int(chosen.sum()) for name, chosen in labels.items()},
             "n_random": n_random,
@@ -137,7 +137,8 @@ def behaviour_scores(
             "seed": seed,
         },
     )
-    return scores.assign(head_type=("component", _types(scores)))
+    scores = scores.assign(head_type=("component", _types(scores)))
+    return stamped(scores, "behaviour_scores")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
 from lens_slt.models.names import head_name, head_place
+from lens_slt.schema import stamped
 
 if TYPE_CHECKING:
     from transformer_lens import FactoredMatrix
@@ -89,17 +90,17 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
         z, p = _against(score**2, _cumulants(nulls[null], adapted.d_model))
         for name, value in (("z", z), ("p", p), ("q", _false_discovery(p))):
             found[f"{name}_{null}"] = (dims, value)
-    return xr.Dataset(
+    scores = xr.Dataset(
         found,
         coords={"source": names, "target": names, "through": list(THROUGH)},
         attrs={
-            "result": "composition_scores",
             "chance_score": adapted.d_model**-0.5,
             "n_scores": int(np.isfinite(score).sum()),
             "n_null": n_null,
             "seed": seed,
         },
     )
+    return stamped(scores, "composition_scores")
 
 
 def composition_by_component(
@@ -136,7 +137,7 @@ def composition_by_component(
     size = reads["V"].sizes[i][h].double().cpu().numpy()
     squared /= (size**2).sum() * float(read.pow(2).sum())
     share = size**2 / (size**2).sum()
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "singular_value": ("direction", size[:n]),
             "squared_score": ("direction", squared[:n]),
@@ -145,12 +146,9 @@ def composition_by_component(
             "expected_share": ("direction", share[:n]),
         },
         coords={"direction": np.arange(1, n + 1)},
-        attrs={
-            "result": "composition_by_component",
-            "edge": str(edge),
-            "score": float(np.sqrt(squared.sum())),
-        },
+        attrs={"edge": str(edge), "score": float(np.sqrt(squared.sum()))},
     )
+    return stamped(found, "composition_by_component")
 
 
 @dataclass(frozen=True)

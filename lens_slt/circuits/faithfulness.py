@@ -15,6 +15,7 @@ from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.statistics import Contrast, rank_p
 from lens_slt.models.adapter import adapt
+from lens_slt.schema import stamped
 
 MOST_SIZES = 9  # of circuits along a curve
 
@@ -92,7 +93,7 @@ def curve(
     null = np.array(random).reshape(n_random, len(sizes))
     cpr, cmd = _areas(sizes, values)
     null_cpr, null_cmd = _areas(sizes, null)
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "faithfulness": ("size", values),
             "low": ("size", [found.low for found in along]),
@@ -104,8 +105,9 @@ def curve(
             "cmd_p": rank_p(-float(cmd), -null_cmd),
         },
         coords={"size": sizes},
-        attrs={"result": "faithfulness_curve", "ranking": ", ".join(ranking), "how": runs.how},
+        attrs={"ranking": ", ".join(ranking), "how": runs.how},
     )
+    return stamped(found, "faithfulness_curve")
 
 
 def _sizes(n: int) -> NDArray[np.int_]:

@@ -10,6 +10,7 @@ import xarray as xr
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.models.names import layer_of
+from lens_slt.schema import require
 
 # Outcomes by colour, dash and word (colours of Okabe & Ito 2008).
 LOOKS = {
@@ -34,6 +35,8 @@ def circuit_graph(
         minimality, and ``head_type``; edges with ``through``, ``outcome`` and ``effect``. Outcomes
         are "" without a trial.
     """
+    if behaviour is not None:
+        behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
     hypothesis = circuit.hypothesis if isinstance(circuit, Trial) else circuit
     votes = {}
     if isinstance(circuit, Trial):

@@ -25,6 +25,7 @@ from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import parse_components
+from lens_slt.schema import require, stamped
 from lens_slt.structure.contexts import contexts
 
 OUTSIDE = ("heads", "all")
@@ -178,6 +179,7 @@ def affected_tokens(
         Columns ``kind`` (hurt or helped), ``effect`` and ``base_loss`` in nats, ``sequence``,
         ``position`` and ``context``, with the predicted token in « ».
     """
+    found = require(found, "effects", argument="found")
     flat = found.stack(token=("sequence", "position")).reset_index("token")
     flat = flat.isel(token=np.isfinite(flat["effect"].values))
     effect, sequence = flat["effect"].values, flat["sequence"].values
@@ -203,7 +205,7 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
     """Losses under an intervention beside those without it."""
     dims = ("sequence", "position")
     tokens: Tensor = runs.tokens
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "base_loss": (dims, runs.base),
             "loss": (dims, loss),
@@ -215,12 +217,12 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
             "token_id": (dims, tokens[:, 1:].numpy()),
         },
         attrs={
-            "result": "effects",
             "intervention": what,
             "model": runs.adapted.name,
             "units": "nats",
         },
     )
+    return stamped(found, "effects")
 
 
 def outside_of(nodes: frozenset[str], runs: Runs, outside: str) -> frozenset[str]:

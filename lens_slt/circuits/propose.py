@@ -16,6 +16,7 @@ from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
 from lens_slt.circuits.statistics import SIGNIFICANT, Measured
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head, layer_of
+from lens_slt.schema import require
 from lens_slt.structure.pattern_enrichment import enrichment
 
 LEAST_SHARE = 0.25  # of the largest value in its layer, for a head
@@ -66,6 +67,7 @@ def propose_circuits(
     refined = _refined(slt.matrix, slt.labels, seed)
     if composition is None:
         composition = composition_scores(model, seed=seed)
+    composition = require(composition, "composition_scores", argument="composition")
     digest = weights_hash(adapt(model))
     known = _known_by_modes(slt)
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []

@@ -27,6 +27,7 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head
 from lens_slt.progress import track
+from lens_slt.schema import require
 
 LEAST_EFFECT = 0.05  # nats
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
@@ -364,6 +365,7 @@ def _masks(
                 "with names, from label_patterns"
             )
         return {names[0]: mask}
+    patterns = require(patterns, "patterns", argument="patterns")
     known = [str(name) for name in patterns["pattern"].values]
     for name in names:
         if name not in known:
@@ -371,18 +373,17 @@ def _masks(
             raise ValueError(
                 f"pattern {name!r} is not among those of patterns: {', '.join(known)}{hint}"
             )
-    ordered = patterns.transpose("pattern", "sequence", "position")
-    if ordered.shape[1:] != runs.real.shape:
+    if patterns.shape[1:] != runs.real.shape:
         raise ValueError(
-            f"patterns label {ordered.shape[1]} sequences of {ordered.shape[2]} positions; tokens "
-            f"have {runs.real.shape[0]} of {runs.real.shape[1]}: label these tokens"
+            f"patterns label {patterns.shape[1]} sequences of {patterns.shape[2]} positions, "
+            f"tokens have {runs.real.shape[0]} of {runs.real.shape[1]}: label these tokens"
         )
     there = patterns.coords.get("token_id")
     if there is not None:
-        same = there.transpose("sequence", "position").values == runs.tokens[:, 1:].numpy()
+        same = there.values == runs.tokens[:, 1:].numpy()
         if not bool((same | ~runs.real).all()):
             raise ValueError("patterns label other tokens than these: label these tokens")
-    return {name: ordered.sel(pattern=name).values.astype(bool) for name in names}
+    return {name: patterns.sel(pattern=name).values.astype(bool) for name in names}
 
 
 def _n_steps(hypotheses: Sequence[CircuitHypothesis], runs: Runs, n_null: int) -> int:

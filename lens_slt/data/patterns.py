@@ -54,6 +54,7 @@ from jaxtyping import Int
 from lens_slt.arrays import BoolArray
 from lens_slt.data.ngrams import NgramCounts, ngram_counts, ngram_labels
 from lens_slt.data.vocabulary import IntArray, Text, read_text, shifted
+from lens_slt.schema import stamped
 
 __all__ = ["PATTERNS", "NgramCounts", "bracket_depth", "label_patterns", "ngram_counts"]
 
@@ -107,7 +108,7 @@ def label_patterns(
         found |= ngram_labels(text, counts)
     names = [name for name in PATTERNS if name in found]
     here = text.is_text[:, 1:]
-    return xr.DataArray(
+    patterns = xr.DataArray(
         np.stack([found[name][:, 1:] & here for name in names]),
         dims=("pattern", "sequence", "position"),
         coords={
@@ -115,8 +116,8 @@ def label_patterns(
             "token_id": (("sequence", "position"), text.ids[:, 1:]),  # to tell what was labelled
         },
         name="patterns",
-        attrs={"result": "patterns"},
     )
+    return stamped(patterns, "patterns")
 
 
 def bracket_depth(

@@ -36,6 +36,7 @@ __all__ = [
     "AdaptedModel",
     "Leaf",
     "adapt",
+    "attached_hooks",
     "copy_weights",
     "forward_difference",
     "model_logits",
@@ -122,6 +123,12 @@ def adapt(model: Any) -> AdaptedModel:
     if why:
         return replace(adapted, why_generic=why)
     return replace(adapted, architecture=cast(Architecture, found))
+
+
+def attached_hooks(adapted: AdaptedModel) -> list[str]:
+    """Names of the hook points at which the caller has hooks."""
+    points = adapted.module.hook_dict.items()
+    return [name for name, point in points if point.fwd_hooks or point.bwd_hooks]
 
 
 def copy_weights(adapted: AdaptedModel) -> Weights:

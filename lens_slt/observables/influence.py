@@ -18,6 +18,7 @@ from lens_slt.arguments import choice, integer
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.result import component_names
+from lens_slt.schema import require, stamped
 
 KINDS = ("covariance", "correlation")
 UNITS = ("sequence", "token")
@@ -55,8 +56,8 @@ def influence(
     """
     choice("unit", unit, UNITS)
     choice("kind", kind, KINDS)
-    names = component_names(draws) if isinstance(draws, xr.DataTree) else []
     reader = open_probe(draws, query)
+    names = component_names(draws)
     other = reader if source in (None, query) else open_probe(draws, source)
     if component is None and len(names) > 1:
         raise ValueError(f"component must be one of {', '.join(names)}: the run has more than one")
@@ -83,10 +84,11 @@ def influence(
             coords[f"{dim}_{key}"] = (dim, index)
     dims = ("query", "source")
     attrs = {
-        **draws.attrs, "result": "influence", "component": component, "unit": unit, "kind": kind,
+        **draws.attrs, "component": component, "unit": unit, "kind": kind,
         "same_probe": int(other is reader), "blocks": reader.n_blocks,
     }  # fmt: skip
-    return xr.Dataset({"influence": (dims, value), "se": (dims, se)}, coords, attrs)
+    found = xr.Dataset({"influence": (dims, value), "se": (dims, se)}, coords, attrs)
+    return stamped(found, "influence")
 
 
 def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
@@ -105,6 +107,7 @@ def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
         Columns ``effect`` (helps or hurts), the source's coordinates, ``influence``, ``se``, ``z``
         and ``clear``.
     """
+    found = require(found, "influence", argument="found")
     integer("query", query, at_least=0, at_most=found.sizes["query"] - 1)
     row = found.isel(query=query)
     value, se = row["influence"].values, row["se"].values

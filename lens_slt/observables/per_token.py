@@ -23,6 +23,7 @@ import zarr
 from lens_slt.arguments import choice
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
 from lens_slt.sampling.result import dataset, n_draws, settings_of
+from lens_slt.schema import require, stamp, stamped
 
 MOST_BLOCKS = 32  # of consecutive draws; a standard error from 8 is itself a quarter uncertain
 SHORTEST_BLOCK = 5  # draws with probes, where there are enough of them
@@ -132,8 +133,7 @@ def open_probe(draws: xr.DataTree, probe: str | None) -> ProbeReader:
 
     Raises ValueError where there is none, or more than one and no name, or a divergence.
     """
-    if not isinstance(draws, xr.DataTree) or "posterior" not in draws.children:
-        raise TypeError(f"draws must come from sample(…); got {type(draws).__name__}")
+    draws = require(draws, "draws", argument="draws")
     there = list(draws.children["probes"].children) if "probes" in draws.children else []
     if not there:
         raise ValueError(
@@ -153,6 +153,7 @@ def open_probe(draws: xr.DataTree, probe: str | None) -> ProbeReader:
 
 
 def per_token_matrix(
+    result: str,
     reader: ProbeReader,
     components: Sequence[str],
     estimate: Estimator,
@@ -164,6 +165,8 @@ def per_token_matrix(
     path: str | Path | None = None,
 ) -> xr.Dataset:
     """The matrix ``names[0]`` and its terms ``names[1:]``, one component after the other.
+
+    ``result`` is its name in the schema.
 
     ``estimate`` maps the means of the component and of ``others`` to values per token. With
     ``path`` the matrix goes to a Zarr group there and is read from it.
@@ -185,8 +188,8 @@ def per_token_matrix(
                 arrays["blocks"][:, i] = pseudo
         for key, value in summary.items():
             rows[key].append(value)
-    attrs = {"quantity": names[0], "probe": reader.name, **attrs}
-    return _labelled(reader, components, attrs, arrays, rows, path)
+    attrs = {"quantity": names[0], "probe": reader.name, **attrs, **stamp(result)}
+    return stamped(_labelled(reader, components, attrs, arrays, rows, path), result)
 
 
 _COLUMNS = ("split_half", "reliability", "mean", "mean_se", "rms_se")

@@ -50,6 +50,6 @@ def per_token_llc(
         return {"llc": factor * means[0].loss}
 
     return per_token_matrix(
-        reader, component_names(draws), estimate, ["llc"], keep_blocks=keep_blocks, path=path,
-        attrs={"result": "per_token_llc", "factor": factor},
+        "per_token_llc", reader, component_names(draws), estimate, ["llc"],
+        keep_blocks=keep_blocks, path=path, attrs={"factor": factor},
     )  # fmt: skip

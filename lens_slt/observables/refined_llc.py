@@ -10,7 +10,8 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import independent_units, standard_error
+from lens_slt.sampling.spread import independent_units, standard_error, weighted_mean
+from lens_slt.schema import require, stamped
 
 ROOT_COLUMNS = (
     "n_parameters", "n_draws", "step_size", "steps_per_draw", "curvature", "prior_loss",
@@ -42,6 +43,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
 
     At nβ = 0, the control, ``llc`` is zero by definition: look at ``mean_paired_loss``.
     """
+    draws = require(draws, "draws", argument="draws")
     settings = settings_of(draws)
     posterior, health = dataset(draws, "posterior"), dataset(draws, "health")
     root = draws.to_dataset()
@@ -88,7 +90,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         )
         data["probe_llc"] = (("component", "probe"), scale * values[:, :, 0])
         data["probe_se"] = (("component", "probe"), scale * values[:, :, 1])
-    return xr.Dataset(data, coords=coords, attrs={**draws.attrs, "result": "refined_llc"})
+    return stamped(xr.Dataset(data, coords=coords, attrs=dict(draws.attrs)), "refined_llc")
 
 
 def _probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
@@ -108,16 +110,9 @@ def _mean_with_error(
     thin = settings.thin if trace.shape != sampling_loss.shape else 1
     weighted = settings.method.draw_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
     if weighted is not None:
-        return weighted_mean(weighted[0], trace[used].ravel())
+        return weighted_mean(weighted[0], trace, used, settings.antithetic)
     units = independent_units(trace, used, settings.antithetic)
     error = standard_error(units)
     spread = trace[used].std(ddof=1) if trace[used].size > 1 else float("nan")
     ess = (spread / error) ** 2 if error > 0 else float("nan")
     return float(units.mean()), error, float(ess)
-
-
-def weighted_mean(weights: FloatArray, values: FloatArray) -> tuple[float, float, float]:
-    """Mean, standard error (delta method) and effective number of draws."""
-    mean = float(weights @ values)
-    error = float(np.sqrt((weights**2) @ (values - mean) ** 2))
-    return mean, error, float(1 / (weights**2).sum())

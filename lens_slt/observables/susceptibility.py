@@ -87,9 +87,9 @@ def susceptibility(
             )
         others.append(whole)
     return per_token_matrix(
-        reader, names, _two_posterior if others else _restricted,
+        "susceptibility", reader, names, _two_posterior if others else _restricted,
         ["chi", "mean_term", "covariance_term"], others=others, keep_blocks=keep_blocks, path=path,
-        attrs={"result": "susceptibility", "estimator": estimator},
+        attrs={"estimator": estimator},
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from lens_slt.report.colours import COLOURS
 from lens_slt.report.plots import INTERVAL, LLC_AXIS, group_label, group_of, group_place
 from lens_slt.report.plots_circuits import VOTE_COLOURS
 from lens_slt.sampling.health import HEALTHY
+from lens_slt.schema import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +35,7 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
         llc: from :func:`lens_slt.refined_llc`.
         width: of the figure in inches.
     """
+    llc = require(llc, "refined_llc", argument="llc")
     order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
     llc = llc.isel(component=order)
     names = [str(name) for name in llc["component"].values]
@@ -66,6 +68,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
         n_modes: panels.
         width: of the figure in inches.
     """
+    found = require(found, "modes", argument="found")
     names = [str(name) for name in found["component"].values]
     n_modes = min(n_modes, found.sizes["mode"])
     figure, panels = _figure(width, len(names), n_modes)

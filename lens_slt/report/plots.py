@@ -13,6 +13,7 @@ from lens_slt.calibration import Calibration
 from lens_slt.models.names import head_place, is_head, read_part
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.sampling.health import HEALTHY
+from lens_slt.schema import require
 
 INTERVAL = 1.96  # standard errors either side
 LLC_AXIS = "λ̂ (dimensionless)"
@@ -24,6 +25,7 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
 
     ``llc`` is from :func:`lens_slt.refined_llc`. Open symbols mark components that are not healthy.
     """
+    llc = require(llc, "refined_llc", argument="llc")
     panels = ["sampling tokens"]
     if "probe" in llc.dims:
         panels += [f"probe: {name}" for name in llc["probe"].values]
@@ -62,6 +64,7 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
 
     Raises ValueError if ``llc`` has no heads.
     """
+    llc = require(llc, "refined_llc", argument="llc")
     found = {
         head_place(name): i
         for i, name in enumerate(map(str, llc["component"].values))

@@ -12,6 +12,7 @@ from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS, DASHES, HEAD_TYPE_COLOURS, SYMBOLS
 from lens_slt.report.plots import ROW_PIXELS
+from lens_slt.schema import require
 
 DASH_NAMES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open", "noted": "diamond"}
@@ -147,6 +148,7 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
     curve = found.curve if isinstance(found, Trial) else found
     if curve is None:
         raise ValueError("this trial has no curve: ablating everything does not hurt its pattern")
+    curve = require(curve, "faithfulness_curve", argument="found")
     size = curve["size"].values
     figure = go.Figure()
     for i, values in enumerate(curve["random"].values):

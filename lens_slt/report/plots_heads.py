@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 
 from lens_slt.report.colours import COLOURS, HEAD_TYPE_COLOURS, SYMBOLS
 from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+from lens_slt.schema import require
 
 CLEAR = 0.05  # of q
 STRONGEST = 25  # edges that are shown
@@ -21,6 +22,7 @@ def plot_behaviour(scores: xr.Dataset) -> go.Figure:
     ``scores`` is from :func:`lens_slt.behaviour_scores`: shares of attention, and ``copying``
     from −1 to 1, on one colour scale.
     """
+    scores = require(scores, "behaviour_scores", argument="scores")
     keys = [k for k in (*RATES, "copying") if np.isfinite(scores[k].values).any()]
     values = np.array([scores[key].values for key in keys])
     names = [str(name) for name in scores["component"].values]
@@ -63,6 +65,7 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
 
     ``scores`` is from :func:`lens_slt.composition_scores`.
     """
+    scores = require(scores, "composition_scores", argument="scores")
     panels = [str(name) for name in scores["through"].values]
     value = scores["score"].values
     used = np.isfinite(value).any((1, 2)), np.isfinite(value).any((0, 2))
@@ -100,6 +103,7 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.edge_attribution`.
     """
+    found = require(found, "edge_attribution", argument="found")
     flat = found["effect"].to_series().dropna()
     flat = flat.reindex(flat.abs().sort_values(ascending=False).index)[:STRONGEST]
     names = [f"{s}→{t}" + (f".{through}" if through else "") for s, t, through in flat.index]
@@ -129,6 +133,7 @@ def plot_effects(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.ablate` or its relatives.
     """
+    found = require(found, "effects", argument="found")
     values = found["effect"].values
     sequences = np.nanmean(values, axis=1)
     mean = float(np.nanmean(values))
@@ -155,6 +160,7 @@ def plot_directions(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.composition_by_component`.
     """
+    found = require(found, "composition_by_component", argument="found")
     figure = go.Figure()
     for i, (key, name) in enumerate((("share", "of the score"), ("expected_share", "by chance"))):
         figure.add_trace(

@@ -11,6 +11,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from lens_slt.report.colours import COLOURS, NONE, SYMBOLS, pattern_colour
+from lens_slt.schema import require
 
 MOST_NAMES = len(COLOURS) * len(SYMBOLS)  # told apart by colour and symbol together
 
@@ -36,6 +37,7 @@ def plot_map(
 
     Raises ValueError where lengths differ or the map has one axis only.
     """
+    coords = require(coords, "token_map", argument="coords")
     points = coords["map"].values
     if points.shape[1] < 2:
         raise ValueError(f"coords must have two axes or more; got {points.shape[1]}")
@@ -83,6 +85,11 @@ def plot_stability(
 
     Raises ValueError without anything to draw.
     """
+    stable = ("cluster_stability", clusters or {}), ("map_stability", maps or {})
+    clusters, maps = (
+        {name: require(made, kind, argument=f"{kind} {name!r}") for name, made in compared.items()}
+        for kind, compared in stable
+    )
     if clusters:
         clusters = {
             name if np.isfinite(float(made["rand"])) else f"{name} (none in both)": made

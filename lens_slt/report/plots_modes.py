@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 
 from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.plots import ROW_PIXELS
+from lens_slt.schema import require
 
 CLEAR = 0.05  # of q
 QUANTITIES = {"chi": "susceptibilities", "llc": "per-token rLLCs"}
@@ -19,6 +20,7 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.modes`. A mode that may be noise has open symbols.
     """
+    found = require(found, "modes", argument="found")
     found = found.isel(mode=slice(0, n_modes))
     names = [str(name) for name in found["component"].values]
     titles = [_title(found, i) for i in range(found.sizes["mode"])]
@@ -59,6 +61,7 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
 
 def plot_enrichment(enriched: xr.Dataset, *, title: str = "") -> go.Figure:
     """AUC of every mode, or component, for every pattern as a map; * where q < 0.05."""
+    enriched = require(enriched, "enrichment", argument="enriched")
     rows = str(next(iter(enriched["auc"].dims)))
     known = np.isfinite(enriched["auc"].values).any(0)
     shown = enriched.isel(pattern=np.flatnonzero(known))

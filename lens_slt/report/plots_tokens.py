@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from lens_slt.report.colours import COLOURS, SYMBOLS, pattern_colour
 from lens_slt.report.plots import INTERVAL, ROW_PIXELS
 from lens_slt.report.plots_modes import QUANTITIES
+from lens_slt.schema import MATRICES, require
 
 MEANS = {"chi": "mean susceptibility χ (nats²)", "llc": "mean λ̂ (dimensionless)"}
 LARGEST = 256  # rows of a map
@@ -20,6 +21,7 @@ def plot_matrix(matrix: xr.Dataset) -> go.Figure:
 
     ``matrix`` is from :func:`lens_slt.susceptibility` or :func:`lens_slt.per_token_llc`.
     """
+    matrix = require(matrix, *MATRICES, argument="matrix")
     names = [str(name) for name in matrix["component"].values]
     quantity = str(matrix.attrs["quantity"])
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
@@ -48,6 +50,7 @@ def plot_matrix(matrix: xr.Dataset) -> go.Figure:
 
 def plot_patterns(patterns: xr.DataArray) -> go.Figure:
     """How many of the tokens belong to each pattern. ``patterns``: from ``label_patterns``."""
+    patterns = require(patterns, "patterns", argument="patterns")
     names = [str(name) for name in patterns["pattern"].values]
     share = patterns.values.reshape(len(names), -1).mean(1)
     order = np.argsort(share)
@@ -70,6 +73,7 @@ def plot_clusters(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.clusters`. Filled: beyond chance.
     """
+    found = require(found, "clusters", argument="found")
     names = [f"cluster {label}" for label in found["label"].values]
     beyond = found["beyond_chance"].values.astype(bool)
     figure = go.Figure()
@@ -108,6 +112,7 @@ def plot_cluster_summary(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.cluster_summary`.
     """
+    found = require(found, "cluster_summary", argument="found")
     share = 100 * found["share"].values.T
     figure = go.Figure(
         go.Heatmap(
@@ -134,6 +139,7 @@ def plot_influence(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.influence`. The first 256 of each are shown; where query and
     source are the same tokens the diagonal is left out.
     """
+    found = require(found, "influence", argument="found")
     shown = found.isel(query=slice(0, LARGEST), source=slice(0, LARGEST))
     value = shown["influence"].values.astype(float).copy()
     if found.attrs["same_probe"]:

@@ -11,6 +11,7 @@ from lens_slt.arguments import choice
 from lens_slt.report.colours import COLOURS, DASHES
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import component_names, dataset
+from lens_slt.schema import require
 
 LOSS_AXIS = "paired loss (nats per token)"
 COLUMNS, MOST_PANELS, MOST_POINTS = 8, 144, 120  # of the overview
@@ -23,6 +24,7 @@ def plot_all_traces(draws: xr.DataTree) -> go.Figure:
     their own; traces are averaged over neighbouring steps to at most 120 points; burn-in is left
     of the line. Of more than 144 components the unhealthy ones are shown first.
     """
+    draws = require(draws, "draws", argument="draws")
     health = dataset(draws, "health")
     verdicts = {
         str(name): str(word)
@@ -71,6 +73,7 @@ def plot_all_traces(draws: xr.DataTree) -> go.Figure:
 
 def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
     """Loss trace of every chain of one component with its verdict; burn-in shaded."""
+    draws = require(draws, "draws", argument="draws")
     names = component_names(draws)
     choice("component", component, names)
     before = draws["burn_in"].to_dataset()["paired_loss"].sel(component=component).values

@@ -40,6 +40,7 @@ from lens_slt.report.token_strips import token_strips
 from lens_slt.sampling import health
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import component_names, open_draws, settings_of
+from lens_slt.schema import require
 from lens_slt.structure.contexts import contexts
 from lens_slt.structure.overview import View, open_views
 
@@ -59,7 +60,8 @@ def write_report(run: str | Path) -> Path:
             scores that lie in the folder become part of the report.
 
     Raises:
-        ValueError: nothing there to report, or a run that has not finished.
+        ValueError: nothing there to report, a run that has not finished, or results of another
+            version.
     """
     folder = Path(run)
     path = folder / DRAWS if (folder / DRAWS).exists() else folder
@@ -68,13 +70,16 @@ def write_report(run: str | Path) -> Path:
     if not is_draws and not trials.exists():
         raise ValueError(f"run: {str(folder)!r} holds neither {DRAWS} nor {TRIALS}")
     about = folder / ABOUT
-    behaviour = folder / BEHAVIOUR
+    behaviour = None
+    if (folder / BEHAVIOUR).exists():
+        stored = read_zarr(folder / BEHAVIOUR)
+        behaviour = require(stored, "behaviour_scores", argument=BEHAVIOUR)
     return report_results(
         folder / REPORT,
         open_draws(path) if is_draws else None,
         views=open_views(folder),
         trials=read_trials(trials) if trials.exists() else (),
-        behaviour=read_zarr(behaviour) if behaviour.exists() else None,
+        behaviour=behaviour,
         about=json.loads(about.read_text("utf-8")) if about.exists() else {},
     )
 
@@ -203,8 +208,9 @@ def _health(draws: xr.DataTree, llc: xr.Dataset) -> str:
     first, *bad = health_summary(llc).split("\n")
     words = (
         "Healthy means that every chain levelled off, does not spike or diverge, that the chains "
-        "agree and that the mean stands above its noise. Chains that are not healthy are left out "
-        "of every number on this page."
+        "agree, that the mean stands above its noise, and that the number is certified: its defect "
+        "allows a bias of at most 10 %. Chains that cannot be used are left out of every number on "
+        "this page. ε₀/ε is how many steps make one draw."
     )
     summary = page.paragraph(first[0].upper() + first[1:] + ".", "lead")
     return (
@@ -212,8 +218,19 @@ def _health(draws: xr.DataTree, llc: xr.Dataset) -> str:
         + page.bullets(f"! {line}" for line in bad)
         + page.paragraph(words, "quiet")
         + page.fold("The verdicts and their rules", page.pairs(rules(health.__doc__)))
+        + page.fold("The certificate and the step of every component", page.pairs(_choices(llc)))
         + page.table(rllc_table(llc, notes(draws)))
     )
+
+
+def _choices(llc: xr.Dataset) -> dict[str, str]:
+    """What was chosen for every component, and what its certificate rests on."""
+    return {
+        str(name): f"{certificate} ({why}); {choice}"
+        for name, certificate, why, choice in zip(
+            *(llc[key].values for key in ("component", "certificate", "why", "choice")), strict=True
+        )
+    }
 
 
 def _rllc(llc: xr.Dataset) -> str:

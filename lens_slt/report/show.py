@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import plotly.graph_objects as go
-import xarray as xr
 from rich.table import Table
 
 from lens_slt.calibration import Calibration
@@ -36,6 +35,7 @@ from lens_slt.report.plots_traces import plot_all_traces
 from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
+from lens_slt.schema import SCHEMAS, name_of, require
 
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "draws": plot_all_traces,
@@ -70,17 +70,6 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "trial": evidence_table,
     "calibration": calibration_table,
 }
-# Dimensions that are gone once something was selected; the rest is an array like others.
-_NEEDED = {
-    "refined_llc": ("component",), "per_token_llc": ("component", "token"),
-    "susceptibility": ("component", "token"), "modes": ("mode", "component"),
-    "enrichment": ("pattern",), "token_map": ("token", "axis"), "clusters": ("token", "label"),
-    "cluster_summary": ("label", "pattern"), "cluster_stability": ("label",),
-    "influence": ("query", "source"), "effects": ("sequence", "position"),
-    "composition_scores": ("source", "target", "through"),
-    "composition_by_component": ("direction",), "behaviour_scores": ("component",),
-    "edge_attribution": ("source", "target", "through"), "faithfulness_curve": ("size",),
-}  # fmt: skip
 STYLE = (  # what a table has on a report page, for the front ends of notebooks
     "<style>.lens-slt td, .lens-slt th {text-align: left} "
     ".lens-slt .number {text-align: right; white-space: nowrap} "
@@ -99,9 +88,13 @@ def plot(result: Any) -> go.Figure:
 
     Raises:
         TypeError: anything else.
+        ValueError: a result of which something was selected away.
     """
     kind = kind_of(result)
     if kind not in FIGURES:
+        named = getattr(result, "attrs", {}).get("result")
+        if named in SCHEMAS:
+            require(result, named, argument="result")
         raise TypeError(
             f"result must be what a function of lens_slt returned, such as draws or refined LLCs; "
             f"got {type(result).__name__}"
@@ -110,13 +103,11 @@ def plot(result: Any) -> go.Figure:
 
 
 def kind_of(result: Any) -> str:
-    """Which result this is, "" for what is none."""
+    """Which whole result this is, "" for what is none; the rest is an array like others."""
     for one, kind in _CLASSES.items():
         if isinstance(result, one):
             return kind
-    if isinstance(result, xr.DataTree | xr.Dataset | xr.DataArray):
-        return str(result.attrs.get("result", "")) if _whole(result) else ""
-    return ""
+    return name_of(result)
 
 
 def table_of(result: Any) -> str:
@@ -144,13 +135,3 @@ def display_result(result: Any) -> None:
     if not isinstance(result, tuple(_CLASSES)):
         arrays = page.fold("The labelled arrays", result._repr_html_())
         display({"text/plain": repr(result), "text/html": arrays}, raw=True)
-
-
-def _whole(result: Any) -> bool:
-    """Whether nothing that the figure needs was selected away."""
-    if isinstance(result, xr.DataTree):
-        return "posterior" in result.children
-    if isinstance(result, xr.DataArray):
-        return "pattern" in result.dims and result.ndim == 3
-    needed = _NEEDED.get(str(result.attrs.get("result")), ())
-    return all(name in result.dims for name in needed)

@@ -13,17 +13,20 @@ from lens_slt.calibration import Calibration
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.settings import Settings
+from lens_slt.schema import require
 
 
 def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
-    """One row per component: λ̂ ± standard error, R̂, effective draws, chains used, verdict.
+    """One row per component: λ̂ ± standard error, R̂, effective draws, chains used, steps per draw,
+    the bias that the defect allows in per cent of λ̂, verdict.
 
     ``llc`` is from :func:`lens_slt.refined_llc`; ``words``, such as :func:`notes`, come below.
     """
+    llc = require(llc, "refined_llc", argument="llc")
     settings = settings_of(llc)
     table = plain_table("Refined LLC", "\n".join([run_words(settings), *words]))
     table.add_column("component", no_wrap=True)
-    for name in ("λ̂ ± SE", "SE %", "R̂", "ESS", "chains", "weights"):
+    for name in ("λ̂ ± SE", "SE %", "R̂", "ESS", "chains", "ε₀/ε", "bias ≤ %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     for i, name in enumerate(llc["component"].values):
@@ -32,13 +35,15 @@ def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
         table.add_row(
             str(name), with_error(value, error), _share(value, error), _number(row["rhat"], 2),
             _number(row["ess"], 0), f"{int(row['chains_used'])}/{settings.chains}",
-            _count(int(row["n_parameters"])), verdict_text(str(row["verdict"].values)),
+            str(int(row["steps_per_draw"])), _allowed(row),
+            verdict_text(str(row["verdict"].values)),
         )  # fmt: skip
     return table
 
 
 def probe_table(llc: xr.Dataset) -> Table:
     """One row per component: λ̂ on the sampling tokens and on every probe, ± standard error."""
+    llc = require(llc, "refined_llc", argument="llc")
     if "probe" not in llc.dims:
         raise ValueError("llc has no probes; give probes= to lens_slt.sample")
     table = plain_table("Refined LLC by probe", "± one standard error")
@@ -57,18 +62,29 @@ def probe_table(llc: xr.Dataset) -> Table:
 
 def health_summary(llc: xr.Dataset) -> str:
     """Health of all components in words: one sentence, and one line per component that has none."""
+    llc = require(llc, "refined_llc", argument="llc")
     names, verdicts = llc["component"].values, llc["verdict"].values
     bad = [(n, v, int(c)) for n, v, c in zip(names, verdicts, llc["chains_used"], strict=True)
            if v != HEALTHY]  # fmt: skip
-    rhat = llc["rhat"].values
-    worst = f"largest R̂ {np.nanmax(rhat):.2f}" if np.isfinite(rhat).any() else "R̂ not defined"
+    worst = _worst(llc)
     if not bad:
         every = "the one component is" if len(names) == 1 else f"all {len(names)} components are"
-        return f"{every} healthy; {worst}"
+        return f"{every} healthy and certified; {worst}"
     lines = [f"{len(names) - len(bad)} of {len(names)} components are healthy; {worst}"]
     for name, verdict, used in bad:
         lines.append(f"{name}: {verdict}" + ("" if used else " (no chain can be used)"))
     return "\n".join(lines)
+
+
+def _worst(llc: xr.Dataset) -> str:
+    """The largest R̂ and what the prior alone does to the loss."""
+    rhat, prior = llc["rhat"].values, llc["prior_loss"].values
+    words = f"largest R̂ {np.nanmax(rhat):.2f}" if np.isfinite(rhat).any() else "R̂ not defined"
+    if not np.isfinite(prior).any():
+        return words
+    low, high = f"{np.nanmin(prior):.2g}", f"{np.nanmax(prior):.2g}"
+    span = low if low == high else f"{low} to {high}"
+    return f"{words}; the prior alone raises the loss by {span} nats"
 
 
 def notes(draws: xr.DataTree) -> list[str]:
@@ -160,9 +176,11 @@ def verdict_text(verdict: str) -> str:
 
 def run_words(s: Settings) -> str:
     """The settings of a run in one line."""
+    size = f"ε₀ {s.epsilon:.3g}, smaller where needed" if s.chooses_step else f"ε {s.epsilon:.3g}"
+    draws = f"{s.least_draws}" if s.least_draws == s.most_draws else f"at least {s.least_draws}"
     return (
-        f"nβ {s.n_beta:g}, γ {s.gamma:g}, {s.sampler} with ε {s.epsilon:.3g}, {s.chains} chains × "
-        f"{s.draws} draws after {s.burn_in_steps} steps of burn-in, batch {s.batch_size}"
+        f"nβ {s.n_beta:g}, γ {s.gamma:g}, {s.sampler} with {size}, {s.chains} chains × {draws} "
+        f"draws after {s.burn_in_steps} of burn-in, batch {s.batch_size or 'of all'}"
     )
 
 
@@ -172,6 +190,12 @@ def plain_table(title: str, caption: str) -> Table:
         title=title, caption=caption, title_justify="left", caption_justify="left",
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold",
     )  # fmt: skip
+
+
+def _allowed(row: xr.Dataset) -> str:
+    """The bias that the defect allows, two standard errors included."""
+    most = abs(float(row["defect_share"])) + 2 * float(row["defect_share_se"])
+    return f"{100 * most:.0f}" if np.isfinite(most) else "–"
 
 
 def _share(value: float, error: float) -> str:

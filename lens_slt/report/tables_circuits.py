@@ -11,6 +11,7 @@ from rich.table import Table
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial, compare, p_words
 from lens_slt.report.tables import plain_table
+from lens_slt.schema import require
 
 SHORT = {  # the scores that a terminal has room for
     "previous_token": "prev.", "current_token": "curr.", "first_token": "first",
@@ -72,6 +73,7 @@ def evidence_table(trial: Trial) -> Table:
 
 def behaviour_table(behaviour: xr.Dataset, llc: xr.Dataset | None = None) -> Table:
     """One row per head: its type, its scores, and its rLLC if ``llc`` is given."""
+    behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
     table = plain_table(
         "Heads by behaviour",
         "mean attention to the previous, current, first token, and (on repeated random tokens) to "

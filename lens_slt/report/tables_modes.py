@@ -8,12 +8,14 @@ from rich.table import Table
 
 from lens_slt.report.plots_modes import CLEAR
 from lens_slt.report.tables import plain_table, with_error
+from lens_slt.schema import MATRICES, require
 
 NAMES = {"chi": "Susceptibility χ", "llc": "Per-token rLLC"}
 
 
 def reliability_table(*matrices: xr.Dataset) -> Table:
     """One row per component: mean over the probe's tokens, and split-half reliability."""
+    matrices = tuple(require(one, *MATRICES, argument="matrices") for one in matrices)
     table = plain_table(
         "Mean over the probe's tokens, and reliability",
         "± one standard error; split-half: correlation over tokens, first half of the draws "
@@ -40,6 +42,7 @@ def modes_table(
     found: xr.Dataset, enriched: xr.Dataset | None = None, *, n_modes: int = 4
 ) -> Table:
     """One row per mode: variance, stability, strongest loadings and patterns."""
+    found = require(found, "modes", argument="found")
     quantity = str(found.attrs["quantity"])
     table = plain_table(
         f"Modes: {NAMES[quantity]}",

@@ -10,7 +10,7 @@ is zero on average if the chain samples the posterior, and positive if the step 
 stiff direction, if the noise of the minibatch gradients heats the chain, or if it has not relaxed.
 In the harmonic regime nβ⟨u·g⟩ = 2λ̂, and the error of λ̂ relative to λ̂ is at most
 
-    share = defect / min(nβ⟨u·g⟩, 2λ̂)        (+ the inflation of the prior chain, for ``sgld``)
+    share = defect / min(nβ⟨u·g⟩, 2|λ̂|)      (+ the inflation of the prior chain, for ``sgld``)
 
 with equality where the heat sits in the stiff directions; where it sits in the prior's, λ̂ is off by
 less. A component is *certified* when the share's interval of two standard errors lies within
@@ -36,7 +36,7 @@ NOT_CERTIFIED = "not certified"
 LARGEST_SHARE = 0.1  # of λ̂
 LARGEST_DEFECT = 0.2  # absolute: λ̂ off by 0.1
 ERRORS = 2.0  # standard errors either side
-PRIOR_ERRORS = 3.0
+PRIOR_ERRORS = 4.0
 TOO_FEW = "too few draws to tell"
 
 
@@ -61,7 +61,7 @@ class Virial:
     def holds(self) -> bool:
         """Whether the defect is known to be small."""
         relative = abs(self.share) + ERRORS * self.share_se <= LARGEST_SHARE
-        return relative or abs(self.defect) + ERRORS * self.defect_se <= LARGEST_DEFECT
+        return relative or self.absolute + ERRORS * self.defect_se <= LARGEST_DEFECT
 
     @property
     def fails(self) -> bool:
@@ -71,12 +71,19 @@ class Virial:
     def exceeds(self, share: float) -> bool:
         """Whether the defect is known to be above this share, and not small in absolute terms."""
         relative = abs(self.share) - ERRORS * self.share_se > share
-        return relative and abs(self.defect) - ERRORS * self.defect_se > LARGEST_DEFECT
+        return relative and self.absolute - ERRORS * self.defect_se > LARGEST_DEFECT
 
     @property
-    def size(self) -> float:
-        """The larger of the share and what the absolute floor leaves of it."""
-        return abs(self.share)
+    def hopeless(self) -> bool:
+        """Whether there is a defect and nothing to compare it with."""
+        large = self.absolute - ERRORS * self.defect_se > LARGEST_DEFECT
+        return large and not np.isfinite(self.share)
+
+    @property
+    def absolute(self) -> float:
+        """The defect, inflation of the prior chain included."""
+        exact = np.isfinite(self.share) and self.share_se > 0
+        return abs(self.share) * self.defect_se / self.share_se if exact else abs(self.defect)
 
 
 def coupled(
@@ -101,9 +108,10 @@ def coupled(
         nan = float("nan")
         return Virial(nan, nan, nan, nan, nan)
     mean, error = float(units.mean()), standard_error(units)
-    size = float(virial[used].mean())
-    room = min(size, 2 * n_beta * float(loss[used].mean()))
-    if room <= 0:  # below start, or no signal: only the absolute rule can hold
+    size, twice = float(virial[used].mean()), 2 * n_beta * float(loss[used].mean())
+    # Below the start nβ⟨u·g⟩ tells nothing. Where it is negative above it, only the defect counts.
+    room = abs(twice) if twice < 0 else min(size, twice)
+    if room <= 0:
         room = float("nan")
     share = mean / room + inflation if mean or inflation else 0.0
     return Virial(size, mean, error, share, error / room if error else 0.0)
@@ -115,7 +123,7 @@ class Bias:
 
     share: float
     se: float
-    remaining: float  # the share that the defect of the half-step run still allows
+    remaining: float  # the least share that the defect of the half-step run still allows
 
 
 def certificate(
@@ -146,7 +154,7 @@ def certificate(
     if bias is not None and np.isfinite([bias.share, bias.se]).all():
         return _by_half_step(bias)
     if virial.fails:
-        return NOT_CERTIFIED, f"the defect allows a bias of {100 * virial.size:.0f} %"
+        return NOT_CERTIFIED, f"the defect allows a bias of {100 * abs(virial.share):.0f} %"
     if not np.isfinite([virial.defect, virial.defect_se]).all():
         return NOT_CERTIFIED, "no finite defect"
     return NOT_CERTIFIED, TOO_FEW
@@ -154,10 +162,10 @@ def certificate(
 
 def _by_half_step(bias: Bias) -> tuple[str, str]:
     low, high = bias.share - ERRORS * bias.se, bias.share + ERRORS * bias.se
-    settled = abs(bias.remaining) <= LARGEST_SHARE
+    settled = not bias.remaining > LARGEST_SHARE
     if settled and max(-low, high) <= LARGEST_SHARE:
         return CERTIFIED, f"half the step changes λ̂ by {100 * bias.share:+.0f} %"
-    if low > 0 or high < 0:
+    if max(low, -high) > LARGEST_SHARE / 2 or not settled:
         words = "about" if settled else "more than"
         return f"biased by {words} {100 * bias.share:.0f} %", "from a run at half the step"
     return NOT_CERTIFIED, f"{TOO_FEW}, also at half the step"

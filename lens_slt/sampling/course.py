@@ -7,8 +7,8 @@ bias of λ̂ above 30 %, 10 % or 10 %, the step becomes ε₀/k with a larger k,
 that a draw is worth as much as before, and burn-in and draws start anew. So nothing that a smaller
 step was chosen on enters an estimate.
 
-A component is done when it has its draws, is certified and has the wanted standard error, or when
-it has the most draws that it may have.
+A component is done when it has its draws, is certified, or known not to be, and has the wanted
+standard error, or when it has the most draws that it may have.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import numpy as np
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.certificate import LARGEST_SHARE, Virial, coupled
 from lens_slt.sampling.settings import FLOOR, Settings
-from lens_slt.sampling.spread import independent_units, standard_error
+from lens_slt.sampling.spread import independent_units, standard_error, weighted_mean
 
 EARLY_CHECKS = {12: 0.3, 50: LARGEST_SHARE}  # draws -> share of λ̂ above which the step shrinks
 WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
 ORDER = 1.5  # the defect falls as ε (gradient noise) to ε² (discretisation)
 LEAST_FACTOR, MOST_FACTOR = 2.0, 8.0  # by which a step shrinks at a time
-MOST_STEPS_PER_DRAW = 64
+MOST_STEPS_PER_DRAW = 32
+CHEAP_STRIDE = 8  # steps of a draw above which a default run begins with fewer draws
+MOST_STEPS = 4096  # that a default run goes on for, though it cannot tell yet
 GROWTH = 2  # of the number of draws, where a component goes on
 
 
@@ -84,6 +86,14 @@ def first_course(settings: Settings) -> Course:
     return Course(1, settings.burn_in_steps, settings.least_draws)
 
 
+def first_target(stride: int, settings: Settings) -> int:
+    """Draws before the first decision on whether they are enough."""
+    if settings.draws is not None or settings.target_se is not None:
+        return settings.least_draws
+    fewer = settings.least_draws * CHEAP_STRIDE // stride
+    return min(settings.least_draws, max(max(EARLY_CHECKS), fewer))
+
+
 def is_decision(course: Course, settings: Settings) -> bool:
     """Whether draws have to be looked at now."""
     if not course.between or course.done:
@@ -101,13 +111,20 @@ def decide(
     if settings.chooses_step:
         stride = next_stride(course, found, bool(used.all()))
         if stride > course.stride:
-            return Course(stride, course.burn_in, settings.least_draws, attempt=course.attempt + 1)
+            target = first_target(stride, settings)
+            return Course(stride, course.burn_in, target, attempt=course.attempt + 1)
+    default = settings.draws is None and settings.target_se is None
+    smallest = course.stride == MOST_STEPS_PER_DRAW and course.draws == max(EARLY_CHECKS)
+    if default and smallest and found is not None and found.fails:
+        return replace(course, done=True)
     if course.draws < course.target:
         return course
-    if course.draws >= settings.most_draws or not used.any():
+    long = default and course.taken > MOST_STEPS / 2
+    if course.draws >= settings.most_draws or long or not used.any():
         return replace(course, done=True)
-    certified = found is None or found.holds
-    if certified and is_precise(*mean_so_far(loss, settings), settings):
+    # More draws tell what errors hide; they do not take away what is known to be there.
+    told = found is None or found.holds or found.fails
+    if told and is_precise(*mean_so_far(loss, settings), settings):
         return replace(course, done=True)
     return replace(course, target=min(course.target * GROWTH, settings.most_draws))
 
@@ -132,19 +149,26 @@ def next_stride(course: Course, found: Virial | None, finite: bool) -> int:
         factor = MOST_FACTOR if not finite else 1.0
     else:
         allowed = EARLY_CHECKS.get(course.draws, LARGEST_SHARE)
-        hopeless = np.isnan(found.share) and found.defect - 2 * found.defect_se > 0.2
-        if not found.exceeds(allowed) and not hopeless:
+        size = abs(found.share)
+        # More draws can tell what standard errors hide, not take away what is there.
+        late = course.draws >= course.target and not found.holds
+        undecided = late and size > max(WANTED_SHARE, found.share_se)
+        if not (found.exceeds(allowed) or undecided or found.hopeless):
             return course.stride
-        share = found.size if np.isfinite(found.share) else np.inf
+        share = size if np.isfinite(size) else np.inf
         factor = float(np.clip((share / WANTED_SHARE) ** (1 / ORDER), LEAST_FACTOR, MOST_FACTOR))
     return min(most, math.ceil(course.stride * factor))
 
 
 def mean_so_far(loss: FloatArray, settings: Settings) -> tuple[float, float]:
     """Mean paired loss of finite chains, and its standard error; NaN if there are none."""
-    units = independent_units(loss, finite_chains(loss), settings.antithetic)
-    if not len(units):
+    used = finite_chains(loss)
+    if not used.any():
         return float("nan"), float("nan")
+    weighted = settings.method.draw_weights(loss[used].ravel(), settings.n_beta)
+    if weighted is not None:
+        return weighted_mean(weighted[0], loss, used, settings.antithetic)[:2]
+    units = independent_units(loss, used, settings.antithetic)
     return float(units.mean()), standard_error(units)
 
 

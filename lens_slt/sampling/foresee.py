@@ -27,7 +27,7 @@ from lens_slt.sampling.course import (
     virial_so_far,
 )
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
-from lens_slt.sampling.half_step import DRAWS, MOST_BURN_IN
+from lens_slt.sampling.half_step import half_step_draws, is_short
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
 from lens_slt.sampling.pilot import CURVATURE_BATCHES
 from lens_slt.sampling.plan import StepCosts, Stretch
@@ -73,7 +73,7 @@ class Foreseen:
         total = 0.0
         for place in self.half:
             course = self.courses[place]
-            steps = (course.burn_in + DRAWS) * course.stride
+            steps = (course.burn_in + half_step_draws(course)) * course.stride
             total += steps * (2 * self.costs.fixed + 3 * float(self.costs.each[place]))
         return total
 
@@ -240,11 +240,12 @@ def _on_paper(course: Course, place: int, diary: _Diary, seen: _Seen | None, s: 
 
 
 def _target(seen: _Seen, s: Settings) -> int:
-    """Draws at which a component will be certified and precise."""
+    """Draws at which a component will be certified, or known not to be, and precise."""
     target = seen.course.target
     while target < s.most_draws and not math.isnan(seen.mean):
         found, error = seen.after(target)
-        if (found is None or found.holds) and is_precise(seen.mean, error, s):
+        told = found is None or found.holds or found.fails
+        if told and is_precise(seen.mean, error, s):
             break
         target = min(GROWTH * target, s.most_draws)
     return target
@@ -263,7 +264,7 @@ def _rest(place: int, course: Course, step: int) -> Stretch:
 
 def _has_half_steps(s: Settings, course: Course) -> bool:
     """Whether a component's bias may be measured by a run at half the step."""
-    return _has_certificate(s) and course.burn_in <= MOST_BURN_IN
+    return _has_certificate(s) and is_short(course)
 
 
 def _has_certificate(s: Settings) -> bool:

@@ -38,7 +38,8 @@ class _FunctionTarget:
         if self.data is None:
             return self._on(None)
         s = self.settings
-        return self._on(self.data[minibatch(len(self.data), s.batch_size, s.seed, key)])
+        n = len(self.data)
+        return self._on(self.data[minibatch(n, s.batch(n), s.seed, key)])
 
     def everything(self) -> Evaluate:
         return self._on(self.data)
@@ -80,8 +81,12 @@ def sample_function(
         Draws like :func:`lens_slt.sample`'s, of the one component ``function``.
     """
     settings = settings or Settings()
-    if data is not None and len(data) < settings.batch_size:
-        raise ValueError(f"data has {len(data)} rows, fewer than batch_size={settings.batch_size}")
+    if data is not None:
+        if settings.batch_size is not None and len(data) < settings.batch_size:
+            raise ValueError(
+                f"data has {len(data)} rows, fewer than batch_size={settings.batch_size}"
+            )
+        settings = settings.for_data(len(data), 1)
     target = _FunctionTarget(loss, star.detach(), data, settings)
     store = open_store(None, trace_specs(1, settings), {})
     outcome = run_chains(target, settings, store)

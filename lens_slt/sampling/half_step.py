@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lens_slt.sampling.certificate import Bias, coupled
+from lens_slt.sampling.certificate import ERRORS, Bias, coupled
+from lens_slt.sampling.course import CHEAP_STRIDE, MOST_STEPS_PER_DRAW, Course
 from lens_slt.sampling.driver import SUMMED, Outcome, PartLosses, chains_of
 from lens_slt.sampling.members import Part, Target
 from lens_slt.sampling.randomness import chain_noise
@@ -22,8 +23,9 @@ from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 from lens_slt.sampling.store import DrawStore
 
-DRAWS = 100
-MOST_BURN_IN = 500  # draws' worth of steps; a longer one would not be a short run
+DRAWS = 50  # the difference is known to a per cent then
+LEAST_DRAWS = 20  # where a draw takes many steps
+MOST_STEPS = 4000  # of the whole steps; more would not be a short run
 COLUMNS = ("bias", "bias_se", "bias_remaining")
 
 
@@ -39,7 +41,7 @@ def half_steps(
     place = 0
     for g, members in enumerate(target.groups):
         for i in range(len(members.names)):
-            short = outcome.courses[place].burn_in <= MOST_BURN_IN
+            short = is_short(outcome.courses[place])
             if short and (settings.check_step or _rings(settings, outcome, store, place)):
                 found = measure_bias(target, settings, outcome, (g, (i,)), place)
                 values = found.share, found.se, found.remaining
@@ -47,6 +49,16 @@ def half_steps(
                     columns[name][place] = value
             place += 1
     return columns
+
+
+def is_short(course: Course) -> bool:
+    """Whether a run at half the step would be a short one."""
+    return (course.burn_in + half_step_draws(course)) * course.stride <= MOST_STEPS
+
+
+def half_step_draws(course: Course) -> int:
+    """Draws of the coupled run."""
+    return max(LEAST_DRAWS, min(DRAWS, DRAWS * CHEAP_STRIDE // course.stride))
 
 
 def measure_bias(
@@ -59,9 +71,9 @@ def measure_bias(
     whole = _chains(target, settings, outcome, part, epsilon, whole=True)
     half = _chains(target, settings, outcome, part, epsilon / 2, whole=False)
     coarse, fine = method.init(star, whole, 0), method.init(star, half, 0)
-    first = course.burn_in * course.stride
+    first, draws = course.burn_in * course.stride, half_step_draws(course)
     rows: list[Tensor] = []
-    for step in range(first + DRAWS * course.stride):
+    for step in range(first + draws * course.stride):
         early, late = (
             PartLosses(part, target.minibatch(f"half {2 * step + i}", [part])) for i in (0, 1)
         )
@@ -73,7 +85,7 @@ def measure_bias(
             assert seen.defect is not None and finer.defect is not None
             row = (seen.loss, finer.loss, finer.virial, finer.defect, seen.defect)
             rows.append(torch.stack([value[0] for value in row]).double().cpu())
-    traces = torch.stack(rows, dim=-1).unflatten(-1, (DRAWS, course.stride)).mean(-1).numpy()
+    traces = torch.stack(rows, dim=-1).unflatten(-1, (draws, course.stride)).mean(-1).numpy()
     return _bias(traces, settings, epsilon)
 
 
@@ -96,7 +108,8 @@ def _bias(traces: np.ndarray, settings: Settings, epsilon: float) -> Bias:
     factor = 1 / (1 - 2**-order)
     here = float(loss[used].mean())
     right = max(abs(here - factor * change), abs(here) / 10)  # beyond tenfold is not told apart
-    return Bias(factor * change / right, factor * error / right, finer.share)
+    remaining = max(0.0, abs(finer.share) - ERRORS * finer.share_se)
+    return Bias(factor * change / right, factor * error / right, remaining)
 
 
 def _chains(
@@ -120,7 +133,7 @@ def _chains(
 
 
 def _rings(settings: Settings, outcome: Outcome, store: DrawStore, place: int) -> bool:
-    """Whether the defect of a run does not certify it, though it has draws enough to tell."""
+    """Whether the defect is large, or a default run ended without telling."""
     n = outcome.courses[place].draws
     loss, virial, defect = (store.read(name, place, n) for name in SUMMED)
     found = coupled(
@@ -130,4 +143,6 @@ def _rings(settings: Settings, outcome: Outcome, store: DrawStore, place: int) -
             settings.gamma, outcome.courses[place].step_size(settings)
         ),
     )  # fmt: skip
-    return found.fails
+    if found.fails:
+        return outcome.courses[place].stride < MOST_STEPS_PER_DRAW  # else it is lost anyway
+    return settings.draws is None and settings.target_se is None and not found.holds

@@ -10,7 +10,7 @@ diverged              a non-finite loss, or the chain is more than √10 times a
 never moved           the weights are the same at every draw                      excluded
 identical chains      the trace equals another chain's to the last bit, other     excluded
                       than the antithetic one's of an even loss
-spiky                 a draw more than 20 standard deviations of the draws not    excluded
+spiky                 a draw more than 20 standard deviations of the draws not    kept, named
                       near it away from their mean
 still rising          the line fitted to the trace rises by more than 5           excluded
                       standard errors and by more than a tenth of the mean
@@ -30,13 +30,15 @@ healthy               none of these
 ====================  ==========================================================  ==============
 
 Those that are kept would bias the mean if they were left out, or are all there is. A component is
-*healthy* if its chains are and :mod:`lens_slt.sampling.certificate` certifies it; a component whose
+*healthy* if the model knows something of the tokens (its loss is below a uniform guess's), its
+chains are and :mod:`lens_slt.sampling.certificate` certifies it; a component whose
 chains look well but which is not certified says that instead.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,18 +47,20 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.certificate import CERTIFIED, Bias, Virial, certificate, coupled
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import LEAST_DRAWS, standard_error
+from lens_slt.sampling.spread import LEAST_DRAWS, standard_error, weighted_mean
 
 HEALTHY = "healthy"
 BEYOND = "beyond the prior"
 NO_EFFECT = "no effect"
 TOO_SHORT = "too short"
 EXCLUDED = (
-    "diverged", "never moved", "identical chains", "spiky", "still rising", "still falling",
+    "diverged", "never moved", "identical chains", "still rising", "still falling",
     "chains disagree",
 )  # fmt: skip
+LEAST_GAIN = 0.01  # of the uniform guess's loss, that a trained model is better by
 LEAST_MIXED = 100  # effective draws of an exact sampler that is certified
 LARGEST_RHAT = 1.05
+WORST_RHAT = 1.1  # that is certified
 DISTANCE_FACTOR = 10.0  # of the squared distance expected under the prior
 # Near a singularity nβ·ΔL follows a gamma distribution of shape λ̂, whose tail is exponential: at
 # λ̂ = 1/8 one healthy chain of 200 draws in 300 passes 20 standard deviations, at λ̂ ≥ 1/2 none does.
@@ -103,10 +107,12 @@ def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> d
     else:
         words, rhat = _chain_verdicts(loss, distance, expected, settings)
     used = np.array([not _is_excluded(word) for word in words])
-    reason = ""
+    reason = refused
     virial, bias = _virial(traces, used, root, settings), _bias(root)
-    if settings.method.EXACT and used.any():
-        reason = _not_mixed(loss[used], rhat)
+    if used.any():
+        reason = _not_mixed(loss, used, rhat, settings)
+    elif settings.method.EXACT and not refused:
+        reason = "no chain can be used"
     prior = float(root["prior_loss"]), float(root["prior_loss_se"])
     if not settings.method.PRIOR_DISTANCE:
         prior = float("nan"), float("nan")
@@ -125,7 +131,7 @@ def _component(posterior: xr.Dataset, root: xr.Dataset, settings: Settings) -> d
         "defect_se": found.defect_se,
         "defect_share": found.share,
         "defect_share_se": found.share_se,
-        "summary": _summary(words, rhat, word, why),
+        "summary": _summary(words, rhat, word, why, _no_better_than_a_guess(root.attrs)),
     }
 
 
@@ -148,12 +154,18 @@ def _bias(root: xr.Dataset) -> Bias | None:
     return Bias(*(float(root[name]) for name in ("bias", "bias_se", "bias_remaining")))
 
 
-def _not_mixed(loss: FloatArray, rhat: float) -> str:
-    """Why an exact sampler's chains are too few or too slow to be believed."""
-    error, spread = standard_error(loss), loss.std()
-    effective = (spread / error) ** 2 if error > 0 else 0.0
-    if rhat > LARGEST_RHAT:
+def _not_mixed(loss: FloatArray, used: BoolArray, rhat: float, settings: Settings) -> str:
+    """Why chains are too slow, or those of an exact sampler too few, to be believed."""
+    if rhat > WORST_RHAT:
         return f"chains have not mixed (R̂ {rhat:.2f})"
+    if not settings.method.EXACT:
+        return ""
+    weighted = settings.method.draw_weights(loss[used].ravel(), settings.n_beta)
+    if weighted is not None:
+        _, _, effective = weighted_mean(weighted[0], loss, used, settings.antithetic)
+    else:
+        error, spread = standard_error(loss[used]), loss[used].std()
+        effective = (spread / error) ** 2 if error > 0 else 0.0
     if not effective >= LEAST_MIXED:
         return f"only {effective:.0f} effective draws of an exact sampler"
     return ""
@@ -176,14 +188,13 @@ def _chain_verdicts(
     errors = {c: standard_error(loss[c : c + 1]) for c in alive}
     centre = float(np.median(list(means.values()))) if alive else 0.0
     typical = float(np.median(list(errors.values()))) if alive else 0.0
-    independent = settings.method.draw_weights(loss[:1, :1].ravel() * 0, 0.0) is not None
     for c in alive:
         words[c] = _trace_verdict(loss[c], means[c], errors[c])
         apart = abs(means[c] - centre)
         beyond_noise = apart > MOVED * np.hypot(errors[c], typical)
         if not _is_excluded(words[c]) and beyond_noise and apart > MOVED_SHARE * abs(centre):
             words[c] = "chains disagree"
-        if independent and _is_excluded(words[c]):
+        if settings.method.INDEPENDENT and _is_excluded(words[c]):
             words[c] = HEALTHY
         if words[c] == HEALTHY and settings.method.PRIOR_DISTANCE:
             words[c] = BEYOND if _is_beyond(distance[c], expected) else HEALTHY
@@ -251,13 +262,29 @@ def _is_excluded(word: str) -> bool:
     return word in EXCLUDED or word.startswith("importance weights")
 
 
-def _summary(words: list[str], rhat: float, certified: str, why: str) -> str:
+def _no_better_than_a_guess(record: Mapping[Any, Any]) -> str:
+    """Whether the model knows nothing of the tokens, in words."""
+    if "uniform_loss" not in record:
+        return ""
+    base, error, uniform = (record[key] for key in ("base_loss", "base_loss_se", "uniform_loss"))
+    if base < uniform - max(NOISE * error, LEAST_GAIN * uniform):
+        return ""
+    return (
+        f"loss at the given weights {base:.2f} nats, a uniform guess {uniform:.2f}: untrained, or "
+        "tokens of another tokenizer"
+    )
+
+
+def _summary(words: list[str], rhat: float, certified: str, why: str, guess: str) -> str:
     bad = Counter(word for word in words if word != HEALTHY)
+    found = []
     if bad:
-        return "; ".join(
+        found = [
             word if n == len(words) else f"{n} of {len(words)} chains {word}"
             for word, n in bad.items()
-        )
-    if rhat > LARGEST_RHAT:
-        return f"chains disagree (R̂ {rhat:.2f})"
-    return HEALTHY if certified == CERTIFIED else f"{certified}: {why}"
+        ]
+    elif rhat > LARGEST_RHAT:
+        found = [f"chains disagree (R̂ {rhat:.2f})"]
+    elif certified != CERTIFIED:
+        found = [f"{certified}: {why}"]
+    return "; ".join([*found, *([guess] if guess else [])]) or HEALTHY

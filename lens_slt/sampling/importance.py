@@ -17,6 +17,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.sampling.sampler import Chains, Losses, Seen
 
 EXACT = True
+INDEPENDENT = True
 CHOOSES_STEP = False
 NO_CERTIFICATE = ""
 PRIOR_DISTANCE = False  # draws are the prior's, whatever their weights are

@@ -23,6 +23,7 @@ from torch import Tensor
 
 RANK = 8
 LANCZOS_STEPS = 12  # gradients; the leading eigenvalues of a loss stand far apart and come first
+LEAST_STIFFNESS = 0.5  # nβ·h over γ of a direction that is kept
 LOST = 1e-4  # share of a product of which nothing but rounding is left
 DIFFERENCE = 0.02  # length of the step of gradient differences, in standard deviations of the prior
 
@@ -57,7 +58,11 @@ def identity(star: Tensor) -> Metric:
 def metric_at_star(curvature: tuple[Tensor, Tensor], gamma: float) -> Metric:
     """The metric of the leading eigenpairs ``nβ·h [component, rank]`` and their vectors."""
     values, vectors = curvature
-    return Metric(gamma / (gamma + values.clamp(min=0)), vectors)
+    stiff = values > LEAST_STIFFNESS * gamma
+    rank = int(stiff.any(0).nonzero().max()) + 1 if stiff.any() else 0
+    # Where only others of the group have that many stiff directions, 1 leaves x as it is.
+    scale = torch.where(stiff, gamma / (gamma + values), 1.0)
+    return Metric(scale[:, :rank], vectors[:, :rank].contiguous())
 
 
 def leading_curvature(

@@ -20,6 +20,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.sampling.sampler import Chains, Losses, Seen
 
 EXACT = True
+INDEPENDENT = False
 CHOOSES_STEP = False
 NO_CERTIFICATE = ""
 PRIOR_DISTANCE = True

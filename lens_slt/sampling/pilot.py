@@ -13,7 +13,7 @@ from lens_slt.sampling.randomness import chain_noise, derived_generator
 from lens_slt.sampling.settings import Settings
 
 CURVATURE_BATCHES = 2  # minibatches on which curvature is measured
-PRIOR_BATCHES = 4  # minibatches, each with a fresh prior draw per chain
+PRIOR_BATCHES = 8  # minibatches, each with a fresh prior draw per chain
 PILOT = "pilot "  # begins the names of its tensors in a file
 
 

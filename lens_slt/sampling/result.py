@@ -34,6 +34,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.sampling.health import diagnose
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec, read_about, read_identity
+from lens_slt.schema import SCHEMAS, check_version, stamped
 
 TRACES = ("paired_loss", "squared_distance", "step_loss", "virial", "defect")
 FULL_LOSS = "full_loss"
@@ -84,6 +85,7 @@ def write_labels(path: Path, labels: Labels, probes: dict[str, dict[str, np.ndar
                 f"probes/{name}/{key}", data=values, dimension_names=("sequence", "position"),
                 overwrite=True,
             )  # fmt: skip
+    group.attrs["schema"] = SCHEMAS["draws"].version
     group.attrs["labels"] = json.loads(json.dumps(asdict(labels), default=_plain))
 
 
@@ -97,11 +99,10 @@ def open_draws(path: str | Path) -> xr.DataTree:
         The draws, labelled as ``sample`` returned them; probes stay on disk until they are read.
 
     Raises:
-        ValueError: no draws there, or a run that has not finished.
+        ValueError: no draws there, a run that has not finished, or one of another version.
     """
     path = Path(path)
     identity = read_identity(path)
-    settings = Settings(**identity["settings"])
     group = zarr.open_group(path, mode="r")
     if "labels" not in group.attrs:
         step = read_about(path).get("step", 0)
@@ -109,6 +110,8 @@ def open_draws(path: str | Path) -> xr.DataTree:
             f"path: the run in {str(path)!r} has not finished (step {step}); "
             "call sample with the same arguments to continue it"
         )
+    check_version("draws", group.attrs.get("schema", 0), f"path: {str(path)!r}")
+    settings = Settings(**identity["settings"])
     labels = Labels(**dict(group.attrs["labels"]))  # type: ignore[arg-type]
     probes = {
         name: {
@@ -155,7 +158,7 @@ def draw_tree(
     root = xr.Dataset(
         {key: ("component", np.asarray(values)) for key, values in labels.components.items()},
         coords=coords,
-        attrs={"result": "draws", "settings": json.dumps(settings.as_dict()), **record},
+        attrs={"settings": json.dumps(settings.as_dict()), **record},
     )
     tree = {"/": root, "/posterior": posterior, "/burn_in": burn_in}
     for name, fixed in (probes or {}).items():
@@ -168,7 +171,7 @@ def draw_tree(
             attrs={"loss": labels.probe_loss[name]},
         )
     tree["/health"] = diagnose(posterior, root, settings)
-    return xr.DataTree.from_dict(tree).sel(component=labels.order)
+    return stamped(xr.DataTree.from_dict(tree).sel(component=labels.order), "draws")
 
 
 def dataset(draws: xr.DataTree, group: str) -> xr.Dataset:

@@ -23,6 +23,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.sampling.sampler import Chains, Losses, Seen
 
 EXACT = False
+INDEPENDENT = False
 CHOOSES_STEP = False
 NO_CERTIFICATE = "no identity for rmsprop_sgld: its preconditioner follows the chain"
 PRIOR_DISTANCE = False

@@ -16,7 +16,13 @@ import xarray as xr
 from lens_slt.data.checks import check_length
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models import forward
-from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, weights_hash
+from lens_slt.models.adapter import (
+    AdaptedModel,
+    adapt,
+    attached_hooks,
+    copy_weights,
+    weights_hash,
+)
 from lens_slt.models.components import Component, parse_components
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
@@ -181,6 +187,7 @@ def prepare(
         )
     data = _token_set(adapted, Probe(tokens, mask, pad_id, None, weights), "tokens", device)
     data = _with_weight(data, n_needed)
+    settings = settings.for_data(len(data.tokens), data.tokens.shape[1] - 1)
     probe_sets = {
         name: _probe_set(adapted, name, probe, device) for name, probe in (probes or {}).items()
     }
@@ -305,6 +312,7 @@ def _record(
         "uniform_loss": target.uniform_loss,
         "weight_processing": weight_processing(adapted),
         "why_generic": adapted.why_generic,
+        "hooks": " ".join(attached_hooks(adapted)),
         "versions": " ".join(
             f"{package}={_version(package)}"
             for package in ("lens-slt", "torch", "transformer-lens")
@@ -319,6 +327,14 @@ def warn_about(adapted: AdaptedModel) -> None:
         warnings.warn(
             f"model: its weights were processed ({processing}), which changes the parametrisation "
             "and therefore refined LLCs; load it unprocessed to compare with published values",
+            SamplingWarning,
+            stacklevel=3,
+        )
+    hooks = attached_hooks(adapted)
+    if hooks:
+        warnings.warn(
+            f"model: hooks are attached at {', '.join(hooks)}; the hooked model is measured "
+            "(model.reset_hooks() removes them)",
             SamplingWarning,
             stacklevel=3,
         )

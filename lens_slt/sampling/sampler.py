@@ -62,6 +62,7 @@ class Sampler(Protocol):
 
     State: type[Any]  # frozen dataclass of tensors that begin [component, chain]
     EXACT: bool  # evaluates all sequences at every step, and has no step-size bias
+    INDEPENDENT: bool  # whether draws do not depend on each other, and traces mean nothing
     CHOOSES_STEP: bool  # a step_size of None is chosen for every component
     NO_CERTIFICATE: str  # why the coupled virial does not hold; "" if it does
     PRIOR_DISTANCE: bool  # whether chains are as far from the given weights as the prior at most

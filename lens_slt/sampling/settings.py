@@ -14,6 +14,8 @@ MOST_EXTENSION = 8  # times the least: how far chains go on that cannot tell yet
 PRECISION = 0.05  # relative standard error at which default runs stop
 LEAST_TO_TELL = 50  # draws before target_se can be met
 MOST_TO_TARGET = 10_000  # draws at which target_se is given up
+LEAST_BATCH = 32  # sequences
+BATCH_TOKENS = 2048
 FLOOR = 0.02  # absolute standard error of λ̂ that always suffices
 
 
@@ -35,8 +37,9 @@ class Settings:
         burn_in: steps that no estimate uses, in steps of one draw. None: of ``lm`` as many as relax
             the prior 25-fold, of the others eight relaxation times.
         thin: probes are evaluated at every thin-th draw.
-        batch_size: sequences per minibatch, drawn afresh at every step. ``pcn`` and ``importance``
-            use all sequences.
+        batch_size: sequences per minibatch, drawn afresh at every step; at most all. None: 32, or
+            as many as hold 2048 tokens, for few tokens cost as much and tell less. ``pcn`` and
+            ``importance`` use all sequences.
         antithetic: chains 2i and 2i+1 see opposite noise. The linear part of every per-token loss
             cancels between them; the pair counts as one chain in every standard error.
         drift_dtype: ``bfloat16`` computes the gradient in half precision; the recorded losses stay
@@ -57,7 +60,7 @@ class Settings:
     draws: int | None = None
     burn_in: int | None = None
     thin: int = 1
-    batch_size: int = 32
+    batch_size: int | None = None
     antithetic: bool = True
     drift_dtype: str = "float32"
     target_se: float | None = None
@@ -72,10 +75,11 @@ class Settings:
             number("step_size", self.step_size, above=0)
         choice("sampler", self.sampler, tuple(SAMPLERS))
         choice("drift_dtype", self.drift_dtype, DRIFT_DTYPES)
-        for name in ("chains", "thin", "batch_size"):
+        for name in ("chains", "thin"):
             integer(name, getattr(self, name), at_least=1)
-        if self.draws is not None:
-            integer("draws", self.draws, at_least=1)
+        for name in ("draws", "batch_size"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), at_least=1)
         if self.burn_in is not None:
             integer("burn_in", self.burn_in, at_least=0)
         if self.target_se is not None:
@@ -130,6 +134,17 @@ class Settings:
         if self.burn_in is not None:
             return self.burn_in
         return self.method.default_burn_in(self.gamma, self.epsilon, self.least_draws)
+
+    def for_data(self, n_sequences: int, length: int) -> Settings:
+        """With a batch size for this many sequences of ``length`` tokens."""
+        if self.batch_size is not None:
+            return self
+        size = max(LEAST_BATCH, -(-BATCH_TOKENS // length))
+        return replace(self, batch_size=min(size, n_sequences))
+
+    def batch(self, n_sequences: int) -> int:
+        """Sequences per minibatch, of so many."""
+        return min(self.batch_size or LEAST_BATCH, n_sequences)
 
     def but(self, **changes: float | int | str | bool | None) -> Settings:
         """The same settings with some changed."""

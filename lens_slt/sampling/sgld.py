@@ -20,6 +20,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.sampling.sampler import Chains, Losses, Seen, coupled_virial
 
 EXACT = False
+INDEPENDENT = False
 CHOOSES_STEP = False
 NO_CERTIFICATE = ""
 PRIOR_DISTANCE = True
@@ -36,8 +37,8 @@ class State:
 
 
 def init(star: Tensor, chains: Chains, step: int) -> State:
-    z = chains.noise(f"start {step}") / chains.gamma**0.5
-    return State(z.new_zeros(z.shape), z)
+    nothing = star.new_zeros(len(star), chains.n_chains, star.shape[1])
+    return State(nothing, nothing)
 
 
 def step(state: State, losses: Losses, chains: Chains, step: int) -> tuple[State, Seen]:

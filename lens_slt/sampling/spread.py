@@ -1,4 +1,4 @@
-"""Standard errors of chains: autocorrelation, shared minibatches and antithetic pairs."""
+"""Standard errors of chains: autocorrelation, shared minibatches, weights, antithetic pairs."""
 
 from __future__ import annotations
 
@@ -37,3 +37,24 @@ def independent_units(series: FloatArray, used: BoolArray, antithetic: bool) -> 
         if used[pair : pair + 2].any()
     ]
     return np.array(units) if units else series[:0]
+
+
+def weighted_mean(
+    weights: FloatArray, values: FloatArray, used: BoolArray, antithetic: bool
+) -> tuple[float, float, float]:
+    """Mean, standard error (delta method) and effective number of independent draws.
+
+    Args:
+        weights: of the draws of used chains, which add up to 1; as many as ``values[used]`` has.
+        values: ``[chain, draw]``.
+        used: chains that count.
+        antithetic: chains are pairs, whose two draws at a time count as one.
+    """
+    w, x = np.zeros_like(values), np.where(used[:, None], values, 0.0)
+    w[used] = weights.reshape(-1, values.shape[1])
+    mean = float((w * x).sum())
+    units = len(values) // 2 if antithetic else len(values)
+    shape = (units, -1, values.shape[1])
+    apart = (w * (x - mean)).reshape(shape).sum(1)
+    error = float(np.sqrt((apart**2).sum()))
+    return mean, error, float(1 / (w.reshape(shape).sum(1) ** 2).sum())

@@ -82,8 +82,10 @@ class TransformerTarget:
         ]
 
     def minibatch(self, key: int | str, parts: list[Part]) -> Evaluate:
-        s = self.settings
-        index = minibatch(len(self.data.tokens), s.batch_size, s.seed, key)
+        n, s = len(self.data.tokens), self.settings
+        if s.batch(n) == n and self.drift is None:
+            return self.everything()
+        index = minibatch(n, s.batch(n), s.seed, key)
         batch = self.data.batch(index.to(self.data.tokens.device))
         return self.on_batch(batch, parts)
 
@@ -170,7 +172,7 @@ class TransformerTarget:
         data, n = self.data, min(len(self.data.tokens), MOST_BASE_SEQUENCES)
         rows = torch.arange(n, device=data.tokens.device) * len(data.tokens) // n
         loss, weight = [], []
-        for index in rows.split(self.settings.batch_size):
+        for index in rows.split(self.settings.batch(len(data.tokens))):
             found = prefix_for(self.model, self.weights, [], data.batch(index)).base_loss
             weight.append(data.weight[index].cpu().double())
             loss.append((weight[-1] * found.cpu().view(weight[-1].shape)).sum(1))
@@ -190,7 +192,9 @@ class TransformerTarget:
         if key in self._prefixes:
             return self._prefixes[key]
         device = data.tokens.device
-        pieces = torch.arange(len(data.tokens), device=device).split(self.settings.batch_size)
+        pieces = torch.arange(len(data.tokens), device=device).split(
+            self.settings.batch(len(data.tokens))
+        )
 
         def compute(index: Tensor) -> Prefix:
             return prefix_for(self.model, self.weights, self.suffixes, data.batch(index))

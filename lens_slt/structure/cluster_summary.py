@@ -10,6 +10,7 @@ from scipy.stats import false_discovery_control, hypergeom
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.schema import MATRICES, require, stamped
 from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import standardized
 
@@ -52,11 +53,13 @@ def cluster_summary(
     Raises ValueError where the labels do not belong to these tokens.
     """
     integer("permutations", permutations, at_least=1)
-    n_tokens = matrix.sizes.get("token", 0)
-    if found.sizes.get("token") != n_tokens or not _same_tokens(found, matrix):
+    found = require(found, "clusters", argument="found")
+    matrix = require(matrix, *MATRICES, argument="matrix")
+    n_tokens = matrix.sizes["token"]
+    if found.sizes["token"] != n_tokens or not _same_tokens(found, matrix):
         raise ValueError(
-            f"found has clusters of {found.sizes.get('token', 0)} tokens and matrix has "
-            f"{n_tokens}: pass the matrix that the clusters are of"
+            f"found has clusters of {found.sizes['token']} tokens and matrix has {n_tokens}: pass "
+            "the matrix that the clusters are of"
         )
     labelled = labels_of(matrix, patterns)
     table = patterns.transpose("pattern", "sequence", "position").values.astype(bool)
@@ -88,13 +91,14 @@ def cluster_summary(
         "pattern": patterns["pattern"].values,
         "component": matrix["component"].values,
     }
-    attrs = {"result": "cluster_summary", "permutations": permutations, "seed": seed}
-    return xr.Dataset(data, coords=coords, attrs=attrs)
+    attrs = {"permutations": permutations, "seed": seed}
+    return stamped(xr.Dataset(data, coords=coords, attrs=attrs), "cluster_summary")
 
 
 def _same_tokens(found: xr.Dataset, matrix: xr.Dataset) -> bool:
-    places = [name for name in ("sequence", "position") if name in found and name in matrix]
-    return all(np.array_equal(found[name].values, matrix[name].values) for name in places)
+    return all(
+        np.array_equal(found[name].values, matrix[name].values) for name in ("sequence", "position")
+    )
 
 
 def _permuted(

@@ -11,6 +11,7 @@ import xarray as xr
 
 from lens_slt.arguments import choice, integer, number
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.schema import require, stamped
 from lens_slt.structure.conductance import (
     AT_ONCE,
     best_cut,
@@ -115,14 +116,14 @@ def clusters(
         more["seed_token"] = ("label", np.array(seeds, dtype=int)[order])
     data = _qualities(matrix, graph, labels, reference) | more
     settings = dict(
-        result="clusters", method=method, n_neighbors=n_neighbors, min_size=min_size, seed=seed,
+        method=method, n_neighbors=n_neighbors, min_size=min_size, seed=seed,
         centre_rows=int(centre_rows), quantity=matrix.attrs["quantity"],
     )  # fmt: skip
     if method == "spectroscopy":
         settings |= dict(cut=cut, alpha=alpha, tolerance=tolerance)
         settings |= {} if max_conductance is None else dict(max_conductance=max_conductance)
     coords = token_coordinates(matrix) | {"label": np.arange(len(order))}
-    return xr.Dataset(data, coords=coords, attrs=settings)
+    return stamped(xr.Dataset(data, coords=coords, attrs=settings), "clusters")
 
 
 def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
@@ -139,6 +140,8 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
 
     Raises ValueError where the two share no token.
     """
+    first = require(first, "clusters", argument="first")
+    second = require(second, "clusters", argument="second")
     here, there = matched_tokens(first, second)
     a = first["cluster"].values[here]
     b = second["cluster"].values[there]
@@ -159,7 +162,7 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
     match = np.full(len(names), -1)
     if overlap.shape[1]:
         match = np.where(overlap.max(1) > 0, second["label"].values[overlap.argmax(1)], -1)
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "rand": ((), rand),
             "information": ((), information),
@@ -169,8 +172,8 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
             "jaccard_chance": ("label", np.mean(chance, axis=0)),
         },
         coords={"label": names},
-        attrs={"result": "cluster_stability"},
     )
+    return stamped(found, "cluster_stability")
 
 
 def check_enough(n_tokens: int, n_neighbors: int) -> None:
@@ -184,16 +187,13 @@ def check_enough(n_tokens: int, n_neighbors: int) -> None:
 
 def token_coordinates(matrix: xr.Dataset) -> dict[Hashable, Any]:
     """Where the tokens of a result come from: its coordinates over ``token``."""
-    return {name: ("token", matrix[name].values) for name in WHERE if name in matrix}
+    return {name: ("token", matrix[name].values) for name in WHERE if name in matrix.variables}
 
 
 def matched_tokens(first: xr.Dataset, second: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Places of the tokens that two results share, by sequence and position."""
     places: list[dict[tuple[int, int], int]] = []
     for name, result in (("first", first), ("second", second)):
-        missing = [where for where in WHERE[:2] if where not in result]
-        if missing:
-            raise ValueError(f"{name} has no {' and no '.join(missing)} of its tokens")
         keys = zip(*(result[where].values.tolist() for where in WHERE[:2]), strict=True)
         places.append({key: i for i, key in enumerate(keys)})
         if len(places[-1]) < result.sizes["token"]:
@@ -284,18 +284,16 @@ def _qualities(
     sizes = np.bincount(labels[labels >= 0], minlength=n_found)
     cuts = np.array([conductance(graph, labels == k) for k in range(n_found)], dtype=float)
     chance = reference[sizes - 1] if n_found else np.zeros(0)
-    data: dict[str, Any] = {
+    sequence = matrix["sequence"].values
+    counts = [len(np.unique(sequence[labels == k])) for k in range(n_found)]
+    return {
         "cluster": ("token", labels),
         "size": ("label", sizes),
+        "n_sequences": ("label", np.array(counts, dtype=int)),
         "conductance": ("label", cuts),
         "reference": ("label", chance),
         "beyond_chance": ("label", cuts < BEYOND_CHANCE * chance),
     }
-    if "sequence" in matrix:
-        sequence = matrix["sequence"].values
-        counts = [len(np.unique(sequence[labels == k])) for k in range(n_found)]
-        data["n_sequences"] = ("label", np.array(counts, dtype=int))
-    return data
 
 
 def _by_size(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

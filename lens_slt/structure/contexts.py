@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lens_slt.data.tokenizer import shipped_tokenizer
+from lens_slt.schema import require
 
 VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
 MARKS = "«", "»"
@@ -75,8 +76,7 @@ def top_tokens(
     Returns:
         Columns ``mode``, ``end`` (high or low), ``score`` and ``context``.
     """
-    if "mode" not in found.dims:
-        raise ValueError("found must come from modes(…): it has no dimension 'mode'")
+    found = require(found, "modes", argument="found")
     sequence = found["sequence"].values
     rows = []
     for mode in found["mode"].values:

@@ -15,6 +15,7 @@ from scipy.stats import hypergeom
 
 from lens_slt.arguments import integer, number
 from lens_slt.arrays import FloatArray
+from lens_slt.schema import require, stamped
 from lens_slt.structure.clusters import check_enough, matched_tokens, token_coordinates
 from lens_slt.structure.standardize import standardized
 
@@ -63,13 +64,12 @@ def token_map(
         ).fit_transform(points)  # fmt: skip
     coords = token_coordinates(matrix) | {"axis": [f"UMAP {i + 1}" for i in range(components)]}
     settings: dict[str, Any] = dict(
-        result="token_map", n_neighbors=n_neighbors, min_dist=min_dist, seed=seed,
+        n_neighbors=n_neighbors, min_dist=min_dist, seed=seed,
         centre_rows=int(centre_rows), quantity=matrix.attrs["quantity"],
     )  # fmt: skip
-    return xr.Dataset(
-        {"map": (("token", "axis"), np.asarray(made, dtype=np.float64))},
-        coords=coords, attrs=settings,
-    )  # fmt: skip
+    points = np.asarray(made, dtype=np.float64)
+    found = xr.Dataset({"map": (("token", "axis"), points)}, coords=coords, attrs=settings)
+    return stamped(found, "token_map")
 
 
 def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) -> xr.Dataset:
@@ -83,6 +83,8 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
 
     Raises ValueError where too few tokens are shared.
     """
+    first = require(first, "token_map", argument="first")
+    second = require(second, "token_map", argument="second")
     here, there = matched_tokens(first, second)
     check_enough(len(here), n_neighbors)
     a = _neighbours(first["map"].values[here], n_neighbors)
@@ -92,20 +94,16 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
     drawn = np.arange(n_neighbors + 1)
     weight = hypergeom.pmf(drawn, len(here) - 1, n_neighbors, n_neighbors)
     chance = float((weight * drawn / (2 * n_neighbors - drawn)).sum())
-    where = {
-        name: ("token", first[name].values[here])
-        for name in ("sequence", "position", "token_id")
-        if name in first
-    }
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "jaccard": ("token", jaccard),
             "agreement": ((), float(jaccard.mean())),
             "chance": ((), chance),
         },
-        coords=where,
-        attrs={"result": "map_stability", "n_neighbors": n_neighbors},
+        coords=token_coordinates(first.isel(token=here)),
+        attrs={"n_neighbors": n_neighbors},
     )
+    return stamped(found, "map_stability")
 
 
 def _neighbours(points: FloatArray, n_neighbors: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
+from lens_slt.schema import stamped
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
 CONFIDENCE = 0.95  # of every interval
@@ -89,7 +90,6 @@ def modes(
         },
         attrs={
             **matrix.attrs,
-            "result": "modes",
             "centre_rows": int(centre_rows),
             "whiten": int(whiten),
         },
@@ -98,7 +98,7 @@ def modes(
         found = found.assign(
             _bootstrap(matrix, whole, k, n_bootstrap, seed, centre_rows, whitening)
         )
-    return found
+    return stamped(found, "modes")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.susceptibility import FULL, susceptibility
 from lens_slt.sampling.result import component_names
+from lens_slt.schema import MATRICES, require
 from lens_slt.structure.clusters import clusters
 from lens_slt.structure.contexts import token_texts, top_tokens
 from lens_slt.structure.maps import token_map
@@ -114,7 +115,10 @@ def _view(
     )  # fmt: skip
 
 
-_PARTS = ("modes", "by_mode", "by_component", "map", "clusters")
+_PARTS = {  # of a view, with their results
+    "modes": "modes", "by_mode": "enrichment", "by_component": "enrichment", "map": "token_map",
+    "clusters": "clusters",
+}  # fmt: skip
 
 
 def _store(view: View, path: Path) -> None:
@@ -127,10 +131,13 @@ def _store(view: View, path: Path) -> None:
 def _open(path: Path) -> View:
     there = zarr.open_group(path, mode="r")
     parts: dict[str, Any] = {
-        name: read_zarr(path, name) if name in there else None for name in _PARTS
+        name: require(read_zarr(path, name), result, argument=f"{path.name}/{name}")
+        if name in there
+        else None
+        for name, result in _PARTS.items()
     }
     matrix = read_zarr(path).set_coords(("sequence", "position", "token_id", "base_loss"))
-    return View(matrix, **parts)
+    return View(require(matrix, *MATRICES, argument=path.name), **parts)
 
 
 def few_tokens(matrix: xr.Dataset) -> xr.Dataset:

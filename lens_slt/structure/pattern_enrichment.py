@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.schema import MATRICES, require, stamped
 from lens_slt.structure.modes import CONFIDENCE
 from lens_slt.structure.standardize import standardized
 
@@ -37,9 +38,10 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     Raises:
         ValueError: patterns of other tokens.
     """
+    found = require(found, "modes", *MATRICES, argument="found")
     labels = labels_of(found, patterns)
     if "mode" in found.dims:
-        rows, names = found["score"].transpose("mode", "token").values, found["mode"]
+        rows, names = found["score"].values, found["mode"]
     else:
         rows, names = standardized(found).T, found["component"]
     _, sequence = np.unique(found["sequence"].values, return_inverse=True)
@@ -55,7 +57,7 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
         q[known] = stats.false_discovery_control(p[known])
     half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * se
     dims = (str(names.dims[0]), "pattern")
-    return xr.Dataset(
+    enriched = xr.Dataset(
         {
             "auc": (dims, auc),
             "low": (dims, np.maximum(auc - half, 0)),
@@ -66,8 +68,9 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
             "n_sequences": ("pattern", n_sequences),
         },
         coords={dims[0]: names.values, "pattern": patterns["pattern"].values},
-        attrs={"result": "enrichment", "quantity": found.attrs.get("quantity", "")},
+        attrs={"quantity": found.attrs["quantity"]},
     )
+    return stamped(enriched, "enrichment")
 
 
 def labels_of(found: xr.Dataset, patterns: xr.DataArray) -> BoolArray:
@@ -75,13 +78,7 @@ def labels_of(found: xr.Dataset, patterns: xr.DataArray) -> BoolArray:
 
     Raises ValueError where the patterns cannot belong to them.
     """
-    dims = tuple(getattr(patterns, "dims", ()))
-    if set(dims) != {"pattern", "sequence", "position"}:
-        raise ValueError(
-            "patterns must be a DataArray over (pattern, sequence, position), from "
-            f"label_patterns(probe tokens); got {type(patterns).__name__} {dims}"
-        )
-    ordered = patterns.transpose("pattern", "sequence", "position")
+    ordered = require(patterns, "patterns", argument="patterns")
     sequence, position = found["sequence"].values, found["position"].values
     needed = (int(sequence.max()) + 1, int(position.max()) + 1)
     if any(n > there for n, there in zip(needed, ordered.shape[1:], strict=True)):
@@ -89,9 +86,9 @@ def labels_of(found: xr.Dataset, patterns: xr.DataArray) -> BoolArray:
             f"patterns label {ordered.shape[1]} sequences of {ordered.shape[2]} positions; the "
             f"matrix has {needed[0]} of {needed[1]}: label the tokens of its probe"
         )
-    there = patterns.coords.get("token_id")
+    there = ordered.coords.get("token_id")
     if there is not None:
-        same = there.transpose("sequence", "position").values[sequence, position]
+        same = there.values[sequence, position]
         differing = int((same != found["token_id"].values).sum())
         if differing:
             raise ValueError(

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import FloatArray
+from lens_slt.schema import MATRICES, require
 
 CONSTANT = 1e-12  # of the largest value: a column that varies less is constant
 
@@ -13,16 +14,11 @@ CONSTANT = 1e-12  # of the largest value: a column that varies less is constant
 def values_of(matrix: xr.Dataset) -> FloatArray:
     """Values ``[token, component]`` of a matrix from ``susceptibility`` or ``per_token_llc``.
 
-    Raises ValueError where ``matrix`` is something else, holds NaN, or has fewer tokens than
-    components.
+    Raises TypeError or ValueError where ``matrix`` is something else, holds NaN, or has fewer
+    tokens than components.
     """
-    quantity = matrix.attrs.get("quantity") if isinstance(matrix, xr.Dataset) else None
-    if quantity is None or quantity not in matrix:
-        raise ValueError(
-            "matrix must come from susceptibility(draws) or per_token_llc(draws); "
-            f"got {type(matrix).__name__} without a quantity"
-        )
-    values = matrix[quantity].transpose("token", "component").values.astype(np.float64)
+    matrix = require(matrix, *MATRICES, argument="matrix")
+    values = matrix[matrix.attrs["quantity"]].values.T.astype(np.float64)
     names = matrix["component"].values
     bad = ~np.isfinite(values)
     if bad.any():
@@ -84,6 +80,7 @@ def halves(matrix: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
 
     Raises ValueError where ``matrix`` was made with ``keep_blocks=False`` or of too few draws.
     """
+    matrix = require(matrix, *MATRICES, argument="matrix")
     if "blocks" not in matrix or matrix.sizes["block"] < 2:
         raise ValueError(
             "matrix has no blocks to halve: make it with keep_blocks=True and of four draws or more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -9,7 +10,9 @@ import xarray as xr
 import lens_slt as ls
 from benchmarks.common import llc_of
 from benchmarks.potentials import quadratic, quadratic_exact
+from lens_slt.sampling.registry import SAMPLERS
 from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.spread import weighted_mean
 
 N_BETA, GAMMA = 30.0, 200.0
 CURVATURES = torch.logspace(-1, 1.3, 40)  # nβ·h from 3 to 600: below and above γ
@@ -49,6 +52,23 @@ def test_importance_is_exact_on_a_gaussian():
     found = ls.refined_llc(draw(curvatures, sampler="importance"))
     assert float(found["se"][0]) < 0.01 * exact
     assert abs(float(found["llc"][0]) - exact) < 4 * float(found["se"][0])
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_errors_of_importance_cover_the_truth(antithetic):
+    """ΔL is even: both draws of an antithetic pair have the same loss and count as one."""
+    curvatures = CURVATURES[:20]
+    exact = quadratic_exact(curvatures, N_BETA, GAMMA)
+    many = draw(curvatures, sampler="importance", chains=400, draws=200, antithetic=antithetic)
+    loss = many["posterior"]["paired_loss"].values[0].astype(float)
+    scores = []
+    for four in loss.reshape(100, 4, 200):
+        weights, refused = SAMPLERS["importance"].draw_weights(four.ravel(), N_BETA)
+        assert not refused
+        mean, error, ess = weighted_mean(weights, four, np.ones(4, bool), antithetic)
+        assert 1 < ess < 800 / (1 + antithetic)
+        scores.append((N_BETA * mean - exact) / (N_BETA * error))
+    assert 0.8 < np.std(scores) < 1.25  # three standard deviations of that of 100 normals
 
 
 @pytest.mark.parametrize("step_size", [1e-3, 2.5e-3])

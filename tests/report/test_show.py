@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 import lens_slt as ls
 from lens_slt.report.notebook import SHOWN, register
 from lens_slt.report.show import FIGURES, kind_of
+from lens_slt.schema import SCHEMAS, stamped
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,14 @@ def results(draws, views, trial, behaviour, tokens):
         "composition_by_component": ls.composition_by_component(model, "L0H2", "L1H2", "K"),
         "behaviour_scores": behaviour,
         "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),
-        "faithfulness_curve": trial.curve.assign_attrs(result="faithfulness_curve"),
+        "faithfulness_curve": stamped(trial.curve.copy(), "faithfulness_curve"),
         "trial": trial,
         "hypothesis": trial.hypothesis,
     }
 
 
 def test_every_kind_of_result_is_here_and_has_a_figure(results):
+    assert set(FIGURES) == {*SCHEMAS, "trial", "hypothesis", "calibration"}
     assert set(FIGURES) == {*results, "calibration"}  # that one is in tests/test_calibration.py
     for name, result in results.items():
         assert kind_of(result) == name
@@ -85,7 +87,11 @@ def test_what_is_no_result_is_refused(results):
     with pytest.raises(TypeError, match="result must be what a function of lens_slt returned"):
         ls.plot([1, 2])
     with pytest.raises(TypeError, match="got Dataset"):
-        ls.plot(results["modes"].isel(mode=0))  # a selection is an array like others
+        ls.plot(xr.Dataset({"x": ("y", [1, 2])}))
+    selection = results["modes"].isel(mode=0)  # an array like others
+    assert kind_of(selection) == ""
+    with pytest.raises(ValueError, match=r"as result\.isel\(mode=\[0\]\) does"):
+        ls.plot(selection)
 
 
 def test_notebooks_show_table_and_figure(results, monkeypatch):

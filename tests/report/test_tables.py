@@ -39,8 +39,7 @@ def test_table_has_the_estimate_its_error_and_its_health() -> None:
     assert float(cells[4]) == pytest.approx(0.3, abs=0.1)  # percent
     assert float(cells[5]) == pytest.approx(1.0, abs=0.02)  # R̂
     assert 200 < int(cells[6]) < 900
-    assert cells[7:] == ["4/4", "200", "healthy"]
-    assert row_of(text, "L1MLP")[8:10] == ["3", "000"]
+    assert cells[7:] == ["4/4", "1", "0", "healthy"]  # one step a draw, no bias allowed
 
 
 def test_table_fits_80_columns_and_keeps_every_digit() -> None:
@@ -80,7 +79,9 @@ def test_probe_table_needs_probes() -> None:
 
 
 def test_health_in_words() -> None:
-    assert health_summary(refined_llc(made_draws())).startswith("all 4 components are healthy")
+    all_well = health_summary(refined_llc(made_draws(prior_loss=[0.25, 0.5, 0.75, 1.0])))
+    assert all_well.startswith("all 4 components are healthy and certified; largest R̂ 1.0")
+    assert "the prior alone raises the loss by 0.25 to 1 nats" in all_well
     summary = health_summary(refined_llc(made_draws(bad={"L0H1": 4, "L1H0": 1})))
     assert summary.splitlines()[0].startswith("2 of 4 components are healthy")
     assert "L0H1: diverged (no chain can be used)" in summary

@@ -5,10 +5,11 @@ from __future__ import annotations
 import arviz as az
 import numpy as np
 import pytest
-import xarray as xr
 
-from lens_slt.sampling.health import diagnose, independent_units, standard_error
+from lens_slt.sampling.result import dataset
 from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.spread import independent_units, standard_error
+from tests.made_draws import labelled
 
 SETTINGS = Settings(gamma=100.0)
 N_PARAMETERS = 500
@@ -23,14 +24,21 @@ def autoregressive(rng, chains=4, draws=200, mean=0.2, spread=0.05, memory=0.5):
     return x + mean
 
 
-def verdicts(loss, distance=None, settings=SETTINGS):
-    distance = np.full_like(loss, N_PARAMETERS / SETTINGS.gamma) if distance is None else distance
-    dims = ("component", "chain", "draw")
-    posterior = xr.Dataset(
-        {"paired_loss": (dims, loss[None]), "squared_distance": (dims, distance[None])},
-        coords={"component": ["L0H0"], "chain": range(len(loss))},
-    )
-    return diagnose(posterior, np.array([N_PARAMETERS]), settings)
+def verdicts(loss, distance=None, settings=SETTINGS, **traces):
+    """The health of one component with these traces ``[chain, draw]``."""
+    settings = settings.but(chains=len(loss), draws=loss.shape[1])
+    if distance is not None:
+        traces["squared_distance"] = distance
+    draws = labelled(
+        loss[None], ["L0H0"], settings, columns={"n_parameters": [N_PARAMETERS]},
+        traces={name: values[None] for name, values in traces.items()},
+    )  # fmt: skip
+    return dataset(draws, "health")
+
+
+def wandering(shape):
+    """Squared distances as far as the prior's, that move."""
+    return N_PARAMETERS / SETTINGS.gamma * np.random.default_rng(1).uniform(0.95, 1.05, shape)
 
 
 def test_healthy_chains_are_rarely_accused():
@@ -76,7 +84,7 @@ def test_the_tail_of_a_singular_posterior_is_no_spike(shape):
 
 def spoiled(kind):
     x = autoregressive(np.random.default_rng(0))
-    distance = np.full_like(x, N_PARAMETERS / SETTINGS.gamma)
+    distance = wandering(x.shape)
     if kind == "diverged":
         x[1, 50:] = np.nan
     elif kind == "diverged far":
@@ -98,7 +106,7 @@ def spoiled(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["diverged", "diverged far", "spiky", "still rising", "still falling", "chains disagree"],
+    ["diverged", "diverged far", "still rising", "still falling", "chains disagree"],
 )
 def test_a_spoiled_chain_is_named_and_excluded(kind):
     found = spoiled(kind)
@@ -108,8 +116,8 @@ def test_a_spoiled_chain_is_named_and_excluded(kind):
     assert found["summary"].values[0] == f"1 of 4 chains {word}"
 
 
-@pytest.mark.parametrize("kind", ["below start", "signal below noise"])
-def test_a_small_mean_is_named_but_kept(kind):
+@pytest.mark.parametrize("kind", ["below start", "signal below noise", "spiky"])
+def test_what_would_bias_the_mean_if_it_were_left_out_is_named_but_kept(kind):
     found = spoiled(kind)
     assert kind in found["verdict"].values[0].tolist()
     assert found["used"].values.all()
@@ -123,6 +131,20 @@ def test_heavy_importance_weights_are_refused():
     heavy = verdicts(rng.exponential(5.0, (4, 200)) ** 2, settings=settings)
     assert not heavy["used"].values.any()
     assert heavy["summary"].values[0].startswith("importance weights too heavy (k̂ = ")
+    assert heavy["certificate"].values[0] == "not certified"
+    assert heavy["why"].values[0] == heavy["summary"].values[0]
+
+
+def test_weights_that_leave_few_draws_are_not_certified():
+    """Weights of losses uniform on [0, 6/nβ] leave a third: 2·(1 − e⁻⁶)²/(6·(1 − e⁻¹²))."""
+    rng = np.random.default_rng(0)
+    settings = SETTINGS.but(sampler="importance", n_beta=10.0, antithetic=False)
+    loss = rng.uniform(0, 0.6, (4, 200))
+    assert verdicts(loss, settings=settings)["certificate"].values[0] == "certified"
+    found = verdicts(loss[:, :50], settings=settings)
+    assert found["why"].values[0] in [
+        f"only {n} effective draws of an exact sampler" for n in range(60, 73)
+    ]
 
 
 def test_the_standard_error_covers_the_truth():
@@ -148,3 +170,101 @@ def test_antithetic_pairs_are_one_unit():
     units = independent_units(series, used, antithetic=True)
     np.testing.assert_array_equal(units, [series[:2].mean(0), series[3]])
     np.testing.assert_array_equal(independent_units(series, used, False), series[used])
+
+
+def words(found):
+    return found["verdict"].values[0].tolist()
+
+
+def test_a_loss_that_nothing_reaches_has_no_effect():
+    """The weights move, every loss equals that at the given weights."""
+    found = verdicts(np.zeros((4, 200)))
+    assert words(found) == ["no effect"] * 4
+    assert found["summary"].values[0] == "no effect"
+    assert found["used"].values.all()
+
+
+def test_chains_that_never_moved_are_excluded():
+    x = autoregressive(np.random.default_rng(0))
+    x[2] = 0.0
+    distance = wandering(x.shape)
+    distance[2] = 0.0
+    found = verdicts(x, distance)
+    assert words(found) == ["healthy", "healthy", "never moved", "healthy"]
+    assert found["used"].values[0].tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_a_trace_too_short_for_an_error_says_so(draws):
+    found = verdicts(autoregressive(np.random.default_rng(0), draws=draws))
+    assert words(found) == ["too short"] * 4
+    assert found["summary"].values[0] == "too short"
+    assert found["used"].values.all()
+
+
+@pytest.mark.parametrize("draws", [4, 8, 20])
+def test_no_short_trace_is_accused_and_none_is_healthy_without_a_certificate(draws):
+    """The defect of a few draws is known to within its own size only."""
+    rng = np.random.default_rng(0)
+    settings = SETTINGS.but(draws=draws)
+    accused = 0
+    for _ in range(20):
+        x = autoregressive(rng, draws=draws, memory=0.0)
+        noisy = 10 * rng.normal(size=x.shape)
+        found = verdicts(x, settings=settings, defect=noisy)
+        accused += sum(word != "healthy" for word in words(found))
+        assert found["summary"].values[0] != "healthy"
+    assert accused <= 8  # of 80 chains
+
+
+def test_chains_with_one_trace_are_identical():
+    """Other than the two of an antithetic pair, whose losses are equal where the loss is even."""
+    x = autoregressive(np.random.default_rng(0))
+    pairs = x[[0, 0, 1, 1]]
+    assert words(verdicts(pairs)) == ["healthy"] * 4
+    settings = SETTINGS.but(antithetic=False)
+    assert words(verdicts(pairs, settings=settings)) == [
+        "healthy", "identical chains", "healthy", "identical chains",
+    ]  # fmt: skip
+    copies = x[[0, 1, 2, 0]]
+    found = verdicts(copies)
+    assert words(found) == ["healthy", "healthy", "healthy", "identical chains"]
+    assert found["used"].values[0].tolist() == [True, True, True, False]
+
+
+def test_a_constant_has_an_error_of_zero():
+    assert standard_error(np.full((4, 200), 0.3)) == 0.0
+    assert np.isnan(standard_error(np.full((4, 3), 0.3)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_diverged_wherever_it_stands(value):
+    for draw in (0, 199):
+        x = autoregressive(np.random.default_rng(0))
+        x[3, draw] = value
+        found = verdicts(x)
+        assert words(found) == ["healthy", "healthy", "healthy", "diverged"]
+    every = verdicts(np.full((4, 200), value))
+    assert words(every) == ["diverged"] * 4
+    assert every["summary"].values[0] == "diverged"
+    assert not every["used"].values.any()
+
+
+def test_a_single_chain_has_a_verdict():
+    rng = np.random.default_rng(0)
+    settings = SETTINGS.but(chains=1, antithetic=False)
+    found = verdicts(autoregressive(rng, chains=1), settings=settings)
+    assert words(found) == ["healthy"]
+    assert np.isnan(found["rhat"].values[0])
+
+
+@pytest.mark.parametrize(("factor", "healthy"), [(1.0, True), (1.3, False)])
+def test_chains_apart_by_less_than_a_verdict_show_in_rhat(factor, healthy):
+    """Means 8 % apart are no verdict on a chain, but no run that has mixed either."""
+    rng = np.random.default_rng(0)
+    x = autoregressive(rng, memory=0.0, spread=0.02)
+    x[:2] *= factor**0.3
+    found = verdicts(x)
+    assert words(found) == ["healthy"] * 4
+    summary = found["summary"].values[0]
+    assert summary == ("healthy" if healthy else f"chains disagree (R̂ {found['rhat'][0]:.2f})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lens_slt.sampling.randomness import chain_noise, minibatch
+from lens_slt.sampling.randomness import chain_noise, chain_uniform, minibatch
 
 
 def noise(names, chains=4, seed=0, step=0, antithetic=True, n_parameters=2000):
@@ -33,10 +33,7 @@ def test_the_callers_state_is_untouched():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_every_epoch_is_a_shuffle_of_all_sequences():
-    steps = [minibatch(12, 5, 0, step) for step in range(12)]
-    stream = torch.cat(steps)
-    for epoch in range(5):
-        assert sorted(stream[12 * epoch : 12 * epoch + 12].tolist()) == list(range(12))
-    assert not torch.equal(stream[:12], stream[12:24])
-    assert torch.equal(steps[7], minibatch(12, 5, 0, 7))
+def test_a_component_keeps_its_numbers_in_other_company_when_proposals_are_judged():
+    together = chain_uniform(["L0H0", "L0H1"], 4, 0, 3)
+    assert torch.equal(together[1], chain_uniform(["L0H1"], 4, 0, 3)[0])
+    assert not torch.equal(together[0], together[1])

@@ -17,7 +17,7 @@ import zarr
 
 import lens_slt as ls
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.sampling import driver, store
+from lens_slt.sampling import driver, lm, store
 from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.store import STATE_FILE
 from tests.tiny_models import GENERIC_MODELS, native, wrapped_gpt2
@@ -40,20 +40,30 @@ def loss_of(draws):
     return draws["posterior"]["paired_loss"].values
 
 
-@pytest.mark.parametrize("sampler", ["lm", "sgld", "rmsprop_sgld", "pcn", "importance"])
-def test_engines_draw_the_same(sampler):
-    settings = SHORT.but(sampler=sampler)
+@pytest.mark.parametrize(
+    ("sampler", "step_size", "tolerance"),
+    [
+        ("lm", 0.016, 1e-4),
+        ("lm", None, 1e-3),  # a preconditioner from gradient differences enlarges rounding
+        ("sgld", None, 1e-4),
+        ("rmsprop_sgld", None, 1e-4),
+        ("pcn", None, 1e-4),
+        ("importance", None, 1e-4),
+    ],
+)
+def test_engines_draw_the_same(sampler, step_size, tolerance):
+    settings = SHORT.but(sampler=sampler, step_size=step_size)
     probes = {"held_out": tokens_for(3, seed=9)}
     runs = {
         engine: run(settings=settings, engine=engine, probes=probes)
         for engine in ("auto", "functional", "modules")
     }
     for engine in ("functional", "modules"):
-        np.testing.assert_allclose(loss_of(runs[engine]), loss_of(runs["auto"]), atol=1e-4)
+        np.testing.assert_allclose(loss_of(runs[engine]), loss_of(runs["auto"]), atol=tolerance)
         np.testing.assert_allclose(
             runs[engine]["probes/held_out"]["paired_loss"].values,
             runs["auto"]["probes/held_out"]["paired_loss"].values,
-            atol=1e-4,
+            atol=tolerance,
         )
     assert np.abs(loss_of(runs["auto"])).max() > 0.01
 
@@ -78,8 +88,8 @@ def test_the_seed_decides():
     assert not np.array_equal(loss_of(run()), loss_of(run(settings=SHORT.but(seed=1))))
 
 
-def test_first_draw_without_burn_in_is_the_given_weights():
-    draws = run(settings=SHORT.but(burn_in=0))
+def test_first_draw_of_sgld_without_burn_in_is_the_given_weights():
+    draws = run(settings=SHORT.but(burn_in=0, sampler="sgld"))
     assert np.abs(loss_of(draws)[:, :, 0]).max() < 1e-5
     assert (draws["posterior"]["squared_distance"].values[:, :, 0] == 0).all()
 
@@ -87,7 +97,9 @@ def test_first_draw_without_burn_in_is_the_given_weights():
 def test_probe_losses_are_the_models_own():
     """At the one draw that is the given weights, and against the logits of the model."""
     model, probe = native(), tokens_for(3, seed=9)
-    draws = run(model, settings=SHORT.but(burn_in=0, thin=6), probes={"held_out": probe})
+    draws = run(
+        model, settings=SHORT.but(burn_in=0, thin=6, sampler="sgld"), probes={"held_out": probe}
+    )
     with torch.no_grad():
         logits = model(probe, return_type="logits")[:, :-1]
     expected = torch.nn.functional.cross_entropy(
@@ -177,8 +189,8 @@ def test_the_model_is_untouched(lived_in, engine, stop, monkeypatch):
                 raise stop
             return original(*args, **options)
 
-        original = driver.lm.step
-        monkeypatch.setattr(driver.lm, "step", failing)
+        original = lm.step
+        monkeypatch.setattr(lm, "step", failing)
         with pytest.raises(stop):
             run(lived_in, "L0H1,L1,embed", engine=engine)
         assert len(calls) > 3
@@ -216,14 +228,14 @@ PROBES = {"held_out": tokens_for(2, seed=9)}
 def test_resume_after_an_interrupt_equals_an_uninterrupted_run(sampler, tmp_path, monkeypatch):
     settings = LONG.but(sampler=sampler)
     whole = run(settings=settings, probes=PROBES)
-    save, stop_at = driver._save, iter([False, True])
+    save, stop_at = driver._Loop.save, iter([False, True])
 
     def interrupted(*args):
         save(*args)
         if next(stop_at, False):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver, "_save", interrupted)
+    monkeypatch.setattr(driver._Loop, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(settings=settings, probes=PROBES, path=tmp_path / "draws")
     monkeypatch.undo()
@@ -238,13 +250,12 @@ def test_resume_after_an_interrupt_equals_an_uninterrupted_run(sampler, tmp_path
 KILLED = """
 import sys, time
 from tests.sampling.test_sample import run, LONG, PROBES
-from lens_slt.sampling import driver
-from lens_slt.sampling.sample import SamplingWarning
-step = driver.lm.step
+from lens_slt.sampling import lm
+step = lm.step
 def slow(*args, **options):
     time.sleep(0.02)
     return step(*args, **options)
-driver.lm.step = slow
+lm.step = slow
 print("sampling", flush=True)
 run(settings=LONG, probes=PROBES, path=sys.argv[1])
 """
@@ -274,7 +285,7 @@ def test_resume_after_kill_9_equals_an_uninterrupted_run(tmp_path):
 
 def test_a_finished_run_is_read_back(tmp_path, monkeypatch):
     first = run(path=tmp_path)
-    monkeypatch.setattr(driver.lm, "step", None)  # nothing is sampled again
+    monkeypatch.setattr(lm, "step", None)  # nothing is sampled again
     assert np.array_equal(loss_of(run(path=tmp_path)), loss_of(first))
 
 
@@ -290,10 +301,10 @@ def test_unfinished_draws_are_not_opened(tmp_path, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver.lm, "step", interrupted)
+    monkeypatch.setattr(lm, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(path=tmp_path)
-    with pytest.raises(ValueError, match=rf"not finished \(step 0 of {SHORT.steps}\)"):
+    with pytest.raises(ValueError, match=r"not finished \(step 0\)"):
         ls.open_draws(tmp_path)
     with pytest.raises(ValueError, match="holds no lens_slt draws"):
         ls.open_draws(tmp_path / "elsewhere")

@@ -40,10 +40,10 @@ def test_the_step_size_follows_gamma():
 
 
 def test_burn_in_follows_the_step_size():
-    assert ls.Settings().burn_in_steps == 20
+    assert ls.Settings().burn_in_steps == 8  # chains start at the prior
     assert ls.Settings(sampler="sgld").burn_in_steps == 80
     assert ls.Settings(sampler="importance").burn_in_steps == 0
-    assert ls.Settings(burn_in=7).steps == 207
+    assert ls.Settings(burn_in=7).burn_in_steps == 7
 
 
 def test_presets_cite_their_papers():

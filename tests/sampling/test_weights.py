@@ -41,15 +41,26 @@ def target_of(make, components, engine="auto", tokens=TOKENS, settings=SHORT, **
 
 
 def moved(target):
-    """Other weights for every component, the same whatever the engine, ``[component, 1, P]``."""
+    """Displacements of every component, the same whatever the engine, ``[component, 1, P]``."""
     found = []
     for members in target.groups:
         rows = []
         for name, star in zip(members.names, members.star, strict=True):
             generator = torch.Generator().manual_seed(sum(name.encode()))
-            rows.append(star + 0.1 * torch.randn(star.shape, generator=generator))
+            rows.append(0.1 * torch.randn(star.shape, generator=generator))
         found.append(torch.stack(rows)[:, None])
     return found
+
+
+def parts_of(target):
+    return [(g, tuple(range(len(members.names)))) for g, members in enumerate(target.groups)]
+
+
+def on_batch(target, u, index):
+    """Paired losses and gradients of all groups on given sequences."""
+    evaluate = target.on_batch(target.data.batch(torch.as_tensor(index)), parts_of(target))
+    found = [evaluate(part, x, gradient=True) for part, x in zip(parts_of(target), u, strict=True)]
+    return [loss for loss, _ in found], [gradient for _, gradient in found]
 
 
 def mean(loss, weight):
@@ -69,21 +80,24 @@ def test_loss_and_gradient_are_those_of_plain_autograd(name, engine):
     weights[:, -1] = 1
     components = ["L0H1", "L1H2", "L1", "embed", "unembed", "full"]
     target = target_of(make, components, engine, tokens, weights=3 * weights)
-    v = moved(target)
-    losses, gradients = target.batch_losses(v, target.data.batch(torch.arange(8)))
-    everything = target.full_losses(v)
+    u = moved(target)
+    losses, gradients = on_batch(target, u, range(8))
+    whole = target.everything()
+    everything = [whole(p, x, gradient=False)[0] for p, x in zip(parts_of(target), u, strict=True)]
     share = weights / weights.sum()
     n_seen = 0
     for i, members in enumerate(target.groups):
         for j, component in enumerate(members.names):
             star, _ = plain_losses(make, tokens, component, members.star[j], share)
-            loss, gradient = plain_losses(make, tokens, component, v[i][j, 0], share)
+            loss, gradient = plain_losses(
+                make, tokens, component, members.star[j] + u[i][j, 0], share
+            )
             expected = mean(loss, weights) - mean(star, weights)
             assert abs(expected) > 1e-3
             assert float(losses[i][j, 0]) == pytest.approx(expected, abs=1e-5)
             assert float(everything[i][j, 0]) == pytest.approx(expected, abs=1e-5)
             error = (gradients[i][j, 0] - gradient).abs().max() / gradient.abs().max()
-            assert error < 1e-5, (component, target.parts[i].path)
+            assert error < 1e-5, (component, target.suffixes[i].path)
             n_seen += 1
     assert n_seen == len(components)
 
@@ -91,11 +105,11 @@ def test_loss_and_gradient_are_those_of_plain_autograd(name, engine):
 def test_minibatches_are_unbiased_where_sequences_weigh_differently():
     tokens, weights = TOKENS[:5], WEIGHTS[:5] * torch.tensor([1.0, 0.1, 5.0, 0.5, 2.0])[:, None]
     target = target_of(native, "L1H2", tokens=tokens, weights=weights)
-    v = moved(target)
-    pairs = [target.batch_losses(v, target.data.batch(torch.tensor(c))) for c in _pairs(5)]
+    u = moved(target)
+    pairs = [on_batch(target, u, c) for c in _pairs(5)]
     losses = torch.stack([loss[0] for loss, _ in pairs])
     gradients = torch.stack([gradient[0] for _, gradient in pairs])
-    whole, gradient = target.batch_losses(v, target.data.batch(torch.arange(5)))
+    whole, gradient = on_batch(target, u, range(5))
     assert losses.std() > 0.1 * whole[0].abs()
     torch.testing.assert_close(losses.mean(0), whole[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradients.mean(0), gradient[0], rtol=1e-4, atol=1e-6)
@@ -196,7 +210,7 @@ def test_the_half_precision_drift_is_weighted(engine):
         found = []
         for settings in (SHORT, half):
             target = target_of(native, components, engine, settings=settings, weights=weights)
-            found.append(target.batch_losses(moved(target), target.data.batch(torch.arange(8))))
+            found.append(on_batch(target, moved(target), range(8)))
         for whole, rounded in zip(found[0][1], found[1][1], strict=True):
             assert rounded.dtype == torch.float32
             assert (rounded - whole).norm() < 0.03 * whole.norm()

@@ -18,22 +18,9 @@ from lens_slt.structure.conductance import (
     personalised_pagerank,
     sweep,
 )
+from tests.made_matrices import matrix_of
 
 POSITIONS = 25
-
-
-def matrix_of(points: np.ndarray) -> xr.Dataset:
-    sequence, position = np.divmod(np.arange(len(points)), POSITIONS)
-    return xr.Dataset(
-        {"chi": (("component", "token"), points.T)},
-        coords={
-            "component": [f"L0H{i}" for i in range(points.shape[1])],
-            "sequence": ("token", sequence),
-            "position": ("token", position),
-            "token_id": ("token", sequence + position),
-        },
-        attrs={"quantity": "chi"},
-    )
 
 
 def blobs(
@@ -42,7 +29,8 @@ def blobs(
     generator = np.random.default_rng(3)
     truth = generator.choice(len(sizes), size=n, p=sizes)
     centres = 2 * generator.normal(size=(len(sizes), 6))
-    return matrix_of(centres[truth] + spread * generator.normal(size=(n, 6))), truth
+    points = centres[truth] + spread * generator.normal(size=(n, 6))
+    return matrix_of(points.T, POSITIONS, "chi"), truth
 
 
 def cloud(kind: str, n: int = 1200, d: int = 6) -> xr.Dataset:
@@ -55,7 +43,7 @@ def cloud(kind: str, n: int = 1200, d: int = 6) -> xr.Dataset:
             generator.normal(size=(n, 1)) + 0.2 * generator.normal(size=size)
         ),
     }[kind]
-    return matrix_of(draw((n, d)))
+    return matrix_of(draw((n, d)).T, POSITIONS, "chi")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +144,7 @@ def test_touching_clusters_are_not_merged():
     generator = np.random.default_rng(2)
     truth = generator.integers(8, size=1600)
     centres = 2.5 * generator.normal(size=(8, 8))
-    matrix = matrix_of(centres[truth] + generator.normal(size=(1600, 8)))
+    matrix = matrix_of((centres[truth] + generator.normal(size=(1600, 8))).T, POSITIONS, "chi")
     made = {cut: clusters(matrix, cut=cut)["cluster"].values for cut in ("valley", "lowest")}
     assert adjusted_rand_score(truth, made["valley"]) > 0.9
     assert adjusted_rand_score(truth, made["lowest"]) < adjusted_rand_score(truth, made["valley"])

@@ -37,5 +37,5 @@ def test_top_tokens_are_the_extreme_ones_of_different_sequences():
     high = top[(top["mode"] == 1) & (top["end"] == "high")]["score"].values
     best = np.sort(found["score"].values[0].reshape(30, 20).max(1))[::-1][:5]
     np.testing.assert_allclose(high, best)
-    with pytest.raises(ValueError, match=r"found must come from modes"):
+    with pytest.raises(TypeError, match=r"found must come from modes\(…\); got what per_token"):
         ls.top_tokens(matrix, Letters())

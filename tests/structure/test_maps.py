@@ -12,8 +12,10 @@ import xarray as xr
 from sklearn.metrics import silhouette_score
 
 from lens_slt.report.plots_maps import MOST_NAMES, plot_map, plot_stability
+from lens_slt.schema import stamped
 from lens_slt.structure.clusters import cluster_stability, clusters
 from lens_slt.structure.maps import map_stability, token_map
+from tests.made_matrices import matrix_of
 
 N = 240
 
@@ -22,17 +24,7 @@ def blobs() -> tuple[xr.Dataset, np.ndarray]:
     generator = np.random.default_rng(0)
     truth = np.arange(N) % 3
     values = 3 * np.eye(3, 5)[truth] + 0.4 * generator.normal(size=(N, 5))
-    sequence, position = np.divmod(np.arange(N), 20)
-    matrix = xr.Dataset(
-        {"llc": (("component", "token"), values.T)},
-        coords={
-            "component": [f"L0H{i}" for i in range(5)],
-            "sequence": ("token", sequence),
-            "position": ("token", position),
-        },
-        attrs={"quantity": "llc"},
-    )
-    return matrix, truth
+    return matrix_of(values.T, 20), truth
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +46,7 @@ def made() -> xr.Dataset:
 def random_map(seed: int) -> xr.Dataset:
     matrix, _ = blobs()
     points = np.random.default_rng(seed).normal(size=(N, 2))
-    return xr.Dataset({"map": (("token", "axis"), points)}, coords=matrix.drop_vars("llc").coords)
+    return stamped(xr.Dataset({"map": (("token", "axis"), points)}, matrix.coords), "token_map")
 
 
 def test_groups_lie_apart_and_the_seed_decides(made):
@@ -96,7 +88,7 @@ def test_map_stability_messages():
     first = random_map(0)
     with pytest.raises(ValueError, match="n_neighbors = 15 needs at least 16 tokens; .* has 10"):
         map_stability(first, first.isel(token=slice(10)))
-    with pytest.raises(ValueError, match="second has no position of its tokens"):
+    with pytest.raises(ValueError, match=r"second must .*; it has no position \(token\)"):
         map_stability(first, first.drop_vars("position"))
     twice = xr.concat([first, first], "token")
     with pytest.raises(ValueError, match="first has the same sequence and position more than once"):

@@ -72,7 +72,7 @@ def test_components_and_rare_patterns():
 
 def test_messages():
     matrix, patterns, _ = planted()
-    with pytest.raises(ValueError, match=r"must be a DataArray over \(pattern, sequence, position"):
+    with pytest.raises(ValueError, match=r"patterns must come from label_patterns\(…\), whole"):
         ls.enrichment(matrix, patterns.isel(pattern=0))
     with pytest.raises(ValueError, match="label 3 sequences of 20 positions; the matrix has 30"):
         ls.enrichment(matrix, patterns.isel(sequence=slice(3)))
