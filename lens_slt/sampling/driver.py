@@ -20,7 +20,7 @@ from lens_slt.sampling.members import Evaluate, Members, Part, Target
 from lens_slt.sampling.metric import Metric
 from lens_slt.sampling.pilot import Pilot, pilot
 from lens_slt.sampling.randomness import chain_noise, chain_uniform
-from lens_slt.sampling.result import probe_array
+from lens_slt.sampling.result import BURN_IN, FULL_LOSS, TRACES, probe_array
 from lens_slt.sampling.sampler import Chains, Losses, Seen, join, tensors
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import DrawStore
@@ -98,6 +98,7 @@ def run_chains(
                 saved = time.monotonic()
     finally:
         loop.save(book)  # what is finished is kept, also after Ctrl-C
+    loop.clear(book)
     return Outcome(book.courses, loop.pilot, book.step)
 
 
@@ -169,7 +170,7 @@ class _Loop:
             course = courses[place]
             if course.draws < 1:
                 interval = course.taken // course.stride - 1
-                self.store.put("burn_in_loss", place, interval, host["paired_loss"][row])
+                self.store.put(BURN_IN, place, interval, host["paired_loss"][row])
                 continue
             draw = course.draws - 1
             drawn.append(row)
@@ -189,7 +190,7 @@ class _Loop:
             values, _ = self.target.everything()(part, seen.u[drawn], gradient=False)
             for row, value in zip(drawn, values, strict=True):
                 place = self.first[run.group] + run.members[row]
-                self.store.put("full_loss", place, draw[row], value)
+                self.store.put(FULL_LOSS, place, draw[row], value)
         probed = [row for row in drawn if draw[row] % s.thin == 0]
         if not probed:
             return
@@ -257,6 +258,16 @@ class _Loop:
             "members": [run.members for run in book.runs],
         }
         self.store.save(kept, about)
+
+    def clear(self, book: Book) -> None:
+        """Forget probe losses of courses that were given up where they were longer than the last.
+
+        At the end only: what is resumed before may still need them.
+        """
+        probes = [name for name in self.store.arrays if name not in (*TRACES, FULL_LOSS, BURN_IN)]
+        for place, course in enumerate(book.courses):
+            for name in probes if course.attempt else ():
+                self.store.clear(name, place, -(-course.draws // self.settings.thin))
 
     def restored(self) -> Book | None:
         """Where the store stands; None at the start."""

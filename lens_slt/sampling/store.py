@@ -74,6 +74,12 @@ class DrawStore:
         self._write(name, component)
         return np.asarray(self.arrays[name][component][:, :n], dtype=np.float64)
 
+    def clear(self, name: str, component: int, n: int) -> None:
+        """Forget what one component recorded beyond its first ``n`` values."""
+        self._write(name, component)
+        if self.arrays[name].shape[2] > n:
+            self.arrays[name][component, :, n:] = np.nan
+
     def save(self, state: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Write what is buffered, then make ``state`` the one to resume from."""
         for name, component in list(self._pending):
