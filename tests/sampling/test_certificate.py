@@ -101,9 +101,9 @@ def test_sgld_with_a_tiny_step_is_certified():
 
 
 def test_a_chain_that_has_not_relaxed_is_not_certified():
-    """Without burn-in sgld starts at the given weights, its prior chain at the prior."""
+    """Without burn-in both chains start at the given weights: early on nβ⟨u·g⟩ is all defect."""
     found = measured(sampler="sgld", step_size=1e-4, burn_in=0, draws=100)
-    assert found["defect"] < -0.2 * P
+    assert found["defect_share"] > 0.3
     assert found["certificate"] == "not certified"
 
 
