@@ -89,6 +89,7 @@ def part_of(long: xr.DataTree, piece: int) -> xr.DataTree:
         "/": long.to_dataset().assign_attrs(settings=settings),
         "/posterior": dataset(long, "posterior").isel(draw=slice(2 * start, 2 * start + 320)),
         "/probes/text": dataset(long, "probes/text").isel(draw=slice(start, start + 160)),
+        "/burn_in": dataset(long, "burn_in"),
         "/health": dataset(long, "health"),
     }
     return xr.DataTree.from_dict(tree)
