@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import clock
-from lens_slt.models.adapter import adapt, copy_weights
-from lens_slt.models.components import parse_components
-from lens_slt.models.suffix import make_groups
 from lens_slt.sampling.driver import run_chains
-from lens_slt.sampling.result import trace_specs
+from lens_slt.sampling.sample import prepare
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import open_store
-from lens_slt.sampling.target import TokenSet, TransformerTarget
 
 
 def step_seconds(
@@ -27,21 +23,20 @@ def step_seconds(
     components: str | list[str],
     settings: Settings,
     device: str = "cpu",
+    probes: dict[str, Tensor] | None = None,
 ) -> np.ndarray:
     """Seconds of every step after the first: prefix, losses, gradients, noise, update, storage.
 
-    What :func:`lens_slt.sample` does around the loop (checks, hashes, health) is not in it.
+    ``settings`` must give the step size, so that no component begins anew. What
+    :func:`lens_slt.sample` does around the loop (checks, hashes, curvature, health) is not in it.
     """
-    adapted = adapt(model)
-    weights = {name: w.to(device) for name, w in copy_weights(adapted).items()}
-    chosen = parse_components(components, adapted)
-    tokens = tokens.to(device)
-    data = TokenSet(tokens, torch.ones_like(tokens[:, 1:], dtype=torch.bool))
-    groups = make_groups(adapted, weights, chosen)
-    target = TransformerTarget(adapted, weights, groups, data, {}, settings)
-    store = open_store(None, trace_specs(len(chosen), settings), {})
+    job = prepare(
+        model, tokens, components, settings=settings, probes=probes, weights=None, mask=None,
+        pad_id=None, engine="auto", device=device,
+    )  # fmt: skip
+    store = open_store(None, job.specs, {})
     marks: list[float] = []
-    run_chains(target, settings, store, lambda book: marks.append(clock(device)))
+    run_chains(job.target, settings, store, lambda book: marks.append(clock(device)))
     return np.diff(marks)
 
 

@@ -133,7 +133,7 @@ def linear_networks(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def coverage(args: argparse.Namespace) -> dict[str, Any]:
-    """How often ± 1.96 SE of a short run with the default settings covers a Gaussian's λ̂."""
+    """How often ± 1.96 SE of a run with the default settings covers a Gaussian's λ̂."""
     seeds = 5 if args.quick else 200
     curvatures = torch.logspace(-2, 1, 60)
     star = torch.zeros(len(curvatures))
@@ -156,7 +156,7 @@ def coverage(args: argparse.Namespace) -> dict[str, Any]:
             ]
         )  # fmt: skip
     columns = ["chains", "exact", "mean λ̂", "sd of λ̂ over seeds", "mean SE", "coverage"]
-    title = f"Gaussian, 60 weights, defaults (lm, nβ 30, γ 200, 4 × 200 draws), {seeds} seeds"
+    title = f"Gaussian, 60 weights, defaults (lm, nβ 30, γ 200, 4 chains), {seeds} seeds"
     common.show_table(title, columns, rows)
     return figures
 

@@ -2,8 +2,9 @@
 
 One fixed set of token sequences is the likelihood of all of them. The exact value is importance
 sampling where k̂ ≤ 0.7, else preconditioned Crank–Nicolson. ``lm`` runs with its defaults (nβ 30,
-γ 200, ε = 0.8/γ, minibatches of 32), SGLD at the published step size 1e-3, and ``lm`` once more
-with its drift in bfloat16. All leave out eight relaxation times of the prior as burn-in.
+γ 200, minibatches of 32, the step size chosen for every head), SGLD at the published step size
+1e-3 with eight relaxation times of the prior as burn-in, and ``lm`` once more with its drift in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def compare(
     exact = exact_references(model, tokens, heads, draws, args.seed)
     lm = Settings(draws=draws, seed=args.seed)
     # SGLD's draws at ε = 1e-3 are four times as correlated; minibatches of 8 cost a quarter.
-    sgld = Settings(sampler="sgld", burn_in=80, draws=4 * draws, batch_size=8, seed=args.seed)
+    sgld = Settings(
+        sampler="sgld", step_size=1e-3, burn_in=80, draws=4 * draws, batch_size=8, seed=args.seed
+    )  # fmt: skip
     methods = {
         "lm": run(model, tokens, heads, lm),
         "lm, bf16 drift": run(model, tokens, heads, lm.but(drift_dtype="bfloat16")),

@@ -73,7 +73,9 @@ def measure(case: Case) -> dict[str, float]:
     )  # fmt: skip
     tokens = random_tokens(case.d_vocab, case.batch_size, case.length)
     heads = [f"L{layer}H{head}" for layer in case.layers for head in range(case.heads)]
-    settings = Settings(chains=case.chains, draws=case.steps, burn_in=0, batch_size=case.batch_size)
+    settings = Settings(
+        chains=case.chains, draws=case.steps, burn_in=0, batch_size=case.batch_size, step_size=4e-3
+    )  # fmt: skip
     before = _peak_mib()
     seconds = float(np.median(step_seconds(model, tokens, heads, settings)))
     needed = flops.table_step(case.shape, list(case.layers), case.heads * case.chains)

@@ -35,6 +35,7 @@ from torch import Tensor
 import lens_slt as ls
 from benchmarks import common, peer
 from benchmarks.common import Target, cpu_seconds
+from benchmarks.engine import step_seconds
 from lens_slt.demo import MODEL
 from lens_slt.sampling.result import component_names, dataset
 from lens_slt.sampling.settings import Settings
@@ -139,21 +140,20 @@ def own_seconds(
 ) -> tuple[float, list[Any]]:
     """CPU seconds of the lock-step run until its least reliable head is reliable."""
     rows = []
+    stride = float(draws["steps_per_draw"].mean())  # of the components, which cost alike
     for chains in (2, 4):
-        short = settings.but(chains=chains, burn_in=0)
+        short = settings.but(chains=chains, burn_in=0, draws=10, step_size=settings.epsilon)
 
-        def spent(draws: int, thin: int, short: Settings = short) -> float:
-            start = cpu_seconds()
-            ls.sample(
-                model, tokens, ["heads", "full"], settings=short.but(draws=draws, thin=thin),
-                probes={"probe": probe}, progress=False,
+        def spent(thin: int, short: Settings = short) -> float:
+            seconds = step_seconds(
+                model, tokens, ["heads", "full"], short.but(thin=thin), probes={"probe": probe}
             )  # fmt: skip
-            return cpu_seconds() - start
+            return float(np.median(seconds))
 
-        few, more, every = spent(2, 2), spent(10, 10), spent(10, 1)
-        step, evaluation = (more - few) / 8, (every - more) / 9
+        step = spent(10)  # only the first step, which is not timed, has the probe
+        evaluation = spent(1) - step
         for thin, n in needed(draws.isel(chain=slice(0, chains))).items():
-            total = settings.burn_in_steps * step + n.max() * (thin * step + evaluation)
+            total = stride * step * (settings.burn_in_steps + n.max() * thin) + n.max() * evaluation
             rows.append([step, evaluation, chains, thin, float(n.max()) * thin, total])
     best = min(rows, key=lambda row: row[-1])
     return best[-1], best

@@ -25,6 +25,8 @@ import lens_slt as ls
 from benchmarks import common, peer
 from benchmarks.common import Target, WithError
 from benchmarks.engine import step_seconds
+from lens_slt.sampling.metric import LANCZOS_STEPS
+from lens_slt.sampling.pilot import CURVATURE_BATCHES
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import standard_error
 
@@ -59,7 +61,7 @@ def throughput(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """CPU seconds per head-step of both libraries, measured alternately; ratios; medians."""
     spent: dict[str, list[float]] = {}
-    settings = Settings(draws=2, burn_in=0, batch_size=batch_size)
+    settings = Settings(draws=2, burn_in=0, batch_size=batch_size, step_size=4e-3)
     n_heads = int(model.cfg.n_heads)
     jobs = {"lens_slt L0": "L0H0", "lens_slt L1": "L1H0", "lens_slt table": "heads"}
     for _ in range(effort.rounds):
@@ -169,35 +171,47 @@ def real_peer(
     return WithError(float(paired.mean()), standard_error(paired[None])), len(paired), cost
 
 
-def own_table(
-    model: Any, tokens: Tensor, effort: Effort, seed: int
-) -> tuple[dict[str, WithError], Settings, dict[str, float]]:
-    """All heads with the default sampler: λ̂, the settings, CPU seconds per head-step by layer."""
+@dataclass(frozen=True)
+class OwnTable:
+    """All heads with the default sampler."""
+
+    settings: Settings
+    llc: dict[str, WithError]
+    strides: dict[str, int]  # steps of one draw
+    cost: dict[str, float]  # CPU seconds per head-step, by layer
+
+    def steps(self, head: str, bias: float) -> float:
+        """Head-steps until |bias| + 2 SE is within the tolerance, with burn-in and curvature."""
+        got, s = self.llc[head], self.settings
+        room = (TOLERANCE - abs(bias)) / 2
+        if room <= 0:
+            return float("inf")
+        draws = s.least_draws * s.chains * (got.se / got.value / room) ** 2
+        curvature = CURVATURE_BATCHES * (LANCZOS_STEPS + 1)
+        return self.strides[head] * (draws + s.chains * s.burn_in_steps) + curvature
+
+
+def own_table(model: Any, tokens: Tensor, effort: Effort, seed: int) -> OwnTable:
+    """Run all heads."""
     settings = Settings(chains=2, draws=effort.own_draws, batch_size=SMALL_BATCH, seed=seed)
-    found, cost = {}, {}
+    found, strides, cost = {}, {}, {}
     for layer in (0, 1):
         heads = [f"L{layer}H{h}" for h in range(int(model.cfg.n_heads))]
-        short = settings.but(draws=3, burn_in=0)
+        short = settings.but(draws=3, burn_in=0, step_size=settings.epsilon)
         seconds = step_seconds(model, tokens, heads, short)
         cost[f"L{layer}"] = float(np.median(seconds)) / (len(heads) * settings.chains)
-        found |= run(model, tokens, heads, settings)
-    return found, settings, cost
-
-
-def own_steps(got: WithError, bias: float, settings: Settings) -> float:
-    """Head-steps of ``lm`` until |bias| + 2 SE is within the tolerance, burn-in included."""
-    room = (TOLERANCE - abs(bias)) / 2
-    if room <= 0:
-        return float("inf")
-    draws = settings.draws * settings.chains * (got.se / got.value / room) ** 2
-    return draws + settings.chains * settings.burn_in_steps
+        draws = ls.sample(model, tokens, heads, settings=settings, progress=False)
+        found |= {head: common.llc_of(draws, i) for i, head in enumerate(heads)}
+        strides |= dict(zip(heads, draws["steps_per_draw"].values, strict=True))
+    return OwnTable(settings, found, strides, cost)
 
 
 def time_to_5pct(
     model: Any, tokens: Tensor, effort: Effort, seed: int
 ) -> dict[str, float | list[str]]:
     """CPU seconds for all heads to come within 5 % of the exact value, both libraries."""
-    own, settings, own_cost = own_table(model, tokens, effort, seed)
+    table = own_table(model, tokens, effort, seed)
+    own, settings, own_cost = table.llc, table.settings, table.cost
     columns, own_total, peer_total, reached = [], 0.0, 0.0, []
     for layer in (0, 1):
         heads = [head for head in own if head.startswith(f"L{layer}")]
@@ -214,7 +228,7 @@ def time_to_5pct(
         miss = (abs(got.value - truth.value) + 2 * got.se) / abs(truth.value)
         if miss <= TOLERANCE:
             reached.append(run_head)
-        needed = {head: own_steps(own[head], bias, settings) for head in heads}
+        needed = {head: table.steps(head, bias) for head in heads}
         own_seconds = own_cost[f"L{layer}"] * sum(needed.values())
         peer_seconds = peer_cost * sgld.steps(lr) * len(heads)
         own_total, peer_total = own_total + own_seconds, peer_total + peer_seconds
@@ -229,7 +243,8 @@ def time_to_5pct(
                 "its autocorrelation time there": sgld.correlation * 1e-3 / lr,
                 "devinterp really run": f"{got} after {draws} draws",
                 "its |error| + 2 SE": miss,
-                "lens_slt head-steps to 5 %, burn-in included": needed[run_head],
+                "its steps a draw": int(table.strides[run_head]),
+                "lens_slt head-steps to 5 %, burn-in and curvature included": needed[run_head],
                 "devinterp steps to 5 %, burn-in included": sgld.steps(lr),
                 "layer: lens_slt CPU seconds to 5 %": own_seconds,
                 "layer: devinterp CPU seconds to 5 %": peer_seconds,

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
+from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
 from lens_slt.sampling.course import Course
@@ -176,7 +177,7 @@ def _show_own_warning(
     message: Warning | str, category: type[Warning], *rest: Any, **named: Any
 ) -> None:
     """Warnings of this package reach the user, those of the libraries do not."""
-    if issubclass(category, SamplingWarning):
+    if issubclass(category, SamplingWarning | TokenizerWarning):
         say(f"warning: {message}")
 
 

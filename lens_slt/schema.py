@@ -83,7 +83,7 @@ SCHEMAS: dict[str, Schema] = {
     schema.name: schema
     for schema in (
         Schema(
-            "draws", "sample", kind=xr.DataTree, attrs=("settings", "model"),
+            "draws", "sample", kind=xr.DataTree, attrs=("settings",),
             needed=over("component", _ROOT)
             | over(
                 "component chain draw",

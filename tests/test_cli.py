@@ -247,7 +247,7 @@ def test_models_lists_checkpoints() -> None:
 
 
 def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
-    arguments = ["demo", "--out", tmp_path, "--draws", "4", "--sequences", "8", "--length", "12"]
+    arguments = ["demo", "--out", tmp_path, "--draws", "4", "--sequences", "8", "--length", "24"]
     first = call(*arguments, "--json")
     assert first.exit_code == 0, first.stderr
     record = json.loads(first.stdout)
@@ -267,7 +267,7 @@ def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
 
 
 def test_susceptibility_as_json_agrees_with_the_library(tmp_path: Path) -> None:
-    options = [*TINY, "--probe-sequences", "4", "--draws", "12"]
+    options = [*TINY, "--probe-sequences", "4", "--draws", "12", "--batch-size", "8"]
     tiny = ["--model", "attn-1l", "--data", "code", "--components", "L0H1,L0H2,L0H3"]
     options = [x for x in options if x not in ("--burn-in", "2")]
     result = call("susceptibility", *tiny, *options, "--out", tmp_path, "--json")
@@ -277,7 +277,7 @@ def test_susceptibility_as_json_agrees_with_the_library(tmp_path: Path) -> None:
     probe = ls.load_tokens("code", n_sequences=4, length=16, seed=1)
     draws = ls.sample(
         ls.load_model("attn-1l"), tokens, ["L0H1", "L0H2", "L0H3", "full"], progress=False,
-        settings=ls.Settings(draws=12, batch_size=4), probes={"probe": probe},
+        settings=ls.Settings(draws=12, batch_size=8), probes={"probe": probe},
     )  # fmt: skip
     chi = ls.susceptibility(draws)
     mean = record["structure"]["chi"]["mean"]

@@ -171,7 +171,7 @@ def affected_tokens(
 
     Args:
         found: from :func:`ablate` and its like.
-        tokenizer: of the model; the shipped models' by default. Needs ``decode``.
+        tokenizer: of the model; needs ``decode``. May be left out for the shipped models' tokens.
         n: tokens of each kind.
         width: tokens of context.
 

@@ -14,6 +14,7 @@ from lens_slt.circuits.evidence import Case, Evidence, Outcome
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.names import is_head, layer_of
+from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
 from lens_slt.structure.modes import modes
@@ -53,7 +54,8 @@ def read_slt_evidence(
         draws: from :func:`lens_slt.sample`, of heads (others are left out).
         probe: its name.
         tokens: the probe's tokens, for the patterns.
-        tokenizer: of the model; the shipped models' by default.
+        tokenizer: of the model; may be left out for the shipped models' tokens. Of others only
+            repeats are labelled then, with a warning.
         seed: of the bootstrap.
 
     Raises ValueError where the draws hold no head, or fewer tokens than heads.
@@ -67,6 +69,7 @@ def read_slt_evidence(
     matrix = per_token_llc(draws.sel(component=heads), probe)
     matrix = matrix.sel(component=matrix["mean"].notnull())
     found = modes(matrix, whiten=True, seed=seed) if "blocks" in matrix else None
+    tokenizer = tokenizer_of(draws.attrs) if tokenizer is None else tokenizer
     return SltEvidence(matrix, label_patterns(tokens, tokenizer), found)
 
 

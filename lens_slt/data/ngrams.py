@@ -37,9 +37,9 @@ class NgramCounts:
 def ngram_counts(tokens: Any, tokenizer: Any = None, *, mask: Any = None) -> NgramCounts:
     """Counts over ``tokens``, int ``[sequence, position]``, for the patterns ngram and skip_gram.
 
-    The tokenizer, by default the shipped models', gives the size of the vocabulary and the special
-    tokens, which are not counted; nor are tokens where ``mask`` is false. Raises as
-    :func:`lens_slt.data.patterns.label_patterns` does.
+    The tokenizer gives the size of the vocabulary and the special tokens, which are not counted;
+    nor are tokens where ``mask`` is false. It may be left out for tokens of the shipped models.
+    Raises as :func:`lens_slt.data.patterns.label_patterns` does; ValueError where it is missing.
     """
     text = read_text(tokens, tokenizer, mask)
     contexts, after, here = _triples(text)

@@ -45,6 +45,7 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
+import warnings
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,10 @@ import xarray as xr
 from jaxtyping import Int
 
 from lens_slt.arrays import BoolArray
+from lens_slt.data.checks import token_array
 from lens_slt.data.ngrams import NgramCounts, ngram_counts, ngram_labels
-from lens_slt.data.vocabulary import IntArray, Text, read_text, shifted
+from lens_slt.data.tokenizer import PASS_TOKENIZER, TokenizerWarning, shipped_tokenizer
+from lens_slt.data.vocabulary import IntArray, Text, is_readable, read_ids, read_text, shifted
 from lens_slt.schema import stamped
 
 __all__ = ["PATTERNS", "NgramCounts", "bracket_depth", "label_patterns", "ngram_counts"]
@@ -90,20 +93,27 @@ def label_patterns(
 
     ``tokens`` is int ``[sequence, position]``; position p of the result labels the prediction of
     ``tokens[:, p + 1]`` from the tokens up to p, so it has one position less. The module's
-    docstring has the rules. ``tokenizer`` (by default the shipped models') needs ``decode`` and a
-    length; WordPiece, which does not write spaces, is not understood. ``mask`` is true for real
-    tokens; padding must be on the right. Without ``counts``, from :func:`ngram_counts`, the
-    patterns ngram and skip_gram are left out.
+    docstring has the rules. ``tokenizer``, that of the model, needs ``decode`` and a length;
+    WordPiece, which does not write spaces, is not understood. It may be left out for tokens that
+    the shipped models' tokenizer made; of others only the patterns that need no text are labelled
+    then, with a warning: repeats, and those of ``counts``. ``mask`` is true for real tokens;
+    padding must be on the right. Without ``counts``, from :func:`ngram_counts`, the patterns ngram
+    and skip_gram are left out.
 
     Raises TypeError for tokens that are no integer array, for what is no tokenizer or no counts;
     ValueError for ids outside the tokenizer's vocabulary, counts of another vocabulary, or a mask
     of another shape.
     """
-    text = read_text(tokens, tokenizer, mask)
-    found = _repeats(text) | _words(text) | _spaces(text) | _delimiters(text)
-    found["formatting"] = _formatting(text)
-    found["numeric"] = text.each(lambda string: bool(_NUMBER.fullmatch(string)))
-    found["punctuation"] = text.each(_is_punctuation)
+    ids = token_array(tokens).numpy()
+    if tokenizer is None and is_readable(tokens, mask):
+        tokenizer = shipped_tokenizer()
+    if tokenizer is not None:
+        text = read_text(tokens, tokenizer, mask)
+        found = _repeats(text) | _of_text(text)
+    else:
+        text = read_ids(tokens, mask, getattr(counts, "vocabulary_size", None))
+        found = _repeats(text)
+        _warn_of_ids_alone(found)
     if counts is not None:
         found |= ngram_labels(text, counts)
     names = [name for name in PATTERNS if name in found]
@@ -113,11 +123,30 @@ def label_patterns(
         dims=("pattern", "sequence", "position"),
         coords={
             "pattern": names,
-            "token_id": (("sequence", "position"), text.ids[:, 1:]),  # to tell what was labelled
+            "token_id": (("sequence", "position"), ids[:, 1:]),  # to tell what was labelled
         },
         name="patterns",
     )
     return stamped(patterns, "patterns")
+
+
+def _of_text(text: Text) -> dict[str, BoolArray]:
+    """The patterns that depend on what the tokens say."""
+    found = _words(text) | _spaces(text) | _delimiters(text)
+    found["formatting"] = _formatting(text)
+    found["numeric"] = text.each(lambda string: bool(_NUMBER.fullmatch(string)))
+    found["punctuation"] = text.each(_is_punctuation)
+    return found
+
+
+def _warn_of_ids_alone(labelled: dict[str, BoolArray]) -> None:
+    """Say which patterns are left out; points at the caller of :func:`label_patterns`."""
+    left_out = [name for name in PATTERNS if name not in {*labelled, "ngram", "skip_gram"}]
+    warnings.warn(
+        f"tokens: patterns of text are left out ({', '.join(left_out)}), because {PASS_TOKENIZER}",
+        TokenizerWarning,
+        stacklevel=3,
+    )
 
 
 def bracket_depth(

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lens_slt.arrays import BoolArray
 from lens_slt.data.checks import check_tokens, token_array
-from lens_slt.data.tokenizer import shipped_tokenizer
+from lens_slt.data.tokenizer import PASS_TOKENIZER, can_be_shipped, shipped_tokenizer
 
 IntArray = NDArray[np.integer[Any]]
 
@@ -51,22 +51,21 @@ class Text:
 def read_text(tokens: Any, tokenizer: Any = None, mask: Any = None) -> Text:
     """Checked tokens and their texts; ``mask`` is true for real tokens, as in ``check_tokens``.
 
-    Raises TypeError for what is no integer array or no tokenizer, ValueError for ids outside the
-    tokenizer's vocabulary and for a mask of another shape.
+    Without a tokenizer the tokens must be the shipped models'. Raises TypeError for what is no
+    integer array or no tokenizer, ValueError for ids outside the tokenizer's vocabulary, a mask of
+    another shape, and tokens of another tokenizer than the shipped one where none is given.
     """
-    tokenizer = _tokenizer(tokenizer)
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        raise TypeError(
+            f"tokenizer must have a decode method, or be None for the shipped models'; "
+            f"got {type(tokenizer).__name__}"
+        )
+    ids, real = _checked(tokens, mask)
+    if tokenizer is None:
+        if not can_be_shipped(ids, real):
+            raise ValueError(f"tokens cannot be read as text: {PASS_TOKENIZER}")
+        tokenizer = shipped_tokenizer()
     size = vocabulary_size(tokenizer)
-    checked = token_array(tokens)
-    # The ids have a check of their own below: one that is out of range here is a mix-up of
-    # tokenizers, which the message about d_vocab would not tell.
-    _, real_tokens = check_tokens(
-        torch.zeros_like(checked),
-        d_vocab=1,
-        n_ctx=checked.shape[1],
-        mask=mask,
-        pad_id=-1 if mask is None else None,
-    )
-    ids, real = checked.numpy(), real_tokens.numpy()
     _check_ids(ids, real, size)
     special = np.zeros(size, bool)
     special[[i for i in _special_ids(tokenizer) if 0 <= i < size]] = True
@@ -79,6 +78,20 @@ def read_text(tokens: Any, tokenizer: Any = None, mask: Any = None) -> Text:
         entries=entries,
         texts=_texts(tokenizer, entries.tolist()),
     )
+
+
+def is_readable(tokens: Any, mask: Any = None) -> bool:
+    """Whether the shipped models' tokenizer can have made the tokens, so that none is needed."""
+    return can_be_shipped(*_checked(tokens, mask))
+
+
+def read_ids(tokens: Any, mask: Any = None, size: int | None = None) -> Text:
+    """Checked tokens whose text nobody knows; ``size`` of the vocabulary, where it is known."""
+    ids, real = _checked(tokens, mask)
+    size = int(ids[real].max(initial=0)) + 1 if size is None else size
+    _check_ids(ids, real, size)
+    nothing = np.zeros(0, ids.dtype)
+    return Text(np.where(real, ids, size), real, size, entries=nothing, texts=())
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -103,15 +116,19 @@ def shifted(values: NDArray[Any], by: int) -> NDArray[Any]:
     return result
 
 
-def _tokenizer(tokenizer: Any) -> Any:
-    if tokenizer is None:
-        return shipped_tokenizer()
-    if not callable(getattr(tokenizer, "decode", None)):
-        raise TypeError(
-            f"tokenizer must have a decode method, or be None for the shipped models'; "
-            f"got {type(tokenizer).__name__}"
-        )
-    return tokenizer
+def _checked(tokens: Any, mask: Any) -> tuple[IntArray, BoolArray]:
+    """Ids and where they are real, each ``[sequence, position]``; ids of any vocabulary."""
+    checked = token_array(tokens)
+    # The ids have a check of their own: one that is out of range is a mix-up of tokenizers, which
+    # the message about d_vocab would not tell.
+    _, real = check_tokens(
+        torch.zeros_like(checked),
+        d_vocab=1,
+        n_ctx=checked.shape[1],
+        mask=mask,
+        pad_id=-1 if mask is None else None,
+    )
+    return checked.numpy(), real.numpy()
 
 
 def _check_ids(ids: IntArray, real: BoolArray, size: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -98,6 +98,11 @@ def model_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.init_kwargs["name_or_path"] = "lens-slt"  # both backends read it
     tokenizer.add_bos_token = True
     return tokenizer
+
+
+def tokenizer_of(record: Mapping[Any, Any]) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of the model in the record of a run, its ``attrs``; None if not shipped."""
+    return shipped_tokenizer() if _is_shipped(str(record.get("model"))) else None
 
 
 def build_model(weights: Weights, name: str, backend: Backend, device: torch.device) -> Any:

@@ -165,11 +165,9 @@ def _by_half_step(bias: Bias) -> tuple[str, str]:
     settled = not bias.remaining > LARGEST_SHARE
     if settled and max(-low, high) <= LARGEST_SHARE:
         return CERTIFIED, f"half the step changes λ̂ by {100 * bias.share:+.0f} %"
-    if max(-low, high) <= LARGEST_SHARE:
-        return NOT_CERTIFIED, (
-            f"half the step changes λ̂ by {100 * bias.share:+.0f} %, but has a defect of its own"
-        )
-    if max(low, -high) > LARGEST_SHARE / 2 or not settled:
+    if max(low, -high) > LARGEST_SHARE / 2:
         words = "about" if settled else "more than"
         return f"biased by {words} {100 * bias.share:.0f} %", "from a run at half the step"
+    if not settled:
+        return NOT_CERTIFIED, "a run at half the step has a defect too"
     return NOT_CERTIFIED, f"{TOO_FEW}, also at half the step"

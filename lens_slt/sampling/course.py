@@ -106,10 +106,29 @@ def decide(
     course: Course, loss: FloatArray, virial: FloatArray, defect: FloatArray, settings: Settings
 ) -> Course:
     """The course from here on, given the traces ``[chain, draw]`` of one component so far."""
-    used = finite_chains(loss)
+    finite = bool(finite_chains(loss).all())
     found = virial_so_far(course, loss, virial, defect, settings)
+    return decided(course, found, *mean_so_far(loss, settings), settings, finite=finite)
+
+
+def decided(
+    course: Course,
+    found: Virial | None,
+    mean: float,
+    error: float,
+    settings: Settings,
+    *,
+    finite: bool = True,
+) -> Course:
+    """The course from here on.
+
+    Args:
+        found: the virial so far; None where the sampler has none.
+        mean, error: of the paired loss; NaN if no chain is finite.
+        finite: whether all chains are.
+    """
     if settings.chooses_step:
-        stride = next_stride(course, found, bool(used.all()))
+        stride = _next_stride(course, found, finite)
         if stride > course.stride:
             target = first_target(stride, settings)
             return Course(stride, course.burn_in, target, attempt=course.attempt + 1)
@@ -120,11 +139,11 @@ def decide(
     if course.draws < course.target:
         return course
     long = default and course.taken > MOST_STEPS / 2
-    if course.draws >= settings.most_draws or long or not used.any():
+    if course.draws >= settings.most_draws or long or math.isnan(mean):
         return replace(course, done=True)
     # More draws tell what errors hide; they do not take away what is known to be there.
     told = found is None or found.holds or found.fails
-    if told and is_precise(*mean_so_far(loss, settings), settings):
+    if told and _is_precise(mean, error, settings):
         return replace(course, done=True)
     return replace(course, target=min(course.target * GROWTH, settings.most_draws))
 
@@ -142,7 +161,7 @@ def virial_so_far(
     )  # fmt: skip
 
 
-def next_stride(course: Course, found: Virial | None, finite: bool) -> int:
+def _next_stride(course: Course, found: Virial | None, finite: bool) -> int:
     """Steps of one draw that the certificate asks for."""
     most = MOST_STEPS_PER_DRAW
     if not finite or found is None or not np.isfinite(found.defect):
@@ -177,6 +196,6 @@ def finite_chains(loss: FloatArray) -> BoolArray:
     return np.asarray(np.isfinite(loss).all(1))
 
 
-def is_precise(mean: float, error: float, settings: Settings) -> bool:
+def _is_precise(mean: float, error: float, settings: Settings) -> bool:
     """Whether the standard error of λ̂ is as small as wanted."""
     return error <= settings.precision * abs(mean) or settings.n_beta * error <= FLOOR

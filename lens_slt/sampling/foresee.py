@@ -14,29 +14,29 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from lens_slt.sampling.certificate import Virial
 from lens_slt.sampling.course import (
     EARLY_CHECKS,
-    GROWTH,
     Course,
+    decided,
     finite_chains,
     first_course,
-    is_precise,
     mean_so_far,
-    next_stride,
     virial_so_far,
 )
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
-from lens_slt.sampling.half_step import half_step_draws, is_short
+from lens_slt.sampling.half_step import half_step_draws, is_short, rings
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
-from lens_slt.sampling.pilot import CURVATURE_BATCHES
+from lens_slt.sampling.pilot import CURVATURE_BATCHES, PILOT
 from lens_slt.sampling.plan import StepCosts, Stretch
 from lens_slt.sampling.result import trace_specs
 from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units
 from lens_slt.sampling.store import DrawStore, open_store
-from lens_slt.sampling.timing import MOST_TRIAL_STEPS, TRIAL_SECONDS, StepTimes
+from lens_slt.sampling.timing import MOST_TRIAL_STEPS, TRIAL_SECONDS, StepTimes, state_bytes
 from lens_slt.sampling.trial import Enough, Trial
 
 COURSE_SECONDS = 10.0  # within which the first draws must come
@@ -129,12 +129,24 @@ class _Diary:
         self.began[place] = last
 
 
+class _Store(DrawStore):
+    """In memory; remembers how large what was measured before the first step is."""
+
+    pilot_bytes = 0
+
+    def save(self, state: dict[str, Tensor], about: dict[str, Any]) -> None:
+        super().save(state, about)
+        self.pilot_bytes = state_bytes(
+            {key: tensor for key, tensor in state.items() if key.startswith(PILOT)}
+        )
+
+
 def _begun(job: Job, times: StepTimes) -> Foreseen:
     """Courses that are really begun, and then continued on paper."""
     s = job.settings.but(full_loss=False)
     n = len(job.names)
     trial, diary = Trial(job.target), _Diary(n, first_course(s))
-    store = open_store(None, trace_specs(n, s), {})
+    store = _Store(open_store(None, trace_specs(n, s), {}).arrays)
 
     def on_step(book: Book) -> None:
         trial.end_step()
@@ -157,12 +169,12 @@ def _begun(job: Job, times: StepTimes) -> Foreseen:
     for place, one in seen.items():
         if courses[place].attempt == one.course.attempt and _has_half_steps(s, one.course):
             found = one.after(courses[place].draws)[0]
-            half |= {place} if found is not None and found.fails else set()
+            half |= {place} if found is not None and rings(found, courses[place], s) else set()
     steps, _ = trial.costs(n)  # with preconditioners
     costs = replace(times.costs, fixed=steps.fixed, each=steps.each)
     return Foreseen(
         tuple(courses), tuple(diary.stretches), tuple(sorted(half)), costs, trial.pilot,
-        _vector_bytes(job),
+        store.pilot_bytes,
     )  # fmt: skip
 
 
@@ -220,35 +232,24 @@ def _seen(courses: list[Course], store: DrawStore, s: Settings) -> dict[int, _Se
 
 
 def _on_paper(course: Course, place: int, diary: _Diary, seen: _Seen | None, s: Settings) -> Course:
-    """The course of one component to its end; its stretches are added to the diary."""
-    if seen is not None:
-        for check in sorted({*EARLY_CHECKS, course.target}):
-            here = replace(course, taken=(course.burn_in + check) * course.stride)
-            found = seen.after(check)[0]
-            if not course.draws < check <= course.target or found is None or not s.chooses_step:
-                continue
-            stride = next_stride(here, found, True)
-            if stride > course.stride:
-                diary.close(place, course, diary.began[place] + here.taken)
-                course = Course(stride, course.burn_in, s.least_draws, attempt=course.attempt + 1)
-                break
-        else:
-            course = replace(course, target=_target(seen, s))
-    whole = (course.burn_in + course.target) * course.stride
-    diary.close(place, course, diary.began[place] + whole)
-    return replace(course, taken=whole, done=True)
+    """The course of one component to its end; its stretches are added to the diary.
 
-
-def _target(seen: _Seen, s: Settings) -> int:
-    """Draws at which a component will be certified, or known not to be, and precise."""
-    target = seen.course.target
-    while target < s.most_draws and not math.isnan(seen.mean):
-        found, error = seen.after(target)
-        told = found is None or found.holds or found.fails
-        if told and is_precise(seen.mean, error, s):
-            break
-        target = min(GROWTH * target, s.most_draws)
-    return target
+    One that begins anew is taken to need no more than its first draws.
+    """
+    while not course.done:
+        early = [n for n in EARLY_CHECKS if s.chooses_step and course.draws < n]
+        check = min([*early, course.target])
+        here = replace(course, taken=(course.burn_in + check) * course.stride)
+        course = replace(here, done=True)
+        if seen is not None and seen.course.attempt == here.attempt:
+            found, error = seen.after(check)
+            course = decided(here, found, seen.mean, error, s)
+        elif check < here.target:
+            course = here
+        if course.attempt > here.attempt:
+            diary.close(place, here, diary.began[place] + here.taken)
+    diary.close(place, course, diary.began[place] + course.taken)
+    return course
 
 
 def _towards_zero(value: float, by: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lens_slt.sampling.certificate import ERRORS, Bias, coupled
+from lens_slt.sampling.certificate import ERRORS, Bias, Virial, coupled
 from lens_slt.sampling.course import CHEAP_STRIDE, MOST_STEPS_PER_DRAW, Course
 from lens_slt.sampling.driver import SUMMED, Outcome, PartLosses, chains_of
 from lens_slt.sampling.members import Part, Target
@@ -143,6 +143,11 @@ def _rings(settings: Settings, outcome: Outcome, store: DrawStore, place: int) -
             settings.gamma, outcome.courses[place].step_size(settings)
         ),
     )  # fmt: skip
+    return rings(found, outcome.courses[place], settings)
+
+
+def rings(found: Virial, course: Course, settings: Settings) -> bool:
+    """Whether a component's bias has to be measured, with this virial at its end."""
     if found.fails:
-        return outcome.courses[place].stride < MOST_STEPS_PER_DRAW  # else it is lost anyway
+        return course.stride < MOST_STEPS_PER_DRAW  # else it is lost anyway
     return settings.draws is None and settings.target_se is None and not found.holds

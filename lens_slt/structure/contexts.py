@@ -9,7 +9,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from lens_slt.data.tokenizer import shipped_tokenizer
+from lens_slt.data.tokenizer import PASS_TOKENIZER, can_be_shipped, shipped_tokenizer
+from lens_slt.models.shipped import tokenizer_of
 from lens_slt.schema import require
 
 VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
@@ -23,9 +24,11 @@ def contexts(
 
     Args:
         found: a matrix, modes or a map.
-        tokenizer: of the model; the shipped models' by default. Needs ``decode``.
+        tokenizer: of the model; needs ``decode``. May be left out for the shipped models' tokens.
         width: tokens of context.
         rows: which tokens; all by default.
+
+    Raises ValueError for tokens of another tokenizer than the shipped models', where none is given.
     """
     sequence, position = found["sequence"].values, found["position"].values
     text = np.full((int(sequence.max()) + 1, int(position.max()) + 1), "", dtype=object)
@@ -42,11 +45,28 @@ def token_texts(found: xr.Dataset, tokenizer: Any = None) -> NDArray[np.object_]
 
     Args:
         found: a matrix, modes or a map.
-        tokenizer: of the model; the shipped models' by default.
+        tokenizer: of the model; may be left out for the shipped models' tokens.
+
+    Raises ValueError for tokens of another tokenizer than the shipped models', where none is given.
     """
     if "text" in found.coords:
         return found["text"].values.astype(object)
-    return visible_text(found["token_id"].values, _tokenizer(tokenizer))
+    tokenizer = tokenizer_for(found) if tokenizer is None else tokenizer
+    if tokenizer is None:
+        raise ValueError(f"the tokens of found cannot be read as text: {PASS_TOKENIZER}")
+    return visible_text(found["token_id"].values, tokenizer)
+
+
+def tokenizer_for(found: xr.Dataset) -> Any:
+    """The shipped models' tokenizer where a result is of one, or its tokens can be; else None."""
+    known = tokenizer_of(found.attrs)
+    if known is not None:
+        return known
+    sequence, position = found["sequence"].values, found["position"].values
+    ids = np.zeros((int(sequence.max()) + 1, int(position.max()) + 1), dtype=np.int64)
+    real = np.zeros(ids.shape, dtype=bool)
+    ids[sequence, position], real[sequence, position] = found["token_id"].values, True
+    return shipped_tokenizer() if can_be_shipped(ids[real.any(1)], real[real.any(1)]) else None
 
 
 def visible_text(ids: NDArray[np.integer[Any]], tokenizer: Any) -> NDArray[np.object_]:
@@ -69,7 +89,7 @@ def top_tokens(
 
     Args:
         found: from :func:`lens_slt.modes`.
-        tokenizer: of the model; the shipped models' by default.
+        tokenizer: of the model; may be left out for the shipped models' tokens.
         n: tokens of each end.
         width: tokens of context.
 
@@ -77,6 +97,7 @@ def top_tokens(
         Columns ``mode``, ``end`` (high or low), ``score`` and ``context``.
     """
     found = require(found, "modes", argument="found")
+    found = found.assign_coords(text=("token", token_texts(found, tokenizer)))
     sequence = found["sequence"].values
     rows = []
     for mode in found["mode"].values:
@@ -86,13 +107,6 @@ def top_tokens(
             best = order[np.sort(first)[:n]]
             rows += [
                 {"mode": int(mode), "end": end, "score": float(score[token]), "context": text}
-                for token, text in zip(
-                    best, contexts(found, tokenizer, width=width, rows=best), strict=True
-                )
+                for token, text in zip(best, contexts(found, width=width, rows=best), strict=True)
             ]
     return pd.DataFrame(rows, columns=["mode", "end", "score", "context"])
-
-
-def _tokenizer(tokenizer: Any) -> Any:
-    """The shipped models' by default."""
-    return shipped_tokenizer() if tokenizer is None else tokenizer

@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from numpy.typing import NDArray
 
 from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.data.patterns import label_patterns
+from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.susceptibility import FULL, susceptibility
 from lens_slt.sampling.result import component_names
 from lens_slt.schema import MATRICES, require
 from lens_slt.structure.clusters import clusters
-from lens_slt.structure.contexts import token_texts, top_tokens
+from lens_slt.structure.contexts import token_texts, tokenizer_for, top_tokens
 from lens_slt.structure.maps import token_map
 from lens_slt.structure.modes import modes
 from lens_slt.structure.pattern_enrichment import enrichment, labels_of
@@ -72,10 +74,12 @@ def read_structure(
         draws: from :func:`lens_slt.sample`.
         probe: which one.
         tokens: the probe's tokens ``[sequence, position]``, for the patterns.
-        tokenizer: of the model; the shipped models' by default.
+        tokenizer: of the model; may be left out for the shipped models' tokens. Of others only
+            repeats are labelled then, with a warning, and tokens are shown as ids.
         estimator: of the susceptibility.
         folder: where the matrices are written, as ``llc.zarr`` and ``chi.zarr``.
     """
+    tokenizer = tokenizer_of(draws.attrs) if tokenizer is None else tokenizer
     patterns = label_patterns(tokens, tokenizer)
     names = component_names(draws)
     found = {}
@@ -105,7 +109,7 @@ def _view(
 ) -> View:
     usable = matrix.sel(component=matrix["mean"].notnull())
     found = modes(usable)
-    found = found.assign_coords(text=("token", token_texts(found, tokenizer)))
+    found = found.assign_coords(text=("token", _texts(found, tokenizer)))
     few = few_tokens(usable)
     mapped = with_map and few.sizes["token"] > MAP_NEIGHBOURS
     return View(
@@ -113,6 +117,13 @@ def _view(
         labelled_map(few, patterns) if mapped else None,
         clusters(few, method="hdbscan") if mapped else None,
     )  # fmt: skip
+
+
+def _texts(found: xr.Dataset, tokenizer: Any) -> NDArray[np.object_]:
+    """What every token says, its id where nothing can tell."""
+    if tokenizer is None and tokenizer_for(found) is None:
+        return np.array([f"[{token}]" for token in found["token_id"].values], dtype=object)
+    return token_texts(found, tokenizer)
 
 
 _PARTS = {  # of a view, with their results
@@ -154,7 +165,8 @@ def labelled_map(matrix: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     names = np.full(matrix.sizes["token"], "none", dtype=object)
     for family, members in reversed(FAMILIES.items()):
         there = [labels[name] for name in members if name in labels]
-        names[np.any(there, axis=0)] = family
+        if there:
+            names[np.any(there, axis=0)] = family
     found = token_map(matrix, n_neighbors=MAP_NEIGHBOURS)
     return found.assign(pattern=("token", names))
 

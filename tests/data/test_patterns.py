@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy.sparse import csr_array
 
 from lens_slt.data.ngrams import NgramCounts, ngram_counts
 from lens_slt.data.patterns import PATTERNS, bracket_depth, label_patterns
-from lens_slt.data.tokenizer import shipped_tokenizer
+from lens_slt.data.tokenizer import TokenizerWarning, shipped_tokenizer
 from lens_slt.data.tokens import load_tokens
-from lens_slt.data.vocabulary import read_text
+from lens_slt.data.vocabulary import is_readable, read_text
 from tests.made_tokenizers import Pieces, random_rows
 
 
@@ -31,7 +32,7 @@ def in_code(name: str, string: str) -> list[str]:
     """The shipped tokenizer's tokens of a text that have a label."""
     tokenizer = shipped_tokenizer()
     ids = tokenizer(string, add_special_tokens=False)["input_ids"]
-    found = label_patterns([[0, *ids]]).sel(pattern=name).values[0]
+    found = label_patterns([[0, *ids]], tokenizer).sel(pattern=name).values[0]
     return [tokenizer.decode([i]) for i, is_found in zip(ids, found, strict=True) if is_found]
 
 
@@ -237,6 +238,11 @@ def test_labels_overlap() -> None:
     assert names[5] == {"spacing", "newline", "induction", "repeat_3"}
 
 
+def test_special_tokens_inside_a_row_keep_their_ids() -> None:
+    tokens = [[0, 1, 2, 0, 1]]  # two documents: a matrix of the same tokens has these ids too
+    assert label_patterns(tokens, Pieces("a", "b"))["token_id"].values.tolist() == [[1, 2, 0, 1]]
+
+
 def test_special_tokens_and_padding_have_no_label() -> None:
     tokens = load_tokens("code", n_sequences=8, length=32)
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -276,7 +282,11 @@ def test_spaces_that_a_decoder_strips_come_back() -> None:
             {"tokenizer": 3},
             r"tokenizer must have a decode method, or be None .*; got int",
         ),
-        ([[1, 2]], {"counts": {}}, r"counts must be what ngram_counts returns, or None; got dict"),
+        (
+            [[1, 2]],
+            {"counts": {}, "tokenizer": Pieces("a", "b")},
+            r"counts must be what ngram_counts returns, or None; got dict",
+        ),
     ],
 )
 def test_wrong_types(tokens: Any, arguments: dict[str, Any], message: str) -> None:
@@ -293,7 +303,7 @@ def test_a_tokenizer_without_a_size_is_refused() -> None:
 
 
 OTHER_COUNTS = NgramCounts(
-    7, *(np.zeros(0, int) for _ in range(4)), skip_counts=ngram_counts([[1, 2]]).skip_counts
+    7, *(np.zeros(0, int) for _ in range(4)), skip_counts=csr_array((7, 7), dtype=np.int64)
 )
 
 
@@ -308,16 +318,16 @@ OTHER_COUNTS = NgramCounts(
         ([[1]], {}, r"tokens has sequences of 1 token"),
         (
             [[1, 2], [3, 600]],
-            {},
+            {"tokenizer": shipped_tokenizer()},
             r"tokens\[1, 1\] is 600; ids of this tokenizer lie between 0 and 511 \(1 ids do not\). "
             r"The labels would belong to another tokenizer; pass the one that made the tokens",
         ),
-        ([[1, -2]], {}, r"tokens\[0, 1\] is -2; ids of this tokenizer lie between 0 and 511"),
+        ([[1, -2]], {}, r"tokens\[0, 1\] is -2; ids of this tokenizer lie between 0 and 1"),
         ([[1, 2]], {"mask": [[True]]}, r"the shape of the tokens, \(1, 2\); got \(1, 1\)"),
         ([[1, 2, 3]], {"mask": [[0, 1, 1]]}, r"padded on the left"),
         (
             [[1, 2]],
-            {"counts": OTHER_COUNTS},
+            {"counts": OTHER_COUNTS, "tokenizer": shipped_tokenizer()},
             r"counts come from a vocabulary of 7 entries; this tokenizer has 512. Count with the",
         ),
     ],
@@ -341,3 +351,61 @@ def test_a_hundred_thousand_tokens_take_seconds() -> None:
     start = time.process_time()
     label_patterns(tokens, counts=ngram_counts(tokens))
     assert time.process_time() - start < 5  # measured: 0.2
+
+
+def permuted(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens as another tokenizer of as many entries would number them, its BOS included."""
+    order = 1 + torch.randperm(511, generator=torch.Generator().manual_seed(0))
+    return torch.cat([tokens[:, :1], order[tokens[:, 1:] - 1]], dim=1)
+
+
+@pytest.mark.parametrize(("source", "length"), [("code", 6), ("prose", 16), ("mix", 128)])
+def test_the_shipped_tokenizer_knows_its_tokens(source: str, length: int) -> None:
+    tokens = load_tokens(source, n_sequences=32, length=length)
+    twice = torch.cat([tokens, tokens[:, 1:]], dim=1)
+    packed = torch.cat([tokens[:16], tokens[16:]], dim=1)
+    for made in (tokens, tokens[:, 1:], tokens[:4], twice, packed):
+        assert is_readable(made)
+    mask = (torch.arange(length) < 5).expand(tokens.shape)
+    assert is_readable(tokens.masked_fill(~mask, -7), mask)
+    assert not is_readable(permuted(tokens))
+
+
+@pytest.mark.parametrize("d_vocab", [10, 26, 64, 114, 256, 300, 512, 50257])
+@pytest.mark.parametrize("shape", [(32, 8), (64, 32)])
+def test_ids_of_other_vocabularies_are_none_of_its_tokens(
+    d_vocab: int, shape: tuple[int, int]
+) -> None:
+    ids = random_rows(d_vocab, *shape)
+    assert not is_readable(ids)
+    ids[:, 0] = 0
+    assert not is_readable(ids)
+    assert not is_readable(np.sort(ids, axis=1))
+
+
+def test_without_a_tokenizer_only_repeats_of_foreign_ids_are_labelled() -> None:
+    half = random_rows(26, 8, 6)
+    tokens = np.concatenate([half, half], axis=1)
+    with pytest.warns(TokenizerWarning, match=r"left out \(word_start, .*keyword\).*tokenizer=mod"):
+        found = label_patterns(tokens)
+    assert issubclass(TokenizerWarning, UserWarning)
+    assert found["pattern"].values.tolist() == ["induction", "repeat_3", "repeat_5"]
+    letters = Pieces(*(chr(96 + i) for i in range(1, 26)))
+    letters.bos_token_id = 99
+    xr.testing.assert_equal(found, label_patterns(tokens, letters)[:3].assign_coords(found.coords))
+    assert found.sel(pattern="repeat_5").values[:, 10].all()
+    counts = ngram_counts(tokens, letters)
+    with pytest.warns(TokenizerWarning):
+        found = label_patterns(tokens, counts=counts)
+    assert found["pattern"].values.tolist()[3:] == ["ngram", "skip_gram"]
+    mask = np.tile(np.arange(12) < 9, (8, 1))
+    with pytest.warns(TokenizerWarning):
+        padded = label_patterns(np.where(mask, tokens, -100), mask=mask)
+    assert not padded[:, :, 8:].any()
+
+
+@pytest.mark.parametrize("function", [ngram_counts, bracket_depth])
+def test_what_needs_text_refuses_foreign_ids(function: Any) -> None:
+    message = "tokens cannot be read as text: they are not .* tokenizer=model.tokenizer"
+    with pytest.raises(ValueError, match=message):
+        function(random_rows(26, 4, 8))

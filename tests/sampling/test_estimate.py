@@ -15,6 +15,7 @@ import torch
 import lens_slt as ls
 from lens_slt.sampling import estimate, foresee, lm, store, timing, trial
 from lens_slt.sampling.estimate import duration, size
+from lens_slt.sampling.half_step import DRAWS
 from lens_slt.sampling.metric import LANCZOS_STEPS
 from lens_slt.sampling.pilot import CURVATURE_BATCHES, PRIOR_BATCHES
 from lens_slt.sampling.plan import Plan, StepCosts, Stretch
@@ -290,7 +291,7 @@ def test_full_losses_and_runs_at_half_the_step_have_their_time(monkeypatch):
     monkeypatch.setattr(timing, "TRIAL_SECONDS", 40.0)
     found = ls.estimate(**arguments(settings=SHORT.but(full_loss=True, check_step=True)))
     assert found.half_steps == ("L0H1", "L1H2")
-    half = 2 * (7 + 100) * 3
+    half = 2 * (7 + DRAWS) * 3
     assert found.seconds == pytest.approx(2 * PRIOR_BATCHES + 30 * 2 + 23 * 2 * 5 + half)
     assert "2 of 2 run again at half the step" in str(found)
 
