@@ -76,7 +76,7 @@ def regression(v, data):
 
 
 def sample_regression(**options):
-    settings = ls.Settings(**{"chains": 16, "draws": 400, "n_beta": 30, "gamma": 100} | options)
+    settings = ls.Settings(**{"chains": 16, "draws": 400, "gamma": 100, "batch_size": 32} | options)
     h = settings.n_beta * CURVATURE
     right = float((h / (h + settings.gamma)).sum() / 2)
     data = torch.cat([X, Y[:, None]], 1)
@@ -90,7 +90,7 @@ def sample_regression(**options):
         dict(),
         dict(batch_size=128),
         dict(batch_size=ROWS),
-        dict(batch_size=8, gamma=200, chains=8, draws=300),
+        dict(batch_size=8, gamma=200, chains=8, draws=200),
         dict(sampler="pcn", draws=3000),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_chain_sees_the_same_loss_on_its_own_batches_as_on_all_data():
     gap = posterior["paired_loss"].values - posterior["full_loss"].values
     units = independent_units(gap.astype(float), everyone, antithetic=True)
     assert abs(units.mean()) < 4 * standard_error(units)
-    assert standard_error(units) < 0.01 * posterior["full_loss"].values.mean()
+    assert 0 < standard_error(units) < 0.01 * posterior["full_loss"].values.mean()
 
 
 @pytest.mark.parametrize("sampler", ["lm", "sgld", "pcn"])
