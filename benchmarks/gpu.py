@@ -43,14 +43,8 @@ def measure(shape: flops.Shape, chains: int, steps: int, device: str, rate: floa
     layers = list(range(shape.n_layers))
     needed = flops.table_step(shape, layers, shape.n_heads * chains)
     rows = shape.n_layers * shape.n_heads * chains
-    all_steps = full.burn_in_steps + full.least_draws
-    return [
-        seconds,
-        all_steps * seconds,
-        rows * shape.n_tokens / seconds,
-        needed / seconds / rate,
-        peak,
-    ]
+    table = (full.burn_in_steps + full.least_draws) * seconds
+    return [seconds, table, rows * shape.n_tokens / seconds, needed / seconds / rate, peak]
 
 
 def main() -> None:

@@ -100,7 +100,12 @@ def peer_matrix(draws: xr.DataTree) -> np.ndarray:
 
 
 def same_numbers(draws: xr.DataTree) -> float:
-    """Largest difference between the two matrices, in units of the column's standard deviation."""
+    """Largest difference between the two matrices, in units of the column's standard deviation.
+
+    Of components with four good chains: the peer leaves none out.
+    """
+    good = dataset(draws, "health")["used"].all("chain")
+    draws = draws.sel(component=good["component"][good.values])
     own = ls.susceptibility(draws)["chi"].values
     other = peer_matrix(draws).reshape(own.shape)
     difference = np.abs(own - other).max(1) / other.std(1)
@@ -140,6 +145,7 @@ def own_seconds(
 ) -> tuple[float, list[Any]]:
     """CPU seconds of the lock-step run until its least reliable head is reliable."""
     rows = []
+    stride = float(draws["steps_per_draw"].mean())  # of the components, which cost alike
     for chains in (2, 4):
         short = settings.but(chains=chains, burn_in=0, draws=10, step_size=settings.epsilon)
 
@@ -152,7 +158,7 @@ def own_seconds(
         step = spent(10)  # only the first step, which is not timed, has the probe
         evaluation = spent(1) - step
         for thin, n in needed(draws.isel(chain=slice(0, chains))).items():
-            total = settings.burn_in_steps * step + n.max() * (thin * step + evaluation)
+            total = stride * step * (settings.burn_in_steps + n.max() * thin) + n.max() * evaluation
             rows.append([step, evaluation, chains, thin, float(n.max()) * thin, total])
     best = min(rows, key=lambda row: row[-1])
     return best[-1], best
