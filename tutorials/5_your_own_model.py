@@ -234,7 +234,7 @@ print(*{str(one.message) for one in seen if "process" in str(one.message)}, sep=
 plan = ls.Settings(draws=200, batch_size=8)
 cost = ls.estimate(pythia, corpus, "heads", settings=plan)
 print(cost)
-assert cost.seconds > 0 and cost.steps == plan.steps
+assert cost.seconds > 0 and cost.steps >= plan.draws
 
 # %% [markdown]
 # Time goes with components × chains × steps × batch size × sequence length, and with the depth of
