@@ -36,10 +36,11 @@ from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units
 from lens_slt.sampling.store import DrawStore, open_store
-from lens_slt.sampling.timing import MOST_TRIAL_STEPS, TRIAL_SECONDS, StepTimes, state_bytes
+from lens_slt.sampling.timing import TRIAL_SECONDS, StepTimes, state_bytes
 from lens_slt.sampling.trial import Enough, Trial
 
 COURSE_SECONDS = 10.0  # within which the first draws must come
+MOST_COURSE_STEPS = 2000
 FIRST_DRAWS = min(EARLY_CHECKS)
 
 
@@ -151,10 +152,10 @@ def _begun(job: Job, times: StepTimes) -> Foreseen:
     def on_step(book: Book) -> None:
         trial.end_step()
         diary.note(book)
-        told = all(c.draws >= FIRST_DRAWS or c.attempt or c.done for c in book.courses)
+        told = all(c.draws >= FIRST_DRAWS or c.done for c in book.courses)
         spent = sum(trial.spent(trial.kind))
         long = spent > TRIAL_SECONDS and (told or spent > COURSE_SECONDS)
-        if long or book.step >= MOST_TRIAL_STEPS:
+        if long or book.step >= MOST_COURSE_STEPS:
             raise Enough
 
     trial.start()
