@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +30,7 @@ from lens_slt.sampling.course import (
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
 from lens_slt.sampling.half_step import half_step_draws, is_short, rings
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
-from lens_slt.sampling.pilot import CURVATURE_BATCHES, PILOT
+from lens_slt.sampling.pilot import CURVATURE_BATCHES, PILOT, pilot
 from lens_slt.sampling.plan import StepCosts, Stretch
 from lens_slt.sampling.result import trace_specs
 from lens_slt.sampling.sample import Job
@@ -89,11 +90,18 @@ def foresee(job: Job, times: StepTimes) -> Foreseen:
         return _begun(job, times)
     courses = (first_course(s),) * len(job.names)
     ended = tuple(replace(c, taken=c.steps_left, done=True) for c in courses)
-    return Foreseen(
-        ended, tuple(_rest(i, course, 0) for i, course in enumerate(courses)),
-        _checked(s, ended), costs, times.pilot + curvature, _vector_bytes(job),
-        _lanczos_bytes(job), tried=False,
+    stretches = tuple(_rest(i, course, 0) for i, course in enumerate(courses))
+    found = Foreseen(
+        ended, stretches, _checked(s, ended), costs, times.pilot + curvature, tried=False
     )  # fmt: skip
+    if not curvature:
+        return found
+    if found.pilot > COURSE_SECONDS:
+        return replace(found, vector_bytes=_vector_bytes(job), untried_bytes=_lanczos_bytes(job))
+    began = time.perf_counter()
+    measured = pilot(job.target, s)
+    seconds = time.perf_counter() - began
+    return replace(found, pilot=seconds, vector_bytes=state_bytes(measured.tensors()))
 
 
 def continued(job: Job, times: StepTimes, about: dict[str, Any]) -> Foreseen:
