@@ -39,7 +39,7 @@ def heads(quick: bool) -> dict[str, Any]:
         "model": ls.load_model("attn-2l"),
         "tokens": ls.load_tokens("code", n_sequences=128, length=24 if quick else 96),
         "components": "heads",
-        "settings": ls.Settings(chains=2, draws=10 if quick else 120, batch_size=4),
+        "settings": ls.Settings(chains=2, draws=10 if quick else None, batch_size=4),
     }
 
 
@@ -83,7 +83,10 @@ def own_blocks(quick: bool) -> dict[str, Any]:
 
 
 def large_model(quick: bool) -> dict[str, Any]:
-    """Four layers with MLPs and a large vocabulary, heads of two layers, one probe."""
+    """Four layers with MLPs and a large vocabulary, heads of two layers, one probe.
+
+    Its step is given: weights that were never trained are at no minimum.
+    """
     d_vocab = 500 if quick else 20000
     model = random_model(
         n_layers=4, d_model=32 if quick else 256, n_heads=8, d_vocab=d_vocab, n_ctx=128, mlp=True
@@ -92,7 +95,9 @@ def large_model(quick: bool) -> dict[str, Any]:
         "model": model,
         "tokens": random_tokens(d_vocab, 16, 32 if quick else 128),
         "components": "L1H0,L1H1,L3H0,L3H1",
-        "settings": ls.Settings(chains=2, draws=10 if quick else 30, burn_in=5, batch_size=2),
+        "settings": ls.Settings(
+            chains=2, draws=10 if quick else 30, burn_in=5, batch_size=2, step_size=4e-3
+        ),
         "probes": {"random": random_tokens(d_vocab, 2, 32 if quick else 128)},
     }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,17 +30,18 @@ from lens_slt.sampling.course import (
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
 from lens_slt.sampling.half_step import half_step_draws, is_short, rings
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
-from lens_slt.sampling.pilot import CURVATURE_BATCHES, PILOT
+from lens_slt.sampling.pilot import CURVATURE_BATCHES, PILOT, pilot
 from lens_slt.sampling.plan import StepCosts, Stretch
 from lens_slt.sampling.result import trace_specs
 from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units
 from lens_slt.sampling.store import DrawStore, open_store
-from lens_slt.sampling.timing import MOST_TRIAL_STEPS, TRIAL_SECONDS, StepTimes, state_bytes
+from lens_slt.sampling.timing import TRIAL_SECONDS, StepTimes, state_bytes
 from lens_slt.sampling.trial import Enough, Trial
 
 COURSE_SECONDS = 10.0  # within which the first draws must come
+MOST_COURSE_STEPS = 2000
 FIRST_DRAWS = min(EARLY_CHECKS)
 
 
@@ -88,11 +90,18 @@ def foresee(job: Job, times: StepTimes) -> Foreseen:
         return _begun(job, times)
     courses = (first_course(s),) * len(job.names)
     ended = tuple(replace(c, taken=c.steps_left, done=True) for c in courses)
-    return Foreseen(
-        ended, tuple(_rest(i, course, 0) for i, course in enumerate(courses)),
-        _checked(s, ended), costs, times.pilot + curvature, _vector_bytes(job),
-        _lanczos_bytes(job), tried=False,
+    stretches = tuple(_rest(i, course, 0) for i, course in enumerate(courses))
+    found = Foreseen(
+        ended, stretches, _checked(s, ended), costs, times.pilot + curvature, tried=False
     )  # fmt: skip
+    if not curvature:
+        return found
+    if found.pilot > COURSE_SECONDS:
+        return replace(found, vector_bytes=_vector_bytes(job), untried_bytes=_lanczos_bytes(job))
+    began = time.perf_counter()
+    measured = pilot(job.target, s)
+    seconds = time.perf_counter() - began
+    return replace(found, pilot=seconds, vector_bytes=state_bytes(measured.tensors()))
 
 
 def continued(job: Job, times: StepTimes, about: dict[str, Any]) -> Foreseen:
@@ -151,10 +160,10 @@ def _begun(job: Job, times: StepTimes) -> Foreseen:
     def on_step(book: Book) -> None:
         trial.end_step()
         diary.note(book)
-        told = all(c.draws >= FIRST_DRAWS or c.attempt or c.done for c in book.courses)
+        told = all(c.draws >= FIRST_DRAWS or c.done for c in book.courses)
         spent = sum(trial.spent(trial.kind))
         long = spent > TRIAL_SECONDS and (told or spent > COURSE_SECONDS)
-        if long or book.step >= MOST_TRIAL_STEPS:
+        if long or book.step >= MOST_COURSE_STEPS:
             raise Enough
 
     trial.start()

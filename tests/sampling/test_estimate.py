@@ -337,7 +337,7 @@ def test_a_wanted_error_is_continued_on_paper(monkeypatch):
     """After 30 draws of a trial, the draws of a run are foreseen to a factor of four."""
     settings = SHORT.but(draws=None, target_se=0.02, chains=4, batch_size=8)
     monkeypatch.setattr(foresee, "COURSE_SECONDS", 1000.0)
-    monkeypatch.setattr(foresee, "MOST_TRIAL_STEPS", 37)
+    monkeypatch.setattr(foresee, "MOST_COURSE_STEPS", 37)
     found = ls.estimate(**arguments(settings=settings))
     root = run(settings=settings).to_dataset()
     for name, n in found.draws.items():
