@@ -27,9 +27,12 @@ def step_seconds(
 ) -> np.ndarray:
     """Seconds of every step after the first: prefix, losses, gradients, noise, update, storage.
 
-    ``settings`` must give the step size, so that no component begins anew. What
+    ``settings`` must give draws and step size, so that no component begins anew; one draw more is
+    made, for after the last of them they are judged. What
     :func:`lens_slt.sample` does around the loop (checks, hashes, curvature, health) is not in it.
     """
+    assert settings.draws is not None and settings.step_size is not None
+    settings = settings.but(draws=settings.draws + 1)
     job = prepare(
         model, tokens, components, settings=settings, probes=probes, weights=None, mask=None,
         pad_id=None, engine="auto", device=device,
@@ -37,7 +40,7 @@ def step_seconds(
     store = open_store(None, job.specs, {})
     marks: list[float] = []
     run_chains(job.target, settings, store, lambda book: marks.append(clock(device)))
-    return np.diff(marks)
+    return np.diff(marks[:-1])
 
 
 def random_model(

@@ -100,7 +100,12 @@ def peer_matrix(draws: xr.DataTree) -> np.ndarray:
 
 
 def same_numbers(draws: xr.DataTree) -> float:
-    """Largest difference between the two matrices, in units of the column's standard deviation."""
+    """Largest difference between the two matrices, in units of the column's standard deviation.
+
+    Of components with four good chains: the peer leaves none out.
+    """
+    good = dataset(draws, "health")["used"].all("chain")
+    draws = draws.sel(component=good["component"][good.values])
     own = ls.susceptibility(draws)["chi"].values
     other = peer_matrix(draws).reshape(own.shape)
     difference = np.abs(own - other).max(1) / other.std(1)

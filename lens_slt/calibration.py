@@ -52,7 +52,7 @@ from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
 CHAINS = tuple(name for name, one in SAMPLERS.items() if not one.INDEPENDENT)
-SHORT = Settings(draws=50, batch_size=4)  # of one run of the sweep
+SHORT = Settings(draws=100)  # of one run; small batches would need small steps at high nβ
 SMALL_RHAT_SHARE = 0.9  # of the components
 WORST_RHAT = 1.2
 SIGNAL_TO_NOISE = 10.0  # λ̂ in standard errors

@@ -42,7 +42,7 @@ class State:
 
 def init(star: Tensor, chains: Chains, step: int) -> State:
     nothing = star.new_zeros(len(star), chains.n_chains, star.shape[1])
-    return State(nothing, nothing, chains.noise(step))
+    return State(nothing, nothing.clone(), chains.noise(step))
 
 
 def step(state: State, losses: Losses, chains: Chains, step: int) -> tuple[State, Seen]:

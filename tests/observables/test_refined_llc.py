@@ -30,7 +30,7 @@ def draws():
 
 def test_weight_refined(draws):
     table = ls.refined_llc(draws)
-    mean = draws["posterior"]["paired_loss"].mean(("chain", "draw"))
+    mean = draws["posterior"]["step_loss"].mean(("chain", "draw"))
     np.testing.assert_allclose(table["llc"], 30 * mean, rtol=1e-5)
     assert (table["llc"] > 5 * table["se"]).all()
     assert (draws["health"]["verdict"] == "healthy").all()

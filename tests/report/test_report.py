@@ -53,7 +53,7 @@ def test_numbers_are_those_of_the_draws(text, draws):
         row = llc.sel(component=name)
         assert with_error(float(row["llc"]), float(row["se"])) in seen
     assert draws.attrs["model_hash"][:16] in seen
-    assert "nβ 30, γ 200, lm with ε 0.004, 4 chains × 20 draws" in seen
+    assert "nβ 30, γ 200, lm with ε₀ 0.004, smaller where needed, 4 chains × 20 draws" in seen
     assert "8 × 24 (sequences × tokens)" in seen
 
 

@@ -144,7 +144,7 @@ def virial(share=0.0, share_se=0.01, defect=None, defect_se=None, size=10.0):
         (virial(0.3, 0.01), Bias(-0.2, 0.02, 0.05), "biased by about -20 %", "half the step"),
         (virial(0.3, 0.01), Bias(0.2, 0.02, 0.3), "biased by more than 20 %", "half the step"),
         (virial(0.3, 0.01), Bias(0.1, 0.2, 0.05), "not certified", "too few .* also at half the"),
-        (virial(0.3, 0.01), Bias(0.02, 0.02, 0.3), "not certified", "has a defect too"),
+        (virial(0.3, 0.01), Bias(0.02, 0.02, 0.3), "not certified", "half the step has a defect"),
         (virial(0.3, 0.01), Bias(float("nan"), 0.1, 0.0), "not certified", "bias of 30 %"),
         (virial(*[float("nan")] * 4), None, "not certified", "no finite defect"),
         (None, None, "certified", "no step-size bias"),

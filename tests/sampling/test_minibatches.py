@@ -120,7 +120,7 @@ def test_too_large_a_step_rings_and_its_bias_is_quoted(batch_size):
 
 def test_a_chain_sees_the_same_loss_on_its_own_batches_as_on_all_data():
     """Not so for reshuffled epochs, whose batches avoid what the chain has just seen."""
-    draws, _ = sample_regression(full_loss=True, step_size=0.004)
+    draws, _ = sample_regression(full_loss=True, step_size=0.004, batch_size=32)
     posterior = draws["posterior"].isel(component=0)
     everyone = np.ones(16, dtype=bool)
     gap = posterior["paired_loss"].values - posterior["full_loss"].values
