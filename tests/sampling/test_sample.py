@@ -289,10 +289,13 @@ def test_resume_after_kill_9_equals_an_uninterrupted_run(tmp_path):
     )
 
 
-def test_a_finished_run_is_read_back(tmp_path, monkeypatch):
-    first = run(path=tmp_path)
-    monkeypatch.setattr(lm, "step", None)  # nothing is sampled again
-    assert np.array_equal(loss_of(run(path=tmp_path)), loss_of(first))
+@pytest.mark.parametrize("check_step", [False, True])
+def test_a_finished_run_is_read_back(check_step, tmp_path, monkeypatch):
+    options = {"settings": SHORT.but(check_step=check_step), "path": tmp_path, "probes": PROBES}
+    first = run(**options)
+    monkeypatch.setattr(lm, "step", None)  # nothing is sampled again, not even at half the step
+    xr.testing.assert_identical(run(**options).load(), first.load())
+    assert np.isfinite(first["bias"].values).all() == check_step
 
 
 def test_draws_are_opened_without_the_model(tmp_path):
