@@ -245,6 +245,9 @@ class _Loop:
 
     def save(self, book: Book) -> None:
         """Make this the state to resume from."""
+        if self.store.path is None:
+            self.store.save({}, {})
+            return
         kept: dict[str, Tensor] = {}
         for run in book.runs:
             names = self.target.groups[run.group].names

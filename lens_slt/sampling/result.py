@@ -89,6 +89,11 @@ def write_labels(path: Path, labels: Labels, probes: dict[str, dict[str, np.ndar
     group.attrs["labels"] = json.loads(json.dumps(asdict(labels), default=_plain))
 
 
+def is_finished(path: Path) -> bool:
+    """Whether a stored run has reached its end, and its result has been labelled."""
+    return "labels" in zarr.open_group(path, mode="r").attrs
+
+
 def open_draws(path: str | Path) -> xr.DataTree:
     """Read the draws that ``sample(..., path=...)`` wrote, without the model.
 
@@ -104,7 +109,7 @@ def open_draws(path: str | Path) -> xr.DataTree:
     path = Path(path)
     identity = read_identity(path)
     group = zarr.open_group(path, mode="r")
-    if "labels" not in group.attrs:
+    if not is_finished(path):
         step = read_about(path).get("step", 0)
         raise ValueError(
             f"path: the run in {str(path)!r} has not finished (step {step}); "

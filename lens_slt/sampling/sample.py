@@ -33,7 +33,15 @@ from lens_slt.sampling.course_table import course_table
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.half_step import half_steps
 from lens_slt.sampling.presets import preset
-from lens_slt.sampling.result import Labels, draw_tree, probe_specs, trace_specs, write_labels
+from lens_slt.sampling.result import (
+    Labels,
+    draw_tree,
+    is_finished,
+    open_draws,
+    probe_specs,
+    trace_specs,
+    write_labels,
+)
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec, open_store
 from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
@@ -114,6 +122,8 @@ def sample(
     warn_about(job.adapted)
     target, settings = job.target, job.settings
     store = open_store(path, job.specs, {**job.identity, "record": job.record})
+    if store.path is not None and is_finished(store.path):
+        return open_draws(store.path)
     label = f"{len(job.names)} components × {settings.chains} chains"
     with track(label, 1, progress) as done:
         outcome = run_chains(target, settings, store, lambda book: done(*book.share))

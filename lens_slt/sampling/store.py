@@ -100,14 +100,18 @@ class DrawStore:
         return read_about(self.path), tensors
 
     def _write(self, name: str, component: int) -> None:
-        """Write the buffered values of one component; arrays grow as they have to."""
-        start, rows = self._pending.pop((name, component), (0, []))
+        """Write the buffered values of one component; arrays grow as they have to.
+
+        They are forgotten after they are written: an interrupt may come in between.
+        """
+        start, rows = self._pending.get((name, component), (0, []))
         if not rows:
             return
         end = start + len(rows)
         if end > self.arrays[name].shape[2]:
             self._grow(name, end)
         self.arrays[name][component, :, start:end] = np.stack(rows, axis=1)
+        del self._pending[name, component]
         self._n_pending -= sum(row.nbytes for row in rows)
 
     def _grow(self, name: str, end: int) -> None:

@@ -11,11 +11,11 @@ from lens_slt.sampling import course as course_module
 from lens_slt.sampling import driver
 from lens_slt.sampling import store as store_module
 from lens_slt.sampling.course import Course
-from lens_slt.sampling.result import dataset
+from lens_slt.sampling.result import dataset, probe_array
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 from tests.made_probes import per_token_draws
-from tests.made_targets import PROBE, MadeTarget, quadratic, run
+from tests.made_targets import PROBE, MadeTarget, quadratic, run, store_of
 
 COUNTS = {"L0H0": 30, "L0H1": 80, "L1H0": 57, "full": 41}  # draws; every second has probes
 
@@ -250,6 +250,33 @@ def test_a_run_killed_before_it_saves_ends_bit_equal(uneven, tmp_path, monkeypat
                 run(target_of(RUN), tmp_path / "run", stop)
         assert max(calls) == step
     same(run(target_of(RUN), tmp_path / "run"), uneven)
+
+
+def test_an_interrupt_while_values_are_written_loses_none(tmp_path):
+    """Ctrl-C comes where the time goes: in the middle of a write. The rest is saved, then."""
+    settings = Settings(draws=40, burn_in=3, chains=2, thin=2)
+    target = MadeTarget([{"a": quadratic(H), "b": quadratic(2 * H)}], P, settings, probes=True)
+    store = store_of(target, tmp_path / "run")
+
+    class Interrupted:
+        def __init__(self, array):
+            self.array, self.writes = array, 0
+            self.shape = array.shape
+
+        def __getitem__(self, key):
+            return self.array[key]
+
+        def __setitem__(self, key, values):
+            self.writes += 1
+            if self.writes == 2:
+                raise KeyboardInterrupt
+            self.array[key] = values
+
+    name = probe_array("squares")
+    store.arrays[name] = Interrupted(store.arrays[name])
+    with pytest.raises(KeyboardInterrupt):
+        driver.run_chains(target, settings, store)
+    same(run(target, tmp_path / "run"), run(target))
 
 
 def same(a, b):
