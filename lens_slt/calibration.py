@@ -50,6 +50,7 @@ from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
+from lens_slt.torch_state import plain_torch
 
 CHAINS = tuple(name for name, one in SAMPLERS.items() if not one.INDEPENDENT)
 SHORT = Settings(draws=100)  # of one run; small batches would need small steps at high nβ
@@ -83,6 +84,7 @@ class Calibration:
     reason: str
 
 
+@plain_torch
 def calibrate(
     model: Any,
     tokens: Any,

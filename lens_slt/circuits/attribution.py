@@ -43,6 +43,7 @@ from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_log
 from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
 from lens_slt.schema import stamped
+from lens_slt.torch_state import plain_torch
 
 ABLATIONS = ("mean", "zero")
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a model should compute
@@ -50,6 +51,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a mo
 Hooks = list[tuple[str, Callable[..., Any]]]
 
 
+@plain_torch
 def edge_attribution(
     model: Any,
     tokens: Any,
@@ -200,7 +202,8 @@ class _Batch:
 
     adapted: AdaptedModel
     weights: Weights
-    targets: Tensor  # the next token at each position that predicts one, [sequence, position]
+    inputs: Tensor  # tokens that predict one, [sequence, position]
+    targets: Tensor  # the next token at each of them
     weight: Tensor  # of each prediction in the loss, same shape
     stream: list[Tensor]  # before each layer, [sequence, position, d_model]
     moved: list[Tensor]  # change of the stream if a head is ablated, [head, sequence, position, …]
@@ -226,7 +229,7 @@ class _Batch:
         ]
         stream = [kept[name] for name in streams]
         return cls(
-            adapted, weights, tokens[:, 1:], weight, stream, moved,
+            adapted, weights, tokens[:, :-1], tokens[:, 1:], weight, stream, moved,
             float(_mean_loss(logits, tokens[:, 1:], weight)),
         )  # fmt: skip
 
@@ -296,7 +299,7 @@ class _Batch:
 
         hooks = [(name, add(leaf)) for name, leaf in leaves.items()]
         with torch.enable_grad(), self.adapted.module.hooks(fwd_hooks=hooks):
-            logits = model_logits_from(self.adapted, self.stream[start], start)
+            logits = model_logits_from(self.adapted, self.inputs, self.stream[start], start)
             loss = _mean_loss(logits, self.targets, self.weight)
             gradients = torch.autograd.grad(loss, list(leaves.values()))
         return dict(zip(leaves, gradients, strict=True))

@@ -60,6 +60,7 @@ from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
 from lens_slt.schema import stamped
+from lens_slt.torch_state import plain_torch
 
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
 DIRECT = ("induction", "ngram", "skip_gram")
@@ -75,6 +76,7 @@ ENTRIES = 2**19  # of one head's attention that are held at a time
 Detector = Callable[[Tensor], Tensor]  # tokens [1, position] → [query, key], 1 where it counts
 
 
+@plain_torch
 def behaviour_scores(
     model: Any,
     tokens: Any = None,

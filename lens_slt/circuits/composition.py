@@ -40,6 +40,7 @@ from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
 from lens_slt.models.names import head_name, head_place
 from lens_slt.schema import stamped
+from lens_slt.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from transformer_lens import FactoredMatrix
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 NULLS = ("random", "rotation")
 
 
+@plain_torch
 def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Dataset:
     """Composition scores of all pairs of heads, how unusual they are, and after how many looks.
 
@@ -103,6 +105,7 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
     return stamped(scores, "composition_scores")
 
 
+@plain_torch
 def composition_by_component(
     model: Any, source: str, target: str, through: str, *, n: int | None = None
 ) -> xr.Dataset:

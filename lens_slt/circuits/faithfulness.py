@@ -16,10 +16,12 @@ from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.statistics import Contrast, rank_p
 from lens_slt.models.adapter import adapt
 from lens_slt.schema import stamped
+from lens_slt.torch_state import plain_torch
 
 MOST_SIZES = 9  # of circuits along a curve
 
 
+@plain_torch
 def faithfulness_curve(
     model: Any,
     tokens: Any,

@@ -27,10 +27,12 @@ from lens_slt.models.adapter import adapt
 from lens_slt.models.components import parse_components
 from lens_slt.schema import require, stamped
 from lens_slt.structure.contexts import contexts
+from lens_slt.torch_state import plain_torch
 
 OUTSIDE = ("heads", "all")
 
 
+@plain_torch
 def ablate(
     model: Any,
     tokens: Any,
@@ -77,6 +79,7 @@ def ablate(
     return effects(runs, runs.loss(nodes), f"{how} ablation of {_named(components)}")
 
 
+@plain_torch
 def ablate_path(
     model: Any,
     tokens: Any,
@@ -110,6 +113,7 @@ def ablate_path(
     return effects(runs, runs.loss(paths=edges), what)
 
 
+@plain_torch
 def keep_only(
     model: Any,
     tokens: Any,
@@ -136,6 +140,7 @@ def keep_only(
     return effects(runs, runs.loss(rest), f"{how} ablation of all but {_named(components)}")
 
 
+@plain_torch
 def knock_in(
     model: Any,
     tokens: Any,

@@ -28,6 +28,7 @@ from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head
 from lens_slt.progress import track
 from lens_slt.schema import require
+from lens_slt.torch_state import plain_torch
 
 LEAST_EFFECT = 0.05  # nats
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
@@ -74,6 +75,7 @@ def read_trials(path: Path | str) -> list[Trial]:
         raise ValueError(f"{path} holds no trials: {error}") from None
 
 
+@plain_torch
 def cross_check(
     model: Any,
     tokens: Any,

@@ -25,9 +25,16 @@ from lens_slt.models.architecture import bridge_architecture, hooked_architectur
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.leaves import Leaf, bridge_leaves, hooked_leaves, padding_token
 from lens_slt.models.running import OutputForm, block_output_form, resid_pre, run_blocks_from
-from lens_slt.models.validation import kind_of, refuse_unfit_weights, refuse_unsupported
+from lens_slt.models.validation import (
+    kind_of,
+    named_modules,
+    refuse_unfit_weights,
+    refuse_unsupported,
+)
 
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # log-probabilities
+LARGE_LOGITS = 1e3  # rounding alone exceeds the tolerance beyond
+TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-5}  # relative, per weight
 GRADIENT_FLOOR = 1e-5  # of the largest gradient in the same attention, MLP or norm: rounding noise
 CHECK_SEQUENCES, CHECK_POSITIONS = 2, 64
@@ -71,6 +78,8 @@ class AdaptedModel:
     device: torch.device
     dtype: torch.dtype
     output_form: OutputForm
+    check_positions: int = CHECK_POSITIONS  # of random tokens that the model can read
+    restarts: bool = True  # a later block can be started on the residual stream before it
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -114,10 +123,15 @@ def adapt(model: Any) -> AdaptedModel:
         dtype=embedding.dtype,
         output_form=OutputForm.TENSOR,
     )
+    adapted = replace(adapted, check_positions=_check_positions(adapted))
     if kind == "TransformerBridge":
         adapted = replace(adapted, output_form=block_output_form(model, _check_tokens(adapted)))
     gradients = _model_gradients(adapted)
     adapted = _only_read_leaves(adapted, gradients)
+    hooks = attached_hooks(adapted)
+    if hooks:
+        why = f"hooks are attached at {', '.join(hooks)}"
+        return replace(adapted, why_generic=why)
     found = _derive(adapted)
     why = found if isinstance(found, str) else _disagreement(adapted, found, gradients)
     if why:
@@ -126,9 +140,23 @@ def adapt(model: Any) -> AdaptedModel:
 
 
 def attached_hooks(adapted: AdaptedModel) -> list[str]:
-    """Names of the hook points at which the caller has hooks."""
-    points = adapted.module.hook_dict.items()
-    return [name for name, point in points if point.fwd_hooks or point.bwd_hooks]
+    """Names of the hook points and modules at which the caller has hooks."""
+    found: dict[int, str] = {}  # a bridge lists a point under its aliases too: the last is usual
+    for name, point in adapted.module.hook_dict.items():
+        if point.fwd_hooks or point.bwd_hooks:
+            found[id(point)] = name
+    for name, module in named_modules(adapted.module):
+        if id(module) not in found and _has_torch_hooks(module):
+            found[id(module)] = name or type(module).__name__
+    return list(found.values())
+
+
+def _has_torch_hooks(module: Any) -> bool:
+    """Whether a module has hooks other than those that a bridge puts there itself."""
+    hooks = [hook for kind in TORCH_HOOKS for hook in (getattr(module, kind, None) or {}).values()]
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith("transformer_lens") for hook in hooks
+    )
 
 
 def copy_weights(adapted: AdaptedModel) -> Weights:
@@ -154,20 +182,32 @@ def model_resid_pre(adapted: AdaptedModel, tokens: Tensor, layer: int) -> Tensor
     return resid_pre(adapted.module, tokens, layer)
 
 
-def model_logits_from(adapted: AdaptedModel, resid: Tensor, layer: int) -> Tensor:
-    """The model's own logits from the residual stream before block ``layer``.
+def model_logits_from(adapted: AdaptedModel, tokens: Tensor, resid: Tensor, layer: int) -> Tensor:
+    """The model's own logits of ``tokens`` from their residual stream before block ``layer``.
 
-    Only blocks ``layer`` and later run. Differentiable with respect to ``resid`` and the leaves
-    that those blocks, the final norm and the unembedding read.
+    Only blocks ``layer`` and later run; masks and positions are those of the tokens. Differentiable
+    with respect to ``resid`` and the leaves that those blocks, the final norm and the unembedding
+    read.
     """
     if adapted.kind == "TransformerBridge":
-        return run_blocks_from(adapted.module, resid, layer, adapted.output_form)
-    positions = None
-    if adapted.positions == "shortformer":
-        positions = adapted.module.pos_embed(resid[..., 0])
+        return run_blocks_from(adapted.module, tokens, resid, layer, adapted.output_form)
+    positions, mask = None, None
+    if adapted.positions == "shortformer" or _masks_padding(adapted.module):
+        _, _, positions, mask = adapted.module.input_to_embed(tokens)
     return adapted.module(
-        resid, start_at_layer=layer, shortformer_pos_embed=positions, return_type="logits"
-    )
+        resid, start_at_layer=layer, shortformer_pos_embed=positions, attention_mask=mask,
+        return_type="logits",
+    )  # fmt: skip
+
+
+def _masks_padding(model: Any) -> bool:
+    """Whether a HookedTransformer derives an attention mask from its tokens."""
+    return getattr(getattr(model, "tokenizer", None), "padding_side", None) == "left"
+
+
+def logit_tolerance(logits: Tensor) -> float:
+    """By how much log-probabilities of the same logits may differ from rounding."""
+    return LOGIT_TOLERANCE[logits.dtype] * max(1.0, float(logits.abs().max()) / LARGE_LOGITS)
 
 
 def forward_difference(adapted: AdaptedModel, weights: Weights, tokens: Tensor) -> float:
@@ -223,6 +263,8 @@ def _only_read_leaves(adapted: AdaptedModel, gradients: dict[str, Tensor | None]
     if not essential:
         return replace(adapted, leaves=leaves)
     advice = "please report the model's architecture to lens_slt"
+    if attached_hooks(adapted):
+        advice = f"are the hooks at {', '.join(attached_hooks(adapted))} the reason?"
     if getattr(adapted.module, "_weights_processed", False):
         advice = (
             "this version of TransformerLens keeps processed weights outside the parameters; use "
@@ -244,7 +286,9 @@ def _disagreement(
     """
     weights, tokens = copy_weights(adapted), _check_tokens(adapted)
     difference = forward_difference(replace(adapted, architecture=arch), weights, tokens)
-    if not difference <= LOGIT_TOLERANCE[adapted.dtype]:
+    with torch.no_grad():
+        tolerated = logit_tolerance(model_logits(adapted, tokens))
+    if not difference <= tolerated:
         return f"the fast path's log-probabilities differ by {difference:.2g}"
     ours = _forward_gradients(arch, weights, tokens)
     tolerance = GRADIENT_TOLERANCE[adapted.dtype]
@@ -261,9 +305,26 @@ def _disagreement(
     return ""
 
 
+def _check_positions(adapted: AdaptedModel) -> int:
+    """Positions that the model really reads; its configuration may claim more (MPT's bridge)."""
+    n = min(CHECK_POSITIONS, adapted.n_ctx)
+    while True:
+        try:
+            with torch.no_grad():
+                model_logits(adapted, _check_tokens(replace(adapted, check_positions=n)))
+            return n
+        except Exception as error:
+            if n <= 2:
+                raise ValueError(
+                    f"model: it cannot be run on tokens ({type(error).__name__}: {error}); "
+                    'model(tokens, return_type="logits") must give logits'
+                ) from error
+            n //= 2
+
+
 def _check_tokens(adapted: AdaptedModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    shape = (CHECK_SEQUENCES, min(CHECK_POSITIONS, adapted.n_ctx))
+    shape = (CHECK_SEQUENCES, adapted.check_positions)
     tokens = torch.randint(adapted.d_vocab, shape, generator=generator)
     padding = padding_token(adapted.module)
     if padding is not None:  # torch drops the gradient of its row of the embedding

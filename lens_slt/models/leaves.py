@@ -39,7 +39,7 @@ def hooked_leaves(model: Any) -> dict[str, Leaf]:
     """Leaves of a HookedTransformer: its own names, ``_W_K`` and ``_W_V`` being the real ones."""
     found = {
         name.replace("._W_", ".W_").replace("._b_", ".b_"): Leaf(parameter, as_is)
-        for name, parameter in model.named_parameters()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     return in_canonical_order(found)
 

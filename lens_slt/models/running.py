@@ -3,7 +3,9 @@
 A bridge delegates to the wrapped model's own forward, which prepares masks and rotary angles, and
 its ``start_at_layer`` (4.x only) still computes the skipped blocks. Here the wrapped forward runs
 with the ``forward`` of the skipped blocks replaced on the instance, in a ``finally``-guarded
-block: skipped blocks hand their input on, block ``layer`` receives the given residual stream.
+block: skipped blocks hand their input on, block ``layer`` receives the given residual stream. It
+runs on the real tokens, because masks, positions and the inputs of later blocks (Gemma 4) may be
+derived from them.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def resid_pre(bridge: Any, tokens: Tensor, layer: int) -> Tensor:
     raise RuntimeError(f"block {layer} did not run in the model's own forward pass")
 
 
-def run_blocks_from(bridge: Any, resid: Tensor, layer: int, form: OutputForm) -> Tensor:
+def run_blocks_from(
+    bridge: Any, tokens: Tensor, resid: Tensor, layer: int, form: OutputForm
+) -> Tensor:
     """Logits from the residual stream before block ``layer``; earlier blocks do not run."""
 
     def skip(*args: Any, **kwargs: Any) -> Any:
@@ -81,9 +85,8 @@ def run_blocks_from(bridge: Any, resid: Tensor, layer: int, form: OutputForm) ->
 
     changes: dict[nn.Module, Callable] = dict.fromkeys(bridge.blocks[:layer], skip)
     changes[enter] = start
-    placeholder = torch.zeros(resid.shape[:2], dtype=torch.long, device=resid.device)
     with _replaced(changes):
-        return bridge(placeholder, return_type="logits")
+        return bridge(tokens, return_type="logits")
 
 
 def _input_name(kwargs: dict[str, Any]) -> str:

@@ -21,7 +21,13 @@ from torch import Tensor
 
 from lens_slt.arguments import choice
 from lens_slt.models import forward
-from lens_slt.models.adapter import AdaptedModel, model_logits_from, model_resid_pre, trainable
+from lens_slt.models.adapter import (
+    AdaptedModel,
+    model_logits,
+    model_logits_from,
+    model_resid_pre,
+    trainable,
+)
 from lens_slt.models.components import Component
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.heads import HeadSuffix
@@ -140,18 +146,18 @@ class ModuleSuffix:
         return loss, torch.stack([grad for _, grad in results if grad is not None])[None]
 
     def _one(self, row: Tensor, prefix: Prefix, gradient: bool) -> tuple[Tensor, Tensor | None]:
-        with self._written(row), trainable(self.model) if gradient else torch.no_grad():
-            if touches_embedding(self.component):
-                layer, resid = 0, model_resid_pre(self.model, prefix.batch.inputs, 0)
-            else:
-                layer = min(self.component.layer, self.model.n_layers - 1)
-                resid = prefix.resid[layer]
-            logits = model_logits_from(self.model, resid, layer).flatten(0, 1)
-            loss = _plain_loss(logits, prefix.batch)
+        with self.written(row), trainable(self.model) if gradient else torch.no_grad():
+            loss = plain_loss(self._logits(prefix).flatten(0, 1), prefix.batch)
             if not gradient:
                 return loss, None
             grad = self._gradient((loss * prefix.batch.weight.flatten()).sum())
             return loss.detach(), grad
+
+    def _logits(self, prefix: Prefix) -> Tensor:
+        inputs, layer = prefix.batch.inputs, min(self.component.layer, self.model.n_layers - 1)
+        if touches_embedding(self.component) or layer not in prefix.resid:
+            return model_logits(self.model, inputs)
+        return model_logits_from(self.model, inputs, prefix.resid[layer], layer)
 
     def _gradient(self, mean_loss: Tensor) -> Tensor:
         leaves = {slot.name: self.model.leaves[slot.name] for slot in self.component.slots}
@@ -166,7 +172,8 @@ class ModuleSuffix:
         return flatten_slots(self.component, canonical)
 
     @contextmanager
-    def _written(self, row: Tensor) -> Iterator[None]:
+    def written(self, row: Tensor) -> Iterator[None]:
+        """Within the block the model has these weights of the component."""
         try:
             self._write(row)
             yield
@@ -199,16 +206,20 @@ def slot_sizes(component: Component, weights: Weights) -> list[int]:
 
 
 def module_prefix(model: AdaptedModel, batch: Batch, layers: set[int]) -> Prefix:
-    """The prefix of a model that only its own modules can run."""
+    """The prefix of a model that only its own modules can run.
+
+    No stream is kept where the model cannot be started again at a block.
+    """
     with torch.no_grad():
         last = model.n_layers - 1
-        resid = {min(n, last): model_resid_pre(model, batch.inputs, min(n, last)) for n in layers}
-        deepest = max(resid, default=0)
-        start = resid.get(deepest)
-        if start is None:
-            start = model_resid_pre(model, batch.inputs, 0)
-        logits = model_logits_from(model, start, deepest).flatten(0, 1)
-        return Prefix(batch, _plain_loss(logits, batch), resid, {}, {})
+        wanted = {min(n, last) for n in layers} if model.restarts else set()
+        resid = {n: model_resid_pre(model, batch.inputs, n) for n in sorted(wanted)}
+        if resid:
+            deepest = max(resid)
+            logits = model_logits_from(model, batch.inputs, resid[deepest], deepest)
+        else:
+            logits = model_logits(model, batch.inputs)
+        return Prefix(batch, plain_loss(logits.flatten(0, 1), batch), resid, {}, {})
 
 
 @dataclass(frozen=True)
@@ -296,6 +307,7 @@ def _needs_grad(x: Tensor | None) -> bool:
     return x is not None and x.requires_grad
 
 
-def _plain_loss(logits: Tensor, batch: Batch) -> Tensor:
+def plain_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Loss of every predicted token ``[N]`` from logits ``[N, d_vocab_out]``."""
     log_ref = None if batch.reference is None else batch.reference.log_probs(slice(None))
     return token_cross_entropy(logits, batch.targets, log_ref)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lens_slt.models.leaves import Leaf
 
@@ -22,6 +23,10 @@ DROPOUT_SETTINGS = (
     "hidden_dropout_prob",
     "dropout_p",
 )
+# Packages of layers whose weights are not what the forward pass multiplies with.
+QUANTISED = (
+    "bitsandbytes", "quantiz", "torchao", "auto_gptq", "gptqmodel", "awq", "hqq", "quanto", "eetq",
+)  # fmt: skip
 RECURRENT = ("mamba", "rwkv", "ssm", "zamba", "bamba", "jamba", "recurrent", "xlstm")
 HOW_TO_WRAP = (
     "TransformerBridge.boot_transformers(name, hf_model=model), or load it as a HookedTransformer"
@@ -50,12 +55,17 @@ def kind_of(model: object) -> str:
 
 def every_module(model: nn.Module) -> Iterator[nn.Module]:
     """Modules of the model, and of the Hugging Face model that a bridge keeps beside its own."""
+    return (module for _, module in named_modules(model))
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As :func:`every_module`, with their names."""
     seen: set[int] = set()
     for root in (model, _underlying(model)):
-        for module in root.modules() if isinstance(root, nn.Module) else ():
+        for name, module in root.named_modules() if isinstance(root, nn.Module) else ():
             if id(module) not in seen:
                 seen.add(id(module))
-                yield module
+                yield name.replace("._original_component", ""), module
 
 
 def hugging_face_config(model: nn.Module) -> Any:
@@ -97,6 +107,13 @@ def refuse_unsupported(model: Any) -> None:
 def refuse_unfit_weights(leaves: dict[str, Leaf]) -> None:
     """Raise ValueError for half-precision weights and weights that are not finite numbers."""
     for name, leaf in leaves.items():
+        if leaf.parameter.is_inference():
+            raise ValueError(
+                f"model: {name} was made under torch.inference_mode() and cannot be trained or "
+                "sampled; build or load the model outside of it"
+            )
+    _refuse_shared(leaves)
+    for name, leaf in leaves.items():
         dtype = leaf.parameter.dtype
         if dtype in HALF:
             raise ValueError(
@@ -119,6 +136,19 @@ def refuse_unfit_weights(leaves: dict[str, Leaf]) -> None:
             )
 
 
+def _refuse_shared(leaves: dict[str, Leaf]) -> None:
+    """Raise ValueError where two names mean the same memory: moving one would move the other."""
+    owner: dict[int, str] = {}
+    for name, leaf in leaves.items():
+        first = owner.setdefault(leaf.parameter.data_ptr(), name)
+        if first != name:
+            raise ValueError(
+                f"model: {first} and {name} share their values; lens_slt samples components one "
+                "by one and needs a copy for each, except for an unembedding that is the same "
+                "parameter as the embedding"
+            )
+
+
 def _what_is_wrong(tensor: Tensor) -> str:
     bad = tensor.detach()
     return "NaN" if bool(torch.isnan(bad).any()) else "infinite values"
@@ -131,12 +161,22 @@ def _refuse_quantised(model: nn.Module, cfg: Any, hf_config: Any) -> None:
             raise ValueError(f"model: weights are quantised ({name}=True); {advice}")
     if getattr(hf_config, "quantization_config", None) is not None:
         raise ValueError(f"model: weights are quantised (quantization_config); {advice}")
-    for module in every_module(model):
-        if type(module).__module__.split(".")[0] == "bitsandbytes":
-            raise ValueError(f"model: {type(module).__name__} is a bitsandbytes module; {advice}")
+    for path, module in named_modules(model):
+        kind = type(module)
+        if any(package in kind.__module__.lower() for package in QUANTISED):
+            raise ValueError(
+                f"model: {path} is a {kind.__name__} of {kind.__module__.split('.')[0]}, which is "
+                f"quantised; {advice}"
+            )
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"model: {path} computes its weights from others (torch.nn.utils.parametrize); "
+                "make them plain weights with parametrize.remove_parametrizations"
+            )
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.is_floating_point():
-                raise ValueError(f"model: {name} is {parameter.dtype}; {advice}")
+            if not parameter.is_floating_point() or type(parameter.data) is not Tensor:
+                what = parameter.dtype if type(parameter.data) is Tensor else type(parameter.data)
+                raise ValueError(f"model: {path}.{name} is {what}; {advice}")
 
 
 def _refuse_sharded(model: nn.Module, cfg: Any) -> None:

@@ -15,6 +15,7 @@ from lens_slt.data.checks import check_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.structure.contexts import visible_text
+from lens_slt.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from circuitsvis.utils.render import RenderedHTML
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 DECIMALS = 5  # of what is written into the page
 
 
+@plain_torch
 def show_attention(
     model: Any,
     tokens: Any,

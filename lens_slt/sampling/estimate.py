@@ -35,6 +35,7 @@ from lens_slt.sampling.timing import (
     time_steps,
     time_writes,
 )
+from lens_slt.torch_state import plain_torch
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Estimate:
         )
 
 
+@plain_torch
 def estimate(
     model: Any,
     tokens: Any,

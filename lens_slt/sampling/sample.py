@@ -23,11 +23,13 @@ from lens_slt.models.adapter import (
     copy_weights,
     weights_hash,
 )
+from lens_slt.models.agreement import agreeing_groups, check_reference, most_padded
 from lens_slt.models.components import Component, parse_components
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
+from lens_slt.models.prefix import Batch
 from lens_slt.models.processing import weight_processing
-from lens_slt.models.suffix import make_groups
+from lens_slt.models.suffix import Group, make_groups, prefix_for
 from lens_slt.progress import track
 from lens_slt.sampling.course_table import course_table
 from lens_slt.sampling.driver import run_chains
@@ -45,6 +47,7 @@ from lens_slt.sampling.result import (
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec, open_store
 from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
+from lens_slt.torch_state import plain_torch
 
 
 class SamplingWarning(UserWarning):
@@ -70,6 +73,7 @@ class Probe:
     weights: Any = None
 
 
+@plain_torch
 def sample(
     model: Any,
     tokens: Any,
@@ -191,10 +195,7 @@ def prepare(
     n_needed = None if settings.method.EXACT else settings.batch_size
     device = torch.device(device) if device is not None else adapted.device
     if device != adapted.device and (adapted.architecture is None or engine == "modules"):
-        raise ValueError(
-            f"device: {device} is not the model's, {adapted.device}, and its own blocks must run "
-            "this job; move the model there"
-        )
+        raise ValueError(_other_device(device, adapted))
     data = _token_set(adapted, Probe(tokens, mask, pad_id, None, weights), "tokens", device)
     data = _with_weight(data, n_needed)
     settings = settings.for_data(len(data.tokens), data.tokens.shape[1] - 1)
@@ -202,7 +203,13 @@ def prepare(
         name: _probe_set(adapted, name, probe, device) for name, probe in (probes or {}).items()
     }
     given = {name: w.to(device) for name, w in copy_weights(adapted).items()}
-    target = _target(adapted, given, chosen, data, probe_sets, settings, engine)
+    adapted, groups = agreeing_groups(
+        adapted, given, chosen, engine,
+        [telling_batch(adapted, some) for some in (data, *probe_sets.values())],
+    )  # fmt: skip
+    if device != adapted.device and adapted.architecture is None:
+        raise ValueError(_other_device(device, adapted))
+    target = _target(adapted, given, groups, data, probe_sets, settings, engine)
     names = [name for members in target.groups for name in members.names]
     shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probe_sets.items()}
     specs = trace_specs(len(names), settings) | probe_specs(len(names), settings, shapes)
@@ -217,16 +224,28 @@ def prepare(
     return Job(adapted, chosen, settings, target, specs, identity, record)
 
 
+def _other_device(device: torch.device, adapted: AdaptedModel) -> str:
+    return (
+        f"device: {device} is not the model's, {adapted.device}, and its own blocks must run this "
+        f"job ({adapted.why_generic or 'engine=modules'}); move the model there"
+    )
+
+
+def telling_batch(adapted: AdaptedModel, data: TokenSet) -> Batch:
+    """The few sequences on which what is computed is compared with the model itself."""
+    index = most_padded(adapted, data.tokens, data.weight)
+    return Batch(data.tokens[index], data.weight[index])
+
+
 def _target(
     adapted: AdaptedModel,
     weights: Weights,
-    components: list[Component],
+    groups: list[Group],
     data: TokenSet,
     probes: dict[str, TokenSet],
     settings: Settings,
     engine: str,
 ) -> TransformerTarget:
-    groups = make_groups(adapted, weights, components, engine)
     drift = None
     if settings.drift_dtype == "bfloat16":
         if adapted.architecture is None or engine == "modules":
@@ -235,6 +254,7 @@ def _target(
                 f"use: {adapted.why_generic or 'engine=modules'}"
             )
         half = {name: w.bfloat16() for name, w in weights.items()}
+        components = [c for group in groups for c in group.components]
         drift = HalfPrecision(half, make_groups(adapted, half, components, engine))
     return TransformerTarget(adapted, weights, groups, data, probes, settings, drift)
 
@@ -290,6 +310,9 @@ def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.devic
         inputs = tokens.tokens[:, :-1]
         x = forward.run_from(arch, weights, 0, forward.embed(arch, weights, inputs))
     w_u, b_u = forward.unembedding(arch, weights)
+    batch = telling_batch(reference, tokens)
+    ours = prefix_for(reference, weights, [], batch).base_loss
+    check_reference(f"{label}.reference", reference, batch, ours)
     return TokenSet(tokens.tokens, tokens.weight, ReferenceState(x.flatten(0, 1), w_u, b_u))
 
 
@@ -348,7 +371,7 @@ def warn_about(adapted: AdaptedModel) -> None:
             SamplingWarning,
             stacklevel=3,
         )
-    if adapted.why_generic:
+    elif adapted.why_generic:
         warnings.warn(
             f"model: running its own blocks, which is slower: {adapted.why_generic}",
             SamplingWarning,

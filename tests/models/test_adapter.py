@@ -136,7 +136,7 @@ def test_later_blocks_on_the_residual_stream_give_the_models_logits(
     for layer in range(model.n_layers):
         with torch.no_grad():
             resid = model_resid_pre(model, tokens, layer)
-            again = model_logits_from(model, resid, layer)
+            again = model_logits_from(model, tokens, resid, layer)
         assert resid.shape == (3, 20, model.d_model)
         assert (again - whole).abs().max() < 1e-5
 
@@ -152,7 +152,7 @@ def test_later_blocks_are_differentiable_and_earlier_ones_do_not_run(
     early = model.leaves["blocks.0.attn.W_Q"].parameter
     with trainable(model):
         resid = model_resid_pre(model, tokens, last).detach().requires_grad_()
-        value = model_logits_from(model, resid, last).pow(2).sum()
+        value = model_logits_from(model, tokens, resid, last).pow(2).sum()
         *part, by_resid, by_early = torch.autograd.grad(
             value, [*later, resid, early], allow_unused=True
         )
@@ -182,7 +182,7 @@ def test_adapting_leaves_the_model_and_the_random_state_alone(
     state = torch.get_rng_state()
     model = adapt(module)
     with torch.no_grad():
-        model_logits_from(model, model_resid_pre(model, tokens, 1), 1)
+        model_logits_from(model, tokens, model_resid_pre(model, tokens, 1), 1)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in module.modules()] == modes
     assert not any("forward" in block.__dict__ for block in module.blocks)
@@ -210,9 +210,9 @@ def test_many_blocks_are_skipped_and_a_failure_leaves_no_trace(
     with torch.no_grad():
         for layer in range(4):
             resid = model_resid_pre(model, tokens, layer)
-            assert (model_logits_from(model, resid, layer) - whole).abs().max() < 1e-5
+            assert (model_logits_from(model, tokens, resid, layer) - whole).abs().max() < 1e-5
         with pytest.raises(RuntimeError):
-            model_logits_from(model, torch.zeros(3, 20, model.d_model + 1), 3)
+            model_logits_from(model, tokens, torch.zeros(3, 20, model.d_model + 1), 3)
     assert not any("forward" in block.__dict__ for block in model.module.blocks)
     assert torch.equal(logits_of(model, tokens), whole)
 

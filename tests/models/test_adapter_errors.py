@@ -86,7 +86,10 @@ def test_integer_weights_count_as_quantised() -> None:
     model = native()
     linear = model.blocks[0].attn.q._modules["_original_component"]
     linear.weight = nn.Parameter(linear.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"^model: weight is torch\.int8; load .* without quant"):
+    with pytest.raises(
+        ValueError,
+        match=r"^model: blocks\.0\.attn\.q\.weight is torch\.int8; load .* without quant",
+    ):
         adapt(model)
 
 
@@ -170,3 +173,46 @@ def test_hooked_transformer_processing() -> None:
     pretrained = hooked(normalization_type="LNPre")
     pretrained.cfg.original_architecture = "GPT2LMHeadModel"
     assert weight_processing(adapt(pretrained)) == "norms folded into the weights (fold_ln)"
+
+
+def test_weights_made_under_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        model = native()
+    with pytest.raises(
+        ValueError, match=r"^model: embed\.W_E was made under torch\.inference_mode"
+    ):
+        adapt(model)
+
+
+def test_layers_that_share_their_values_are_refused() -> None:
+    model = native()
+    first, second = (block.attn.q._modules["_original_component"] for block in model.blocks)
+    second.weight = first.weight
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.W_Q and blocks\.1\.attn\.W_Q share"):
+        adapt(model)
+    second.weight = nn.Parameter(first.weight.data)  # another parameter over the same memory
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.W_Q and blocks\.1\.attn\.W_Q share"):
+        adapt(model)
+
+
+def test_weights_that_are_computed_from_others_are_refused() -> None:
+    model = native()
+    linear = model.blocks[1].attn.v._modules["_original_component"]
+    nn.utils.parametrizations.spectral_norm(linear)
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.v computes its weights from others"):
+        adapt(model)
+
+
+def test_a_layer_of_a_quantising_package_is_refused() -> None:
+    model = native(attn_only=False)
+    kind = type("QuantLinear", (nn.Linear,), {"__module__": "gptqmodel.nn_modules"})
+    model.blocks[0].mlp._modules["in"]._modules["_original_component"] = kind(16, 24)
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc_in is a QuantLinear of gptqmodel"):
+        adapt(model)
+
+
+def test_a_model_that_cannot_run_says_so() -> None:
+    model = native()
+    model.blocks[0].__dict__["forward"] = lambda *args, **kwargs: 1 / 0
+    with pytest.raises(ValueError, match=r"^model: it cannot be run on tokens \(ZeroDivisionError"):
+        adapt(model)
