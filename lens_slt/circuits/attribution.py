@@ -40,13 +40,14 @@ from lens_slt.arguments import choice, integer
 from lens_slt.circuits.hypothesis import LOGITS, THROUGH
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
+from lens_slt.models.captures import captured, keep_in, run_with
 from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
+from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
 
 ABLATIONS = ("mean", "zero")
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative, of what a model should compute
 
 Hooks = list[tuple[str, Callable[..., Any]]]
 
@@ -97,16 +98,14 @@ def edge_attribution(
     if not bool(chosen.any()):
         raise ValueError("pattern_mask is false everywhere: there are no tokens to take a loss of")
     weights = copy_weights(adapted)
-    _check_model(adapted, weights, ids[:1])
+    stream = _checked_stream(adapted, ids[:, :-1])
     replacement = _replacement(adapted, weights, ids[:, :-1], real, ablate, batch_size)
     totals = _Totals.empty(adapted)
     rows_with_pattern = chosen.any(1).nonzero()[:, 0]
     n_tokens = int(chosen.sum())
     loss = 0.0
     for rows in rows_with_pattern.split(batch_size):
-        batch = _Batch.of(
-            adapted, weights, ids[rows], chosen[rows].double() / n_tokens, replacement
-        )
+        batch = _Batch.of(stream, weights, ids[rows], chosen[rows].double() / n_tokens, replacement)
         loss += batch.loss
         batch.attribute(totals, steps)
     return totals.dataset({"loss": loss, "n_tokens": n_tokens, "steps": steps, "ablate": ablate})
@@ -125,25 +124,6 @@ def _pattern_mask(pattern_mask: Any, ids: Tensor) -> Tensor:
     return chosen.cpu()
 
 
-def _run(
-    adapted: AdaptedModel, tokens: Tensor, names: list[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits, and the values at some hooks; without gradients."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(value: Tensor, hook: Any) -> None:
-            kept[name] = value.detach()
-
-        return hook
-
-    with torch.no_grad():
-        logits = adapted.module.run_with_hooks(
-            tokens, fwd_hooks=[(name, keep(name)) for name in names], return_type="logits"
-        )
-    return logits, kept
-
-
 def _replacement(
     adapted: AdaptedModel,
     weights: Weights,
@@ -159,7 +139,7 @@ def _replacement(
         return [part.to(adapted.dtype) for part in total]
     names = [f"blocks.{i}.attn.hook_z" for i in layers]
     for rows in torch.arange(len(inputs)).split(batch_size):
-        _, kept = _run(adapted, inputs[rows].to(adapted.device), names)
+        kept = captured(adapted, inputs[rows], names)
         there = real[rows].to(adapted.device)
         for i, name in enumerate(names):
             total[i] += kept[name][there].double().sum(0)
@@ -200,7 +180,7 @@ class _Totals:
 class _Batch:
     """Some sequences in the model as it is: what its heads read and write."""
 
-    adapted: AdaptedModel
+    measured: Stream
     weights: Weights
     inputs: Tensor  # tokens that predict one, [sequence, position]
     targets: Tensor  # the next token at each of them
@@ -212,26 +192,34 @@ class _Batch:
     @classmethod
     def of(
         cls,
-        adapted: AdaptedModel,
+        measured: Stream,
         weights: Weights,
         tokens: Tensor,
         weight: Tensor,
         replacement: list[Tensor],
     ) -> _Batch:
+        adapted = measured.adapted
         tokens = tokens.to(adapted.device)
         weight = weight.to(adapted.device, adapted.dtype)
         streams = [f"blocks.{i}.hook_resid_pre" for i in range(adapted.n_layers)]
         written = [f"blocks.{i}.attn.hook_z" for i in range(adapted.n_layers)]
-        logits, kept = _run(adapted, tokens[:, :-1], [*streams, *written])
+        kept: dict[str, Tensor] = {}
+        keep = [keep_in(kept, name) for name in (*streams, *written)]
+        logits = run_with(adapted, tokens[:, :-1], keep)
         moved = [
-            torch.einsum("sphe,hed->hspd", new - kept[name], weights[f"blocks.{i}.attn.W_O"])
+            measured.factor(i)
+            * torch.einsum("sphe,hed->hspd", new - kept[name], weights[f"blocks.{i}.attn.W_O"])
             for i, (name, new) in enumerate(zip(written, replacement, strict=True))
         ]
         stream = [kept[name] for name in streams]
         return cls(
-            adapted, weights, tokens[:, :-1], tokens[:, 1:], weight, stream, moved,
+            measured, weights, tokens[:, :-1], tokens[:, 1:], weight, stream, moved,
             float(_mean_loss(logits, tokens[:, 1:], weight)),
         )  # fmt: skip
+
+    @property
+    def adapted(self) -> AdaptedModel:
+        return self.measured.adapted
 
     def attribute(self, totals: _Totals, steps: int) -> None:
         """Add the effects of all edges on this batch's part of the loss."""
@@ -244,9 +232,13 @@ class _Batch:
                     for target in range(layer + 1, self.adapted.n_layers):
                         name = _input(target, part)
                         effect = (changes[name] * gradients[name]).sum((0, 1, 3)).double().cpu()
-                        # A key/value head shows its effect in every head of its group.
-                        group = self.adapted.n_heads // len(effect)
-                        effects = effect.repeat_interleave(group)
+                        # A key/value head shows its effect in every head of its group, also
+                        # where the model keeps a copy for each of them.
+                        n_own = (
+                            self.adapted.n_heads if part == "Q" else self.adapted.n_key_value_heads
+                        )
+                        effect = effect.view(n_own, -1).sum(1)
+                        effects = effect.repeat_interleave(self.adapted.n_heads // n_own)
                         totals.heads[layer, head, target, :, place] += effects
                 last = self._last_stream
                 gradients = clean or self._path_gradients(
@@ -262,12 +254,11 @@ class _Batch:
         """Change of the later layers' queries (keys, values), ``[sequence, position, head, …]``."""
         changes = {}
         for target in range(layer + 1, self.adapted.n_layers):
-            matrix = self.weights[f"blocks.{target}.attn.W_{part}"]
             stream = self.stream[target]
             with torch.no_grad():
-                change = _norm(self.adapted, target, stream + move)
-                change = change - _norm(self.adapted, target, stream)
-            changes[_input(target, part)] = torch.einsum("spd,hde->sphe", change, matrix)
+                change = self.measured.projected(target, part, stream + move)
+                change = change - self.measured.projected(target, part, stream)
+            changes[_input(target, part)] = change
         return changes
 
     def _clean_gradients(self) -> dict[str, Tensor]:
@@ -309,12 +300,6 @@ def _input(layer: int, part: str) -> str:
     return f"blocks.{layer}.attn.hook_{part.lower()}"
 
 
-def _norm(adapted: AdaptedModel, layer: int, stream: Tensor) -> Tensor:
-    """What the attention of a layer reads."""
-    norm = adapted.module.blocks[layer]._modules.get("ln1")
-    return stream if norm is None else norm(stream)
-
-
 def _mean_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     """Losses of the next tokens, weighted by ``weight [sequence, position]``."""
     there = weight > 0
@@ -322,26 +307,14 @@ def _mean_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
     return (losses * weight[there]).sum()
 
 
-def _check_model(adapted: AdaptedModel, weights: Weights, tokens: Tensor) -> None:
-    """Raise ValueError where edges of this model are not what the estimate takes them for."""
-    parts = ("hook_resid_pre", "attn.hook_v", "attn.hook_z", "hook_attn_out")
-    names = [f"blocks.{i}.{part}" for i in range(adapted.n_layers) for part in parts]
-    _, kept = _run(adapted, tokens.to(adapted.device), names)
-    for i in range(adapted.n_layers):
-        stream, v, z, out = (kept.get(f"blocks.{i}.{part}") for part in parts)
-        attn = f"blocks.{i}.attn"
-        if stream is None or v is None or z is None or out is None:
-            raise ValueError(f"model: {adapted.name} lacks hooks of layer {i} that edges need")
-        with torch.no_grad():
-            read = torch.einsum(
-                "spd,hde->sphe", _norm(adapted, i, stream), weights[f"{attn}.W_V"]
-            ) + weights.get(f"{attn}.b_V", 0)
-            written = torch.einsum("sphe,hed->spd", z, weights[f"{attn}.W_O"])
-            written = written + weights.get(f"{attn}.b_O", 0)
-        for what, mine, theirs in (("reads", read, v), ("writes", written, out)):
-            if float((mine - theirs).norm()) > TOLERANCE[adapted.dtype] * float(theirs.norm()):
-                raise ValueError(
-                    f"model: what the attention of layer {i} {what} is not what its weights and "
-                    "the residual stream say (a norm after the attention, perhaps); edges cannot "
-                    "be told apart in this model"
-                )
+def _checked_stream(adapted: AdaptedModel, inputs: Tensor) -> Stream:
+    """The residual stream of a model whose edges are what the estimate takes them for."""
+    stream = Stream(adapted, inputs)
+    stream.check_logits()
+    for layer in range(adapted.n_layers):
+        stream.factor(layer)
+        if layer > 0:
+            stream.check_restart(layer)
+            for part in THROUGH:
+                stream.check_heard(layer, part)
+    return stream

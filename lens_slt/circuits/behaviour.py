@@ -21,7 +21,8 @@ A direct contribution is what a head adds to a logit through the residual stream
 the last norm held, less what it adds to all logits on average (which changes no prediction). In
 ``copying`` the norms before the heads and before the unembedding are folded in and the unembedding
 is centred; MLPs are left out, also the first one, which in models such as GPT-2 acts as part of the
-embedding. Norms after the attention are not accounted for.
+embedding. Where what heads write is not read off W_O and W_U (a norm after the attention, a cap on
+logits) these four scores are NaN and the attribute ``why_no_writes`` says why.
 
 ``head_type`` is the first of these that holds:
 
@@ -30,7 +31,7 @@ type                rule
 =================== ============================================================================
 ``previous token``  previous_token is at least 0.5
 ``current token``   current_token is at least 0.5
-``induction``       prefix_matching is at least 0.3 and copying above 0
+``induction``       prefix_matching is at least 0.3 and copying above 0, where that is known
 ``first token``     first_token is at least 0.5
 ``multigram``       ngram + skip_gram is more than 1 nat, and 3 standard errors, above zero
 ``copying``         copying is at least 0.7
@@ -52,13 +53,14 @@ from torch import Tensor
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.composition import fold, norm_weight
 from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
 from lens_slt.models.components import head_names
+from lens_slt.models.norms import MeasuredNorm, fold, norm_weight
+from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
 
@@ -120,14 +122,18 @@ def behaviour_scores(
         labels = _multigrams(adapted, text, queries)
     queries[:, 0] = False
     again = (torch.arange(random.shape[1]) >= half).expand(random.shape)
-    measured = _measure(adapted, text, ATTENTION[:3], queries, labels)
-    measured |= _measure(adapted, random, ATTENTION[3:], again, {"induction": again[:, :-1]})
+    stream = Stream(adapted, random)
+    writes, why_no_writes = _writes(stream)
+    measured = _measure(adapted, writes, text, ATTENTION[:3], queries, labels)
+    measured |= _measure(
+        adapted, writes, random, ATTENTION[3:], again, {"induction": again[:, :-1]}
+    )
     nothing = (np.full(adapted.n_layers * adapted.n_heads, np.nan),) * 2
     found: dict[str, tuple[str, Any]] = {}
     for name in (*ATTENTION, *DIRECT):
         value, se = measured[name].mean() if name in measured else nothing
         found[name], found[f"{name}_se"] = ("component", value), ("component", se)
-    found["copying"] = ("component", _copying(adapted))
+    found["copying"] = ("component", nothing[0] if writes is None else _copying(stream, writes))
     scores = xr.Dataset(
         found,
         coords={"component": head_names(adapted)},
@@ -137,6 +143,7 @@ def behaviour_scores(
             "n_random": n_random,
             "length": random.shape[1] - half,
             "seed": seed,
+            "why_no_writes": why_no_writes,
         },
     )
     scores = scores.assign(head_type=("component", _types(scores)))
@@ -237,6 +244,7 @@ def _detectors() -> dict[str, Detector]:
 
 def _measure(
     adapted: AdaptedModel,
+    writes: _Writes | None,
     tokens: Tensor,
     scores: Sequence[str],
     queries: Tensor,
@@ -246,7 +254,8 @@ def _measure(
 
     ``queries`` is ``[sequence, position]``, ``predictions`` holds ``[sequence, position - 1]``.
     """
-    writes, detect = _Writes.of(adapted), _detectors()
+    detect = _detectors()
+    predictions = {} if writes is None else predictions
     parts: dict[str, list[FloatArray]] = {name: [] for name in (*scores, *predictions)}
     for rows in torch.arange(len(tokens)).split(max(1, ENTRIES // tokens.shape[1] ** 2)):
         where = {
@@ -258,6 +267,8 @@ def _measure(
         seen = _observe(adapted, batch, where)
         for name, attended in seen.attended.items():
             parts[name].append(_array(attended))
+        if writes is None:
+            continue
         contribution = writes.to_next_token(seen, batch)
         for name, chosen in predictions.items():
             parts[name].append(_array((contribution * chosen[rows].to(contribution)).sum(-1)))
@@ -328,18 +339,23 @@ def attention_pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
 class _Writes:
     """What turns what the heads write into logits."""
 
-    adapted: AdaptedModel
-    w_o: Tensor  # [component, d_head, d_model]
+    w_o: Tensor  # what is added to the stream of z, [component, d_head, d_model]
     unembedding: Tensor  # centred over the vocabulary, last norm folded in, [d_model, d_vocab]
-    final_norm: tuple[Tensor, bool]  # its weight, and whether it takes the mean out
+    final_norm: MeasuredNorm | None
 
     @classmethod
-    def of(cls, adapted: AdaptedModel) -> _Writes:
-        weights = copy_weights(adapted)
+    def of(cls, stream: Stream) -> _Writes:
+        adapted, weights = stream.adapted, copy_weights(stream.adapted)
         w_u = weights.get("unembed.W_U", weights["embed.W_E"].T)
-        norm = norm_weight(_final_norm(adapted), w_u[:, 0])
-        w_o = [weights[f"blocks.{layer}.attn.W_O"] for layer in range(adapted.n_layers)]
-        return cls(adapted, torch.cat(w_o), fold(w_u - w_u.mean(-1, keepdim=True), *norm), norm)
+        norm = stream.final_norm
+        folded = w_u - w_u.mean(-1, keepdim=True)
+        if norm is not None:
+            folded = fold(folded, norm.weight, norm.centres)
+        w_o = [
+            stream.factor(layer) * weights[f"blocks.{layer}.attn.W_O"]
+            for layer in range(adapted.n_layers)
+        ]
+        return cls(torch.cat(w_o), stream.logit_factor * folded, norm)
 
     def to_next_token(self, seen: _Seen, tokens: Tensor) -> Tensor:
         """Direct contributions to the next token's logit, ``[component, sequence, position-1]``."""
@@ -349,31 +365,32 @@ class _Writes:
 
     def _size(self, final: Tensor) -> Tensor:
         """What the last norm divides by, ``[sequence, position, 1]``, in units of its weight."""
-        norm = _final_norm(self.adapted)
-        if norm is None:
+        if self.final_norm is None:
             return torch.ones_like(final[..., :1])
         with torch.no_grad():
-            out = norm(final) - norm(torch.zeros_like(final[:1, :1]))
-        weight, centres = self.final_norm
-        inner = weight * (final - final.mean(-1, keepdim=True) if centres else final)
-        return (inner * inner).sum(-1, keepdim=True) / (inner * out).sum(-1, keepdim=True)
+            return self.final_norm.scale(final, self.final_norm.module(final))
 
 
-def _final_norm(adapted: AdaptedModel) -> Any:
-    return adapted.module._modules.get("ln_final")
+def _writes(stream: Stream) -> tuple[_Writes | None, str]:
+    """What turns what heads write into logits, or why there is no such thing."""
+    try:
+        return _Writes.of(stream), ""
+    except ValueError as error:
+        return None, str(error)
 
 
-def _copying(adapted: AdaptedModel) -> FloatArray:
+def _copying(stream: Stream, writes: _Writes) -> FloatArray:
     """Σλ/Σ|λ| of every head's W_E·W_V·W_O·W_U."""
     from transformer_lens import FactoredMatrix
 
-    weights, writes = copy_weights(adapted), _Writes.of(adapted)
+    adapted = stream.adapted
+    weights = copy_weights(adapted)
     around = writes.unembedding @ weights["embed.W_E"]  # [d_model, d_model]
     group = adapted.n_heads // adapted.n_key_value_heads
     found = []
     for layer in range(adapted.n_layers):
         name = f"blocks.{layer}.attn"
-        norm = norm_weight(adapted.module.blocks[layer]._modules.get("ln1"), around[0])
+        norm = norm_weight(stream.norm(layer), around[0])
         w_v = fold(weights[f"{name}.W_V"], *norm).repeat_interleave(group, dim=0)
         # The same eigenvalues as W_E·W_V·W_O·W_U, without a matrix over the vocabulary.
         values = FactoredMatrix(around @ w_v, weights[f"{name}.W_O"]).eigenvalues
@@ -388,7 +405,7 @@ def _types(scores: xr.Dataset) -> list[str]:
     holds = {
         "previous token": scores["previous_token"] >= 0.5,
         "current token": scores["current_token"] >= 0.5,
-        "induction": (scores["prefix_matching"] >= 0.3) & (scores["copying"] > 0),
+        "induction": (scores["prefix_matching"] >= 0.3) & ~(scores["copying"] <= 0),
         "first token": scores["first_token"] >= 0.5,
         "multigram": (multigram > 1) & (multigram > 3 * noise),
         "copying": scores["copying"] >= 0.7,

@@ -29,16 +29,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import THROUGH, Edge
-from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
+from lens_slt.models.adapter import AdaptedModel, adapt, check_tokens, copy_weights
 from lens_slt.models.components import head_names
 from lens_slt.models.names import head_name, head_place
+from lens_slt.models.norms import fold, norm_weight
+from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
 
@@ -54,8 +55,9 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
 
     The norm before each layer is folded into W_Q, W_K, W_V for the computation (the model is not
     touched): its weight multiplied in, and the mean over d_model taken out where the norm takes it
-    out. Norms after the attention, and norms of queries and keys, are not folded. Under
-    grouped-query attention the keys and values of a head are those of its group.
+    out. Under grouped-query attention the keys and values of a head are those of its group.
+    Models whose heads are not wired by these matrices alone are refused: norms after the attention,
+    and norms of queries and keys.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -186,13 +188,14 @@ def _all_reads(adapted: AdaptedModel) -> dict[str, _Reads]:
     """The matrices of all heads that a source meets, by what it is read through; V is W_OV."""
     from transformer_lens import FactoredMatrix
 
-    weights = copy_weights(adapted)
+    _refuse_inner_norms(adapted)
+    weights, stream = copy_weights(adapted), Stream(adapted, check_tokens(adapted))
     group = adapted.n_heads // adapted.n_key_value_heads
     qk, ov = [], []
     for layer in range(adapted.n_layers):
         name = f"blocks.{layer}.attn"
-        norm = adapted.module.blocks[layer]._modules.get("ln1")
-        scale, centres = norm_weight(norm, weights[f"{name}.W_Q"][0, :, 0])
+        stream.factor(layer)
+        scale, centres = norm_weight(stream.norm(layer), weights[f"{name}.W_Q"][0, :, 0])
         q, k, v = (fold(weights[f"{name}.W_{part}"], scale, centres) for part in THROUGH)
         k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
         qk.append(FactoredMatrix(q, k.transpose(-2, -1)))
@@ -200,31 +203,14 @@ def _all_reads(adapted: AdaptedModel) -> dict[str, _Reads]:
     return {"Q": _Reads.of(qk), "K": _Reads.of([m.T for m in qk]), "V": _Reads.of(ov)}
 
 
-def norm_weight(norm: Any, like: Float[Tensor, "d_model"]) -> tuple[Float[Tensor, "d_model"], bool]:
-    """Weight of a norm up to a factor, and whether the norm takes the mean out first.
-
-    Read off what the norm does, because its parameter may be the weight, the weight less one
-    (Gemma), or missing. ``like`` gives the size, dtype and device; None is no norm.
-    """
-    if norm is None:
-        return torch.ones_like(like), False
-    generator = torch.Generator().manual_seed(0)
-    signs = 2.0 * torch.randint(2, like.shape, generator=generator) - 1
-    signs[:2] = torch.tensor([1.0, -1.0])[: len(signs)]  # never all equal: LayerNorm would see zero
-    x = signs.to(like)
-    with torch.no_grad():
-        out, mirrored, raised = (norm(row[None, None])[0, 0] for row in (x, -x, x + 1))
-    centres = bool((out - raised).abs().max() < 1e-3 * (out - mirrored).abs().max())
-    inner = x - x.mean() if centres else x
-    return (out - mirrored) / 2 / inner, centres
-
-
-def fold(
-    matrix: Float[Tensor, "*head d_model out"], scale: Float[Tensor, "d_model"], centres: bool
-) -> Float[Tensor, "*head d_model out"]:
-    """A matrix that reads a norm's output, as one that reads its input up to the norm's size."""
-    folded = matrix * scale[:, None]
-    return folded - folded.mean(-2, keepdim=True) if centres else folded
+def _refuse_inner_norms(adapted: AdaptedModel) -> None:
+    for name in adapted.leaves:
+        parts = name.split(".")
+        if parts[0] == "blocks" and parts[2] == "attn" and "norm" in name:
+            raise ValueError(
+                f"model: {adapted.name} has a norm inside its attention ({name}), which "
+                "composition scores of W_Q and W_K leave out; ablate paths instead"
+            )
 
 
 def _all_scores(adapted: AdaptedModel, reads: dict[str, _Reads]) -> FloatArray:

@@ -69,7 +69,7 @@ def ablate(
 
     Raises:
         ValueError: components the model does not have, tokens or reference of another vocabulary or
-            length, ``frozen_norm`` on a model whose norms are not known.
+            length, a position of ``mean_position`` that the reference does not reach.
     """
     runs = Runs(
         adapt(model), tokens, how=how, reference=reference, pattern=pattern,

@@ -11,18 +11,21 @@ part (``hook_q_input`` and its like are ignored by some models).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lens_slt.arguments import choice
+from lens_slt.arrays import BoolArray
+from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models.captures import Hook, captured, keep_in, run_with
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.models.names import (
     ATTENTION,
@@ -36,12 +39,10 @@ from lens_slt.models.names import (
     parts_of,
     read_part,
 )
+from lens_slt.models.stream import Stream
 
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "zero")
 MOST_LOGITS = 2**24  # that one batch of sequences may have
-TOLERANCE = 1e-3  # of recomputed queries, keys, values and head outputs, relative
-
-Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 Losses = Float[np.ndarray, "sequence position"]
 
 
@@ -104,17 +105,14 @@ class Runs:
                     f"pattern must have shape {self.real.shape}, one position less than tokens; "
                     f"got {self.pattern.shape}"
                 )
-        if frozen_norm and adapted.architecture is None:
-            raise ValueError(
-                "frozen_norm=True needs a model whose norms lens_slt knows; this one has none: "
-                f"{adapted.why_generic}"
-            )
-        self._rows_of = _other_rows(len(self.tokens), len(self.reference), reference is None, seed)
+        if how == "mean_position":
+            _refuse_empty_positions(self.real, self.reference_real)
+        self._donors = _donors(self.real, self.reference_real, reference is None, seed)
         self._values: dict[str, Tensor] = {}
         self._clean: dict[tuple[str, bool], Tensor] = {}
-        self._scales: dict[str, Tensor] = {}
+        self._frozen: FrozenNorms | None = None
         self._losses: dict[tuple[frozenset, ...], Losses] = {}
-        self._paths_checked: set[int] = set()
+        self._stream = Stream(adapted, self.tokens[:, :-1])
         self.on_run: Callable[[int], None] = lambda n_runs: None  # told the number of runs so far
 
     @property
@@ -156,22 +154,17 @@ class Runs:
     def _run(
         self, ablated: frozenset[str], paths: frozenset[Edge], restored: frozenset[str]
     ) -> Losses:
-        for layer in {layer_of(e.target) for e in paths if e.target != LOGITS}:
-            self._check_paths(layer)
+        self._check_paths(paths)
         found = np.full(self.real.shape, np.nan, dtype=np.float32)
         for rows in self._batches(len(self.tokens)):
             hooks = self._path_hooks(paths, rows)
             hooks = self._node_hooks(ablated, restored, rows) + hooks
             tokens = self.tokens[rows].to(self.adapted.device)
             with self._norms(rows):
-                logits = self._forward(tokens[:, :-1], hooks)
+                logits = run_with(self.adapted, tokens[:, :-1], hooks)
             loss = -logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
             found[rows] = loss.cpu().numpy()
         return np.where(self.real, found, np.float32(np.nan))
-
-    def _forward(self, tokens: Tensor, hooks: list[Hook]) -> Tensor:
-        with torch.no_grad():
-            return self.adapted.module.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)
 
     def _batches(self, n: int) -> Iterator[slice]:
         each = max(1, MOST_LOGITS // (self.real.shape[1] * self.adapted.d_vocab))
@@ -209,24 +202,18 @@ class Runs:
         # Found here, because a run cannot start inside the hooks of another.
         instead = {edge.source: self._replacement(edge.source, rows) for edge in paths}
 
-        def keep(name: str) -> Callable[[Tensor, Any], None]:
-            def hook(value: Tensor, hook: Any) -> None:
-                live[name] = value
-
-            return hook
-
         def removed(sources: tuple[str, ...]) -> Tensor:
             """What ablation takes from the residual stream, ``[row, position, d_model]``."""
             total = torch.zeros(())
             for source in sources:
                 layer, head = head_place(source)
-                change = live[f"z{layer}"][:, :, head] - instead[source]
-                total = total.to(change.device) + change @ self._weight(layer, "W_O")[head]
+                change = live[_z(layer)][:, :, head] - instead[source]
+                written = self._stream.factor(layer) * (change @ self._w_o(layer)[head])
+                total = total.to(change.device) + written
             return total
 
         hooks: list[Hook] = [
-            (f"blocks.{layer}.attn.hook_z", keep(f"z{layer}"))
-            for layer in sorted({layer_of(edge.source) for edge in paths})
+            keep_in(live, _z(layer)) for layer in sorted({layer_of(edge.source) for edge in paths})
         ]
         readers: dict[tuple[str, str], list[str]] = {}
         for edge in sorted(paths):
@@ -235,8 +222,7 @@ class Runs:
         groups: dict[tuple[int, str], dict[tuple[str, ...], list[int]]] = {}
         for (target, through), written in readers.items():
             layer, head = (self.adapted.n_layers, 0) if target == LOGITS else head_place(target)
-            index = self._index(head, through)
-            groups.setdefault((layer, through), {}).setdefault(tuple(written), []).append(index)
+            groups.setdefault((layer, through), {}).setdefault(tuple(written), []).append(head)
         for (layer, through), by_sources in groups.items():
             if layer == self.adapted.n_layers:
                 place = f"blocks.{layer - 1}.hook_resid_post"
@@ -253,80 +239,42 @@ class Runs:
                 by_sources: dict[tuple[str, ...], list[int]] = by_sources,
             ) -> Tensor:  # fmt: skip
                 value = value.clone()
-                for sources, indices in by_sources.items():
-                    new = self._projected(layer, through, live[f"x{layer}"] - removed(sources))
+                for sources, heads in by_sources.items():
+                    resid = live[_resid_pre(layer)] - removed(sources)
+                    new = self._stream.projected(layer, through, resid)
+                    indices = self._indices(heads, through, new.shape[2])
                     value[:, :, indices] = new[:, :, indices]
                 return value
 
-            hooks.append((f"blocks.{layer}.hook_resid_pre", keep(f"x{layer}")))
+            hooks.append(keep_in(live, _resid_pre(layer)))
             hooks.append((f"blocks.{layer}.attn.hook_{through.lower()}", reread))
         return hooks
 
-    def _weight(self, layer: int, name: str) -> Tensor:
-        leaf = self.adapted.leaves[f"blocks.{layer}.attn.{name}"]
+    def _w_o(self, layer: int) -> Tensor:
+        leaf = self.adapted.leaves[f"blocks.{layer}.attn.W_O"]
         return leaf.view(leaf.parameter.detach())
 
-    def _index(self, head: int, through: str) -> int:
-        """Where a head's queries, keys or values stand; grouped heads share theirs."""
+    def _indices(self, heads: list[int], through: str, shown: int) -> list[int]:
+        """Where heads' queries, keys or values stand among those that a hook shows.
+
+        Keys and values are those of a whole group, whether it shows them once or for each head.
+        """
         if through == "Q":
-            return head
-        return head // (self.adapted.n_heads // self.adapted.n_key_value_heads)
+            return heads
+        group = self.adapted.n_heads // self.adapted.n_key_value_heads
+        if shown == self.adapted.n_key_value_heads:
+            return sorted({head // group for head in heads})
+        starts = sorted({head // group * group for head in heads})
+        return [start + i for start in starts for i in range(group)]
 
-    def _projected(self, layer: int, through: str, resid: Tensor) -> Tensor:
-        """Queries, keys or values ``[row, position, head, d_head]`` of a residual stream."""
-        norm = self.adapted.module.blocks[layer]._modules.get("ln1")
-        x = resid if norm is None else norm(resid)
-        if self.adapted.positions == "shortformer" and through != "V":
-            leaf = self.adapted.leaves["pos_embed.W_pos"]
-            x = x + leaf.view(leaf.parameter.detach())[: x.shape[1]]
-        out = torch.einsum("rpd,hde->rphe", x, self._weight(layer, f"W_{through}"))
-        bias = f"b_{through}"
-        if f"blocks.{layer}.attn.{bias}" in self.adapted.leaves:
-            out = out + self._weight(layer, bias)
-        return out
-
-    def _check_paths(self, layer: int) -> None:
-        """Raise ValueError where this model's heads do not read what `_projected` computes."""
-        if layer in self._paths_checked:
-            return
-        parts = ("hook_q", "hook_k", "hook_v")
-        names = [f"blocks.{layer}.hook_resid_pre", *(f"blocks.{layer}.attn.{p}" for p in parts)]
-        before = [f"blocks.{i}.attn.hook_z" for i in range(layer)]
-        before += [f"blocks.{i}.hook_attn_out" for i in range(layer)]
-        kept = self._captured(self.tokens[:1], [*names, *before])
-        pairs = [
-            (self._projected(layer, part[-1].upper(), kept[names[0]]), kept[name])
-            for part, name in zip(parts, names[1:], strict=True)
-        ]
-        for i in range(layer):
-            out = torch.einsum("rphe,hed->rpd", kept[before[i]], self._weight(i, "W_O"))
-            if f"blocks.{i}.attn.b_O" in self.adapted.leaves:
-                out = out + self._weight(i, "b_O")
-            pairs.append((out, kept[before[layer + i]]))
-        for ours, theirs in pairs:
-            if not torch.allclose(
-                ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * float(theirs.abs().max())
-            ):
-                raise ValueError(
-                    "paths: this model changes what heads write or read (norms after attention or "
-                    "on queries and keys), so paths between its heads cannot be ablated; ablate "
-                    "whole components"
-                )
-        self._paths_checked.add(layer)
-
-    def _captured(self, tokens: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """Values at hooks in a run without interventions."""
-        kept: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[[Tensor, Any], None]:
-            def hook(value: Tensor, hook: Any) -> None:
-                kept[name] = value
-
-            return hook
-
-        tokens = tokens.to(self.adapted.device)
-        self._forward(tokens[:, :-1], [(name, keep(name)) for name in names])
-        return kept
+    def _check_paths(self, paths: frozenset[Edge]) -> None:
+        """Raise ValueError where this model's heads do not write or read as a path presumes."""
+        for edge in sorted(paths):
+            self._stream.factor(layer_of(edge.source))
+            if edge.target == LOGITS:
+                self._stream.check_logits()
+            else:
+                self._stream.check_heard(layer_of(edge.target), edge.through)
 
     def _replacement(self, node: str, rows: slice) -> Tensor:
         """What an ablated node puts out: broadcasts to ``[row, position, width]``."""
@@ -340,7 +288,7 @@ class Runs:
         if self.how == "zero":
             return torch.zeros_like(clean[:1, :1])
         if self.how == "resample":
-            return clean[self._rows_of]
+            return clean[self._donors]
         real = torch.from_numpy(self.reference_real).to(clean.device)[..., None].to(clean.dtype)
         if self.how == "mean_position":
             return (clean * real).sum(0, keepdim=True) / real.sum(0, keepdim=True).clamp(min=1)
@@ -364,73 +312,19 @@ class Runs:
         if (place, reference) not in self._clean:
             tokens = self.reference if reference else self.tokens
             batches = self._batches(len(tokens))
-            parts = [self._captured(tokens[rows], [place])[place] for rows in batches]
+            parts = [captured(self.adapted, tokens[rows, :-1], [place])[place] for rows in batches]
             self._clean[place, reference] = torch.cat(parts)
         whole = self._clean[place, reference]
         return whole if head is None else whole[:, :, head]
 
-    @contextmanager
-    def _norms(self, rows: slice) -> Iterator[None]:
-        """Within the block every norm divides by the scale that it has without interventions."""
+    def _norms(self, rows: slice) -> AbstractContextManager[None]:
+        """Within this context norms keep their scales, where that is asked for."""
         if not self.frozen_norm:
-            yield
-            return
-        norms = self._norm_modules()
-        if not self._scales:
-            parts: dict[str, list[Tensor]] = {name: [] for name in norms}
-            for some in self._batches(len(self.tokens)):
-                with _module_hooks(norms, self._recorder(parts)):
-                    self._forward(self.tokens[some, :-1].to(self.adapted.device), [])
-            self._scales = {name: torch.cat(scales) for name, scales in parts.items()}
-        with _module_hooks(norms, self._rescaler(rows)):
-            yield
-
-    def _norm_modules(self) -> dict[str, nn.Module]:
-        module, found = self.adapted.module, {}
-        for layer, block in enumerate(module.blocks):
-            for name in ("ln1", "ln2"):
-                if name in block._modules:
-                    found[f"blocks.{layer}.{name}"] = block._modules[name]
-        if "ln_final" in module._modules:
-            found["ln_final"] = module._modules["ln_final"]
-        return {name: norm for name, norm in found.items() if self._norm_kind(name)}
-
-    def _norm_kind(self, name: str) -> str | None:
-        arch = self.adapted.architecture
-        assert arch is not None  # checked at the start
-        return arch.final_norm if name == "ln_final" else arch.norm
-
-    def _scale(self, name: str, x: Tensor) -> Tensor:
-        arch = self.adapted.architecture
-        assert arch is not None
-        if str(self._norm_kind(name)).startswith("LN"):
-            x = x - x.mean(-1, keepdim=True)
-        return (x.pow(2).mean(-1, keepdim=True) + arch.norm_eps).sqrt()
-
-    def _recorder(self, parts: dict[str, list[Tensor]]) -> Callable[[str], Callable]:
-        def make(name: str) -> Callable:
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                scale = self._scale(name, inputs[0])
-                # OPT flattens sequences and positions before its second norm.
-                parts[name].append(scale.reshape(-1, self.real.shape[1], 1))
-
-            return hook
-
-        return make
-
-    def _rescaler(self, rows: slice) -> Callable[[str], Callable]:
-        def make(name: str) -> Callable:
-            leaf = self.adapted.leaves.get(f"{name}.b")
-            bias = 0.0 if leaf is None else leaf.view(leaf.parameter.detach())
-
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                scale = self._scale(name, inputs[0])
-                factor = scale / self._scales[name][rows].reshape(scale.shape)
-                return (output - bias) * factor + bias
-
-            return hook
-
-        return make
+            return nullcontext()
+        if self._frozen is None:
+            inputs = self.tokens[:, :-1]
+            self._frozen = FrozenNorms(self.adapted, inputs, self._batches(len(inputs)))
+        return self._frozen.on(rows)
 
 
 def nodes_of(components: str | Iterable[str], adapted: AdaptedModel) -> frozenset[str]:
@@ -461,26 +355,57 @@ def _place(node: str) -> tuple[str, int | None]:
     part = read_part(node)
     assert part is not None
     if part.kind == HEAD:
-        return f"blocks.{part.layer}.attn.hook_z", part.head
+        return _z(part.layer), part.head
     return f"blocks.{part.layer}.hook_mlp_out", None
 
 
-def _other_rows(n: int, n_reference: int, same: bool, seed: int) -> Tensor:
-    """Which sequence of the reference stands in for each sequence; never itself where avoidable."""
+def _z(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def _resid_pre(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_pre"
+
+
+def _refuse_empty_positions(real: BoolArray, reference_real: BoolArray) -> None:
+    empty = np.flatnonzero(real.any(0) & ~reference_real.any(0))
+    if len(empty):
+        raise ValueError(
+            f"reference has nothing but padding at position {empty[0]}, where tokens has losses: "
+            "how='mean_position' needs a reference at every position; cut tokens, pass a longer "
+            "reference, or use how='mean'"
+        )
+
+
+def _donors(
+    real: BoolArray, reference_real: BoolArray, same: bool, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Sequence and position of the reference that stand in for each token, never padding.
+
+    All of a sequence comes from one other sequence, as far as that is no padding there; the rest
+    from others at the same position, or from anywhere in others where no other is that long.
+    """
+    n, n_reference = len(real), len(reference_real)
     generator = torch.Generator().manual_seed(seed)
-    if not same:
-        return torch.randint(n_reference, (n,), generator=generator)
-    order = torch.randperm(n, generator=generator)
-    rows = torch.empty(n, dtype=torch.long)
-    rows[order] = order.roll(1)
-    return rows
-
-
-@contextmanager
-def _module_hooks(modules: dict[str, nn.Module], make: Callable[[str], Callable]) -> Iterator[None]:
-    handles = [module.register_forward_hook(make(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    if same:
+        order = torch.randperm(n, generator=generator)
+        rows = torch.empty(n, dtype=torch.long)
+        rows[order] = order.roll(1)
+    else:
+        rows = torch.randint(n_reference, (n,), generator=generator)
+    chosen = rows[:, None].repeat(1, real.shape[1])
+    places = torch.arange(real.shape[1]).repeat(n, 1)
+    pick = np.random.default_rng(seed)
+    for row, place in zip(*np.nonzero(real & ~reference_real[rows.numpy()]), strict=True):
+        there = np.flatnonzero(reference_real[:, place])
+        there = there[there != row] if same else there
+        if len(there):
+            chosen[row, place] = int(pick.choice(there))
+            continue
+        rest = np.flatnonzero(reference_real)
+        rest = rest[rest // real.shape[1] != row] if same else rest
+        if len(rest):
+            chosen[row, place], places[row, place] = divmod(int(pick.choice(rest)), real.shape[1])
+        else:  # a single sequence: there is nothing else
+            chosen[row, place] = int(row)
+    return chosen, places

@@ -44,6 +44,7 @@ __all__ = [
     "Leaf",
     "adapt",
     "attached_hooks",
+    "check_tokens",
     "copy_weights",
     "forward_difference",
     "model_logits",
@@ -125,7 +126,7 @@ def adapt(model: Any) -> AdaptedModel:
     )
     adapted = replace(adapted, check_positions=_check_positions(adapted))
     if kind == "TransformerBridge":
-        adapted = replace(adapted, output_form=block_output_form(model, _check_tokens(adapted)))
+        adapted = replace(adapted, output_form=block_output_form(model, check_tokens(adapted)))
     gradients = _model_gradients(adapted)
     adapted = _only_read_leaves(adapted, gradients)
     hooks = attached_hooks(adapted)
@@ -284,7 +285,7 @@ def _disagreement(
     The gradient of every weight is compared too: at a bias of zero, or with small weights, logits
     alone would hide a formula that becomes wrong as soon as the weights move.
     """
-    weights, tokens = copy_weights(adapted), _check_tokens(adapted)
+    weights, tokens = copy_weights(adapted), check_tokens(adapted)
     difference = forward_difference(replace(adapted, architecture=arch), weights, tokens)
     with torch.no_grad():
         tolerated = logit_tolerance(model_logits(adapted, tokens))
@@ -311,7 +312,7 @@ def _check_positions(adapted: AdaptedModel) -> int:
     while True:
         try:
             with torch.no_grad():
-                model_logits(adapted, _check_tokens(replace(adapted, check_positions=n)))
+                model_logits(adapted, check_tokens(replace(adapted, check_positions=n)))
             return n
         except Exception as error:
             if n <= 2:
@@ -322,7 +323,8 @@ def _check_positions(adapted: AdaptedModel) -> int:
             n //= 2
 
 
-def _check_tokens(adapted: AdaptedModel) -> Tensor:
+def check_tokens(adapted: AdaptedModel) -> Tensor:
+    """Random tokens ``[2, position]`` that this model can read, for checks that no caller sees."""
     generator = torch.Generator().manual_seed(0)
     shape = (CHECK_SEQUENCES, adapted.check_positions)
     tokens = torch.randint(adapted.d_vocab, shape, generator=generator)
@@ -343,7 +345,7 @@ def _model_gradients(adapted: AdaptedModel) -> dict[str, Tensor | None]:
     """Gradients through the caller's leaves, None where the forward pass does not read one."""
     names = list(adapted.leaves)
     with trainable(adapted):
-        value = _direction(model_logits(adapted, _check_tokens(adapted)))
+        value = _direction(model_logits(adapted, check_tokens(adapted)))
         parameters = [adapted.leaves[name].parameter for name in names]
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return {

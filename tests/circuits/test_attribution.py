@@ -217,5 +217,5 @@ def test_bad_arguments_are_named():
         edge_attribution(model, tokens, mask.long())
     with pytest.raises(ValueError, match="false everywhere"):
         edge_attribution(model, tokens, mask & False)
-    with pytest.raises(ValueError, match="norm after the attention"):
+    with pytest.raises(ValueError, match="a norm after attention"):
         edge_attribution(GENERIC_MODELS["wrapped_gemma2"](), tokens, mask)

@@ -16,9 +16,9 @@ from lens_slt.circuits.composition import (
     _moments,
     composition_by_component,
     composition_scores,
-    norm_weight,
 )
 from lens_slt.models.adapter import adapt, weights_hash
+from lens_slt.models.norms import norm_weight
 from tests.tiny_models import (
     TINY_MODELS,
     has_hooked_transformer,

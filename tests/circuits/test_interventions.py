@@ -15,10 +15,10 @@ from lens_slt.circuits.interventions import (
     keep_only,
     knock_in,
 )  # fmt: skip
-from lens_slt.circuits.runs import HOWS
+from lens_slt.circuits.runs import HOWS, _donors
 from lens_slt.models import forward
 from lens_slt.models.adapter import adapt, copy_weights, weights_hash
-from tests.tiny_models import GENERIC_MODELS, TINY_MODELS, has_hooked_transformer, native
+from tests.tiny_models import GENERIC_MODELS, TINY_MODELS, has_hooked_transformer, hooked, native
 
 MODELS = [
     name
@@ -103,7 +103,7 @@ def test_a_path_equals_the_forward_pass_without_it(name, text):
     assert float(np.abs(got["effect"]).max()) > 1e-4
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*FAST, "native_logit_cap"])
 def test_frozen_norm_makes_a_last_head_its_path_to_the_logits(name):
     """Without MLPs nothing else reads it, so the ablation is linear in its output."""
     model, tokens = make(name), some_tokens()
@@ -295,7 +295,66 @@ def test_bad_input_is_refused(call, message):
 
 def test_what_cannot_be_done_is_refused():
     tokens = some_tokens()
-    with pytest.raises(ValueError, match="frozen_norm=True needs a model whose norms"):
-        ablate(GENERIC_MODELS["native_logit_cap"](), tokens, "L0H1", frozen_norm=True)
-    with pytest.raises(ValueError, match="norms after attention"):
+    with pytest.raises(ValueError, match="layer 0 write is changed.*a norm after attention"):
         ablate_path(GENERIC_MODELS["wrapped_gemma2"](), tokens, "L0H1 -> L1H1.K")
+
+
+def padded_tokens() -> torch.Tensor:
+    tokens = torch.randint(1, 48, (8, 16), generator=torch.Generator().manual_seed(0))
+    for row, length in enumerate([16, 5, 8, 4, 14, 6, 10, 7]):
+        tokens[row, length:] = 49
+    return tokens
+
+
+@pytest.mark.parametrize("how", ["mean", "mean_position", "resample"])
+def test_replacements_never_come_from_padding(how):
+    """Position 14 of the first sequence has losses, and no other sequence is as long."""
+    other = native()
+    with torch.no_grad():
+        row = torch.randn(16, generator=torch.Generator().manual_seed(3))
+        other.embed._modules["_original_component"].weight[49] = row
+    found = [
+        ablate(model, padded_tokens(), ["L0H1", "L1H2"], how=how, pad_id=49)["loss"].values
+        for model in (native(), other)
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    assert np.isfinite(found[0]).sum() == sum([15, 4, 7, 3, 13, 5, 9, 6])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_donors_are_real_and_other_sequences(same):
+    real = np.arange(15) < np.array([15, 4, 7, 3, 13, 5, 9, 6])[:, None]
+    reference = real if same else real[2:6]
+    rows, places = _donors(real, reference, same, seed=0)
+    own = np.arange(8)[:, None]
+    assert reference[rows, places][real].all()
+    assert not same or (rows.numpy() != own)[real].all()
+    moved = (places.numpy() != np.arange(15)) & real
+    longest = reference.sum(1).max() if not same else 13  # the first has no other beyond
+    assert (np.nonzero(moved)[1] >= longest).all()
+
+
+def test_mean_position_needs_a_reference_at_every_position():
+    tokens = padded_tokens()
+    with pytest.raises(ValueError, match="reference has nothing but padding at position 9, where"):
+        ablate(native(), tokens, "L0H1", how="mean_position", reference=tokens[[1, 6]], pad_id=49)
+
+
+@pytest.mark.skipif(
+    not has_hooked_transformer(), reason="this TransformerLens has no HookedTransformer"
+)
+def test_ungrouped_keys_and_values_give_the_paths_of_their_group():
+    model, tokens = hooked(n_key_value_heads=2), some_tokens()
+    expected = [
+        ablate_path(model, tokens, f"L0H1 -> L1H2.{through}", how="zero")["effect"].values
+        for through in "QKV"
+    ]
+    mask = torch.ones(4, 11, dtype=torch.bool)
+    attributed = ls.edge_attribution(model, tokens, mask)["effect"].values
+    model.set_ungroup_grouped_query_attention(True)
+    for through, effect in zip("QKV", expected, strict=True):
+        found = ablate_path(model, tokens, f"L0H1 -> L1H2.{through}", how="zero")["effect"].values
+        np.testing.assert_allclose(found, effect, atol=1e-6)
+        assert np.abs(effect).max() > 1e-3
+    again = ls.edge_attribution(model, tokens, mask)["effect"].values
+    np.testing.assert_allclose(again, attributed, atol=1e-5)
