@@ -56,8 +56,8 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
     The norm before each layer is folded into W_Q, W_K, W_V for the computation (the model is not
     touched): its weight multiplied in, and the mean over d_model taken out where the norm takes it
     out. Under grouped-query attention the keys and values of a head are those of its group.
-    Models whose heads are not wired by these matrices alone are refused: norms after the attention,
-    and norms of queries and keys.
+    Norms of each head's queries and keys are folded in likewise. Models whose heads are not wired
+    by these matrices alone are refused (norms after the attention).
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -188,7 +188,6 @@ def _all_reads(adapted: AdaptedModel) -> dict[str, _Reads]:
     """The matrices of all heads that a source meets, by what it is read through; V is W_OV."""
     from transformer_lens import FactoredMatrix
 
-    _refuse_inner_norms(adapted)
     weights, stream = copy_weights(adapted), Stream(adapted, check_tokens(adapted))
     group = adapted.n_heads // adapted.n_key_value_heads
     qk, ov = [], []
@@ -197,20 +196,32 @@ def _all_reads(adapted: AdaptedModel) -> dict[str, _Reads]:
         stream.factor(layer)
         scale, centres = norm_weight(stream.norm(layer), weights[f"{name}.W_Q"][0, :, 0])
         q, k, v = (fold(weights[f"{name}.W_{part}"], scale, centres) for part in THROUGH)
+        q, k = (_inner_norm(adapted, layer, part, x) for part, x in (("Q", q), ("K", k)))
         k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
         qk.append(FactoredMatrix(q, k.transpose(-2, -1)))
         ov.append(FactoredMatrix(v, weights[f"{name}.W_O"]))
     return {"Q": _Reads.of(qk), "K": _Reads.of([m.T for m in qk]), "V": _Reads.of(ov)}
 
 
-def _refuse_inner_norms(adapted: AdaptedModel) -> None:
-    for name in adapted.leaves:
-        parts = name.split(".")
-        if parts[0] == "blocks" and parts[2] == "attn" and "norm" in name:
-            raise ValueError(
-                f"model: {adapted.name} has a norm inside its attention ({name}), which "
-                "composition scores of W_Q and W_K leave out; ablate paths instead"
-            )
+def _inner_norm(adapted: AdaptedModel, layer: int, through: str, matrix: Tensor) -> Tensor:
+    """W_Q or W_K ``[head, d_model, d_head]`` with the norm of queries or keys folded in."""
+    inner = [
+        name for name in adapted.leaves
+        if name.startswith(f"blocks.{layer}.") and "attn" in name and "norm" in name
+    ]  # fmt: skip
+    if not inner:
+        return matrix
+    norm = adapted.module.blocks[layer].attn._modules.get(f"{through.lower()}_norm")
+    try:
+        assert norm is not None
+        scale, centres = norm_weight(norm, matrix[0, 0])
+    except Exception:  # over all heads at once (OLMo 2), or of another name
+        raise ValueError(
+            f"model: the norm of queries and keys of {adapted.name} ({inner[0]}) is not one of each "
+            "head, so composition scores cannot fold it in; ablate paths instead"
+        ) from None
+    folded = matrix - matrix.mean(-1, keepdim=True) if centres else matrix
+    return folded * scale
 
 
 def _all_scores(adapted: AdaptedModel, reads: dict[str, _Reads]) -> FloatArray:

@@ -20,10 +20,12 @@ from lens_slt.circuits.composition import (
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.norms import norm_weight
 from tests.tiny_models import (
+    HF_SIZES,
     TINY_MODELS,
     has_hooked_transformer,
     hooked,
     native,
+    wrapped,
     wrapped_gemma2,
     wrapped_gpt2,
     wrapped_llama,
@@ -265,3 +267,24 @@ def test_bad_arguments_are_named():
         composition_by_component(model, "L0H0", "L1H1", "K", n=5)
     with pytest.raises(TypeError, match="expected a HookedTransformer"):
         composition_scores("attn-2l")
+
+
+def test_norms_of_queries_and_keys_are_folded_in():
+    model = wrapped(
+        "Qwen3ForCausalLM", "Qwen3Config",
+        **{**HF_SIZES, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 4},
+    )  # fmt: skip
+    first, second = model.original_model.model.layers
+
+    def read(layer, name, head):
+        weight = getattr(layer.self_attn, name).weight[4 * head : 4 * head + 4].T
+        return layer.input_layernorm.weight[:, None] * weight
+
+    with torch.no_grad():
+        ov = read(first, "v_proj", 1) @ first.self_attn.o_proj.weight[:, 12:16].T
+        q = read(second, "q_proj", 1) * second.self_attn.q_norm.weight
+        k = read(second, "k_proj", 0) * second.self_attn.k_norm.weight
+        expected = (ov @ q @ k.T).norm() / ov.norm() / (q @ k.T).norm()
+    found = ls.composition_scores(model, n_null=2)["score"]
+    one = found.sel(source="L0H3", target="L1H1", through="Q")
+    assert float(one) == pytest.approx(float(expected), rel=1e-4)
