@@ -217,8 +217,8 @@ def _inner_norm(adapted: AdaptedModel, layer: int, through: str, matrix: Tensor)
         scale, centres = norm_weight(norm, matrix[0, 0])
     except Exception:  # over all heads at once (OLMo 2), or of another name
         raise ValueError(
-            f"model: the norm of queries and keys of {adapted.name} ({inner[0]}) is not one of each "
-            "head, so composition scores cannot fold it in; ablate paths instead"
+            f"model: the norm of queries and keys of {adapted.name} ({inner[0]}) is not one of "
+            "each head, so composition scores cannot fold it in; ablate paths instead"
         ) from None
     folded = matrix - matrix.mean(-1, keepdim=True) if centres else matrix
     return folded * scale
