@@ -10,6 +10,7 @@ part (``hook_q_input`` and its like are ignored by some models).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -24,7 +25,7 @@ from lens_slt.arrays import BoolArray
 from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.data.checks import check_tokens, loss_mask
-from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models.adapter import AdaptedModel, hooks_note
 from lens_slt.models.captures import Hook, captured, keep_in, run_with
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.models.names import (
@@ -79,6 +80,8 @@ class Runs:
         seed: int = 0,
     ) -> None:
         choice("how", how, HOWS)
+        if hooks_note(adapted):
+            warnings.warn(hooks_note(adapted), UserWarning, stacklevel=4)
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how
         sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
         self.tokens, mask = check_tokens(tokens, **sizes)

@@ -47,6 +47,7 @@ __all__ = [
     "check_tokens",
     "copy_weights",
     "forward_difference",
+    "hooks_note",
     "model_logits",
     "model_logits_from",
     "model_resid_pre",
@@ -150,6 +151,17 @@ def attached_hooks(adapted: AdaptedModel) -> list[str]:
         if id(module) not in found and _has_torch_hooks(module):
             found[id(module)] = name or type(module).__name__
     return list(found.values())
+
+
+def hooks_note(adapted: AdaptedModel) -> str:
+    """What a caller whose model has hooks should know, or ""."""
+    hooks = attached_hooks(adapted)
+    if not hooks:
+        return ""
+    return (
+        f"model: hooks are attached at {', '.join(hooks)}; the hooked model is measured "
+        "(model.reset_hooks() removes those of TransformerLens)"
+    )
 
 
 def _has_torch_hooks(module: Any) -> bool:

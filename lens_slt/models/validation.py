@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,12 @@ QUANTISED = (
     "bitsandbytes", "quantiz", "torchao", "auto_gptq", "gptqmodel", "awq", "hqq", "quanto", "eetq",
 )  # fmt: skip
 RECURRENT = ("mamba", "rwkv", "ssm", "zamba", "bamba", "jamba", "recurrent", "xlstm")
+# Architectures whose logits TransformerLens's bridge gets wrong before a version.
+WRONG_BEFORE = {
+    "CohereForCausalLM": (4, 0),
+    "Cohere2ForCausalLM": (4, 0),
+    "HunYuanDenseV1ForCausalLM": (4, 0),
+}
 HOW_TO_WRAP = (
     "TransformerBridge.boot_transformers(name, hf_model=model), or load it as a HookedTransformer"
 )
@@ -94,6 +101,12 @@ def refuse_unsupported(model: Any) -> None:
         )
     if any(word in name.lower() for word in RECURRENT):
         raise ValueError(f"model: {name} is a state-space model; lens_slt covers transformers")
+    right_from = WRONG_BEFORE.get(name)
+    if right_from is not None and _transformer_lens_version() < right_from:
+        raise ValueError(
+            f"model: TransformerLens before {'.'.join(map(str, right_from))} computes other logits "
+            f"than Hugging Face for {name}; install a newer transformer-lens"
+        )
     if "blocks" not in model._modules:
         raise ValueError(f"model: {name} has no 'blocks'; lens_slt covers plain transformer stacks")
     for layer, block in enumerate(model.blocks):
@@ -214,6 +227,10 @@ def _refuse_dropout(model: nn.Module, hf_config: Any) -> None:
         value = getattr(hf_config, name, None)
         if isinstance(value, float) and value > 0:
             raise ValueError(f"model: dropout is active ({name}={value}); {advice}")
+
+
+def _transformer_lens_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in version("transformer-lens").split(".")[:2])
 
 
 def _underlying(model: nn.Module) -> nn.Module | None:

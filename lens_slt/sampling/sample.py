@@ -21,6 +21,7 @@ from lens_slt.models.adapter import (
     adapt,
     attached_hooks,
     copy_weights,
+    hooks_note,
     weights_hash,
 )
 from lens_slt.models.agreement import agreeing_groups, check_reference, most_padded
@@ -363,14 +364,8 @@ def warn_about(adapted: AdaptedModel) -> None:
             SamplingWarning,
             stacklevel=3,
         )
-    hooks = attached_hooks(adapted)
-    if hooks:
-        warnings.warn(
-            f"model: hooks are attached at {', '.join(hooks)}; the hooked model is measured "
-            "(model.reset_hooks() removes them)",
-            SamplingWarning,
-            stacklevel=3,
-        )
+    if hooks_note(adapted):
+        warnings.warn(hooks_note(adapted), SamplingWarning, stacklevel=3)
     elif adapted.why_generic:
         warnings.warn(
             f"model: running its own blocks, which is slower: {adapted.why_generic}",
