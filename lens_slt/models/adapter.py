@@ -145,7 +145,7 @@ def attached_hooks(adapted: AdaptedModel) -> list[str]:
     """Names of the hook points and modules at which the caller has hooks."""
     found: dict[int, str] = {}  # a bridge lists a point under its aliases too: the last is usual
     for name, point in adapted.module.hook_dict.items():
-        if point.fwd_hooks or point.bwd_hooks:
+        if not all(_is_its_own(handle) for handle in (*point.fwd_hooks, *point.bwd_hooks)):
             found[id(point)] = name
     for name, module in named_modules(adapted.module):
         if id(module) not in found and _has_torch_hooks(module):
@@ -165,10 +165,15 @@ def hooks_note(adapted: AdaptedModel) -> str:
 
 
 def _has_torch_hooks(module: Any) -> bool:
-    """Whether a module has hooks other than those that a bridge puts there itself."""
     hooks = [hook for kind in TORCH_HOOKS for hook in (getattr(module, kind, None) or {}).values()]
-    return any(
-        not str(getattr(hook, "__module__", "")).startswith("transformer_lens") for hook in hooks
+    return not all(_is_its_own(hook) for hook in hooks)
+
+
+def _is_its_own(hook: Any) -> bool:
+    """Whether TransformerLens put a hook there itself, to wire a bridge or to fill a cache."""
+    function = getattr(hook, "user_hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("transformer_lens.") and callable(
+        function
     )
 
 
