@@ -1,0 +1,364 @@
+"""What lens_slt says of a model, beside what plain torch says of its untouched copy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lens_slt as ls
+from benchmarks.families.plain import PARTS, Change, Elements, Plain, losses
+from lens_slt.models.adapter import adapt, copy_weights
+from lens_slt.models.components import parse_components
+from lens_slt.models.prefix import Batch
+from lens_slt.models.suffix import make_groups, prefix_for
+
+TOLERANCE = 1e-4  # nats, or relative to the largest entry
+PAD, LENGTH, SEQUENCES = 49, 14, 4
+SETTINGS = ls.Settings(
+    draws=2, burn_in=0, chains=2, batch_size=4, sampler="sgld", step_size=1e-5
+)  # fmt: skip
+COMPONENTS = ("L0H1", "L1H2", "L1H3", "L0MLP", "L1MLP", "L0", "L1", "embed", "unembed", "full")
+Error = tuple[str, float]  # what, and by how much
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of one family; ``words`` say what was refused, raised or wrong."""
+
+    kind: str  # right, refused, wrong, crash
+    error: float = 0.0
+    words: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "wrong":
+            return f"WRONG {self.error:.1g}"
+        return self.kind if self.kind != "crash" else f"crash {self.words.split(':')[0]}"
+
+
+def judged(measure: Callable[[], Iterator[Error]]) -> Cell:
+    """The verdict on one measurement. A refusal in words is no fault, also after numbers."""
+    worst, where = 0.0, ""
+    try:
+        for what, error in measure():
+            if not error <= worst:  # NaN too
+                worst, where = error, what
+            if not error <= TOLERANCE:
+                break
+    except (ValueError, TypeError) as refused:
+        if type(refused) in (ValueError, TypeError) and len(str(refused)) > 20:
+            return Cell("refused", words=str(refused))
+        return Cell("crash", words=f"{type(refused).__name__}: {refused}")
+    except Exception as raised:
+        return Cell("crash", words=f"{type(raised).__name__}: {raised}")
+    if not worst <= TOLERANCE:
+        return Cell("wrong", float(worst), where)
+    return Cell("right", float(worst), where)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as lens_slt gets it, and its plain copy."""
+
+    model: Any
+    plain: Plain
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Sequences of full length; the last one ends in padding."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(2, PAD, (SEQUENCES, LENGTH), generator=generator)
+        tokens[-1, LENGTH // 2 :] = PAD
+        return tokens
+
+    @property
+    def inputs(self) -> Tensor:
+        return self.tokens[:, :-1]
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Predictions that count."""
+        return self.tokens[:, 1:] != PAD
+
+    @cached_property
+    def weight(self) -> Tensor:
+        return self.real / self.real.sum()
+
+    @cached_property
+    def elements(self) -> Elements:
+        return Elements(self.plain.model)
+
+    @cached_property
+    def base(self) -> Tensor:
+        with torch.no_grad():
+            return losses(self.plain.logits(self.inputs), self.tokens)
+
+    def changed(self, changes: dict) -> Tensor:
+        """Losses of the plain copy with some places changed."""
+        with torch.no_grad():
+            return losses(self.plain.logits(self.inputs, changes), self.tokens)
+
+    def gap(self, theirs: Any, right: Tensor) -> float:
+        """Largest difference where a loss counts; NaN is no agreement."""
+        difference = (torch.as_tensor(np.asarray(theirs)) - right)[self.real].abs()
+        return float(difference.max()) if bool(difference.isfinite().all()) else float("inf")
+
+    # Each of the following yields (what, error) pairs.
+
+    def losses(self) -> Iterator[Error]:
+        """Losses at the given weights, recorded by a run."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            draws = ls.sample(
+                self.model, self.tokens, ["L0H1", "L1H2"], probes={"p": self.tokens}, pad_id=PAD,
+                settings=SETTINGS, progress=False,
+            )  # fmt: skip
+        yield "base_loss", self.gap(draws["probes/p"]["base_loss"].values, self.base)
+
+    def moved(self) -> Iterator[Error]:
+        """Losses at other weights; which weights a component has."""
+        for what, star, _, found, right in self._at_moved_weights():
+            if not bool((star >= 0).all()):
+                yield f"{what}: no weights of the plain model", float("inf")
+            yield f"{what}: other weights", self._membership(what, star)
+            yield what, self.gap(found[0].view_as(right[0]), right[0])
+
+    def gradients(self) -> Iterator[Error]:
+        """Gradients of the mean loss at those weights."""
+        for what, _, gradient, found, right in self._at_moved_weights():
+            yield what, relative(found[1], right[1][gradient])
+
+    def _at_moved_weights(self) -> Iterator[tuple]:
+        adapted = adapt(self.model)
+        weights = copy_weights(adapted)
+        names = [n for n in COMPONENTS if not (n == "unembed" and adapted.tied_embeddings)]
+        names = [n for n in names if not (adapted.attn_only and "MLP" in n)]
+        components = parse_components(names, adapted)
+        generator = torch.Generator().manual_seed(1)
+        for engine in ("auto", "functional", "modules"):
+            if engine == "functional" and adapted.architecture is None:
+                continue
+            groups = make_groups(adapted, weights, components, engine)
+            prefix = prefix_for(adapted, weights, groups, Batch(self.tokens, self.weight))
+            for group in groups:
+                star = group.suffix.star()
+                noise = torch.randn(star.shape, generator=generator)
+                v = star + 0.1 * noise
+                loss, grad = group.suffix.losses(v[:, None], prefix, gradient=True)
+                assert grad is not None
+                for i, component in enumerate(group.components):
+                    place = self.elements.find(star[i])
+                    known = place.clamp(min=0)
+                    with self.elements.written(known, v[i]):
+                        right = losses(self.plain.logits(self.inputs), self.tokens)
+                        mean = (right * self.weight).sum()
+                        flat = self.elements.gradient(mean)
+                    yield (
+                        f"{component.name} {engine}", place, known, (loss[i, 0], grad[i, 0]),
+                        (right.detach(), flat),
+                    )  # fmt: skip
+
+    def _membership(self, what: str, place: Tensor) -> float:
+        """0 where a component has the weights that the plain model says; else how many differ."""
+        name = what.split()[0]
+        own = torch.zeros(len(self.elements.star), dtype=torch.bool)
+        own[place.clamp(min=0)] = True
+        if name == "full":
+            return float((self._reached & ~own).sum())
+        layer = int(name[1]) if name[0] == "L" else -1
+        if name[2:3] == "H":
+            return float((self._head(layer, int(name[3])) != own).sum())
+        if name.endswith("MLP"):
+            right = torch.zeros_like(own)
+            right[self.elements.of(self.plain.mlps(layer))] = True
+            return float((right != own).sum())
+        if layer >= 0:
+            block = self.plain.layers[layer].start.module
+            if isinstance(block, torch.nn.ModuleList | torch.nn.Module) and list(
+                block.parameters()
+            ):
+                inside = torch.zeros_like(own)
+                inside[self.elements.of(list(block.parameters()))] = True
+                return float(((self._reached & inside) & ~own).sum() + (own & ~inside).sum())
+        return 0.0
+
+    @cached_property
+    def _reached(self) -> Tensor:
+        """Which numbers the loss depends on."""
+        loss = losses(self.plain.logits(self.inputs), self.tokens)
+        return self.elements.gradient((loss * self.weight).sum()) != 0
+
+    def _head(self, layer: int, head: int) -> Tensor:
+        """Attention matrices that the loss depends on where all other heads of a layer are off."""
+
+        def alone(z: Tensor) -> Tensor:
+            mask = torch.zeros(self.plain.n_heads, 1)
+            mask[head] = 1.0
+            split = z.reshape(*z.shape[:2], self.plain.n_heads, self.plain.d_head)
+            return (split * mask).reshape(z.shape)
+
+        logits = self.plain.logits(self.inputs, {self.plain.layers[layer].z: alone})
+        weight = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+        depends = self.elements.gradient((logits * weight).sum()) != 0
+        inside = torch.zeros_like(depends)
+        inside[self.elements.of(self.plain.attention(layer))] = True
+        return depends & inside
+
+    def heads(self) -> Iterator[Error]:
+        """Ablation of heads."""
+        for layer, head in ((0, 1), (1, 2)):
+            place = self.plain.layers[layer].z
+            (z,) = self.plain.values(self.inputs, [place])
+            split = z.reshape(*z.shape[:2], self.plain.n_heads, -1)[:, :, head]
+            for how, new in (("zero", 0.0), ("mean", split[self.real].mean(0))):
+                change: Change = lambda value, head=head, new=new: self.plain.only(head, value, new)
+                yield from self._ablation(f"L{layer}H{head}", how, {place: change})
+
+    def mlps(self) -> Iterator[Error]:
+        """Ablation of MLPs."""
+        for layer, one in enumerate(self.plain.layers):
+            if one.mlp is None:
+                continue
+            (out,) = self.plain.values(self.inputs, [one.mlp])
+            rows = out.reshape(*self.inputs.shape, -1)
+            for how, new in (("zero", torch.zeros(())), ("mean", rows[self.real].mean(0))):
+                change: Change = lambda value, new=new: new.expand_as(value)
+                yield from self._ablation(f"L{layer}MLP", how, {one.mlp: change})
+
+    def _ablation(self, name: str, how: str, changes: dict) -> Iterator[Error]:
+        found = ls.ablate(self.model, self.tokens, name, how=how, pad_id=PAD)
+        yield f"{name} {how}", self.gap(found["loss"].values, self.changed(changes))
+
+    def paths(self) -> Iterator[Error]:
+        """Ablation of paths from a head into a later head."""
+        for part in PARTS:
+            yield from self._path("L0H1 -> L1H2", part)
+
+    def _path(self, edge: str, part: str) -> Iterator[Error]:
+        plain = self.plain
+        change = plain.change(self.inputs, 0, 1, plain.layers[1].start)
+        place = plain.layers[1].qkv[PARTS.index(part)]
+        new = plain.reread(self.inputs, 1, change)[PARTS.index(part)]
+        there = plain.at(part, 2)
+
+        def splice(value: Tensor) -> Tensor:
+            flat = value.clone().reshape(*self.inputs.shape, -1)
+            flat[..., there] = new.reshape(flat.shape)[..., there]
+            return flat.reshape(value.shape)
+
+        found = ls.ablate_path(
+            self.model, self.tokens, f"{edge}.{part}", how="zero", pad_id=PAD
+        )  # fmt: skip
+        yield f"{edge}.{part}", self.gap(found["loss"].values, self.changed({place: splice}))
+
+    def to_logits(self) -> Iterator[Error]:
+        """Ablation of paths from a head into the logits."""
+        for layer, head in ((0, 1), (1, 2)):
+            change = self.plain.change(self.inputs, layer, head, self.plain.final)
+            right = self.changed({self.plain.final: lambda x, change=change: x - change})
+            edge = f"L{layer}H{head} -> logits"
+            found = ls.ablate_path(self.model, self.tokens, edge, how="zero", pad_id=PAD)
+            yield edge, self.gap(found["loss"].values, right)
+
+    def composition(self) -> Iterator[Error]:
+        """Composition scores, by the formula."""
+        scores = ls.composition_scores(self.model, n_null=2)["score"]
+        for source in range(self.plain.n_heads):
+            for target in range(self.plain.n_heads):
+                for part in PARTS:
+                    one = scores.sel(source=f"L0H{source}", target=f"L1H{target}", through=part)
+                    right = self._score(source, target, part)
+                    yield f"L0H{source} -> L1H{target}.{part}", abs(float(one) - right)
+
+    def _score(self, source: int, target: int, part: str) -> float:
+        w = {p: self._read(1, p, target) for p in PARTS}
+        written = self._read(0, "V", source) @ self._written(0, source)
+        qk = w["Q"] @ w["K"].T
+        ov = w["V"] @ self._written(1, target)
+        read = {"Q": qk, "K": qk.T, "V": ov}[part]
+        return float((written @ read).norm() / (written.norm() * read.norm()))
+
+    def _read(self, layer: int, part: str, head: int) -> Tensor:
+        """What a head reads with, ``[d_model, d_head]``, the norm folded in."""
+        index = head if part == "Q" else self.plain.key_value(head)
+        width = self.plain.d_head
+        matrix = self.plain.matrix(layer, part).double()[:, index * width : (index + 1) * width]
+        weight, centred = self.plain.norm(layer)
+        if weight is not None:
+            matrix = weight.double()[:, None] * matrix
+        return matrix - matrix.mean(0) if centred else matrix
+
+    def _written(self, layer: int, head: int) -> Tensor:
+        width = self.plain.d_head
+        return self.plain.matrix(layer, "O").double()[head * width : (head + 1) * width]
+
+    def attribution(self) -> Iterator[Error]:
+        """Edge attribution: gradient of the loss times the change of what is read."""
+        found = ls.edge_attribution(
+            self.model, self.tokens, self.real.numpy(), steps=1, ablate="zero", pad_id=PAD
+        )["effect"]
+        plain, later = self.plain, self.plain.layers[1]
+        places = list(dict.fromkeys([*later.qkv, plain.final]))
+        kept: dict[Any, Tensor] = {}
+
+        def live(place: Any) -> Change:
+            def change(value: Tensor) -> Tensor:
+                kept[place] = value.detach().requires_grad_() if place in later.qkv else value
+                return kept[place]
+
+            return change
+
+        loss = losses(plain.logits(self.inputs, {p: live(p) for p in places}), self.tokens)
+        values = [kept[p] for p in places]
+        grads = dict(
+            zip(places, torch.autograd.grad((loss * self.weight).sum(), values), strict=True)
+        )
+        right, theirs = [], []
+        for source in range(plain.n_heads):
+            change = plain.change(self.inputs, 0, source, later.start)
+            new = plain.reread(self.inputs, 1, change)
+            for part, place, reread in zip(PARTS, later.qkv, new, strict=True):
+                shape = (*self.inputs.shape, -1)
+                effect = (grads[place] * (reread - kept[place].detach())).reshape(shape)
+                for target in range(plain.n_heads):
+                    right.append(float(effect[..., plain.at(part, target)].sum()))
+                    edge = dict(source=f"L0H{source}", target=f"L1H{target}", through=part)
+                    theirs.append(float(found.sel(edge)))
+            change = plain.change(self.inputs, 0, source, plain.final)
+            right.append(-float((grads[plain.final] * change).sum()))
+            theirs.append(float(found.sel(source=f"L0H{source}", target="logits", through="")))
+        yield "all edges", relative(torch.tensor(theirs), torch.tensor(right))
+
+
+def relative(found: Tensor, right: Tensor) -> float:
+    """Largest difference, relative to the largest right value."""
+    error = float((found - right).abs().max() / right.abs().max().clamp(min=1e-12))
+    return error if np.isfinite(error) else float("inf")
+
+
+MEASUREMENTS: dict[str, Callable[[Subject], Iterator[Error]]] = {
+    "losses": Subject.losses,
+    "moved": Subject.moved,
+    "gradients": Subject.gradients,
+    "heads": Subject.heads,
+    "mlps": Subject.mlps,
+    "paths": Subject.paths,
+    "to logits": Subject.to_logits,
+    "compos.": Subject.composition,
+    "edges": Subject.attribution,
+}
+
+
+def measured(model: Any, plain: Plain) -> dict[str, Cell]:
+    """All measurements of one model."""
+    subject = Subject(model, plain)
+    return {
+        name: judged(lambda measure=measure: measure(subject))
+        for name, measure in MEASUREMENTS.items()
+    }
