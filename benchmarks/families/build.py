@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.families.configs import TOKENS, Family
-from benchmarks.families.plain import Layer, Place, Plain
+from benchmarks.families.plain import Layer, Place, Plain, Read
 
 
 class NotBuilt(Exception):
@@ -59,6 +59,7 @@ def wrapped(family: Family) -> tuple[nn.Module, Plain]:
             bridge = build_bridge_from_module(
                 model, architecture=family.model, hf_config=config, model_name=family.name
             ).eval()
+            bridge(torch.tensor([[2, 3]]))
     except Exception as raised:  # whatever other packages raise
         raise NotBuilt(f"{type(raised).__name__}: {raised}") from raised
     return bridge, plain_hugging_face(own, family)
@@ -76,10 +77,6 @@ def plain_hugging_face(model: nn.Module, family: Family) -> Plain:
     def features(part: str, head: int) -> Tensor:
         return _features(family, part, head) if fused else _block(head, family.d_head)
 
-    def attention(layer: int) -> list[nn.Parameter]:
-        names = (*family.qkv, family.o)
-        return [_weight(blocks[layer].get_submodule(name)) for name in names]
-
     def mlps(layer: int) -> list[nn.Parameter]:
         last = str(family.mlp)
         if "." not in last:  # two maps beside each other in the block
@@ -87,10 +84,12 @@ def plain_hugging_face(model: nn.Module, family: Family) -> Plain:
         parent = blocks[layer].get_submodule(last.rpartition(".")[0])
         return [p for p in parent.parameters() if p.dim() > 1]
 
-    def matrix(layer: int, part: str) -> Tensor:
+    def matrix(layer: int, part: str, read: Read) -> Tensor:
         place = PLACES[part] if part != "O" else 0
         name = family.o if part == "O" else family.qkv[0 if fused else place]
-        whole = _as_matrix(blocks[layer].get_submodule(name))
+        module = blocks[layer].get_submodule(name)
+        whole = read(_weight(module))
+        whole = whole if type(module).__name__ == "Conv1D" else whole.T
         if part == "O":
             return whole
         count = family.heads if part == "Q" else family.key_values
@@ -106,7 +105,7 @@ def plain_hugging_face(model: nn.Module, family: Family) -> Plain:
 
     return Plain(
         model, lambda tokens: model(tokens, use_cache=False).logits, layers, family.heads,
-        family.key_values, family.d_head, features, attention, mlps, matrix, norm,
+        family.key_values, family.d_head, features, mlps, matrix, norm,
     )  # fmt: skip
 
 
@@ -117,7 +116,7 @@ def _layer(block: nn.Module, family: Family) -> Layer:
     o = block.get_submodule(family.o)
     maps = [Place(block.get_submodule(name)) for name in family.qkv]
     q, k, v = maps if len(maps) == 3 else maps * 3
-    mlp = Place(block.get_submodule(str(family.mlp)))
+    mlp = Place(block.get_submodule(family.mlp_norm or str(family.mlp)))
     return Layer(Place(block, True), Place(block), Place(o, True), Place(o), (q, k, v), mlp)
 
 
@@ -142,12 +141,6 @@ def _features(family: Family, part: str, head: int) -> Tensor:
 
 def _weight(module: nn.Module) -> nn.Parameter:
     return module.get_parameter("weight")
-
-
-def _as_matrix(module: nn.Module) -> Tensor:
-    """A linear map as ``[in, out]``, whichever way round it keeps its weight."""
-    weight = _weight(module).detach()
-    return weight if type(module).__name__ == "Conv1D" else weight.T
 
 
 @contextmanager
@@ -176,19 +169,15 @@ def plain_hooked(model: Any) -> Plain:
             Place(block.hook_attn_out), (q, k, v), mlp,
         )  # fmt: skip
 
-    def attention(index: int) -> list[nn.Parameter]:
-        attn = model.blocks[index].attn
-        return [p for name, p in attn.named_parameters() if "W_" in name]
-
     def mlps(index: int) -> list[nn.Parameter]:
         return [p for name, p in model.blocks[index].mlp.named_parameters() if "W_" in name]
 
-    def matrix(index: int, part: str) -> Tensor:
+    def matrix(index: int, part: str, read: Read) -> Tensor:
         attn = model.blocks[index].attn
         if part == "O":
-            return attn.W_O.detach().flatten(0, 1)
+            return read(attn.W_O).flatten(0, 1)
         own = f"_W_{part}" if part != "Q" and key_values < cfg.n_heads else f"W_{part}"
-        return getattr(attn, own).detach().permute(1, 0, 2).flatten(1)
+        return read(getattr(attn, own)).permute(1, 0, 2).flatten(1)
 
     def norm(index: int) -> tuple[Tensor | None, bool]:
         kind = cfg.normalization_type
@@ -200,6 +189,6 @@ def plain_hooked(model: Any) -> Plain:
     return Plain(
         model, lambda tokens: model(tokens, return_type="logits"),
         tuple(layer(block) for block in model.blocks),
-        cfg.n_heads, key_values, cfg.d_head, lambda part, head: _block(head, cfg.d_head), attention,
-        mlps, matrix, norm,
+        cfg.n_heads, key_values, cfg.d_head, lambda part, head: _block(head, cfg.d_head), mlps,
+        matrix, norm,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -32,34 +32,41 @@ Error = tuple[str, float]  # what, and by how much
 class Cell:
     """One measurement of one family; ``words`` say what was refused, raised or wrong."""
 
-    kind: str  # right, refused, wrong, crash
+    kind: str  # right, refused, wrong, crash, or none: there is nothing of this kind
     error: float = 0.0
     words: str = ""
 
     def __str__(self) -> str:
         if self.kind == "wrong":
             return f"WRONG {self.error:.1g}"
-        return self.kind if self.kind != "crash" else f"crash {self.words.split(':')[0]}"
+        return self.kind
 
 
 def judged(measure: Callable[[], Iterator[Error]]) -> Cell:
     """The verdict on one measurement. A refusal in words is no fault, also after numbers."""
-    worst, where = 0.0, ""
+    worst, where = 0.0, "none"
     try:
         for what, error in measure():
-            if not error <= worst:  # NaN too
+            if where == "none" or not error <= worst:  # NaN too
                 worst, where = error, what
             if not error <= TOLERANCE:
                 break
-    except (ValueError, TypeError) as refused:
-        if type(refused) in (ValueError, TypeError) and len(str(refused)) > 20:
-            return Cell("refused", words=str(refused))
-        return Cell("crash", words=f"{type(refused).__name__}: {refused}")
-    except Exception as raised:
-        return Cell("crash", words=f"{type(raised).__name__}: {raised}")
+    except Exception as raised:  # whatever it is: that is the question
+        words = f"{type(raised).__name__}: {raised}"
+        return Cell("refused" if _refusal(raised) else "crash", words=words)
     if not worst <= TOLERANCE:
         return Cell("wrong", float(worst), where)
-    return Cell("right", float(worst), where)
+    return Cell("none" if where == "none" else "right", float(worst), where)
+
+
+def _refusal(raised: Exception) -> bool:
+    """Whether lens_slt itself says in a sentence what it does not do."""
+    frame = raised.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "" if frame is None else frame.tb_frame.f_globals.get("__name__", "")
+    sentence = " " in str(raised) and type(raised) in (ValueError, TypeError)
+    return sentence and where.startswith("lens_slt.")
 
 
 @dataclass(frozen=True)
@@ -195,20 +202,10 @@ class Subject:
         return self.elements.gradient((loss * self.weight).sum()) != 0
 
     def _head(self, layer: int, head: int) -> Tensor:
-        """Attention matrices that the loss depends on where all other heads of a layer are off."""
-
-        def alone(z: Tensor) -> Tensor:
-            mask = torch.zeros(self.plain.n_heads, 1)
-            mask[head] = 1.0
-            split = z.reshape(*z.shape[:2], self.plain.n_heads, self.plain.d_head)
-            return (split * mask).reshape(z.shape)
-
-        logits = self.plain.logits(self.inputs, {self.plain.layers[layer].z: alone})
-        weight = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
-        depends = self.elements.gradient((logits * weight).sum()) != 0
-        inside = torch.zeros_like(depends)
-        inside[self.elements.of(self.plain.attention(layer))] = True
-        return depends & inside
+        own = torch.zeros(len(self.elements.star), dtype=torch.bool)
+        for part in (*PARTS, "O"):
+            own[self.plain.head_matrix(layer, part, head, self.elements.at)] = True
+        return own
 
     def heads(self) -> Iterator[Error]:
         """Ablation of heads."""
@@ -217,7 +214,7 @@ class Subject:
             (z,) = self.plain.values(self.inputs, [place])
             split = z.reshape(*z.shape[:2], self.plain.n_heads, -1)[:, :, head]
             for how, new in (("zero", 0.0), ("mean", split[self.real].mean(0))):
-                change: Change = lambda value, head=head, new=new: self.plain.only(head, value, new)
+                change = partial(self.plain.only, head, new=new)
                 yield from self._ablation(f"L{layer}H{head}", how, {place: change})
 
     def mlps(self) -> Iterator[Error]:
@@ -228,8 +225,7 @@ class Subject:
             (out,) = self.plain.values(self.inputs, [one.mlp])
             rows = out.reshape(*self.inputs.shape, -1)
             for how, new in (("zero", torch.zeros(())), ("mean", rows[self.real].mean(0))):
-                change: Change = lambda value, new=new: new.expand_as(value)
-                yield from self._ablation(f"L{layer}MLP", how, {one.mlp: change})
+                yield from self._ablation(f"L{layer}MLP", how, {one.mlp: partial(_filled, new=new)})
 
     def _ablation(self, name: str, how: str, changes: dict) -> Iterator[Error]:
         found = ls.ablate(self.model, self.tokens, name, how=how, pad_id=PAD)
@@ -285,18 +281,15 @@ class Subject:
         return float((written @ read).norm() / (written.norm() * read.norm()))
 
     def _read(self, layer: int, part: str, head: int) -> Tensor:
-        """What a head reads with, ``[d_model, d_head]``, the norm folded in."""
-        index = head if part == "Q" else self.plain.key_value(head)
-        width = self.plain.d_head
-        matrix = self.plain.matrix(layer, part).double()[:, index * width : (index + 1) * width]
+        """What a head reads with, the norm folded in."""
+        matrix = self.plain.head_matrix(layer, part, head, lambda p: p.detach().double())
         weight, centred = self.plain.norm(layer)
         if weight is not None:
             matrix = weight.double()[:, None] * matrix
         return matrix - matrix.mean(0) if centred else matrix
 
     def _written(self, layer: int, head: int) -> Tensor:
-        width = self.plain.d_head
-        return self.plain.matrix(layer, "O").double()[head * width : (head + 1) * width]
+        return self.plain.head_matrix(layer, "O", head, lambda p: p.detach().double())
 
     def attribution(self) -> Iterator[Error]:
         """Edge attribution: gradient of the loss times the change of what is read."""
@@ -310,7 +303,7 @@ class Subject:
         def live(place: Any) -> Change:
             def change(value: Tensor) -> Tensor:
                 kept[place] = value.detach().requires_grad_() if place in later.qkv else value
-                return kept[place]
+                return kept[place] * 1.0  # OLMo clamps in place
 
             return change
 
@@ -336,6 +329,10 @@ class Subject:
         yield "all edges", relative(torch.tensor(theirs), torch.tensor(right))
 
 
+def _filled(value: Tensor, new: Tensor) -> Tensor:
+    return new.expand_as(value).clone()
+
+
 def relative(found: Tensor, right: Tensor) -> float:
     """Largest difference, relative to the largest right value."""
     error = float((found - right).abs().max() / right.abs().max().clamp(min=1e-12))
@@ -353,6 +350,29 @@ MEASUREMENTS: dict[str, Callable[[Subject], Iterator[Error]]] = {
     "compos.": Subject.composition,
     "edges": Subject.attribution,
 }
+
+
+def refusals(model: Any) -> dict[str, Cell]:
+    """Verdicts on a model that has to be refused, whatever is asked of it."""
+    tokens = torch.arange(2, 16)[None].repeat(4, 1)
+    mask = torch.ones(4, 13, dtype=torch.bool)
+    calls: dict[str, Callable[[], Any]] = {
+        "losses": lambda: ls.sample(model, tokens, "L0H1", settings=SETTINGS, progress=False),
+        "moved": lambda: adapt(model),
+        "gradients": lambda: ls.estimate(model, tokens, "L0H1", settings=SETTINGS),
+        "heads": lambda: ls.ablate(model, tokens, "L0H1"),
+        "mlps": lambda: ls.ablate(model, tokens, "L0MLP"),
+        "paths": lambda: ls.ablate_path(model, tokens, "L0H1 -> L1H2.K"),
+        "to logits": lambda: ls.ablate_path(model, tokens, "L0H1 -> logits"),
+        "compos.": lambda: ls.composition_scores(model, n_null=2),
+        "edges": lambda: ls.edge_attribution(model, tokens, mask),
+    }
+
+    def once(call: Callable[[], Any]) -> Iterator[Error]:
+        call()
+        yield "not refused", float("inf")
+
+    return {name: judged(lambda call=call: once(call)) for name, call in calls.items()}
 
 
 def measured(model: Any, plain: Plain) -> dict[str, Cell]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 PARTS = ("Q", "K", "V")
+Read = Callable[[nn.Parameter], Tensor]
 Change = Callable[[Tensor], Tensor | None]  # what stands there instead; None leaves it
 
 
@@ -50,9 +51,8 @@ class Plain:
     n_key_values: int
     d_head: int
     features: Callable[[str, int], Tensor]  # part and (key/value) head → places in the output
-    attention: Callable[[int], list[nn.Parameter]]  # matrices of a layer's attention
     mlps: Callable[[int], list[nn.Parameter]]  # matrices of its MLP
-    matrix: Callable[[int, str], Tensor]  # layer, Q, K, V, O → [in, out], head by head
+    matrix: Callable[[int, str, Read], Tensor]  # layer, Q, K, V, O → [in, out], head by head
     norm: Callable[[int], tuple[Tensor | None, bool]]  # weight before attention; takes mean out?
 
     def key_value(self, head: int) -> int:
@@ -90,6 +90,13 @@ class Plain:
         with torch.no_grad():
             self.logits(tokens, {**changes, **{place: keep(place) for place in places}})
         return [kept[place] for place in places]
+
+    def head_matrix(self, layer: int, part: str, head: int, read: Read) -> Tensor:
+        """A head's part of a matrix: ``[d_model, d_head]``, ``[d_head, d_model]`` for O."""
+        own = head if part in "QO" else self.key_value(head)
+        columns = slice(own * self.d_head, (own + 1) * self.d_head)
+        whole = self.matrix(layer, part, read)
+        return whole[columns] if part == "O" else whole[:, columns]
 
     def only(self, head: int, value: Tensor, new: Tensor | float) -> Tensor:
         """Head outputs with those of one head replaced."""
@@ -145,10 +152,11 @@ def _hook(place: Place, change: Change) -> Any:
         return args, {**kwargs, "hidden_states": new}
 
     def after(module: nn.Module, args: tuple, output: Any) -> Any:
-        new = change(output[0] if isinstance(output, tuple) else output)
+        several = isinstance(output, tuple | list)
+        new = change(output[0] if several else output)
         if new is None:
             return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        return type(output)([new, *output[1:]]) if several else new
 
     if place.before:
         return place.module.register_forward_pre_hook(before, with_kwargs=True)
@@ -183,6 +191,10 @@ class Elements:
                 found.append(torch.arange(start, start + p.numel()))
             start += p.numel()
         return torch.cat(found) if found else torch.arange(0)
+
+    def at(self, parameter: nn.Parameter) -> Tensor:
+        """The places of a parameter, in its shape."""
+        return self.of([parameter]).view_as(parameter)
 
     def gradient(self, value: Tensor) -> Tensor:
         """Of a scalar, with respect to every number."""
