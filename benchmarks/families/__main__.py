@@ -24,9 +24,10 @@ from typing import Any
 
 from benchmarks.common import Target, cpu_seconds, finish, one_thread, parser, say, show_table
 from benchmarks.families.build import NotBuilt, wrapped
-from benchmarks.families.configs import FAMILIES, Family
+from benchmarks.families.configs import FAMILIES
+from benchmarks.families.family import Family
 from benchmarks.families.measure import MEASUREMENTS, Cell, measured, refusals
-from benchmarks.families.variants import VARIANTS, variant
+from benchmarks.families.variants import VARIANTS, has_hooked_transformer, variant
 
 TARGETS = {
     "families": Target(least=28),
@@ -47,7 +48,7 @@ def subjects() -> Iterator[tuple[str, bool, Callable[[], Row]]]:
     """Name, whether it is a Hugging Face family, and what measures it."""
     for family in FAMILIES:
         yield family.name, True, lambda family=family: judge(family)
-    for name in VARIANTS:
+    for name in VARIANTS if has_hooked_transformer() else ():
         yield name, False, lambda name=name: measured(*variant(name))
 
 

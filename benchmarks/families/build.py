@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.families.configs import TOKENS, Family
+from benchmarks.families.family import TOKENS, Family
 from benchmarks.families.plain import Layer, Place, Plain, Read
 
 
@@ -104,8 +104,8 @@ def plain_hugging_face(model: nn.Module, family: Family) -> Plain:
         return weight, family.centred
 
     return Plain(
-        model, lambda tokens: model(tokens, use_cache=False).logits, layers, family.heads,
-        family.key_values, family.d_head, features, mlps, matrix, norm,
+        model, lambda tokens: model(tokens, use_cache=False).logits, tuple(blocks), layers,
+        family.heads, family.key_values, family.d_head, features, mlps, matrix, norm,
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def plain_hooked(model: Any) -> Plain:
 
     return Plain(
         model, lambda tokens: model(tokens, return_type="logits"),
-        tuple(layer(block) for block in model.blocks),
+        tuple(model.blocks), tuple(layer(block) for block in model.blocks),
         cfg.n_heads, key_values, cfg.d_head, lambda part, head: _block(head, cfg.d_head), mlps,
         matrix, norm,
     )  # fmt: skip

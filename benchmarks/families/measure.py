@@ -13,60 +13,15 @@ import torch
 from torch import Tensor
 
 import lens_slt as ls
+from benchmarks.families import weights
 from benchmarks.families.plain import PARTS, Change, Elements, Plain, losses
-from lens_slt.models.adapter import adapt, copy_weights
-from lens_slt.models.components import parse_components
-from lens_slt.models.prefix import Batch
-from lens_slt.models.suffix import make_groups, prefix_for
+from benchmarks.families.verdict import Cell, Error, judged, relative
+from lens_slt.models.adapter import adapt
 
-TOLERANCE = 1e-4  # nats, or relative to the largest entry
 PAD, LENGTH, SEQUENCES = 49, 14, 4
 SETTINGS = ls.Settings(
     draws=2, burn_in=0, chains=2, batch_size=4, sampler="sgld", step_size=1e-5
 )  # fmt: skip
-COMPONENTS = ("L0H1", "L1H2", "L1H3", "L0MLP", "L1MLP", "L0", "L1", "embed", "unembed", "full")
-Error = tuple[str, float]  # what, and by how much
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One measurement of one family; ``words`` say what was refused, raised or wrong."""
-
-    kind: str  # right, refused, wrong, crash, or none: there is nothing of this kind
-    error: float = 0.0
-    words: str = ""
-
-    def __str__(self) -> str:
-        if self.kind == "wrong":
-            return f"WRONG {self.error:.1g}"
-        return self.kind
-
-
-def judged(measure: Callable[[], Iterator[Error]]) -> Cell:
-    """The verdict on one measurement. A refusal in words is no fault, also after numbers."""
-    worst, where = 0.0, "none"
-    try:
-        for what, error in measure():
-            if where == "none" or not error <= worst:  # NaN too
-                worst, where = error, what
-            if not error <= TOLERANCE:
-                break
-    except Exception as raised:  # whatever it is: that is the question
-        words = f"{type(raised).__name__}: {raised}"
-        return Cell("refused" if _refusal(raised) else "crash", words=words)
-    if not worst <= TOLERANCE:
-        return Cell("wrong", float(worst), where)
-    return Cell("none" if where == "none" else "right", float(worst), where)
-
-
-def _refusal(raised: Exception) -> bool:
-    """Whether lens_slt itself says in a sentence what it does not do."""
-    frame = raised.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = "" if frame is None else frame.tb_frame.f_globals.get("__name__", "")
-    sentence = " " in str(raised) and type(raised) in (ValueError, TypeError)
-    return sentence and where.startswith("lens_slt.")
 
 
 @dataclass(frozen=True)
@@ -106,6 +61,12 @@ class Subject:
         with torch.no_grad():
             return losses(self.plain.logits(self.inputs), self.tokens)
 
+    @cached_property
+    def reached(self) -> Tensor:
+        """Which weights the loss depends on."""
+        loss = losses(self.plain.logits(self.inputs), self.tokens)
+        return self.elements.gradient((loss * self.weight).sum()) != 0
+
     def changed(self, changes: dict) -> Tensor:
         """Losses of the plain copy with some places changed."""
         with torch.no_grad():
@@ -127,85 +88,6 @@ class Subject:
                 settings=SETTINGS, progress=False,
             )  # fmt: skip
         yield "base_loss", self.gap(draws["probes/p"]["base_loss"].values, self.base)
-
-    def moved(self) -> Iterator[Error]:
-        """Losses at other weights; which weights a component has."""
-        for what, star, _, found, right in self._at_moved_weights():
-            if not bool((star >= 0).all()):
-                yield f"{what}: no weights of the plain model", float("inf")
-            yield f"{what}: other weights", self._membership(what, star)
-            yield what, self.gap(found[0].view_as(right[0]), right[0])
-
-    def gradients(self) -> Iterator[Error]:
-        """Gradients of the mean loss at those weights."""
-        for what, _, gradient, found, right in self._at_moved_weights():
-            yield what, relative(found[1], right[1][gradient])
-
-    def _at_moved_weights(self) -> Iterator[tuple]:
-        adapted = adapt(self.model)
-        weights = copy_weights(adapted)
-        names = [n for n in COMPONENTS if not (n == "unembed" and adapted.tied_embeddings)]
-        names = [n for n in names if not (adapted.attn_only and "MLP" in n)]
-        components = parse_components(names, adapted)
-        generator = torch.Generator().manual_seed(1)
-        for engine in ("auto", "functional", "modules"):
-            if engine == "functional" and adapted.architecture is None:
-                continue
-            groups = make_groups(adapted, weights, components, engine)
-            prefix = prefix_for(adapted, weights, groups, Batch(self.tokens, self.weight))
-            for group in groups:
-                star = group.suffix.star()
-                noise = torch.randn(star.shape, generator=generator)
-                v = star + 0.1 * noise
-                loss, grad = group.suffix.losses(v[:, None], prefix, gradient=True)
-                assert grad is not None
-                for i, component in enumerate(group.components):
-                    place = self.elements.find(star[i])
-                    known = place.clamp(min=0)
-                    with self.elements.written(known, v[i]):
-                        right = losses(self.plain.logits(self.inputs), self.tokens)
-                        mean = (right * self.weight).sum()
-                        flat = self.elements.gradient(mean)
-                    yield (
-                        f"{component.name} {engine}", place, known, (loss[i, 0], grad[i, 0]),
-                        (right.detach(), flat),
-                    )  # fmt: skip
-
-    def _membership(self, what: str, place: Tensor) -> float:
-        """0 where a component has the weights that the plain model says; else how many differ."""
-        name = what.split()[0]
-        own = torch.zeros(len(self.elements.star), dtype=torch.bool)
-        own[place.clamp(min=0)] = True
-        if name == "full":
-            return float((self._reached & ~own).sum())
-        layer = int(name[1]) if name[0] == "L" else -1
-        if name[2:3] == "H":
-            return float((self._head(layer, int(name[3])) != own).sum())
-        if name.endswith("MLP"):
-            right = torch.zeros_like(own)
-            right[self.elements.of(self.plain.mlps(layer))] = True
-            return float((right != own).sum())
-        if layer >= 0:
-            block = self.plain.layers[layer].start.module
-            if isinstance(block, torch.nn.ModuleList | torch.nn.Module) and list(
-                block.parameters()
-            ):
-                inside = torch.zeros_like(own)
-                inside[self.elements.of(list(block.parameters()))] = True
-                return float(((self._reached & inside) & ~own).sum() + (own & ~inside).sum())
-        return 0.0
-
-    @cached_property
-    def _reached(self) -> Tensor:
-        """Which numbers the loss depends on."""
-        loss = losses(self.plain.logits(self.inputs), self.tokens)
-        return self.elements.gradient((loss * self.weight).sum()) != 0
-
-    def _head(self, layer: int, head: int) -> Tensor:
-        own = torch.zeros(len(self.elements.star), dtype=torch.bool)
-        for part in (*PARTS, "O"):
-            own[self.plain.head_matrix(layer, part, head, self.elements.at)] = True
-        return own
 
     def heads(self) -> Iterator[Error]:
         """Ablation of heads."""
@@ -333,16 +215,10 @@ def _filled(value: Tensor, new: Tensor) -> Tensor:
     return new.expand_as(value).clone()
 
 
-def relative(found: Tensor, right: Tensor) -> float:
-    """Largest difference, relative to the largest right value."""
-    error = float((found - right).abs().max() / right.abs().max().clamp(min=1e-12))
-    return error if np.isfinite(error) else float("inf")
-
-
 MEASUREMENTS: dict[str, Callable[[Subject], Iterator[Error]]] = {
     "losses": Subject.losses,
-    "moved": Subject.moved,
-    "gradients": Subject.gradients,
+    "moved": weights.moved,
+    "gradients": weights.gradients,
     "heads": Subject.heads,
     "mlps": Subject.mlps,
     "paths": Subject.paths,

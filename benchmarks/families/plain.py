@@ -46,6 +46,7 @@ class Plain:
 
     model: nn.Module
     logits_of: Callable[[Tensor], Tensor]
+    blocks: tuple[nn.Module, ...]
     layers: tuple[Layer, ...]
     n_heads: int
     n_key_values: int
@@ -191,6 +192,12 @@ class Elements:
                 found.append(torch.arange(start, start + p.numel()))
             start += p.numel()
         return torch.cat(found) if found else torch.arange(0)
+
+    def mask(self, place: Tensor) -> Tensor:
+        """True at these places."""
+        found = torch.zeros(len(self.star), dtype=torch.bool)
+        found[place] = True
+        return found
 
     def at(self, parameter: nn.Parameter) -> Tensor:
         """The places of a parameter, in its shape."""

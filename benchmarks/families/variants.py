@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.families.build import NotBuilt, plain_hooked, quiet, randomise
+from benchmarks.families.build import plain_hooked, quiet, randomise
 from benchmarks.families.plain import Plain
 
 SIZES: dict[str, Any] = dict(
@@ -46,12 +46,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def has_hooked_transformer() -> bool:
+    """TransformerLens 4.0 removed it."""
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def variant(name: str) -> tuple[nn.Module, Plain]:
     """A HookedTransformer, and its plain copy."""
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-    except ImportError as missing:
-        raise NotBuilt("this TransformerLens has no HookedTransformer") from missing
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     with quiet():
         model = HookedTransformer(HookedTransformerConfig(**{**SIZES, **VARIANTS[name]})).eval()
     randomise(model)
