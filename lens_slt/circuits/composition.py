@@ -214,6 +214,7 @@ def _inner_norm(adapted: AdaptedModel, layer: int, through: str, matrix: Tensor)
     norm = adapted.module.blocks[layer].attn._modules.get(f"{through.lower()}_norm")
     try:
         assert norm is not None
+        assert sum(p.numel() for p in norm.parameters()) <= 2 * adapted.d_head  # one for all heads
         scale, centres = norm_weight(norm, matrix[0, 0])
     except Exception:  # over all heads at once (OLMo 2), or of another name
         raise ValueError(
