@@ -120,6 +120,11 @@ def sample(
         pad_id=pad_id, engine=engine, device=device,
     )  # fmt: skip
     warn_about(job.adapted)
+    return run(job, folder, progress)
+
+
+def run(job: Job, folder: Path | None, progress: bool = False) -> xr.DataTree:
+    """What :func:`sample` does after it has prepared."""
     with open_store(folder, job.specs, {**job.identity, "record": job.record}) as store:
         if store.path is not None:
             _warn_of_versions(store.path, job.record["versions"])
@@ -366,7 +371,7 @@ def _warn_of_versions(folder: Path, here: str) -> None:
         warnings.warn(
             f"path: draws in {str(folder)!r} are from other versions: {there} there, {here} here",
             SamplingWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
