@@ -54,15 +54,15 @@ def jobs() -> dict[str, Job]:
     reference = random_model(n_layers=1, d_model=16, n_heads=2, d_vocab=40, n_ctx=16)
     tokens = random_tokens(40, 12, 12)
     probes = {"plain": tokens[:3], "refined": ls.Probe(tokens[3:5], reference=reference)}
-    base = ls.Settings(chains=2, burn_in=3, draws=30, thin=2, batch_size=4)
+    base = ls.Settings(chains=2, burn_in=3, draws=24, thin=2, batch_size=4)
     settings = {
-        "lm": base.but(gamma=10.0, n_beta=1000.0),  # begins anew with smaller steps
+        "lm": base.but(gamma=200.0, n_beta=100.0),  # begins anew with smaller steps
         "rmsprop_sgld": base.but(sampler="rmsprop_sgld"),
         "pcn": base.but(sampler="pcn"),
     }
     return {
         name: prepare(
-            model, tokens, "heads", settings=s, probes=probes, weights=None, mask=None,
+            model, tokens, "L0H0,L1H1", settings=s, probes=probes, weights=None, mask=None,
             pad_id=None, engine="auto", device=None,
         )
         for name, s in settings.items()
