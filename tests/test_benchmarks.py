@@ -121,3 +121,11 @@ def test_certificate():
 def test_demo_cost():
     found = figures("demo_cost", "--quick")
     assert found["demo_cost_ratio"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills():
+    found = figures("kills", "--quick")
+    assert found["resumed_identical"] == 1.0
+    assert found["kills"] == 6

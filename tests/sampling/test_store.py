@@ -83,10 +83,12 @@ def test_a_hook_is_another_model(tmp_path):
 
 
 def test_what_no_configuration_says_shows_in_the_losses(tmp_path):
-    """A hook that torch, not TransformerLens, knows of, and a plain attribute."""
+    """A hook that torch, not TransformerLens, knows of."""
     run(path=tmp_path, engine="modules")
     other = native()
-    other.blocks[1].register_forward_hook(lambda module, args, output: (1.05 * output[0],))
+    other.blocks[0].register_forward_hook(
+        lambda module, args, output: (output[0] + 0.1 * output[0].roll(1, -1),)
+    )
     with pytest.raises(ValueError, match=r"another run \(.*losses on tokens: .* nats"):
         run(other, tmp_path, engine="modules")
 
