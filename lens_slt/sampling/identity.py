@@ -101,12 +101,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     for key in here:
         if key in (*NOT_COMPARED, PREDICTIONS):
             continue
-        sides = there.get(key), here[key]
-        if key in PARTIAL:
-            both = sorted(set(sides[0] or {}) & set(sides[1]))
-            sides = tuple({name: side[name] for name in both} for side in sides)
-        if sides[0] != sides[1]:
-            found.append(_difference(key, *sides))
+        stored, own = there.get(key), here[key]
+        if key in PARTIAL and isinstance(stored, dict):
+            both = sorted(set(stored) & set(own))
+            stored, own = ({name: side[name] for name in both} for side in (stored, own))
+        if stored != own:
+            found.append(_difference(key, stored, own))
     return found or _prediction_differences(there.get(PREDICTIONS, {}), here.get(PREDICTIONS, {}))
 
 
