@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lens_slt.arguments import did_you_mean, integer
+from lens_slt.arguments import did_you_mean, integer, location
 from lens_slt.data.checks import check_tokens, loss_mask, token_array
 from lens_slt.data.corpora import CORPORA, corpus
 from lens_slt.data.tokenizer import shipped_tokenizer
@@ -214,7 +216,7 @@ def _blocks(text: str) -> tuple[str, ...]:
 
 
 def _existing_file(name: str) -> Path:
-    path = Path(name)
+    path = location("source", name)
     if path.is_file():
         return path
     if path.is_dir():
@@ -230,17 +232,22 @@ def _existing_file(name: str) -> Path:
 
 def _read_array(path: Path) -> Tensor:
     name = str(path)
-    if path.suffix == ".npy":
-        return token_array(np.load(path, allow_pickle=False), name)
-    if path.suffix == ".pt":
-        return token_array(torch.load(path, map_location="cpu", weights_only=True), name)
-    tensors = load_file(path)
-    if len(tensors) != 1:
+    try:
+        if path.suffix == ".npy":
+            found = {name: np.load(path, allow_pickle=False)}
+        elif path.suffix == ".pt":
+            found = {name: torch.load(path, map_location="cpu", weights_only=True)}
+        else:
+            found = load_file(path)
+    except (EOFError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
+        why = str(error).strip().split("\n")[0] or "it ends too early"
+        raise ValueError(f"source {name!r} is no {path.suffix} file of tokens: {why}") from error
+    if len(found) != 1:
         raise ValueError(
-            f"{name} must hold one tensor of tokens; it holds {len(tensors)}: "
-            f"{', '.join(sorted(tensors)) or 'none'}"
+            f"{name} must hold one tensor of tokens; it holds {len(found)}: "
+            f"{', '.join(sorted(found)) or 'none'}"
         )
-    return token_array(next(iter(tensors.values())), name)
+    return token_array(next(iter(found.values())), name)
 
 
 def _cut(tokens: Tensor, n_sequences: int | None, length: int | None, name: str) -> Tensor:
