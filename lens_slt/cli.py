@@ -37,6 +37,7 @@ from lens_slt.cli_support import (
     say,
     shipped_rows,
     show_estimate,
+    show_health,
 )
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import ESTIMATORS
@@ -61,6 +62,7 @@ from lens_slt.sampling.estimate import estimate
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.structure.overview import View, read_structure
+from lens_slt.text import visible
 
 app = typer.Typer(
     name="lens-slt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -268,7 +270,7 @@ def susceptibility(
         )  # fmt: skip
         llc = refined_llc(result)
         if not as_json:
-            console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
+            show_health(llc)
         record = _show_structure(views, out, as_json)
         about = _about(f"Structure of {model}", data)
         _finish_run(record, result, llc, out, as_json, before, began, about)
@@ -343,8 +345,7 @@ def cross_check(
                 device=device, progress=not as_json,
             )  # fmt: skip
             if not as_json:
-                words = health_summary(refined_llc(result))
-                console.print(f"[bold]Health:[/bold] {words}\n", highlight=False)
+                show_health(refined_llc(result))
             found = read_slt_evidence(result, "probe", probe, loaded.tokenizer)
         if dry_run:
             show_estimate(None, as_json, TRIALS)
@@ -450,14 +451,14 @@ def _show_rllc(draws: Any, llc: Any, out: Path, as_json: bool, how: str = "") ->
     """Health first, then the tables, then how to read them; the record of ``--json``."""
     files = write_rllc(out, llc)
     if not as_json:
-        console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
+        show_health(llc)
         console.print(rllc_table(llc, notes(draws)))
         console.print()
         if "probe" in llc.dims:
             console.print(probe_table(llc))
             console.print()
         if how:
-            console.print(f"{how}\n", highlight=False)
+            console.print(f"{how}\n")
     return {"components": rllc_rows(llc), "files": files}
 
 
@@ -473,7 +474,7 @@ def _show_structure(
             console.print(modes_table(view.modes, view.by_mode))
             console.print()
         if how:
-            console.print(f"{how}\n", highlight=False)
+            console.print(f"{how}\n")
     return {"structure": structure_records(views), "structure_files": files}
 
 
@@ -498,10 +499,10 @@ def _show_trials(
         for trial in trials:
             console.print(evidence_table(trial))
             for line in str(trial).split("\n")[1:]:
-                console.print(line, highlight=False, markup=False)
+                console.print(visible(line))
             console.print()
         if how:
-            console.print(f"{how}\n", highlight=False)
+            console.print(f"{how}\n")
     return {"trials": [trial.as_dict() for trial in trials], "trial_files": files}
 
 

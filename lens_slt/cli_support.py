@@ -13,28 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import xarray as xr
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
+from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
 from lens_slt.sampling.estimate import Estimate
 from lens_slt.sampling.presets import preset as preset_settings
 from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import read_about
+from lens_slt.text import visible
 
 N_SEQUENCES = 256  # that text is cut into by default
 
-console = Console()  # results
-_errors = Console(stderr=True)  # everything else
+console = Console(markup=False, highlight=False)  # results
+_errors = Console(stderr=True, markup=False, highlight=False)  # everything else
 
 
 def say(text: str) -> None:
     """Words about the work, on standard error."""
-    _errors.print(text, highlight=False, markup=False, soft_wrap=not _errors.is_terminal)
+    _errors.print(visible(text), soft_wrap=not _errors.is_terminal)
+
+
+def show_health(llc: xr.Dataset) -> None:
+    """Health in words, before everything else."""
+    words = visible(health_summary(llc))
+    console.print(Text.assemble(("Health:", "bold"), f" {words}\n"))
 
 
 def finish(record: dict[str, Any], as_json: bool, usable: bool = True) -> None:
@@ -68,7 +78,7 @@ def show_estimate(found: Estimate | None, as_json: bool, not_in_it: str) -> None
     """What ``--dry-run`` prints of sampling, and in words what the command does beside it."""
     if not as_json:
         words = "nothing is sampled" if found is None else str(found)
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(words), soft_wrap=True)
         say(f"not in it: {not_in_it}; nothing was written")
     record = None if found is None else found.as_dict()
     finish({"estimate": record, "not_in_it": not_in_it}, as_json)

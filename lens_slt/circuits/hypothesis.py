@@ -18,6 +18,7 @@ from typing import Any
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import parse_components
 from lens_slt.models.names import is_head, layer_of, parts_of, read_part
+from lens_slt.text import visible
 
 THROUGH = ("Q", "K", "V")
 LOGITS = "logits"
@@ -93,7 +94,7 @@ class CircuitHypothesis:
         joined = {end for edge in self.edges for end in (edge.source, edge.target)}
         alone = [name for name in self.components if name not in joined]
         what = "; ".join([*map(str, self.edges), *alone])
-        return f"{self.name or 'circuit'} for {self.pattern}: {what}"
+        return visible(f"{self.name or 'circuit'} for {self.pattern}: {what}")
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
             label="" if group in labelled else group_label(group),
         )  # fmt: skip
         labelled.add(group)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel(LLC_AXIS)
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
     axes.legend(frameon=False, fontsize=7, loc="lower right")
@@ -91,7 +91,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
         )
         axes.set_xlabel("loading")
         axes.set_xlim(-1.05, 1.05)
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), names, parse_math=False)
     panels[0].invert_yaxis()
     return figure
 
@@ -124,6 +124,7 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     axes.set_yticks(
         range(len(shown)),
         [one.test if one.part == "circuit" else f"{one.test}: {one.part}" for one in shown],
+        parse_math=False,
     )
     axes.invert_yaxis()
     axes.axvline(0, color="grey", linewidth=0.6)

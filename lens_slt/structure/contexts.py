@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from lens_slt.data.tokenizer import PASS_TOKENIZER, can_be_shipped, shipped_tokenizer
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.schema import require
+from lens_slt.text import CONTROLS
 
-VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
+VISIBLE = CONTROLS | str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
 MARKS = "«", "»"
 
 
