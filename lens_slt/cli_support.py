@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from lens_slt.arguments import choice, instance
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
+from lens_slt.json_files import read_json
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
 from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
@@ -172,15 +174,13 @@ def shipped_rows() -> list[dict[str, Any]]:
 
 def _read_settings(file: Path) -> Settings:
     try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--settings {str(file)!r} is no JSON file: {error}") from None
-    known = Settings().as_dict()
-    if not isinstance(values, dict) or not set(values) <= set(known):
-        raise ValueError(
-            f"--settings {str(file)!r} must hold an object with some of: {', '.join(known)}"
-        )
-    return Settings(**values)
+        values = read_json(file)
+        instance("the file", values, Mapping)
+        for key in values:
+            choice("a key", key, Settings().as_dict())
+        return Settings(**values)
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"--settings {str(file)!r}: {error}") from None
 
 
 def _show_own_warning(

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "lens_slt"
 ORDER = (  # from low to high
-    "arguments", "arrays", "schema", "text", "progress", "data", "models", "sampling", "observables",
+    "arguments", "arrays", "schema", "text", "json_files", "progress", "data", "models", "sampling", "observables",
     "structure", "circuits", "calibration", "report", "demo", "cli_support", "cli", "__init__",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

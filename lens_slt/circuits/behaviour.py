@@ -50,7 +50,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.composition import fold, norm_weight
 from lens_slt.data.checks import check_tokens
@@ -75,6 +75,7 @@ ENTRIES = 2**19  # of one head's attention that are held at a time
 Detector = Callable[[Tensor], Tensor]  # tokens [1, position] → [query, key], 1 where it counts
 
 
+@typed
 def behaviour_scores(
     model: Any,
     tokens: Any = None,

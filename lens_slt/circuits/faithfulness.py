@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
+from lens_slt.arguments import typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
@@ -20,6 +21,7 @@ from lens_slt.schema import stamped
 MOST_SIZES = 9  # of circuits along a curve
 
 
+@typed
 def faithfulness_curve(
     model: Any,
     tokens: Any,

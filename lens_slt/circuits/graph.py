@@ -7,6 +7,7 @@ from typing import Any
 import networkx as nx
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.models.names import layer_of
@@ -22,6 +23,7 @@ LOOKS = {
 }
 
 
+@typed
 def circuit_graph(
     circuit: Trial | CircuitHypothesis, behaviour: xr.Dataset | None = None
 ) -> nx.MultiDiGraph:

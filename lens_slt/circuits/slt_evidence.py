@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from lens_slt.arguments import typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.evidence import Case, Evidence, Outcome
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
@@ -18,6 +19,7 @@ from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
 from lens_slt.structure.modes import modes
+from lens_slt.structure.overview import View
 from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import values_of
 
@@ -45,6 +47,7 @@ class SltEvidence:
         return dict(zip(names, labels_of(self.matrix, self.patterns), strict=True))
 
 
+@typed
 def read_slt_evidence(
     draws: xr.DataTree, probe: str, tokens: Any, tokenizer: Any = None, *, seed: int = 0
 ) -> SltEvidence:
@@ -71,6 +74,16 @@ def read_slt_evidence(
     found = modes(matrix, whiten=True, seed=seed) if "blocks" in matrix else None
     tokenizer = tokenizer_of(draws.attrs) if tokenizer is None else tokenizer
     return SltEvidence(matrix, label_patterns(tokens, tokenizer), found)
+
+
+def evidence_of(view: View, patterns: xr.DataArray) -> SltEvidence:
+    """What a view of per-token rLLCs says about circuits; its modes are those that are shown."""
+    usable = view.matrix["mean"].notnull().values
+    heads = [
+        str(name) for name, ok in zip(view.matrix["component"].values, usable, strict=True)
+        if ok and is_head(str(name))
+    ]  # fmt: skip
+    return SltEvidence(view.matrix.sel(component=heads), patterns, view.modes)
 
 
 def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:

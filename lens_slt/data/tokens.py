@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lens_slt.arguments import did_you_mean, integer
+from lens_slt.arguments import did_you_mean, integer, typed
 from lens_slt.data.checks import check_tokens, loss_mask, token_array
 from lens_slt.data.corpora import CORPORA, corpus
 from lens_slt.data.tokenizer import shipped_tokenizer
@@ -29,6 +29,7 @@ _BLOCK = 2**16  # characters of a text file that count as one document
 _SHUFFLE_BUFFER = 1000  # documents of a streamed data set that are shuffled at a time
 
 
+@typed
 def load_tokens(
     source: Any,
     tokenizer: Any = None,

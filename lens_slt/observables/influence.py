@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from lens_slt.arguments import choice, integer
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.result import component_names
@@ -25,6 +25,7 @@ UNITS = ("sequence", "token")
 LARGEST = 2**31  # bytes of the matrix
 
 
+@typed
 def influence(
     draws: xr.DataTree,
     component: str | None = None,

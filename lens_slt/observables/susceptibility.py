@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import choice
+from lens_slt.arguments import choice, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import Means, ProbeReader, open_probe, per_token_matrix
 from lens_slt.sampling.result import component_names
@@ -28,6 +28,7 @@ ESTIMATORS = ("two_posterior", "restricted")
 FULL = "full"
 
 
+@typed
 def susceptibility(
     draws: xr.DataTree,
     probe: str | None = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.behaviour import attention_pattern
 from lens_slt.data.checks import check_tokens
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DECIMALS = 5  # of what is written into the page
 
 
+@typed
 def show_attention(
     model: Any,
     tokens: Any,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS
@@ -96,6 +97,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
     return figure
 
 
+@typed
 def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     """Effects of a trial in nats with 95 % intervals, beside the middle 95 % of their nulls.
 

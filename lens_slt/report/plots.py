@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.calibration import Calibration
 from lens_slt.models.names import head_place, is_head, read_part
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
@@ -99,6 +100,7 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
     return figure
 
 
+@typed
 def plot_calibration(calibration: Calibration) -> go.Figure:
     """λ̂ and the lowering of the loss below the control's, over nβ, one panel for each γ.
 

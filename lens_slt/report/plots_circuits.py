@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.circuits.graph import LOOKS, circuit_graph
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
@@ -20,6 +21,7 @@ OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open", 
 VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": COLOURS[6]}
 
 
+@typed
 def plot_circuit(
     circuit: Trial | CircuitHypothesis, behaviour: xr.Dataset | None = None
 ) -> go.Figure:
@@ -94,6 +96,7 @@ def plot_circuit(
     return figure
 
 
+@typed
 def plot_evidence(trial: Trial) -> go.Figure:
     """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null."""
     units = [u for u in ("nats", "share") if any(e.unit == u for e in trial.evidence)]

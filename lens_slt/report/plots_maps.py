@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.report.colours import COLOURS, NONE, SYMBOLS, pattern_colour
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.schema import require
@@ -17,6 +18,7 @@ from lens_slt.text import figure_text
 MOST_NAMES = len(COLOURS) * len(SYMBOLS)  # told apart by colour and symbol together
 
 
+@typed
 def plot_map(
     coords: xr.Dataset,
     color: Any = None,
@@ -76,6 +78,7 @@ def plot_map(
     return figure
 
 
+@typed
 def plot_stability(
     clusters: Mapping[str, xr.Dataset] | None = None, maps: Mapping[str, xr.Dataset] | None = None
 ) -> go.Figure:

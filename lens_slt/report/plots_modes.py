@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import ROW_PIXELS
@@ -54,12 +55,13 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     figure.update_yaxes(title_text="component", col=1)
     figure.update_layout(
         template="plotly_white", height=190 + ROW_PIXELS * len(names), margin=dict(t=130),
-        title=f"Modes of the {_quantity(found)}: loadings with 95 % intervals"
+        title=f"Modes of the {_quantity(found)}{_whitened(found)}: loadings with 95 % intervals"
         "<br><sup>open symbols: the mode may be noise</sup>",
     )  # fmt: skip
     return figure
 
 
+@typed
 def plot_enrichment(enriched: xr.Dataset, *, title: str = "") -> go.Figure:
     """AUC of every mode, or component, for every pattern as a map; * where q < 0.05."""
     enriched = require(enriched, "enrichment", argument="enriched")
@@ -108,6 +110,10 @@ def _title(found: xr.Dataset, i: int) -> str:
         verdict = figure_text(mode["verdict"].values)
         words += f"<br><sup>{verdict}, angle {float(mode['angle']):.0f}°</sup>"
     return words
+
+
+def _whitened(found: xr.Dataset) -> str:
+    return ", noise-whitened" if found.attrs.get("whiten") else ""
 
 
 def _quantity(found: xr.Dataset) -> str:

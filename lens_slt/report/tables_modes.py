@@ -45,7 +45,7 @@ def modes_table(
     found = require(found, "modes", argument="found")
     quantity = str(found.attrs["quantity"])
     table = PlainTable(
-        f"Modes: {NAMES[quantity]}",
+        f"Modes: {NAMES[quantity]}" + ", noise-whitened" * bool(found.attrs.get("whiten")),
         "loadings of at least half the largest; patterns: AUC with q < 0.05, the three furthest "
         "from 0.5; degrees: how far the mode turns when draws and sequences are resampled",
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_slt.arguments import typed
 from lens_slt.sampling.driver import SUMMED
 from lens_slt.sampling.foresee import Foreseen, continued, foresee
 from lens_slt.sampling.machine import MemoryWatch, available_memory, free_disk
@@ -130,6 +131,7 @@ class Estimate:
         )
 
 
+@typed
 def estimate(
     model: Any,
     tokens: Any,

@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_slt.arguments import typed
 from lens_slt.sampling.course_table import course_table
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.half_step import half_steps
@@ -61,6 +62,7 @@ class _FunctionTarget:
         return self.loss(rows) if data is None else self.loss(rows, data)
 
 
+@typed
 def sample_function(
     loss: Loss,
     star: Float[Tensor, " parameter"],

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import xarray as xr
 
-from lens_slt.data.checks import check_length
+from lens_slt.arguments import typed
+from lens_slt.data.checks import check_length, usable_device
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models import forward
 from lens_slt.models.adapter import (
@@ -70,6 +71,7 @@ class Probe:
     weights: Any = None
 
 
+@typed
 def sample(
     model: Any,
     tokens: Any,
@@ -189,7 +191,7 @@ def prepare(
     adapted = adapt(model)
     chosen = parse_components(components, adapted)
     n_needed = None if settings.method.EXACT else settings.batch_size
-    device = torch.device(device) if device is not None else adapted.device
+    device = adapted.device if device is None else usable_device(device)
     if device != adapted.device and (adapted.architecture is None or engine == "modules"):
         raise ValueError(
             f"device: {device} is not the model's, {adapted.device}, and its own blocks must run "
@@ -264,7 +266,7 @@ def _with_weight(data: TokenSet, batch_size: int | None) -> TokenSet:
 
 
 def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.device) -> TokenSet:
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"probes: {name!r} is not a name; use letters, digits and underscores")
     probe = probe if isinstance(probe, Probe) else Probe(probe)
     label = f"probes[{name!r}]"
@@ -331,14 +333,15 @@ def _record(
 
 
 def warn_about(adapted: AdaptedModel) -> None:
-    """Say what changes the meaning or the cost of a run; points at the caller's caller."""
+    """Say what changes the meaning or the cost of a run; points at the caller of what calls it,
+    which is ``typed``."""
     processing = weight_processing(adapted)
     if processing:
         warnings.warn(
             f"model: its weights were processed ({processing}), which changes the parametrisation "
             "and therefore refined LLCs; load it unprocessed to compare with published values",
             SamplingWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     hooks = attached_hooks(adapted)
     if hooks:
@@ -346,13 +349,13 @@ def warn_about(adapted: AdaptedModel) -> None:
             f"model: hooks are attached at {', '.join(hooks)}; the hooked model is measured "
             "(model.reset_hooks() removes them)",
             SamplingWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if adapted.why_generic:
         warnings.warn(
             f"model: running its own blocks, which is slower: {adapted.why_generic}",
             SamplingWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import choice, integer, number
+from lens_slt.arguments import choice, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.structure.conductance import (
@@ -34,6 +34,7 @@ SHUFFLES = 20
 WHERE = ("sequence", "position", "token_id")
 
 
+@typed
 def clusters(
     matrix: xr.Dataset,
     *,

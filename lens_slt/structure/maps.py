@@ -13,13 +13,14 @@ import torch
 import xarray as xr
 from scipy.stats import hypergeom
 
-from lens_slt.arguments import integer, number
+from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.structure.clusters import check_enough, matched_tokens, token_coordinates
 from lens_slt.structure.standardize import standardized
 
 
+@typed
 def token_map(
     matrix: xr.Dataset,
     *,

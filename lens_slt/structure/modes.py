@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import stamped
 from lens_slt.structure.standardize import scaled, standardized, values_of
@@ -24,6 +24,7 @@ LARGEST_SPAN = 3  # modes
 SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with
 
 
+@typed
 def modes(
     matrix: xr.Dataset,
     *,
