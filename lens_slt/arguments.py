@@ -83,7 +83,7 @@ def instance(name: str, value: object, *kinds: Any) -> None:
     """Refuse with a TypeError what is of none of these types, as annotations write them."""
     if not any(_is_a(value, kind) for kind in kinds):
         wanted = " or ".join(dict.fromkeys(_in_words(kind) for kind in kinds if kind != NoneType))
-        built = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        built = [k for k in kinds if dataclasses.is_dataclass(k) and isinstance(k, type)]
         hint = ""
         if built and isinstance(value, Mapping):
             hint = f"; did you mean {built[0].__name__}(**{name})?"
@@ -93,6 +93,11 @@ def instance(name: str, value: object, *kinds: Any) -> None:
         if get_origin(kind) in (Sequence, Iterable, tuple) and _is_a(value, kind):
             for place, one in enumerate(value if isinstance(value, Collection) else ()):
                 instance(f"{name}[{place}]", one, *_members(item))
+        if get_origin(kind) is Mapping and isinstance(value, Mapping):
+            of_key, of_value = get_args(kind)
+            for key, one in value.items():
+                instance(f"a key of {name}", key, *_members(of_key))
+                instance(f"{name}[{key!r}]", one, *_members(of_value))
 
 
 def typed(function: Callable[P, R]) -> Callable[P, R]:
@@ -148,6 +153,7 @@ _WORDS: dict[Any, str] = {
     bool: "True or False", str: "a string", Path: "a path", Sequence: "a list",
     Iterable: "a list", tuple: "a tuple", Mapping: "a dict", NoneType: "None",
 }  # fmt: skip
+_CHECKED = ("lens_slt", "torch", "networkx")  # packages whose classes are told apart
 _MOST_SHOWN = 200  # characters of a value in a message
 
 
@@ -166,9 +172,9 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_checked(kind: Any) -> bool:
-    """Whether a type is plain, a list or dict, or a class of this package or of torch."""
+    """Whether a type is plain, a list or dict, or a class of a package that is checked."""
     kind = get_origin(kind) or kind
-    own = isinstance(kind, type) and kind.__module__.partition(".")[0] in ("lens_slt", "torch")
+    own = isinstance(kind, type) and kind.__module__.partition(".")[0] in _CHECKED
     return kind in _WORDS or own
 
 

@@ -169,7 +169,10 @@ def test_only_the_package_s_own_warnings_are_shown(
         (["--probe", "code"], "error: --probe must read name=source, such as code=code; got"),
         (["--probe", "a=code", "--probe", "a=code"], "error: --probe names 'a' twice"),
         (["--preset", "default", "--settings", "x"], "error: give --preset or --settings, not"),
-        (["--settings", "nowhere.json"], "error: [Errno 2] No such file"),
+        (
+            ["--settings", "nowhere.json"],
+            "error: --settings 'nowhere.json': there is no file nowhere.json",
+        ),
         (["--checkpoint", "7"], "error: 'attn-2l' has no checkpoint 7 (nearest: "),
     ],
 )

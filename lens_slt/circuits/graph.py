@@ -66,6 +66,7 @@ def circuit_graph(
     return graph
 
 
+@typed
 def to_dot(graph: nx.MultiDiGraph) -> str:
     """A graph from :func:`circuit_graph` in the DOT language of Graphviz."""
     lines = [f"digraph {dot_text(graph.graph['name'])} {{", "  rankdir=LR;"]

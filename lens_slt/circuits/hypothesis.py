@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lens_slt.arguments import instance, typed
+from lens_slt.arguments import choice, instance, typed
+from lens_slt.json_files import read_json
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import parse_components
 from lens_slt.models.names import is_head, layer_of, parts_of, read_part
@@ -136,6 +137,8 @@ def circuit(
 
     Raises ValueError for edges that run backwards, lack their Q, K or V, or do not parse.
     """
+    if not re.sub(r"[;,\s]", "", text):
+        raise ValueError(f"text must name at least one component, such as 'L0H2'; got {text!r}")
     components: dict[str, None] = {}
     edges: dict[Edge, None] = {}
     for part in re.split(r"[;,]", text):

@@ -153,6 +153,11 @@ def planted_suite(
     decoy, three with LNPre.
     """
     integer("n_seeds", n_seeds, at_least=1)
+    choice("backend", backend, BACKENDS)
+    return _suite(n_seeds, n_sequences, backend)
+
+
+def _suite(n_seeds: int, n_sequences: int, backend: str) -> Iterator[PlantedCircuit]:
     for seed in range(n_seeds):
         for place, family in enumerate(FAMILIES):
             n_layers, n_heads, vocab = _SIZES[(seed + place) % len(_SIZES)]

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from lens_slt.arguments import typed
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.evidence import Case, Evidence, Outcome
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
@@ -18,6 +18,7 @@ from lens_slt.models.names import is_head, layer_of
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
+from lens_slt.schema import MATRICES, require
 from lens_slt.structure.modes import modes
 from lens_slt.structure.overview import View
 from lens_slt.structure.pattern_enrichment import labels_of
@@ -39,6 +40,12 @@ class SltEvidence:
     matrix: xr.Dataset
     patterns: xr.DataArray
     modes: xr.Dataset | None = None
+
+    def __post_init__(self) -> None:
+        require(self.matrix, *MATRICES, argument="matrix")
+        require(self.patterns, "patterns", argument="patterns")
+        if self.modes is not None:
+            require(self.modes, "modes", argument="modes")
 
     @property
     def labels(self) -> dict[str, BoolArray]:
@@ -63,6 +70,8 @@ def read_slt_evidence(
 
     Raises ValueError where the draws hold no head, or fewer tokens than heads.
     """
+    integer("seed", seed, at_least=0)
+    draws = require(draws, "draws", argument="draws")
     heads = [name for name in component_names(draws) if is_head(name)]
     if not heads:
         raise ValueError(

@@ -153,11 +153,14 @@ def cross_check(
     number("least_effect", least_effect, above=0)
     integer("n_null", n_null, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=100)
+    integer("seed", seed, at_least=0)
     runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
     digest = weights_hash(runs.adapted)
     for one in hypotheses:
         check_hypothesis(one, runs.adapted, digest)
         nodes_of(one.components, runs.adapted)
+    if composition is not None:
+        composition = require(composition, "composition_scores", argument="composition")
     masks = _masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
     contrasts = {
         name: Contrast(runs.base, mask, n_bootstrap=n_bootstrap, seed=seed)

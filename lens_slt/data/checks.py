@@ -166,7 +166,12 @@ def refuse_padding(ids: Tensor, name: str, counts: Tensor | None = None) -> None
 
 def checked_mask(ids: Tensor, mask: Any, name: str) -> Tensor:
     """A mask of tokens as bool ``[sequence, position]``."""
-    mask = torch.as_tensor(mask).cpu()
+    try:
+        mask = torch.as_tensor(mask).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"mask of {name} must be an array of true and false; got {str(mask)[:80]!r}"
+        ) from None
     if mask.shape != ids.shape:
         raise ValueError(
             f"mask of {name} must have the shape of the tokens, {tuple(ids.shape)}; "

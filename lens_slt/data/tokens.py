@@ -60,6 +60,7 @@ def load_tokens(
         integer("n_sequences", n_sequences, at_least=1)
     if length is not None:
         integer("length", length, at_least=2)
+    integer("seed", seed, at_least=0)
     if not isinstance(source, str | Path):
         return _cut(token_array(source, "source"), n_sequences, length, "source")
     name = str(source)
@@ -86,6 +87,11 @@ class _Cutter:
     def __init__(self, tokenizer: Any, length: int, bos: bool, seed: int) -> None:
         if tokenizer is None:
             tokenizer = shipped_tokenizer()
+        if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
+            raise TypeError(
+                "tokenizer must be one of Hugging Face's, such as model.tokenizer; "
+                f"got {type(tokenizer).__name__}"
+            )
         self.encode: Callable[..., Any] = tokenizer
         self.length = length
         self.generator = torch.Generator().manual_seed(seed)

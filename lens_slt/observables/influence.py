@@ -110,6 +110,7 @@ def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
     """
     found = require(found, "influence", argument="found")
     integer("query", query, at_least=0, at_most=found.sizes["query"] - 1)
+    integer("n", n, at_least=1)
     row = found.isel(query=query)
     value, se = row["influence"].values, row["se"].values
     keys = [str(key) for key in found.coords if str(key).startswith("source_")]

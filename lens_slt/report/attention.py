@@ -67,7 +67,7 @@ def show_attention(
     shown = [patterns[layer][head] for layer, head in names.values()]
     return _page(
         attention=[pattern.round(DECIMALS).tolist() for pattern in shown],
-        tokens=_words(row, tokenizer or getattr(model, "tokenizer", None)),
+        tokens=_words(row, getattr(model, "tokenizer", None) if tokenizer is None else tokenizer),
         attentionHeadNames=list(names),
         maxValue=1.0,
         minValue=0.0,

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from lens_slt.text import figure_text
 
 # Plotly's "Share chart" would upload the data; its logo and links lead to a web site.
-PRIVATE = {"showSendToCloud": False, "plotlyServerURL": "", "showLink": False, "displaylogo": False}
+PRIVATE = {"showSendToCloud": False, "plotlyServerURL": "", "displaylogo": False}
 
 
 class Figure(go.Figure):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import typed
+from lens_slt.arguments import integer, number, typed
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS
@@ -71,6 +71,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
     """
     found = require(found, "modes", argument="found")
     names = [str(name) for name in found["component"].values]
+    integer("n_modes", n_modes, at_least=1)
     n_modes = min(n_modes, found.sizes["mode"])
     figure, panels = _figure(width, len(names), n_modes)
     for i, axes in enumerate(panels):
@@ -137,6 +138,8 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
 def _figure(width: float, rows: int, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure for so many rows, panels side by side."""
     from matplotlib.figure import Figure  # on use: it takes most of a second to load
+
+    number("width", width, above=0)
 
     figure = Figure(figsize=(width, FRAME + ROW * rows), layout="constrained")
     made = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])

@@ -15,6 +15,7 @@ from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.schema import require
+from lens_slt.text import figure_text
 
 INTERVAL = 1.96  # standard errors either side
 LLC_AXIS = "λ̂ (dimensionless)"

@@ -68,28 +68,28 @@ def plot_circuit(
         words = labels([node["head_type"], node["outcome"]])
         if node["effect"] is not None:
             words.append(f"{node['effect']:.2f} nats")
-        said, shown = ", ".join(filter(None, words)), figure_text(name)
+        said, label = ", ".join(filter(None, words)), figure_text(name)
         figure.add_trace(
             go.Scatter(
                 x=[place[name][0]], y=[place[name][1]], mode="markers+text",
-                text=[f"<b>{shown}</b><br>{said}"], textposition="bottom center", showlegend=False,
+                text=[f"<b>{label}</b><br>{said}"], textposition="bottom center", showlegend=False,
                 cliponaxis=False,
                 marker=dict(
                     size=26, color=HEAD_TYPE_COLOURS.get(node["head_type"], "white"),
                     line=dict(color=colour, width=4),
                     symbol="square" if name == LOGITS else "circle",
                 ),
-                hovertemplate=f"{shown}: {said or 'component'}<extra></extra>",
+                hovertemplate=f"{label}: {said or 'component'}<extra></extra>",
             )
         )  # fmt: skip
     tallest = max(abs(y) for _, y in place.values())
     figure.update_xaxes(visible=False, range=[-0.5, len(layers) - 0.5])
     figure.update_yaxes(visible=False, range=[-tallest - 0.8, tallest + 0.6])
     verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
-    words = figure_text(f"{graph.graph['pattern']}{verdict}")
+    what = figure_text(f"{graph.graph['pattern']}{verdict}")
     figure.update_layout(
         template="plotly_white", height=int(260 + 130 * tallest * 2), title=(
-            f"Circuit for {words}<br><sup>layers from left to right; "
+            f"Circuit for {what}<br><sup>layers from left to right; "
             "solid: holds, dashed: fails, dotted: undecided; nats: what its ablation costs</sup>"
         ),
     )  # fmt: skip
@@ -153,7 +153,7 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
     ``found`` is a trial, or from :func:`lens_slt.faithfulness_curve`.
     """
     curve = found.curve if isinstance(found, Trial) else found
-    if curve is None:
+    if curve is None and isinstance(found, Trial):
         raise ValueError("this trial has no curve: ablating everything does not hurt its pattern")
     curve = require(curve, "faithfulness_curve", argument="found")
     size = curve["size"].values

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from lens_slt.arguments import typed
+from lens_slt.arguments import integer, typed
 from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import ROW_PIXELS
@@ -23,6 +23,7 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     ``found`` is from :func:`lens_slt.modes`. A mode that may be noise has open symbols.
     """
     found = require(found, "modes", argument="found")
+    integer("n_modes", n_modes, at_least=1)
     found = found.isel(mode=slice(0, n_modes))
     names = labels(found["component"].values)
     titles = [_title(found, i) for i in range(found.sizes["mode"])]

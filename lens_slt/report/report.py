@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import typed
+from lens_slt.arguments import instance, typed
 from lens_slt.arrays import read_zarr
 from lens_slt.circuits import behaviour as behaviour_scores
 from lens_slt.circuits.trial import VERDICTS, Trial, read_trials
@@ -110,6 +110,9 @@ def report_results(
         ValueError: neither draws nor trials.
     """
     views, about = views or {}, dict(about or {})
+    instance("views", views, Mapping[str, View])
+    if behaviour is not None:
+        behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
     if draws is None and not trials:
         raise ValueError("a report needs draws or trials; got neither")
     llc = None if draws is None else refined_llc(draws)

@@ -33,7 +33,7 @@ def verdicts_table(trials: Sequence[Trial]) -> Table:
         "through the inputs its edges name ablated; alone: with all other heads ablated",
     )
     for name, justify in (("verdict", "left"), ("hypothesis", "left"), ("necessity", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify)
     table.add_column("sufficiency", justify="right")
     table.add_column("alone", justify="right")
     for row in compare(trials).itertuples():

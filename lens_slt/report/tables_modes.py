@@ -50,7 +50,7 @@ def modes_table(
         "from 0.5; degrees: how far the mode turns when draws and sequences are resampled",
     )
     for name, justify in (("mode", "right"), ("var %", "right"), ("verdict", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify)
     table.add_column("loadings")
     table.add_column("patterns")
     for i in range(min(n_modes, found.sizes["mode"])):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.arguments import typed
+from lens_slt.data.checks import usable_device
 from lens_slt.sampling.driver import SUMMED
 from lens_slt.sampling.foresee import Foreseen, continued, foresee
 from lens_slt.sampling.machine import MemoryWatch, available_memory, free_disk
@@ -166,7 +167,7 @@ def estimate(
         ValueError, TypeError: as ``sample`` does.
     """
     began = time.perf_counter()
-    where = torch.device(device) if device is not None else _device_of(model)
+    where = _device_of(model) if device is None else usable_device(device)
     available = available_memory(where)
     with MemoryWatch(where) as memory:
         job = prepare(

@@ -93,6 +93,7 @@ def clusters(
     """
     choice("method", method, METHODS)
     choice("cut", cut, CUTS)
+    integer("seed", seed, at_least=0, at_most=2**32 - 1)
     _check_numbers(n_neighbors, min_size, alpha, tolerance, max_conductance)
     points = standardized(matrix, centre_rows=centre_rows)
     check_enough(len(points), n_neighbors)
@@ -322,5 +323,5 @@ def _check_numbers(
     integer("n_neighbors", n_neighbors, at_least=1)
     integer("min_size", min_size, at_least=2)
     for name, value in (("alpha", alpha), ("tolerance", tolerance), ("max_conductance", highest)):
-        if value is not None:
+        if value is not None or name != "max_conductance":
             number(name, value, above=0, below=1)

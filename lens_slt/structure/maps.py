@@ -53,6 +53,7 @@ def token_map(
     """
     integer("n_neighbors", n_neighbors, at_least=2)
     integer("components", components, at_least=1)
+    integer("seed", seed, at_least=0, at_most=2**32 - 1)
     number("min_dist", min_dist, at_least=0, at_most=1)
     points = standardized(matrix, centre_rows=centre_rows)
     check_enough(len(points), n_neighbors)
@@ -84,6 +85,7 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
 
     Raises ValueError where too few tokens are shared.
     """
+    integer("n_neighbors", n_neighbors, at_least=1)
     first = require(first, "token_map", argument="first")
     second = require(second, "token_map", argument="second")
     here, there = matched_tokens(first, second)

@@ -65,10 +65,11 @@ def modes(
     Raises:
         ValueError: NaN, constant columns, fewer tokens than components, bad arguments.
     """
-    x = standardized(matrix, centre_rows=centre_rows)
-    n_components = x.shape[1]
     integer("n_modes", n_modes, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=0)
+    integer("seed", seed, at_least=0)
+    x = standardized(matrix, centre_rows=centre_rows)
+    n_components = x.shape[1]
     if whiten and "blocks" not in matrix:
         raise ValueError("whiten=True needs the noise: make the matrix with keep_blocks=True")
     k = min(n_modes, n_components)

@@ -18,7 +18,7 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.susceptibility import FULL, susceptibility
-from lens_slt.sampling.result import component_names
+from lens_slt.sampling.result import component_names, dataset
 from lens_slt.schema import MATRICES, require
 from lens_slt.structure.clusters import clusters
 from lens_slt.structure.contexts import token_texts, tokenizer_for, top_tokens
@@ -92,7 +92,7 @@ def read_structure(
     llc = per_token_llc(draws.sel(component=rest), probe, path=_place(folder, "llc"))
     if _some_usable(llc):
         found["llc"] = _view(llc, patterns, tokenizer, whiten=True, with_map=maps)
-    if estimator != "two_posterior" or FULL in names:
+    if estimator != "two_posterior" or (FULL in names and _any_used(draws, FULL)):
         chi = susceptibility(draws, probe, estimator=estimator, path=_place(folder, "chi"))
         if _some_usable(chi):
             found["chi"] = _view(chi, patterns, tokenizer)
@@ -103,6 +103,10 @@ def read_structure(
             elif (folder / f"{name}.zarr").exists():
                 shutil.rmtree(folder / f"{name}.zarr")  # half a view: a report could not read it
     return found
+
+
+def _any_used(draws: xr.DataTree, component: str) -> bool:
+    return bool(dataset(draws, "health")["used"].sel(component=component).any())
 
 
 def _some_usable(matrix: xr.Dataset) -> bool:
