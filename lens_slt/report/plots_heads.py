@@ -67,13 +67,13 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     ``scores`` is from :func:`lens_slt.composition_scores`.
     """
     scores = require(scores, "composition_scores", argument="scores")
-    panels = labels(scores["through"].values)
+    panels = [str(name) for name in scores["through"].values]
     value = scores["score"].values
     used = np.isfinite(value).any((1, 2)), np.isfinite(value).any((0, 2))
     sources = scores["source"].values[used[0]]
     targets = scores["target"].values[used[1]]
     figure = subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
-                           subplot_titles=[f"through {name}" for name in panels])  # fmt: skip
+                           subplot_titles=[f"through {name}" for name in labels(panels)])  # fmt: skip
     for i, through in enumerate(panels):
         one = scores.sel(through=through, source=sources, target=targets)
         clear = (one["q_random"] < CLEAR) & (one["q_rotation"] < CLEAR)
@@ -83,7 +83,7 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
                 coloraxis="coloraxis", xgap=1, ygap=1,
                 text=np.where(clear.values, "*", ""), texttemplate="%{text}",
                 customdata=one["z_rotation"].values,
-                hovertemplate=f"%{{y}}→%{{x}}.{through}: %{{z:.3f}}<br>z against rotations "
+                hovertemplate=f"%{{y}}→%{{x}}.{figure_text(through)}: %{{z:.3f}}<br>z against rotations "
                 "%{customdata:.1f}<extra></extra>",
             ),
             row=1, col=i + 1,

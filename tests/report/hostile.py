@@ -14,7 +14,7 @@ MARK = "attacked"
 HOSTILE = (
     f"<img src=x onerror='window.{MARK}=1'></script><script>window.{MARK}=1</script><!--<script>"
     f'"><a class="{MARK}" href="http://example.org/">link</a><b class={MARK}>bold</b>'
-    f"[/1][red] $\\href{{javascript:{MARK}}}{{x}}$ %{{x}} \x1b[31m \\"
+    f"[/1][red] $\\href{{javascript:{MARK}}}{{x}}$ %{{{MARK}}} \x1b[31m \\"
 )
 KEPT = {"quantity", "result", "schema", "settings", "kind", "unit", "estimator"}  # told apart by
 

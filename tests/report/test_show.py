@@ -96,7 +96,7 @@ def test_markup_in_any_text_of_a_result_is_text_in_its_figure(kind, results):
     made = hostile(results[kind])
     assert kind_of(made) == kind
     figure = ls.plot(made).to_json()
-    for raw in ("\\u003cimg", "<img", "\\u003ca ", "<a ", "%{x} ", "$", "\\u001b"):
+    for raw in ("\\u003cimg", "<img", "\\u003ca ", "<a ", "%{attacked}", "$", "\\u001b"):
         assert raw not in figure, raw
     table = page.table(TABLES[kind](made)) if kind in TABLES else ""
     assert not {"<img", "<a ", "\x1b"} & set(re.findall(r"<img|<a |\x1b", table))
