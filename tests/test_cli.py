@@ -335,13 +335,37 @@ def test_cross_check_infers_and_says_so_where_nothing_stands_out(tmp_path: Path)
     assert (tmp_path / "draws.zarr").exists()
 
 
+@pytest.mark.parametrize("command", ["cross-check", "susceptibility"])
+def test_components_without_usable_chains_exit_with_1(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(  # neither command has an option that makes chains diverge
+        cli, "make_settings",
+        lambda *_, **__: ls.Settings(
+            sampler="sgld", step_size=10.0, draws=8, burn_in=2, chains=2, batch_size=4
+        ),
+    )  # fmt: skip
+    result = call(
+        command, "--model", "attn-1l", "--data", "mix", "--length", "48", "--sequences", "8",
+        "--probe-sequences", "4", "--out", tmp_path, "--json",
+        *(["--trial-sequences", "8"] if command == "cross-check" else []),
+    )  # fmt: skip
+    assert result.exit_code == 1, result.stderr
+    record = json.loads(result.stdout)
+    assert "no chain can be used" in record["health"]
+    assert Path(record["files"]["report"]).exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--hypothesis", "L0H2->L1H2.K"], "needs --pattern"),
         (["--hypothesis", "L1H2->L0H2.K", "--pattern", "induction"], "runs backwards"),
         (["--hypothesis", "L0H2", "--pattern", "inducton"], "did you mean 'induction'"),
-        (["--hypothesis", "no.json"], "no.json"),
+        (["--hypothesis", "no.json"], "there is no file no.json"),
+        (["--hypothesis", "."], "needs --pattern"),
+        (["--how", "men", "--hypothesis", "L0H2", "--pattern", "word_start"], "'mean'?"),
+        (["--device", "nonsense"], "device must be a device of this machine: cpu"),
     ],
 )
 def test_cross_check_bad_input_is_one_line(

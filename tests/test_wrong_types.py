@@ -1,4 +1,4 @@
-"""Every public function that declares its types refuses others, by name, before it does anything."""
+"""Public functions refuse what is not of the types they declare, by name, before any work."""
 
 from __future__ import annotations
 
@@ -45,11 +45,9 @@ WRONG: dict[str, tuple[Any, ...]] = {  # by what a signature says
     "nx.MultiDiGraph": ({}, None, "x"),
     "NgramCounts | None": ({}, 3, "x"),
 }
-RIGHT: dict[str, Any] = {
-    "Sequence[str]": [],
-    "Sequence[Trial]": [],
-    "Sequence[CircuitHypothesis]": [],
-}
+RIGHT: dict[str, Any] = dict.fromkeys(
+    ("Sequence[str]", "Sequence[Trial]", "Sequence[CircuitHypothesis]"), ()
+)
 BARE: dict[str, type] = {
     "Trial": ls.Trial, "Calibration": ls.Calibration, "SltEvidence": ls.SltEvidence,
     "Trial | CircuitHypothesis": ls.Trial,
@@ -163,7 +161,6 @@ def test_inputs_of_hugging_face_say_what_to_pass(tokens: Any, message: str) -> N
 def test_devices_that_are_not_there(device: str) -> None:
     model, tokens = ls.load_model("attn-1l"), torch.randint(1, 9, (4, 8))
     for function in (ls.sample, ls.estimate):
-        with pytest.raises(
-            ValueError, match=f"device must be a device of this machine: cpu.*{device}"
-        ):
+        said = f"device must be a device of this machine: cpu.*{device}"
+        with pytest.raises(ValueError, match=said):
             function(model, tokens, "L0H1", device=device)

@@ -153,6 +153,7 @@ def planted_suite(
     decoy, three with LNPre.
     """
     integer("n_seeds", n_seeds, at_least=1)
+    integer("n_sequences", n_sequences, at_least=1)
     choice("backend", backend, BACKENDS)
     return _suite(n_seeds, n_sequences, backend)
 
