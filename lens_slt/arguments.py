@@ -107,12 +107,13 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     arrays of other libraries, and types that are imported for type checkers only.
     """
     signature = inspect.signature(function)
+    names = getattr(inspect.unwrap(function), "__globals__", {})  # below other decorators
 
     @functools.cache
     def declared() -> dict[str, tuple[Any, ...]]:
         found = {}
         for name, parameter in signature.parameters.items():
-            kinds = _resolved(parameter.annotation, getattr(function, "__globals__", {}))
+            kinds = _resolved(parameter.annotation, names)
             if kinds and all(map(_is_checked, kinds)):
                 found[name] = kinds
         return found

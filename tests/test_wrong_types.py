@@ -55,10 +55,17 @@ BARE: dict[str, type] = {
 }  # fmt: skip
 
 
+ELSEWHERE = {  # names are looked up, and what is no name is refused as an unknown one
+    "ablate", "ablate_path", "keep_only", "knock_in", "composition_by_component", "open_draws",
+    "edge_attribution", "load_model", "shipped_checkpoints", "plot_traces", "affected_tokens",
+    "composition_scores",
+}  # fmt: skip
+
+
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name in ls.__all__:
         found = getattr(ls, name)
-        if inspect.isfunction(found) and hasattr(found, "__wrapped__"):
+        if inspect.isfunction(found) and name not in ELSEWHERE:
             yield name, found
 
 
@@ -102,7 +109,7 @@ def test_messages_say_what_to_do() -> None:
         ls.sample(None, None, settings={"n_beta": 3})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^antithetic must be True or False; got 'no'$"):
         ls.Settings(antithetic="no")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^probes must be a dict or None; got \[1\]$"):
+    with pytest.raises(TypeError, match=r"^probes must be a dict; got \[1\]$"):
         ls.sample(None, None, probes=[1])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^components\[1\] must be a string; got 3$"):
         instance("components", ["L0H1", 3], str, Sequence[str])

@@ -49,7 +49,7 @@ def plot_behaviour(scores: xr.Dataset) -> go.Figure:
         ),
         row=2, col=1,
     )  # fmt: skip
-    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
     figure.update_xaxes(title_text="head", row=2)
     figure.update_yaxes(autorange="reversed", row=2)
     figure.update_layout(
@@ -72,8 +72,10 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     used = np.isfinite(value).any((1, 2)), np.isfinite(value).any((0, 2))
     sources = scores["source"].values[used[0]]
     targets = scores["target"].values[used[1]]
-    figure = subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
-                           subplot_titles=[f"through {name}" for name in labels(panels)])  # fmt: skip
+    figure = subplots(
+        cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
+        subplot_titles=[f"through {name}" for name in labels(panels)],
+    )  # fmt: skip
     for i, through in enumerate(panels):
         one = scores.sel(through=through, source=sources, target=targets)
         clear = (one["q_random"] < CLEAR) & (one["q_rotation"] < CLEAR)
@@ -83,8 +85,8 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
                 coloraxis="coloraxis", xgap=1, ygap=1,
                 text=np.where(clear.values, "*", ""), texttemplate="%{text}",
                 customdata=one["z_rotation"].values,
-                hovertemplate=f"%{{y}}→%{{x}}.{figure_text(through)}: %{{z:.3f}}<br>z against rotations "
-                "%{customdata:.1f}<extra></extra>",
+                hovertemplate=f"%{{y}}→%{{x}}.{figure_text(through)}: %{{z:.3f}}<br>"
+                "z against rotations %{customdata:.1f}<extra></extra>",
             ),
             row=1, col=i + 1,
         )  # fmt: skip

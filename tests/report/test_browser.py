@@ -38,8 +38,9 @@ INJECTED = """() => [
 # Points at everything that has a hover text, figure after figure.
 HOVERED = """() => [...document.querySelectorAll(".js-plotly-plot")].map(plot => {
   plot._fullData.forEach((trace, i) => {
-    try { Plotly.Fx.hover(plot, [{ curveNumber: i, pointNumber: 0 }], trace.xaxis ?
-      [(trace.xaxis + (trace.yaxis || "")).replace(/^x(\\d*)y(\\d*)$/, "x$1y$2")] : undefined); }
+    const point = trace.type === "heatmap" ? [0, 0] : 0;
+    try { Plotly.Fx.hover(
+      plot, [{ curveNumber: i, pointNumber: point }], trace.xaxis + trace.yaxis); }
     catch (error) { /* nothing to point at */ }
   });
   return plot.textContent.length;
