@@ -19,6 +19,7 @@ from rich.text import Text
 from torch import Tensor
 
 from lens_slt.arguments import choice, instance
+from lens_slt.data.checks import usable_device
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
 from lens_slt.json_files import read_json
@@ -102,6 +103,8 @@ def found_steps(path: Path) -> int:
 
 def load_quietly(name: str, checkpoint: int | None, device: str | None) -> Any:
     """A model, without what TransformerLens prints while loading."""
+    if device is not None:
+        usable_device(device)
     with contextlib.redirect_stdout(io.StringIO()):
         return load_model(name, checkpoint=checkpoint, device=device)
 
