@@ -32,7 +32,7 @@ import xarray as xr
 from scipy import stats
 from torch import Tensor
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.models.adapter import AdaptedModel, adapt, check_tokens, copy_weights
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 NULLS = ("random", "rotation")
 
 
+@typed
 @plain_torch
 def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Dataset:
     """Composition scores of all pairs of heads, how unusual they are, and after how many looks.
@@ -107,6 +108,7 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
     return stamped(scores, "composition_scores")
 
 
+@typed
 @plain_torch
 def composition_by_component(
     model: Any, source: str, target: str, through: str, *, n: int | None = None

@@ -81,7 +81,7 @@ class Runs:
     ) -> None:
         choice("how", how, HOWS)
         if hooks_note(adapted):
-            warnings.warn(hooks_note(adapted), UserWarning, stacklevel=4)
+            warnings.warn(hooks_note(adapted), UserWarning, stacklevel=5)
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how
         sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
         self.tokens, mask = check_tokens(tokens, **sizes)

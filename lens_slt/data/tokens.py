@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lens_slt.arguments import did_you_mean, integer, location
+from lens_slt.arguments import did_you_mean, integer, location, typed
 from lens_slt.data.checks import check_tokens, loss_mask, token_array
 from lens_slt.data.corpora import CORPORA, corpus
 from lens_slt.data.tokenizer import shipped_tokenizer
@@ -31,6 +31,7 @@ _BLOCK = 2**16  # characters of a text file that count as one document
 _SHUFFLE_BUFFER = 1000  # documents of a streamed data set that are shuffled at a time
 
 
+@typed
 def load_tokens(
     source: Any,
     tokenizer: Any = None,
@@ -61,6 +62,7 @@ def load_tokens(
         integer("n_sequences", n_sequences, at_least=1)
     if length is not None:
         integer("length", length, at_least=2)
+    integer("seed", seed, at_least=0)
     if not isinstance(source, str | Path):
         return _cut(token_array(source, "source"), n_sequences, length, "source")
     name = str(source)
@@ -87,6 +89,11 @@ class _Cutter:
     def __init__(self, tokenizer: Any, length: int, bos: bool, seed: int) -> None:
         if tokenizer is None:
             tokenizer = shipped_tokenizer()
+        if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
+            raise TypeError(
+                "tokenizer must be one of Hugging Face's, such as model.tokenizer; "
+                f"got {type(tokenizer).__name__}"
+            )
         self.encode: Callable[..., Any] = tokenizer
         self.length = length
         self.generator = torch.Generator().manual_seed(seed)
