@@ -206,7 +206,7 @@ def test_draws_of_an_older_version_are_refused_when_they_are_opened(tmp_path):
     assert name_of(ls.open_draws(path)) == "draws"
     about = read_description(path)
     assert about["schema"] == SCHEMAS["draws"].version
-    write_description(path, about | {"schema": 0})
+    write_description(path, {**about, "schema": 0})
     with pytest.raises(ValueError, match=r"path: .*draws\.zarr': an older version .* with sample"):
         ls.open_draws(path)
 
