@@ -90,6 +90,8 @@ def instance(name: str, value: object, *kinds: Any) -> None:
         raise TypeError(f"{name} must be {wanted}; got {_shown(value)}{hint}")
     for kind in kinds:
         item = next(iter(get_args(kind)), Any)
+        if item in (int, float):  # numbers need bounds too, and ints are floats
+            continue
         if get_origin(kind) in (Sequence, Iterable, tuple) and _is_a(value, kind):
             for place, one in enumerate(value if isinstance(value, Collection) else ()):
                 instance(f"{name}[{place}]", one, *_members(item))
@@ -167,6 +169,7 @@ _WORDS: dict[Any, str] = {
     bool: "True or False", str: "a string", Path: "a path", Sequence: "a list",
     Iterable: "a list", tuple: "a tuple", Mapping: "a dict", NoneType: "None",
 }  # fmt: skip
+_NUMBERS: dict[Any, str] = {int: "an integer", float: "a number"}
 _CHECKED = ("lens_slt", "torch", "networkx")  # packages whose classes are told apart
 _MOST_SHOWN = 200  # characters of a value in a message
 
@@ -205,7 +208,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _in_words(kind: Any) -> str:
-    words = _WORDS.get(get_origin(kind) or kind)
+    words = (_WORDS | _NUMBERS).get(get_origin(kind) or kind)
     if words is None:
         return f"a {kind.__module__.partition('.')[0]}.{kind.__qualname__}"
     items = [one for one in get_args(kind) if one not in (Any, ...)]
