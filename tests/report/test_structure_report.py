@@ -11,6 +11,8 @@ import xarray as xr
 from rich.console import Console
 
 import lens_slt as ls
+from lens_slt.circuits.slt_evidence import evidence_of
+from lens_slt.models.names import is_head
 from lens_slt.report.files_structure import structure_records, write_structure
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.tables_modes import modes_table, reliability_table
@@ -75,3 +77,15 @@ def test_matrices_are_streamed_and_replaced(tmp_path):
         xr.testing.assert_identical(getattr(opened, part).load(), getattr(made, part).load())
     pd.testing.assert_frame_equal(opened.top, made.top)  # needs no tokenizer
     assert open_views(tmp_path / "llc.zarr") == {}
+
+
+def test_evidence_cites_the_modes_that_are_shown(views, tokens):
+    cited = views["llc"].modes
+    slt = evidence_of(views["llc"], ls.label_patterns(tokens))
+    assert slt.modes is cited
+    assert all(is_head(name) for name in slt.matrix["component"].values)
+    alone = ls.modes(slt.matrix.load(), whiten=True)  # as read_slt_evidence makes them
+    np.testing.assert_allclose(alone["loading"], cited["loading"], atol=1e-6)
+    assert ls.plot_modes(cited).layout.title.text.startswith(
+        "Modes of the per-token rLLCs, noise-whitened:"
+    )
