@@ -227,25 +227,45 @@ class Killed(BaseException):
     """Nothing is saved after it."""
 
 
-def test_a_run_killed_before_it_saves_ends_bit_equal(uneven, tmp_path, monkeypatch):
-    """Values are on disk, the state that belongs to them is not; also where a course begins anew.
+def killed_at_save(target, path, nth):
+    """A run that is killed at its nth save: values are on disk, their state is not."""
+    saves = []
 
-    The first course ends after step 16, so that the second save is the one of the next course.
-    """
+    def dead(*args, **options):
+        saves.append(args)
+        if len(saves) >= nth:
+            raise Killed
+        save_file(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "save_file", dead)
+        with pytest.raises(Killed):
+            run(target, path)
+
+
+def test_a_run_killed_before_it_saves_ends_bit_equal(uneven, tmp_path):
     for nth in (1, 2, 2, 1, 3, 8, 20):
-        saves = []
-
-        def dead(*args, nth=nth, saves=saves, **options):
-            saves.append(args)
-            if len(saves) >= nth:
-                raise Killed
-            save_file(*args, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(store_module, "save_file", dead)
-            with pytest.raises(Killed):
-                run(target_of(RUN), tmp_path / "run")
+        killed_at_save(target_of(RUN), tmp_path / "run", nth)
     same(run(target_of(RUN), tmp_path / "run"), uneven)
+
+
+@pytest.mark.parametrize("nth", [2, 3, 4])
+def test_a_kill_after_a_course_began_anew_overwrites_nothing_that_is_needed(
+    nth, tmp_path, monkeypatch
+):
+    """It begins anew at step 16; what it records until step 20 lies where older draws were."""
+    decide = course_module.decide
+
+    def anew(course, *rest):
+        if course.draws == 12 and not course.attempt:
+            return Course(1, course.burn_in, course.target, attempt=1)
+        return decide(course, *rest)
+
+    monkeypatch.setattr(driver, "decide", anew)
+    settings = Settings(draws=30, burn_in=4, thin=THIN, chains=2)
+    target = MadeTarget([{"a": quadratic(H), "b": quadratic(2 * H)}], P, settings, probes=True)
+    killed_at_save(target, tmp_path / "run", nth)
+    same(run(target, tmp_path / "run"), run(target))
 
 
 def test_an_interrupt_while_values_are_written_loses_none(tmp_path):
