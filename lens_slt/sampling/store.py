@@ -172,10 +172,6 @@ class DrawStore:
 
         They are forgotten after they are written: an interrupt may come in between.
         """
-        if self.path is None:
-            for key in keys:
-                self._write_one(key)
-            return
         with self._in_words():
             self.check()
             for key in keys:

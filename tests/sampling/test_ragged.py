@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import lens_slt as ls
 from lens_slt.sampling import course as course_module
@@ -226,36 +227,51 @@ class Killed(BaseException):
     """Nothing is saved after it."""
 
 
-def test_a_run_killed_before_it_saves_ends_bit_equal(uneven, tmp_path, monkeypatch):
-    """What was recorded beyond the last save, also of later courses, is recorded again."""
-    for step in (27, 118, 300):
-        save = driver._Loop.save
-        calls = []
+def killed_at_save(target, path, nth):
+    """A run that is killed at its nth save: values are on disk, their state is not."""
+    saves = []
 
-        def dead(self, book, step=step, save=save, calls=calls):
-            calls.append(book.step)
-            if book.step < step:
-                save(self, book)
-            else:  # killed within: values are on disk, the state that belongs to them is not
-                self.store._write(list(self.store._pending))
+    def dead(*args, **options):
+        saves.append(args)
+        if len(saves) >= nth:
+            raise Killed
+        save_file(*args, **options)
 
-        def stop(book, step=step):
-            if book.step == step:
-                raise Killed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "save_file", dead)
+        with pytest.raises(Killed):
+            run(target, path)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(driver._Loop, "save", dead)
-            with pytest.raises(Killed):
-                run(target_of(RUN), tmp_path / "run", stop)
-        assert max(calls) == step
+
+def test_a_run_killed_before_it_saves_ends_bit_equal(uneven, tmp_path):
+    for nth in (1, 2, 2, 1, 3, 8, 20):
+        killed_at_save(target_of(RUN), tmp_path / "run", nth)
     same(run(target_of(RUN), tmp_path / "run"), uneven)
+
+
+@pytest.mark.parametrize("nth", [2, 3, 4])
+def test_a_kill_after_a_course_began_anew_overwrites_nothing_that_is_needed(
+    nth, tmp_path, monkeypatch
+):
+    """It begins anew at step 16; what it records until step 20 lies where older draws were."""
+    decide = course_module.decide
+
+    def anew(course, *rest):
+        if course.draws == 12 and not course.attempt:
+            return Course(1, course.burn_in, course.target, attempt=1)
+        return decide(course, *rest)
+
+    monkeypatch.setattr(driver, "decide", anew)
+    settings = Settings(draws=30, burn_in=4, thin=THIN, chains=2)
+    target = MadeTarget([{"a": quadratic(H), "b": quadratic(2 * H)}], P, settings, probes=True)
+    killed_at_save(target, tmp_path / "run", nth)
+    same(run(target, tmp_path / "run"), run(target))
 
 
 def test_an_interrupt_while_values_are_written_loses_none(tmp_path):
     """Ctrl-C comes where the time goes: in the middle of a write. The rest is saved, then."""
     settings = Settings(draws=40, burn_in=3, chains=2, thin=2)
     target = MadeTarget([{"a": quadratic(H), "b": quadratic(2 * H)}], P, settings, probes=True)
-    store = store_of(target, tmp_path / "run")
 
     class Interrupted:
         def __init__(self, array):
@@ -272,9 +288,10 @@ def test_an_interrupt_while_values_are_written_loses_none(tmp_path):
             self.array[key] = values
 
     name = probe_array("squares")
-    store.arrays[name] = Interrupted(store.arrays[name])
-    with store, pytest.raises(KeyboardInterrupt):
-        driver.run_chains(target, settings, store)
+    with store_of(target, tmp_path / "run") as store:
+        store.arrays[name] = Interrupted(store.arrays[name])
+        with pytest.raises(KeyboardInterrupt):
+            driver.run_chains(target, settings, store)
     same(run(target, tmp_path / "run"), run(target))
 
 
