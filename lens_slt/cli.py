@@ -85,7 +85,14 @@ Data = Annotated[
     typer.Option("--data", help="code, prose, mix, a text file, a token array, or hf:NAME."),
 ]
 Components = Annotated[str, typer.Option(help="Such as heads, layers, full, or L0H1,L1H3.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for results; a run continues from it.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="Folder for results; a run continues from it.",
+        callback=lambda path: path.expanduser(),
+    ),
+]
 Sequences = Annotated[int | None, typer.Option(help="How many; 256 by default, arrays whole.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per sequence.")]
 Bos = Annotated[bool, typer.Option(help="Begin sequences of text with a BOS token.")]

@@ -55,11 +55,7 @@ BARE: dict[str, type] = {
 }  # fmt: skip
 
 
-ELSEWHERE = {  # names are looked up, and what is no name is refused as an unknown one
-    "ablate", "ablate_path", "keep_only", "knock_in", "composition_by_component", "open_draws",
-    "edge_attribution", "load_model", "shipped_checkpoints", "plot_traces", "affected_tokens",
-    "composition_scores",
-}  # fmt: skip
+ELSEWHERE = {"open_draws", "plot_traces"}  # what is no name is refused as an unknown one
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:

@@ -163,7 +163,9 @@ def circuit(
 def write_hypotheses(path: Path | str, hypotheses: Sequence[CircuitHypothesis]) -> None:
     """Write hypotheses to a JSON file."""
     records = [hypothesis.as_dict() for hypothesis in hypotheses]
-    Path(path).write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    location("path", path).write_text(
+        json.dumps(records, indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
 
 
 @typed

@@ -20,7 +20,7 @@ import pandas as pd
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import choice, typed
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
 from lens_slt.models.adapter import adapt
@@ -173,6 +173,7 @@ def knock_in(
     return effects(runs, runs.loss(rest, restored=nodes), what)
 
 
+@typed
 def affected_tokens(
     found: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
 ) -> pd.DataFrame:
@@ -189,6 +190,8 @@ def affected_tokens(
         ``position`` and ``context``, with the predicted token in « ».
     """
     found = require(found, "effects", argument="found")
+    integer("n", n, at_least=1)
+    integer("width", width, at_least=0)
     flat = found.stack(token=("sequence", "position")).reset_index("token")
     flat = flat.isel(token=np.isfinite(flat["effect"].values))
     effect, sequence = flat["effect"].values, flat["sequence"].values

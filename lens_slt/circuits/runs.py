@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_slt.arguments import choice
+from lens_slt.arguments import choice, integer
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
@@ -80,6 +80,7 @@ class Runs:
         seed: int = 0,
     ) -> None:
         choice("how", how, HOWS)
+        integer("seed", seed, at_least=0)
         if hooks_note(adapted):
             warnings.warn(hooks_note(adapted), UserWarning, stacklevel=5)
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from safetensors.torch import load_file
 
-from lens_slt.arguments import choice, did_you_mean, nearest
+from lens_slt.arguments import choice, did_you_mean, integer, nearest, typed
+from lens_slt.data.checks import usable_device
 from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.train import shipped_architecture
@@ -27,6 +28,7 @@ SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _TYPO = 0.85  # similarity from which an unknown name is taken for a misspelt shipped one
 
 
+@typed
 def load_model(
     name: str | Path,
     *,
@@ -46,22 +48,25 @@ def load_model(
     """
     name = str(name)
     choice("backend", backend, BACKENDS)
+    if checkpoint is not None:
+        integer("checkpoint", checkpoint, at_least=0)
     if backend == "hooked" and not has_hooked_transformer():
         raise ImportError(
             "backend='hooked' needs HookedTransformer, which TransformerLens 4 removed; "
             "use backend='bridge'"
         )
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         if _is_shipped(name):
             model = build_model(shipped_weights(name, checkpoint), name, backend, target)
-        elif Path(name).is_dir():
-            model = _load_folder(Path(name), checkpoint, backend, target)
+        elif Path(name).expanduser().is_dir():
+            model = _load_folder(Path(name).expanduser(), checkpoint, backend, target)
         else:
             model = _load_by_name(name, checkpoint, backend, target)
     return model.eval()
 
 
+@typed
 def shipped_checkpoints(name: str) -> list[int]:
     """Training steps whose weights are shipped; empty for a model with its final weights only."""
     return sorted(_checkpoint_files(_file_name(name)))

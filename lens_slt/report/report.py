@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import instance, typed
+from lens_slt.arguments import instance, location, typed
 from lens_slt.arrays import read_zarr
 from lens_slt.circuits import behaviour as behaviour_scores
 from lens_slt.circuits.trial import VERDICTS, Trial, read_trials
@@ -65,7 +65,7 @@ def write_report(run: str | Path) -> Path:
         ValueError: nothing there to report, a run that has not finished, or results of another
             version.
     """
-    folder = Path(run)
+    folder = location("run", run)
     path = folder / DRAWS if (folder / DRAWS).exists() else folder
     trials = folder / TRIALS
     is_draws = (path / "zarr.json").exists()
@@ -138,7 +138,7 @@ def report_results(
         Section("disagrees", "What disagrees", _disagreements(llc, views, trials)),
         Section("limits", "Limits", _limits(draws, views, trials)),
     ]
-    file = Path(file)
+    file = location("file", file)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page.page(title, _lead(llc, views, trials), sections), "utf-8")
     return file
