@@ -113,11 +113,13 @@ def edge_attribution(
 
 
 def _pattern_mask(pattern_mask: Any, ids: Tensor) -> Tensor:
-    is_tensor = isinstance(pattern_mask, Tensor)
-    given = pattern_mask if is_tensor else np.array(pattern_mask)
-    if not is_tensor and given.dtype.kind not in "biuf":
-        raise TypeError(f"pattern_mask must be a bool array; got {type(pattern_mask).__name__}")
-    chosen = given if is_tensor else torch.from_numpy(given)
+    if isinstance(pattern_mask, Tensor):
+        chosen = pattern_mask
+    else:
+        given = np.array(pattern_mask)
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"pattern_mask must be a bool array; got {type(pattern_mask).__name__}")
+        chosen = torch.from_numpy(given)
     shape = (ids.shape[0], ids.shape[1] - 1)
     if chosen.dtype != torch.bool or tuple(chosen.shape) != shape:
         raise ValueError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lens_slt.arguments import choice, instance, typed
+from lens_slt.arguments import choice, instance, location, typed
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import parse_components
@@ -163,9 +163,8 @@ def circuit(
 def write_hypotheses(path: Path | str, hypotheses: Sequence[CircuitHypothesis]) -> None:
     """Write hypotheses to a JSON file."""
     records = [hypothesis.as_dict() for hypothesis in hypotheses]
-    location("path", path).write_text(
-        json.dumps(records, indent=1, ensure_ascii=False) + "\n", "utf-8"
-    )
+    text = json.dumps(records, indent=1, ensure_ascii=False)
+    location("path", path).write_text(f"{text}\n", "utf-8")
 
 
 @typed
