@@ -89,7 +89,7 @@ class LogitDifference:
 
     Args:
         wrong: token ids: one for all sequences, one for each, or several for each, whose logits are
-            averaged.
+            averaged; −1 is none.
         right: likewise; the next token by default.
         name: in tables and arrays.
     """
@@ -101,9 +101,8 @@ class LogitDifference:
     cost_sign: int = -1
 
     def __call__(self, logits: Tensor, sites: Sites) -> Tensor:
-        return _mean_of(logits, self.right, sites, "right") - _mean_of(
-            logits, self.wrong, sites, "wrong"
-        )
+        right = _answers(logits, self.right, sites, "right").nanmean(-1)
+        return right - _answers(logits, self.wrong, sites, "wrong").nanmean(-1)
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,9 @@ class Probability:
 
     def __call__(self, logits: Tensor, sites: Sites) -> Tensor:
         p = logits.softmax(-1)
-        found = p.gather(-1, answer_ids(self.of, sites, "of")).sum(-1)
+        found = _answers(p, self.of, sites, "of").nansum(-1)
         if self.minus is not None:
-            found = found - p.gather(-1, answer_ids(self.minus, sites, "minus")).sum(-1)
+            found = found - _answers(p, self.minus, sites, "minus").nansum(-1)
         return found
 
 
@@ -245,7 +244,19 @@ def prepared(observable: Observable, logits: Tensor, sites: Sites) -> tuple[Obse
     return observable, values
 
 
-def answer_ids(answers: Answers, sites: Sites, name: str) -> Int[Tensor, "site answer"]:
+def _answers(values: Tensor, answers: Answers, sites: Sites, name: str) -> Tensor:
+    """Values ``[site, answer]`` of token ids; NaN for the id −1, which is none."""
+    ids = _answer_ids(answers, sites, name)
+    if bool((ids >= values.shape[-1]).any()) or bool((ids < -1).any()):
+        worst = int(ids.max()) if bool((ids >= values.shape[-1]).any()) else int(ids.min())
+        raise ValueError(
+            f"{name} has the token id {worst}; the model predicts ids from 0 to "
+            f"{values.shape[-1] - 1}"
+        )
+    return values.gather(-1, ids.clamp(min=0)).masked_fill(ids < 0, float("nan"))
+
+
+def _answer_ids(answers: Answers, sites: Sites, name: str) -> Int[Tensor, "site answer"]:
     """Token ids of the answers at every site, from ids for all, for each sequence, or several."""
     if answers is None:
         return sites.target[:, None]
@@ -266,7 +277,3 @@ def answer_ids(answers: Answers, sites: Sites, name: str) -> Int[Tensor, "site a
         )
     ids = ids.long()[sites.sequence]
     return ids[:, None] if ids.ndim == 1 else ids
-
-
-def _mean_of(logits: Tensor, answers: Answers, sites: Sites, name: str) -> Tensor:
-    return logits.gather(-1, answer_ids(answers, sites, name)).mean(-1)

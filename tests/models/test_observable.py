@@ -54,9 +54,9 @@ def test_values_are_those_of_the_formulae(sites: Sites, logits: Tensor) -> None:
         "loss": Loss(),
         "next over 2": LogitDifference(2),
         "each": LogitDifference([3, 0, 2], right=1),
-        "several": LogitDifference([[0, 2]] * 3, right=torch.tensor([1, 1, 1])),
+        "several": LogitDifference([[0, 2, -1]] * 3, right=torch.tensor([1, 1, 1])),
         "probability": Probability(),
-        "greater": Probability([[3, 4]] * 3, minus=[[0, 1]] * 3),
+        "greater": Probability([[3, -1, 4]] * 3, minus=[[0, 1]] * 3),
         "accuracy": Accuracy(),
     }
     for name, observable in observables.items():
@@ -100,5 +100,7 @@ def test_bad_observables_are_named(sites: Sites, logits: Tensor) -> None:
             prepared(observable, logits, sites)
     with pytest.raises(ValueError, match="wrong has answers for 2 sequences, tokens"):
         LogitDifference([1, 2])(logits, sites)
+    with pytest.raises(ValueError, match="wrong has the token id 5; the model predicts ids from 0"):
+        LogitDifference(5)(logits, sites)
     with pytest.raises(TypeError, match="right must be token ids"):
         LogitDifference(1, right=0.5)(logits, sites)
