@@ -36,7 +36,15 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
     from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
+    from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.models.observable import (
+        Accuracy,
+        Divergence,
+        LogitDifference,
+        Probability,
+        Sites,
+    )
     from lens_slt.models.shipped import load_model, shipped_checkpoints
     from lens_slt.observables.influence import attribute, influence
     from lens_slt.observables.per_token_llc import per_token_llc
@@ -81,12 +89,18 @@ if TYPE_CHECKING:  # also read by _homes
 
 __all__ = [
     "PRESETS",
+    "Accuracy",
     "Calibration",
     "CircuitHypothesis",
+    "Divergence",
     "Edge",
     "Estimate",
+    "LogitDifference",
+    "Probability",
     "Probe",
+    "Prompts",
     "Settings",
+    "Sites",
     "SltEvidence",
     "Trial",
     "ablate",
@@ -117,6 +131,7 @@ __all__ = [
     "label_patterns",
     "load_model",
     "load_tokens",
+    "make_prompts",
     "map_stability",
     "modes",
     "ngram_counts",

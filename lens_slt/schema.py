@@ -160,8 +160,9 @@ SCHEMAS: dict[str, Schema] = {
             optional=over("query", "query_position") | over("source", "source_position"),
         ),
         Schema(
-            "effects", "ablate", attrs=("intervention", "model"),
-            needed=over("sequence position", "base_loss loss effect token_id"),
+            "effects", "ablate", attrs=("intervention", "model", "metric", "units", "cost_sign"),
+            needed=over("sequence position", "effect token_id"),
+            optional=over("sequence position", "base_loss loss"),  # where that is the metric
         ),
         Schema(
             "composition_scores", "composition_scores", attrs=("chance_score",),
