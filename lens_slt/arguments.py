@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def integer(
@@ -85,3 +87,16 @@ def did_you_mean(value: object, allowed: Iterable[str], likeness: float = 0.6) -
     """The end of a message: the nearest allowed name, or nothing."""
     near = nearest(value, allowed, likeness)
     return f"; did you mean {near!r}?" if near else ""
+
+
+def location(name: str, value: object) -> Path:
+    """A path as it is meant: ``~`` is the home folder. Refuse what is no path."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise TypeError(f"{name} must be a path, a string or a Path; got {value!r}")
+    text = os.fspath(value)
+    if isinstance(text, bytes) or "\0" in text:
+        raise ValueError(f"{name} must be a path in text without a NUL character; got {value!r}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError(f"{name}: {text!r} has no home folder: {error}") from None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.sampling.course import Course, decide, first_course, is_decision
+from lens_slt.sampling.folder import StoreError
 from lens_slt.sampling.members import Evaluate, Members, Part, Target
 from lens_slt.sampling.metric import Metric
 from lens_slt.sampling.pilot import Pilot, pilot
@@ -57,6 +58,11 @@ class Book:
         return all(course.done for course in self.courses)
 
     @property
+    def attempts(self) -> int:
+        """How often a component began anew."""
+        return sum(course.attempt for course in self.courses)
+
+    @property
     def share(self) -> tuple[int, int]:
         """Steps of components that are taken, and all that are now foreseen."""
         taken = sum(course.taken for course in self.courses)
@@ -90,14 +96,20 @@ def run_chains(
     saved = time.monotonic()
     try:
         while not book.done:
-            book = loop.after(book)  # one assignment: an interrupt sees both or neither
+            before, book = book, loop.after(book)  # at once: an interrupt sees both or neither
             on_step(book)
             due = time.monotonic() - saved > SECONDS_BETWEEN_SAVES or store.is_full()
+            # What began anew overwrites draws that no state but an older one needs.
+            due = due or book.attempts > before.attempts
             if due or book.step % BLOCK_STEPS == 0:
                 loop.save(book)
                 saved = time.monotonic()
-    finally:
+    except StoreError:
+        raise  # a second try would fail as the first
+    except BaseException:
         loop.save(book)  # what is finished is kept, also after Ctrl-C
+        raise
+    loop.save(book)
     loop.clear(book)
     return Outcome(book.courses, loop.pilot, book.step)
 
@@ -260,7 +272,15 @@ class _Loop:
             "courses": [asdict(course) for course in book.courses],
             "members": [run.members for run in book.runs],
         }
-        self.store.save(kept, about)
+        self.store.save(kept, about, self._counts(book))
+
+    def _counts(self, book: Book) -> dict[str, list[int]]:
+        """By array, how many recorded values of every component belong to this step."""
+        draws = [max(0, course.draws) for course in book.courses]
+        before = [min(c.taken // c.stride, c.burn_in) for c in book.courses]
+        probed = [-(-n // self.settings.thin) for n in draws]
+        traces = {BURN_IN: before} | dict.fromkeys((*TRACES, FULL_LOSS), draws)
+        return {name: traces.get(name, probed) for name in self.store.arrays}
 
     def clear(self, book: Book) -> None:
         """Forget probe losses of courses that were given up where they were longer than the last.

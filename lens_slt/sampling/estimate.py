@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.sampling.driver import SUMMED
+from lens_slt.sampling.folder import folder_of
 from lens_slt.sampling.foresee import Foreseen, continued, foresee
 from lens_slt.sampling.machine import MemoryWatch, available_memory, free_disk
 from lens_slt.sampling.pilot import PILOT
@@ -166,6 +167,7 @@ def estimate(
         ValueError, TypeError: as ``sample`` does.
     """
     began = time.perf_counter()
+    folder = None if path is None else folder_of(path)
     where = torch.device(device) if device is not None else _device_of(model)
     available = available_memory(where)
     with MemoryWatch(where) as memory:
@@ -174,7 +176,7 @@ def estimate(
             mask=mask, pad_id=pad_id, engine=engine, device=device,
         )  # fmt: skip
         warn_about(job.adapted)
-        about = _state_at(path, job)
+        about = _state_at(folder, job)
         set_up = time.perf_counter() - began
         finished = bool(about) and all(course["done"] for course in about["courses"])
         times = time_nothing(job) if finished else time_steps(job)
@@ -189,10 +191,10 @@ def estimate(
     seconds += known.pilot + times.set_up + plan.seconds(known.costs) + known.half_seconds
     seconds += _reading_and_writing(plan, saves, writes) + (len(saves) + 1) * times.fetch
     disk, state = 0, state_bytes(times.state) + known.vector_bytes
-    if path is not None:
+    if folder is not None:
         seconds += (len(saves) + 1) * time_state(times.state, state)
         sizes = {name: one.chunk_bytes for name, one in writes.items()}
-        change = _state_change(Path(path), plan, times.state, known.vector_bytes)
+        change = _state_change(folder, plan, times.state, known.vector_bytes)
         disk = plan.disk_bytes(sizes, change)
     needed = in_steps + known.untried_bytes
     if where.type != "cuda":
@@ -203,7 +205,7 @@ def estimate(
         **_in_words(job, known),
     )  # fmt: skip
     at_once = disk + 2 * state  # a state is replaced after the next is written
-    return replace(found, warnings=_shortages(found, available, path, at_once))
+    return replace(found, warnings=_shortages(found, available, folder, at_once))
 
 
 def duration(seconds: float) -> str:
@@ -236,7 +238,7 @@ def _device_of(model: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _state_at(path: str | Path | None, job: Job) -> dict[str, Any]:
+def _state_at(path: Path | None, job: Job) -> dict[str, Any]:
     """What is said about the state of this run that is there already; empty if there is none."""
     if not check_place(path, job.specs, job.identity):
         return {}
@@ -283,7 +285,7 @@ def _state_change(path: Path, plan: Plan, state: dict[str, Tensor], vectors: int
 
 
 def _shortages(
-    found: Estimate, available: int | None, path: str | Path | None, disk: int
+    found: Estimate, available: int | None, path: Path | None, disk: int
 ) -> tuple[str, ...]:
     """What the machine has too little of, with what helps."""
     lacking = []
@@ -299,7 +301,7 @@ def _shortages(
             f"memory: the recorded losses need {size(2 * in_main)} of main memory and "
             f"{size(main)} are available; give path= to stream them to disk"
         )
-    if path is not None and disk > (free := free_disk(Path(path))):
+    if path is not None and disk > (free := free_disk(path)):
         lacking.append(
             f"disk: {size(free)} are free at {str(path)!r} and {size(disk)} are needed; use fewer "
             "probe tokens or a larger thin"

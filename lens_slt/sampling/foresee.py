@@ -12,6 +12,7 @@ import contextlib
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,8 +144,13 @@ class _Store(DrawStore):
 
     pilot_bytes = 0
 
-    def save(self, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-        super().save(state, about)
+    def save(
+        self,
+        state: dict[str, Tensor],
+        about: dict[str, Any],
+        counts: Mapping[str, list[int]] | None = None,
+    ) -> None:
+        super().save(state, about, counts)
         self.pilot_bytes = state_bytes(
             {key: tensor for key, tensor in state.items() if key.startswith(PILOT)}
         )

@@ -31,9 +31,19 @@ import xarray as xr
 import zarr
 
 from lens_slt.arrays import FloatArray
+from lens_slt.sampling.folder import (
+    DESCRIPTION,
+    DRAWS_FOLDER,
+    folder_of,
+    holds_run,
+    in_words,
+    read_description,
+    write_description,
+)
 from lens_slt.sampling.health import diagnose
+from lens_slt.sampling.seal import array_digest
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.store import ArraySpec, read_about, read_identity
+from lens_slt.sampling.store import ArraySpec, check_finished, open_arrays, read_about
 from lens_slt.schema import SCHEMAS, check_version, stamped
 
 TRACES = ("paired_loss", "squared_distance", "step_loss", "virial", "defect")
@@ -78,59 +88,69 @@ class Labels:
 
 def write_labels(path: Path, labels: Labels, probes: dict[str, dict[str, np.ndarray]]) -> None:
     """Store beside the draws what :func:`open_draws` needs to label them without the model."""
-    group = zarr.open_group(path, mode="r+")
-    for name, fixed in probes.items():
-        for key, values in fixed.items():
-            group.create_array(
-                f"probes/{name}/{key}", data=values, dimension_names=("sequence", "position"),
-                overwrite=True,
-            )  # fmt: skip
-    group.attrs["schema"] = SCHEMAS["draws"].version
-    group.attrs["labels"] = json.loads(json.dumps(asdict(labels), default=_plain))
-
-
-def is_finished(path: Path) -> bool:
-    """Whether a stored run has reached its end, and its result has been labelled."""
-    return "labels" in zarr.open_group(path, mode="r").attrs
+    fixed = {}
+    with in_words(path, "save draws to"):
+        group = zarr.open_group(path, mode="r+")
+        for name, columns in probes.items():
+            for key, values in columns.items():
+                place = f"probes/{name}/{key}"
+                group.create_array(
+                    place, data=values, dimension_names=("sequence", "position"), overwrite=True
+                )
+                fixed[place] = array_digest(values)
+    about = read_description(path) | {"schema": SCHEMAS["draws"].version, "fixed": fixed}
+    write_description(
+        path, about | {"labels": json.loads(json.dumps(asdict(labels), default=_plain))}
+    )
 
 
 def open_draws(path: str | Path) -> xr.DataTree:
     """Read the draws that ``sample(..., path=...)`` wrote, without the model.
 
+    Everything is read once, to see that it is as it was written.
+
     Args:
-        path: the directory that was given to ``sample``.
+        path: the folder that was given to ``sample``, or one that a command wrote its results to.
 
     Returns:
         The draws, labelled as ``sample`` returned them; probes stay on disk until they are read.
 
     Raises:
-        ValueError: no draws there, a run that has not finished, or one of another version.
+        ValueError: no draws there, a run that has not finished, one of another version, or one that
+            was altered.
+        OSError: the folder cannot be read.
     """
-    path = Path(path)
-    identity = read_identity(path)
-    group = zarr.open_group(path, mode="r")
-    if not is_finished(path):
-        step = read_about(path).get("step", 0)
+    folder = folder_of(path)
+    if not (folder / DESCRIPTION).exists() and holds_run(folder / DRAWS_FOLDER):
+        folder = folder / DRAWS_FOLDER
+    about = read_description(folder)
+    if "labels" not in about:
+        step = read_about(folder).get("step", 0)
         raise ValueError(
-            f"path: the run in {str(path)!r} has not finished (step {step}); "
+            f"path: the run in {str(folder)!r} has not finished (step {step}); "
             "call sample with the same arguments to continue it"
         )
-    check_version("draws", group.attrs.get("schema", 0), f"path: {str(path)!r}")
+    check_version("draws", about.get("schema", 0), f"path: {str(folder)!r}")
+    check_finished(folder, about["identity"]["components"], about["fixed"])
+    return read_draws(folder)
+
+
+def read_draws(folder: Path) -> xr.DataTree:
+    """The draws of a finished run, as they are there."""
+    about = read_description(folder)
+    identity = about["identity"]
     settings = Settings(**identity["settings"])
-    labels = Labels(**dict(group.attrs["labels"]))  # type: ignore[arg-type]
-    probes = {
-        name: {
-            key: np.asarray(group[f"probes/{name}/{key}"])
-            for key in ("base_loss", "tokens", "weight")
-            if f"probes/{name}/{key}" in group
-        }
-        for name in identity["probes"]
-    }
-    names = [*trace_specs(1, settings), *map(probe_array, probes)]
-    return draw_tree(
-        {name: group[name] for name in names}, identity["components"], settings,
-        identity["record"], labels, probes, path,
-    )  # fmt: skip
+    fixed: dict[str, dict[str, np.ndarray]] = {name: {} for name in identity["probes"]}
+    names = [*trace_specs(1, settings), *map(probe_array, fixed)]
+    arrays = open_arrays(folder, [*names, *about["fixed"]], "r")
+    with in_words(folder, "read"):
+        for place in about["fixed"]:
+            _, name, key = place.split("/")
+            fixed[name][key] = np.asarray(arrays[place])
+        return draw_tree(
+            {name: arrays[name] for name in names}, identity["components"], settings,
+            identity["record"], Labels(**about["labels"]), fixed, folder,
+        )  # fmt: skip
 
 
 def draw_tree(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from lens_slt.models.adapter import (
     attached_hooks,
     copy_weights,
     hooks_note,
-    weights_hash,
 )
 from lens_slt.models.agreement import agreeing_groups, check_reference, most_padded
 from lens_slt.models.components import Component, parse_components
@@ -34,25 +32,23 @@ from lens_slt.models.suffix import Group, make_groups, prefix_for
 from lens_slt.progress import track
 from lens_slt.sampling.course_table import course_table
 from lens_slt.sampling.driver import run_chains
+from lens_slt.sampling.folder import SamplingWarning, folder_of, read_description
 from lens_slt.sampling.half_step import half_steps
+from lens_slt.sampling.identity import run_identity
 from lens_slt.sampling.presets import preset
 from lens_slt.sampling.result import (
     Labels,
     draw_tree,
-    is_finished,
     open_draws,
     probe_specs,
+    read_draws,
     trace_specs,
     write_labels,
 )
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.store import ArraySpec, open_store
+from lens_slt.sampling.store import ArraySpec, DrawStore, open_store
 from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
 from lens_slt.torch_state import plain_torch
-
-
-class SamplingWarning(UserWarning):
-    """Something about a run that changes what its numbers mean or cost."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,8 @@ def sample(
         mask: tokens that count, ``[sequence, position]``: false at padding on the right, or true at
             the answers only. Whatever stands before a token that counts is read as its context.
         pad_id: the padding token, instead of ``mask``.
-        path: directory that draws are streamed to; an interrupted run continues from there.
+        path: folder that draws are streamed to; an interrupted run continues from there, and a
+            finished one is read. Nobody else may write there meanwhile.
         engine: ``auto``, ``functional`` (no batched heads) or ``modules`` (the model's own blocks).
         device: where to compute; the model's device by default.
         progress: show a progress bar with the time left.
@@ -118,17 +115,27 @@ def sample(
         Draws: see :mod:`lens_slt.sampling.result`.
 
     Raises:
-        ValueError, TypeError: anything wrong with the arguments, before any work starts.
+        ValueError, TypeError: anything wrong with the arguments, before any work starts; a ``path``
+            that holds another run, or one that was altered.
+        OSError: ``path`` cannot be read or written, or another process writes there.
     """
+    folder = None if path is None else folder_of(path)
     job = prepare(
         model, tokens, components, settings=settings, probes=probes, weights=weights, mask=mask,
         pad_id=pad_id, engine=engine, device=device,
     )  # fmt: skip
     warn_about(job.adapted)
-    target, settings = job.target, job.settings
-    store = open_store(path, job.specs, {**job.identity, "record": job.record})
-    if store.path is not None and is_finished(store.path):
+    with open_store(folder, job.specs, {**job.identity, "record": job.record}) as store:
+        if store.path is not None:
+            _warn_of_versions(store.path, job.record["versions"])
+        if store.path is None or not store.finished:
+            return _sampled(job, store, progress)
         return open_draws(store.path)
+
+
+def _sampled(job: Job, store: DrawStore, progress: bool) -> xr.DataTree:
+    """Run to the end, from where the store stands, and label what was drawn."""
+    target, settings = job.target, job.settings
     label = f"{len(job.names)} components × {settings.chains} chains"
     with track(label, 1, progress) as done:
         outcome = run_chains(target, settings, store, lambda book: done(*book.share))
@@ -153,9 +160,11 @@ def sample(
             for name, probe in target.probes.items()
         },
     )
-    if store.path is not None:
-        write_labels(store.path, labels, fixed)
-    return draw_tree(store.arrays, job.names, settings, job.record, labels, fixed, store.path)
+    if store.path is None:
+        return draw_tree(store.arrays, job.names, settings, job.record, labels, fixed)
+    store.check()
+    write_labels(store.path, labels, fixed)
+    return read_draws(store.path)
 
 
 @dataclass(frozen=True)
@@ -214,13 +223,7 @@ def prepare(
     names = [name for members in target.groups for name in members.names]
     shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probe_sets.items()}
     specs = trace_specs(len(names), settings) | probe_specs(len(names), settings, shapes)
-    identity = {
-        "model": weights_hash(adapted),
-        "tokens": _hash(data),
-        "components": names,
-        "probes": {name: _hash(probe) for name, probe in probe_sets.items()},
-        "settings": settings.as_dict(),
-    }
+    identity = run_identity(target, target.base_losses, names)
     record = _record(adapted, identity, target)
     return Job(adapted, chosen, settings, target, specs, identity, record)
 
@@ -374,12 +377,15 @@ def warn_about(adapted: AdaptedModel) -> None:
         )
 
 
-def _hash(data: TokenSet) -> str:
-    digest = hashlib.sha256(data.tokens.cpu().numpy().tobytes())
-    digest.update(data.weight.cpu().numpy().tobytes())
-    if data.reference is not None:
-        digest.update(data.reference.x.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _warn_of_versions(folder: Path, here: str) -> None:
+    """Draws of other versions are the same to rounding at best."""
+    there = read_description(folder)["identity"]["record"]["versions"]
+    if there != here:
+        warnings.warn(
+            f"path: draws in {str(folder)!r} are from other versions: {there} there, {here} here",
+            SamplingWarning,
+            stacklevel=3,
+        )
 
 
 def _version(package: str) -> str:

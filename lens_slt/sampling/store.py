@@ -9,21 +9,41 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
-from safetensors import safe_open
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lens_slt.sampling.folder import (
+    DESCRIPTION,
+    FORMAT,
+    LOCK_FILE,
+    StoreError,
+    changed,
+    folder_of,
+    in_words,
+    occupy,
+    read_description,
+    write_description,
+)
+from lens_slt.sampling.identity import differences
+from lens_slt.sampling.seal import DrawDigests, array_digest, state_digest
 
 BLOCK = 10  # draws per Zarr chunk, where they are small enough
 LARGEST_CHUNK = 2**26  # bytes of one component's chunk
 LARGEST_PENDING = 2**28  # bytes that are recorded before they are written
 LARGEST_IN_MEMORY = 4 * 2**30
 STATE_FILE = "state.safetensors"
+MOST_NAMED = 3  # of what is wrong with a run
 
 
 @dataclass(frozen=True)
@@ -48,20 +68,37 @@ class ArraySpec:
 
 @dataclass
 class DrawStore:
-    """Arrays of one run, the values that are not yet written, and the state to resume from."""
+    """Arrays of one run, the values that are not yet written, and the state to resume from.
+
+    One on disk holds the folder's lock until it is closed; use it as a context manager.
+    """
 
     arrays: dict[str, Any]
     path: Path | None = None
+    run_id: str = ""  # in the folder's description
+    components: list[str] = field(default_factory=list)
+    finished: bool = False  # nothing is left to do; the arrays are not open
+    lock: FileLock | None = None
     _pending: dict[tuple[str, int], tuple[int, list[np.ndarray]]] = field(default_factory=dict)
     _n_pending: int = 0  # bytes
+    _digests: DrawDigests = field(default_factory=DrawDigests)
+
+    def __enter__(self) -> DrawStore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
     def put(self, name: str, component: int, index: int, values: Tensor | np.ndarray) -> None:
         """Record ``values [chain, …]`` of one component at draw ``index``."""
         start, rows = self._pending.setdefault((name, component), (index, []))
         if index != start + len(rows):  # a component began anew
-            self._write(name, component)
+            self._write([(name, component)])
             _, rows = self._pending.setdefault((name, component), (index, []))
         row = values if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
+        if self.path is not None:
+            self._digests.put((name, component), index, row)
         rows.append(row)
         self._n_pending += row.nbytes
 
@@ -71,47 +108,90 @@ class DrawStore:
 
     def read(self, name: str, component: int, n: int) -> np.ndarray:
         """The first ``n`` recorded values ``[chain, draw, …]`` of one component."""
-        self._write(name, component)
+        self._write([(name, component)])
         return np.asarray(self.arrays[name][component][:, :n], dtype=np.float64)
 
     def clear(self, name: str, component: int, n: int) -> None:
         """Forget what one component recorded beyond its first ``n`` values."""
-        self._write(name, component)
+        self._write([(name, component)])
         if self.arrays[name].shape[2] > n:
-            self.arrays[name][component, :, n:] = np.nan
+            with self._in_words():
+                self.arrays[name][component, :, n:] = np.nan
 
-    def save(self, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """Write what is buffered, then make ``state`` the one to resume from."""
-        for name, component in list(self._pending):
-            self._write(name, component)
+    def save(
+        self,
+        state: dict[str, Tensor],
+        about: dict[str, Any],
+        counts: Mapping[str, list[int]] | None = None,
+    ) -> None:
+        """Write what is buffered, then make ``state`` the one to resume from.
+
+        Args:
+            counts: by array, how many values of every component belong to this state.
+        """
+        self._write(list(self._pending))
         if self.path is None:
             return
+        recorded = {name: [n, self._digests.of(name, n)] for name, n in (counts or {}).items()}
+        text = json.dumps({**about, "recorded": recorded})
         fresh = self.path / f"{STATE_FILE}.new"
         contiguous = {key: tensor.contiguous() for key, tensor in state.items()}
-        save_file(contiguous, fresh, metadata={"about": json.dumps(about)})
-        os.replace(fresh, self.path / STATE_FILE)
+        described = {"about": text, "digest": state_digest(state, text)}
+        with self._in_words():
+            save_file(contiguous, fresh, metadata=described)
+            os.replace(fresh, self.path / STATE_FILE)
 
     def load_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What :meth:`save` was given last, ``about`` first; empty at the start."""
+        """What :meth:`save` was given last, ``about`` first; empty at the start.
+
+        Raises ValueError if the state, or a draw that belongs to it, is not as it was written.
+        """
         if self.path is None or not (self.path / STATE_FILE).exists():
             return {}, {}
-        with safe_open(self.path / STATE_FILE, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
-        return read_about(self.path), tensors
+        about, state = _read_state(self.path)
+        self._digests = check_draws(self.path, self.arrays, self.components, about["recorded"])
+        return about, state
 
-    def _write(self, name: str, component: int) -> None:
-        """Write the buffered values of one component; arrays grow as they have to.
+    def check(self) -> None:
+        """StoreError if the folder is no longer this run's."""
+        if self.path is None or not self.run_id:
+            return
+        files = [self.path / DESCRIPTION, *(self.path / name / DESCRIPTION for name in self.arrays)]
+        whole = all(file.exists() for file in files)
+        if not whole or self.run_id not in files[0].read_text("utf-8", errors="replace"):
+            raise StoreError(
+                f"path: {str(self.path)!r} was deleted or replaced while draws were written there, "
+                "and what was in it is lost; delete what is left of it and sample again"
+            )
+
+    def _in_words(self) -> AbstractContextManager[None]:
+        assert self.path is not None
+        return in_words(self.path, "save draws to")
+
+    def _write(self, keys: list[tuple[str, int]]) -> None:
+        """Write the buffered values of some components; arrays grow as they have to.
 
         They are forgotten after they are written: an interrupt may come in between.
         """
-        start, rows = self._pending.get((name, component), (0, []))
+        if self.path is None:
+            for key in keys:
+                self._write_one(key)
+            return
+        with self._in_words():
+            self.check()
+            for key in keys:
+                self._write_one(key)
+
+    def _write_one(self, key: tuple[str, int]) -> None:
+        name, component = key
+        start, rows = self._pending.get(key, (0, []))
         if not rows:
             return
         end = start + len(rows)
         if end > self.arrays[name].shape[2]:
             self._grow(name, end)
         self.arrays[name][component, :, start:end] = np.stack(rows, axis=1)
-        del self._pending[name, component]
+        del self._pending[key]
         self._n_pending -= sum(row.nbytes for row in rows)
 
     def _grow(self, name: str, end: int) -> None:
@@ -129,27 +209,36 @@ class DrawStore:
 def open_store(
     path: str | Path | None, specs: dict[str, ArraySpec], identity: dict[str, Any]
 ) -> DrawStore:
-    """A store in memory (``path`` None) or on disk, new or to be resumed.
+    """A store in memory (``path`` None) or on disk: new, to be resumed, or finished.
 
-    Raises as :func:`check_place`.
+    A folder belongs to the run as soon as its lock is in it, and a run is there once its first
+    state is: what a kill leaves before is made anew. Nobody else's file is ever removed.
+
+    Raises as :func:`check_place`, and StoreError if the folder cannot be written or another process
+    writes there.
     """
     there = check_place(path, specs, identity)
     if path is None:
         arrays = {name: np.full(spec.shape, np.nan, np.float32) for name, spec in specs.items()}
         return DrawStore(arrays)
-    path = Path(path)
-    if there:
-        group = zarr.open_group(path, mode="r+")
-        return DrawStore({name: group[name] for name in specs}, path)
-    path.mkdir(parents=True, exist_ok=True)
-    group = zarr.create_group(path, attributes={"identity": identity})
-    created = {}
-    for name, spec in specs.items():
-        created[name] = group.create_array(
-            name, shape=spec.shape, chunks=spec.chunks, dtype="float32", fill_value=float("nan"),
-            dimension_names=spec.dims,
-        )  # fmt: skip
-    return DrawStore(created, path)
+    folder = folder_of(path)
+    if there and is_finished(folder):  # may be read where nothing can be written
+        return DrawStore({}, folder, finished=True)
+    lock = occupy(folder)
+    try:
+        there = check_place(folder, specs, identity)  # another process may have ended meanwhile
+        if there and is_finished(folder):
+            return DrawStore({}, folder, finished=True, lock=lock)
+        with in_words(folder, "write to"):
+            if not there:
+                _create(folder, specs, identity)
+            run_id = read_description(folder)["run_id"]
+            arrays = open_arrays(folder, list(specs), mode="r+")
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    return DrawStore(arrays, folder, run_id, list(identity.get("components", ())), lock=lock)
 
 
 def check_place(
@@ -158,7 +247,8 @@ def check_place(
     """Whether ``path`` holds draws of this very run; writes nothing.
 
     Raises ValueError if ``path`` holds draws of another model, data, component set or settings, and
-    names what differs, and if without a path the draws would fill the memory.
+    names what differs; if it holds something else, or a run that was altered; and if without a path
+    the draws would fill the memory.
     """
     if path is None:
         n_bytes = sum(spec.n_bytes for spec in specs.values())
@@ -168,56 +258,113 @@ def check_place(
                 "give path= to stream them to disk, or use fewer probe tokens or a larger thin"
             )
         return False
-    path = Path(path)
-    if not path.exists() or not any(path.iterdir()):
+    folder = folder_of(path)
+    with in_words(folder, "read"):
+        files = {file.name for file in folder.iterdir()} if folder.exists() else set()
+    if DESCRIPTION not in files and files <= {LOCK_FILE, f"{DESCRIPTION}.new"}:
         return False
-    _check_identity(path, identity)
-    return True
+    about = read_description(folder)
+    if STATE_FILE not in files and "labels" not in about:
+        return False  # killed before anything was kept
+    found = differences(about["identity"], json.loads(json.dumps(identity)))
+    if found:
+        raise ValueError(
+            f"path: {str(folder)!r} holds the draws of another run ({'; '.join(found)}); "
+            "use another path, or delete it"
+        )
+    return STATE_FILE in files
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a stored run has reached its end, and its result has been labelled."""
+    return "labels" in read_description(folder)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
     """What is said about the state in ``path``, without reading it; empty if there is none."""
-    file = Path(path) / STATE_FILE
+    folder = folder_of(path)
+    file = folder / STATE_FILE
     if not file.exists():
         return {}
-    with safe_open(file, "pt") as state:
-        return dict(json.loads(state.metadata()["about"]))
+    with in_words(folder, "read"), safe_open(file, "pt") as state:
+        return dict(json.loads((state.metadata() or {}).get("about", "{}")))
 
 
-def read_identity(path: str | Path) -> dict[str, Any]:
-    """What a stored run was: model, data, components, settings."""
-    path = Path(path)
-    if not (path / "zarr.json").exists():
-        raise ValueError(f"path: {str(path)!r} holds no lens_slt draws")
-    identity = zarr.open_group(path, mode="r").attrs.get("identity")
-    if not isinstance(identity, dict):
-        raise ValueError(f"path: {str(path)!r} holds a Zarr group, but no lens_slt draws")
-    return dict(identity)
+def open_arrays(folder: Path, names: list[str], mode: Literal["r", "r+"]) -> dict[str, Any]:
+    """Arrays of a stored run; ValueError if one is missing."""
+    with in_words(folder, "read"):
+        group = zarr.open_group(folder, mode=mode)
+        missing = [name for name in names if name not in group]
+        if missing:
+            raise changed(folder, f"{', '.join(missing)} {'are' if missing[1:] else 'is'} missing")
+        return {name: group[name] for name in names}
 
 
-def _check_identity(path: Path, identity: dict[str, Any]) -> None:
-    there = read_identity(path)
-    here = json.loads(json.dumps(identity))
-    differing = [key for key in here if key != "record" and there.get(key) != here[key]]
-    if differing:
-        what = "; ".join(_difference(key, there.get(key), here[key]) for key in differing)
-        raise ValueError(
-            f"path: {str(path)!r} holds the draws of another run ({what}); "
-            "use another path, or delete it"
-        )
+def check_draws(
+    folder: Path,
+    arrays: Mapping[str, Any],
+    components: list[str],
+    recorded: Mapping[str, tuple[list[int], list[str]]],
+) -> DrawDigests:
+    """The digests of all draws of a state; ValueError names those that are not as written."""
+    found = DrawDigests()
+    wrong = []
+    for name, (counts, digests) in recorded.items():
+        try:
+            found.read(name, arrays[name], counts)
+        except StoreError:
+            raise
+        except Exception as error:  # whatever a codec says of bytes that it did not write
+            raise changed(folder, f"{name} cannot be read ({error})") from error
+        now = found.of(name, counts)
+        wrong += [
+            f"{name} of {component}"
+            for component, here, there in zip(components, now, digests, strict=True)
+            if here != there
+        ]
+    if wrong:
+        more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise changed(folder, f"{', '.join(wrong[:MOST_NAMED])}{more}")
+    return found
 
 
-def _difference(key: str, there: Any, here: Any) -> str:
-    """What differs, by the names within where there are any."""
-    if isinstance(there, dict) and isinstance(here, dict) and here:
-        names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-        return f"{key}: " + ", ".join(
-            f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here"
-            for name in names
-        )
-    return f"{key}: {_short(there)} there, {_short(here)} here"
+def check_finished(folder: Path, components: list[str], fixed: Mapping[str, str]) -> None:
+    """ValueError names what of a finished run is not as it was written.
+
+    Args:
+        components: in the order of the arrays.
+        fixed: digests of arrays that are no draws.
+    """
+    if not (folder / STATE_FILE).exists():
+        raise changed(folder, f"{STATE_FILE} is missing")
+    recorded = _read_state(folder)[0]["recorded"]
+    arrays = open_arrays(folder, [*recorded, *fixed], "r")
+    check_draws(folder, arrays, components, recorded)
+    with in_words(folder, "read"):
+        wrong = [name for name in fixed if array_digest(np.asarray(arrays[name])) != fixed[name]]
+    if wrong:
+        raise changed(folder, ", ".join(wrong))
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(folder / STATE_FILE, "pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            described = file.metadata() or {}
+    except SafetensorError as error:
+        raise changed(folder, f"{STATE_FILE} cannot be read ({error})") from error
+    text = described.get("about", "")
+    if state_digest(state, text) != described.get("digest"):
+        raise changed(folder, f"the state of the chains in {STATE_FILE}")
+    return dict(json.loads(text)), state
+
+
+def _create(folder: Path, specs: dict[str, ArraySpec], identity: dict[str, Any]) -> None:
+    """Describe a new run in a folder that is locked, and make its arrays."""
+    write_description(folder, {"format": FORMAT, "run_id": uuid.uuid4().hex, "identity": identity})
+    group = zarr.open_group(folder, mode="r+")
+    for name, spec in specs.items():
+        group.create_array(
+            name, shape=spec.shape, chunks=spec.chunks, dtype="float32", fill_value=float("nan"),
+            dimension_names=spec.dims, overwrite=True,
+        )  # fmt: skip

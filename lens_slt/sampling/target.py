@@ -164,19 +164,28 @@ class TransformerTarget:
             found[name] = torch.cat(pieces).masked_fill(~probe.mask, float("nan"))
         return found
 
-    def base_loss(self) -> tuple[float, float]:
-        """Weighted mean loss at the given weights, and its standard error over sequences.
+    @cached_property
+    def base_losses(self) -> tuple[Tensor, Tensor]:
+        """Losses at the given weights ``[sequence, position]`` and how much each counts.
 
-        Of at most ``MOST_BASE_SEQUENCES`` sequences, evenly chosen; a single one has no error.
+        Of at most ``MOST_BASE_SEQUENCES`` sequences, evenly chosen; in double precision.
         """
         data, n = self.data, min(len(self.data.tokens), MOST_BASE_SEQUENCES)
         rows = torch.arange(n, device=data.tokens.device) * len(data.tokens) // n
         loss, weight = [], []
         for index in rows.split(self.settings.batch(len(data.tokens))):
-            found = prefix_for(self.model, self.weights, [], data.batch(index)).base_loss
+            found = prefix_for(self.model, self.weights, self.suffixes[:1], data.batch(index))
             weight.append(data.weight[index].cpu().double())
-            loss.append((weight[-1] * found.cpu().view(weight[-1].shape)).sum(1))
-        total, each = torch.cat(loss), torch.cat(weight).sum(1)
+            loss.append(found.base_loss.cpu().double().view(weight[-1].shape))
+        return torch.cat(loss), torch.cat(weight)
+
+    def base_loss(self) -> tuple[float, float]:
+        """Weighted mean loss at the given weights, and its standard error over sequences.
+
+        Of the sequences of :attr:`base_losses`; a single one has no error.
+        """
+        loss, weight = self.base_losses
+        total, each, n = (weight * loss).sum(1), weight.sum(1), len(loss)
         mean = total.sum() / each.sum()
         if n == 1:
             return float(mean), math.nan

@@ -103,12 +103,13 @@ def time_writes(
     with tempfile.TemporaryDirectory(prefix="lens-slt-") as folder:
         path = Path(folder) / "draws" if on_disk else None
         warm = {"warm": ArraySpec((1, 1, 1), ("component", "chain", "draw"))}
-        store = open_store(None if path is None else path.with_name("warm"), warm, {})
-        _write(store, "warm", np.zeros((1, 1), np.float32), 1)
+        with open_store(None if path is None else path.with_name("warm"), warm, {}) as store:
+            _write(store, "warm", np.zeros((1, 1), np.float32), 1)
         began = time.perf_counter()
-        store = open_store(path, specs, job.identity)
-        opened = time.perf_counter() - began
-        return {name: _write_one(store, name, values[name], specs[name]) for name in specs}, opened
+        with open_store(path, specs, job.identity) as store:
+            opened = time.perf_counter() - began
+            each = {name: _write_one(store, name, values[name], specs[name]) for name in specs}
+        return each, opened
 
 
 def time_state(state: dict[str, Tensor], n_bytes: int) -> float:
@@ -152,7 +153,7 @@ class _Sink(DrawStore):
         row = values if isinstance(values, np.ndarray) else values.detach().float().cpu().numpy()
         self.arrays.setdefault(name, {})[component] = row
 
-    def save(self, state: dict[str, Tensor], about: dict[str, object]) -> None:
+    def save(self, state: dict[str, Tensor], *about: object) -> None:
         self.state = state
 
     def one_draw(self) -> dict[str, np.ndarray]:

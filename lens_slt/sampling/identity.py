@@ -1,0 +1,197 @@
+"""What makes two runs the same: what is computed, on which tokens, of what, how, and with what.
+
+The model is known by its weights, its configuration, its hooks, the engine that evaluates it, and
+its losses on the caller's own tokens: equal weights may be another model (rope scaling, attention
+scale, soft caps, a hook that edits). Losses are kept as numbers and compared within a tolerance,
+because another number of threads or another CPU rounds otherwise; so are a reference model's
+predictions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lens_slt.models.adapter import AdaptedModel, attached_hooks, weights_hash
+from lens_slt.models.loss import ReferenceState
+from lens_slt.sampling.target import TokenSet, TransformerTarget
+
+MOST_NUMBERS = 1024  # predictions that are kept of a token set, evenly chosen
+TOLERANCE, RELATIVE_TOLERANCE = 1e-3, 1e-4  # of a loss in nats
+PREDICTIONS = "predictions"
+PARTIAL = ("config",)  # of which only what both sides know is compared
+NOT_COMPARED = ("record",)
+MOST_NAMED = 4  # of what differs within one part
+
+# Where from, what for and under which name; hooks that only show values.
+_TRANSFORMER_LENS = """
+device n_devices seed init_mode init_weights initializer_range model_name tokenizer_name dtype
+tokenizer_prepends_bos default_prepend_bos default_padding_side original_architecture n_params
+from_checkpoint checkpoint_index checkpoint_label_type checkpoint_value trust_remote_code
+use_attn_result use_attn_in use_split_qkv_input use_hook_mlp_in use_hook_tokens load_in_4bit
+"""
+_HUGGING_FACE = """
+_name_or_path name_or_path transformers_version torch_dtype architectures use_cache _commit_hash
+_attn_implementation _attn_implementation_internal attn_implementation output_attentions
+output_hidden_states return_dict id2label label2id problem_type tokenizer_class
+"""
+HARMLESS = frozenset((_TRANSFORMER_LENS + _HUGGING_FACE).split())
+
+
+def run_identity(
+    target: TransformerTarget, losses: tuple[Tensor, Tensor], names: list[str]
+) -> dict[str, Any]:
+    """What a run computes.
+
+    Args:
+        losses: at the given weights ``[sequence, position]``, and how much each counts.
+        names: the components, in the order of the arrays.
+    """
+    model, probes = target.model, target.probes
+    return {
+        "model": weights_hash(model),
+        "config": configuration(model),
+        "hooks": attached_hooks(model),
+        "engine": sorted({group.path for group in target.suffixes}),
+        PREDICTIONS: {
+            "losses on tokens": _losses(*losses),
+            **{
+                f"reference of probe {name}": _reference(probe, probe.reference)
+                for name, probe in probes.items()
+                if probe.reference is not None
+            },
+        },
+        "tokens": token_hash(target.data),
+        "components": names,
+        "probes": {name: token_hash(probe) for name, probe in probes.items()},
+        "settings": target.settings.as_dict(),
+    }
+
+
+def configuration(model: AdaptedModel) -> dict[str, Any]:
+    """Fields of the model's configuration that may change what it computes, as plain values."""
+    found = _plain_fields(vars(model.module.cfg))
+    inner = getattr(getattr(model.module, "original_model", None), "config", None)
+    if inner is not None and hasattr(inner, "to_dict"):
+        found |= {f"hf.{key}": value for key, value in _plain_fields(inner.to_dict()).items()}
+    return found
+
+
+def token_hash(data: TokenSet) -> str:
+    """Of tokens and their weights."""
+    digest = hashlib.sha256()
+    for values in (data.tokens, data.weight):
+        digest.update(f"{values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What tells two identities apart, in words; both as they are read from JSON."""
+    found = []
+    for key in here:
+        if key in NOT_COMPARED:
+            continue
+        if key == PREDICTIONS:
+            found += _prediction_differences(there.get(key) or {}, here[key])
+        elif key in PARTIAL:
+            both = set(there.get(key) or {}) & set(here[key])
+            parts = [{name: side[key][name] for name in sorted(both)} for side in (there, here)]
+            found += [_difference(key, *parts)] if parts[0] != parts[1] else []
+        elif there.get(key) != here[key]:
+            found.append(_difference(key, there.get(key), here[key]))
+    return found
+
+
+def _losses(loss: Tensor, weight: Tensor) -> list[float]:
+    """The mean of every sequence, and losses of tokens that count."""
+    means = (loss * weight).sum(1) / weight.sum(1)
+    return _numbers(means) + _numbers(_some(loss[weight > 0]))
+
+
+def _reference(probe: TokenSet, reference: ReferenceState) -> list[float]:
+    """Log-probabilities that the reference gives to tokens that count."""
+    rows = _some(probe.mask.flatten().nonzero().flatten())
+    logits = reference.x[rows] @ reference.w_u
+    if reference.b_u is not None:
+        logits = logits + reference.b_u
+    targets = probe.tokens[:, 1:].flatten()[rows]
+    return _numbers(logits.log_softmax(-1).gather(1, targets[:, None]).flatten())
+
+
+def _some(values: Tensor) -> Tensor:
+    """At most ``MOST_NUMBERS`` of them, evenly chosen."""
+    n = min(len(values), MOST_NUMBERS)
+    return values[torch.arange(n, device=values.device) * len(values) // max(n, 1)]
+
+
+def _numbers(values: Tensor) -> list[float]:
+    return [float(f"{value:.7g}") for value in values.detach().cpu().double().tolist()]
+
+
+def _plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that JSON can hold, without what is harmless."""
+    found = {}
+    for key, value in fields.items():
+        if key in HARMLESS:
+            continue
+        try:
+            found[key] = json.loads(json.dumps(value, sort_keys=True))
+        except (TypeError, ValueError):  # an object; what it computes shows in the predictions
+            continue
+    return found
+
+
+def _prediction_differences(
+    there: Mapping[str, list[float]], here: Mapping[str, list[float]]
+) -> list[str]:
+    found = []
+    for name, values in here.items():
+        stored = there.get(name)
+        if stored is None or len(stored) != len(values):
+            found.append(f"{name}: another number of predictions")
+            continue
+        apart = [
+            (_gap(a, b), a, b)
+            for a, b in zip(stored, values, strict=True)
+            if not _gap(a, b) <= TOLERANCE + RELATIVE_TOLERANCE * abs(b)
+        ]
+        if apart:
+            gap, a, b = max(apart, key=lambda one: one[0])
+            found.append(
+                f"{name}: {len(apart)} of {len(values)} differ, by up to {gap:.2g} nats "
+                f"({a:.5g} there, {b:.5g} here)"
+            )
+    return found
+
+
+def _gap(a: float, b: float) -> float:
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    gap = abs(a - b)
+    return gap if math.isfinite(gap) else math.inf
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    """What differs, by the names within where there are any."""
+    if not (isinstance(there, dict) and isinstance(here, dict) and here):
+        return f"{key}: {_short(there)} there, {_short(here)} here"
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    said = [
+        f"{name} {_short(there.get(name))} there, {_short(here.get(name))} here"
+        for name in names[:MOST_NAMED]
+    ]
+    if len(names) > MOST_NAMED:
+        said.append(f"and {len(names) - MOST_NAMED} more")
+    return f"{key}: {', '.join(said)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
