@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.observables.influence import attribute, influence
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
+    from lens_slt.observables.refined_observable import refined_observable
     from lens_slt.observables.susceptibility import susceptibility
     from lens_slt.report.attention import show_attention
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
@@ -171,6 +172,7 @@ __all__ = [
     "read_slt_evidence",
     "read_trials",
     "refined_llc",
+    "refined_observable",
     "report_results",
     "sample",
     "sample_function",

@@ -102,7 +102,12 @@ SCHEMAS: dict[str, Schema] = {
             "refined_llc", "refined_llc", attrs=("settings",),
             needed=over("component", "llc se mean_paired_loss ess rhat chains_used verdict")
             | over("component", f"{_CERTIFICATE} {_ROOT}"),
-            optional=over("component probe", "probe_llc probe_se"),
+            optional=over("component probe", "probe_llc probe_se probe_text_se"),
+        ),
+        Schema(
+            "refined_observable", "refined_observable", attrs=("settings", "probe"),
+            needed=over("component observable", "expectation shift se text_se")
+            | over("observable", "base") | over("component", "certificate verdict"),
         ),
         _matrix("per_token_llc", "llc"),
         _matrix("susceptibility", "chi mean_term covariance_term"),
