@@ -12,7 +12,9 @@ from lens_slt.models.observable import Loss
 from lens_slt.observables.refined_llc import text_error
 from tests.tiny_models import native
 
-SETTINGS = ls.Settings(draws=30, burn_in=10, chains=4, batch_size=4, step_size=1e-3)
+SETTINGS = ls.Settings(
+    draws=30, burn_in=10, chains=4, antithetic=False, batch_size=4, step_size=1e-3
+)
 
 
 def some_tokens(n: int = 8, length: int = 12, seed: int = 0) -> Tensor:
