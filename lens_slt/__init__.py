@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
     from lens_slt.observables.refined_observable import refined_observable
+    from lens_slt.observables.response import Shift, response
     from lens_slt.observables.susceptibility import susceptibility
     from lens_slt.report.attention import show_attention
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
@@ -101,6 +102,7 @@ __all__ = [
     "Probe",
     "Prompts",
     "Settings",
+    "Shift",
     "Sites",
     "SltEvidence",
     "Trial",
@@ -174,6 +176,7 @@ __all__ = [
     "refined_llc",
     "refined_observable",
     "report_results",
+    "response",
     "sample",
     "sample_function",
     "shipped_checkpoints",

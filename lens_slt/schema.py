@@ -109,6 +109,14 @@ SCHEMAS: dict[str, Schema] = {
             needed=over("component observable", "expectation shift se text_se")
             | over("observable", "base") | over("component", "certificate verdict"),
         ),
+        Schema(
+            "response", "response", attrs=("observable", "shift"),
+            needed=over(
+                "component strength",
+                "first first_se second second_se predicted predicted_se reweighted reweighted_se "
+                "ess reliable",
+            ) | over("component", "certificate"),
+        ),
         _matrix("per_token_llc", "llc"),
         _matrix("susceptibility", "chi mean_term covariance_term"),
         Schema(
