@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lens_slt.arguments import choice, numbers
+from lens_slt.arguments import choice, numbers, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.progress import track
@@ -84,6 +84,7 @@ class Calibration:
     reason: str
 
 
+@typed
 @plain_torch
 def calibrate(
     model: Any,

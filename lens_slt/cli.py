@@ -22,7 +22,7 @@ from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
 from lens_slt.circuits.propose import propose_circuits
-from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
+from lens_slt.circuits.slt_evidence import SltEvidence, evidence_of
 from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, Trial
 from lens_slt.circuits.trial import cross_check as run_trials
 from lens_slt.cli_support import (
@@ -37,7 +37,9 @@ from lens_slt.cli_support import (
     say,
     shipped_rows,
     show_estimate,
+    show_health,
 )
+from lens_slt.data.patterns import label_patterns
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.report import page
@@ -61,6 +63,7 @@ from lens_slt.sampling.estimate import estimate
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.structure.overview import View, read_structure
+from lens_slt.text import visible
 
 app = typer.Typer(
     name="lens-slt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -127,7 +130,7 @@ def demo(
         llc = refined_llc(result).drop_sel(probe=demonstration.STRUCTURE)
         record = _show_rllc(result, llc, out, as_json, demonstration.HOW_TO_READ)
         record |= _show_structure(views, out, as_json, demonstration.HOW_TO_READ_MODES)
-        trials, behaviour = demonstration.run_trials(result, length=length, progress=not as_json)
+        trials, behaviour = demonstration.run_trials(views, length=length, progress=not as_json)
         how = demonstration.HOW_TO_READ_CIRCUITS
         record |= _show_trials(trials, behaviour, llc, out, as_json, how)
         about = _about("The shipped model, from refined LLCs to circuits", "mix")
@@ -268,7 +271,7 @@ def susceptibility(
         )  # fmt: skip
         llc = refined_llc(result)
         if not as_json:
-            console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
+            show_health(llc)
         record = _show_structure(views, out, as_json)
         about = _about(f"Structure of {model}", data)
         _finish_run(record, result, llc, out, as_json, before, began, about)
@@ -327,6 +330,7 @@ def cross_check(
         loaded = load_quietly(model, checkpoint, device)
         began = time.monotonic()
         found: SltEvidence | None = None
+        llc, record = None, dict[str, Any]()
         if slt or given is None:
             tokens = load_data(data, loaded, sequences, length, bos)
             probe = load_data(data, loaded, probe_sequences, length, bos, seed=1)
@@ -342,26 +346,30 @@ def cross_check(
                 loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
                 device=device, progress=not as_json,
             )  # fmt: skip
+            llc = refined_llc(result)
             if not as_json:
-                words = health_summary(refined_llc(result))
-                console.print(f"[bold]Health:[/bold] {words}\n", highlight=False)
-            found = read_slt_evidence(result, "probe", probe, loaded.tokenizer)
+                show_health(llc)
+            views = read_structure(
+                result, "probe", probe, tokenizer=loaded.tokenizer, folder=out, maps=False
+            )
+            record = {"health": health_summary(llc)} | _show_structure(views, out, as_json)
+            if views:
+                found = evidence_of(views["llc"], label_patterns(probe, loaded.tokenizer))
         if dry_run:
             show_estimate(None, as_json, TRIALS)
             return
         if given is None:
-            assert found is not None
-            given = propose_circuits(found, loaded, most=most)
+            given = [] if found is None else propose_circuits(found, loaded, most=most)
         trial_tokens = load_data(data, loaded, trial_sequences, length, bos, seed=2)
         trials = run_trials(
             loaded, trial_tokens, given, slt=found, how=how, least_effect=least_effect,
             n_null=null_sets, seed=seed or 0, progress=not as_json,
         )  # fmt: skip
         behaviour = behaviour_scores(loaded, trial_tokens)
-        record = _show_trials(trials, behaviour, None, out, as_json)
-        record["files"] = record.pop("trial_files")
+        record |= _show_trials(trials, behaviour, llc, out, as_json)
+        record["files"] = record.pop("structure_files", {}) | record.pop("trial_files")
         _finish_report(record, out, as_json, began, _about(f"Circuits of {model} on trial", data))
-        finish(record, as_json)
+        finish(record, as_json, usable=llc is None or _usable(llc))
 
 
 @app.command()
@@ -450,14 +458,14 @@ def _show_rllc(draws: Any, llc: Any, out: Path, as_json: bool, how: str = "") ->
     """Health first, then the tables, then how to read them; the record of ``--json``."""
     files = write_rllc(out, llc)
     if not as_json:
-        console.print(f"[bold]Health:[/bold] {health_summary(llc)}\n", highlight=False)
+        show_health(llc)
         console.print(rllc_table(llc, notes(draws)))
         console.print()
         if "probe" in llc.dims:
             console.print(probe_table(llc))
             console.print()
         if how:
-            console.print(f"{how}\n", highlight=False)
+            console.print(f"{how}\n")
     return {"components": rllc_rows(llc), "files": files}
 
 
@@ -466,14 +474,14 @@ def _show_structure(
 ) -> dict[str, Any]:
     """Reliability and the modes of each matrix with their patterns; the record of ``--json``."""
     files = write_structure(out, views)
-    if not as_json:
+    if views and not as_json:
         console.print(reliability_table(*(view.matrix for view in views.values())))
         console.print()
         for view in views.values():
             console.print(modes_table(view.modes, view.by_mode))
             console.print()
         if how:
-            console.print(f"{how}\n", highlight=False)
+            console.print(f"{how}\n")
     return {"structure": structure_records(views), "structure_files": files}
 
 
@@ -494,14 +502,14 @@ def _show_trials(
             console.print(verdicts_table(trials))
             console.print()
         else:
-            console.print("No circuit was proposed: no head stands out on any pattern.\n")
+            console.print("No circuit was proposed: no head that can be used stands out.\n")
         for trial in trials:
             console.print(evidence_table(trial))
             for line in str(trial).split("\n")[1:]:
-                console.print(line, highlight=False, markup=False)
+                console.print(visible(line))
             console.print()
         if how:
-            console.print(f"{how}\n", highlight=False)
+            console.print(f"{how}\n")
     return {"trials": [trial.as_dict() for trial in trials], "trial_files": files}
 
 
@@ -550,7 +558,12 @@ def _finish_run(
         "resumed_from_step": before,
     }
     _finish_report(record, out, as_json, began, about)
-    finish(record, as_json, usable=bool((llc["chains_used"] > 0).all()))
+    finish(record, as_json, usable=_usable(llc))
+
+
+def _usable(llc: Any) -> bool:
+    """Whether every component has a chain that can be used."""
+    return bool((llc["chains_used"] > 0).all())
 
 
 def _finish_report(

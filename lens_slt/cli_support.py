@@ -8,33 +8,46 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
+import xarray as xr
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
+from lens_slt.arguments import choice, instance
+from lens_slt.data.checks import usable_device
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
+from lens_slt.json_files import read_json
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
+from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
 from lens_slt.sampling.estimate import Estimate
 from lens_slt.sampling.presets import preset as preset_settings
 from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import read_about
+from lens_slt.text import visible
 
 N_SEQUENCES = 256  # that text is cut into by default
 
-console = Console()  # results
-_errors = Console(stderr=True)  # everything else
+console = Console(markup=False, highlight=False)  # results
+_errors = Console(stderr=True, markup=False, highlight=False)  # everything else
 
 
 def say(text: str) -> None:
     """Words about the work, on standard error."""
-    _errors.print(text, highlight=False, markup=False, soft_wrap=not _errors.is_terminal)
+    _errors.print(visible(text), soft_wrap=not _errors.is_terminal)
+
+
+def show_health(llc: xr.Dataset) -> None:
+    """Health in words, before everything else."""
+    words = visible(health_summary(llc))
+    console.print(Text.assemble(("Health:", "bold"), f" {words}\n"))
 
 
 def finish(record: dict[str, Any], as_json: bool, usable: bool = True) -> None:
@@ -68,7 +81,7 @@ def show_estimate(found: Estimate | None, as_json: bool, not_in_it: str) -> None
     """What ``--dry-run`` prints of sampling, and in words what the command does beside it."""
     if not as_json:
         words = "nothing is sampled" if found is None else str(found)
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(words), soft_wrap=True)
         say(f"not in it: {not_in_it}; nothing was written")
     record = None if found is None else found.as_dict()
     finish({"estimate": record, "not_in_it": not_in_it}, as_json)
@@ -90,6 +103,8 @@ def found_steps(path: Path) -> int:
 
 def load_quietly(name: str, checkpoint: int | None, device: str | None) -> Any:
     """A model, without what TransformerLens prints while loading."""
+    if device is not None:
+        usable_device(device)
     with contextlib.redirect_stdout(io.StringIO()):
         return load_model(name, checkpoint=checkpoint, device=device)
 
@@ -162,15 +177,13 @@ def shipped_rows() -> list[dict[str, Any]]:
 
 def _read_settings(file: Path) -> Settings:
     try:
-        values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--settings {str(file)!r} is no JSON file: {error}") from None
-    known = Settings().as_dict()
-    if not isinstance(values, dict) or not set(values) <= set(known):
-        raise ValueError(
-            f"--settings {str(file)!r} must hold an object with some of: {', '.join(known)}"
-        )
-    return Settings(**values)
+        values = read_json(file)
+        instance("the file", values, Mapping)
+        for key in values:
+            choice("a key", key, Settings().as_dict())
+        return Settings(**values)
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"--settings {str(file)!r}: {error}") from None
 
 
 def _show_own_warning(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.propose import propose_circuits
-from lens_slt.circuits.slt_evidence import read_slt_evidence
+from lens_slt.circuits.slt_evidence import evidence_of
 from lens_slt.circuits.trial import Trial, cross_check
+from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model
 from lens_slt.sampling.sample import Probe, sample
@@ -68,11 +69,10 @@ def run_demo(
     """Sample the demonstration's draws into ``path``, or continue those that are there."""
     tokens = load_tokens("mix", n_sequences=sequences, length=length)
 
-    def few(source: str, n: int = PROBE_SEQUENCES) -> Tensor:
-        return load_tokens(source, n_sequences=n, length=length, seed=1)
+    def few(source: str) -> Tensor:
+        return load_tokens(source, n_sequences=PROBE_SEQUENCES, length=length, seed=1)
 
-    structure = few("mix", STRUCTURE_SEQUENCES)
-
+    structure = _structure_tokens(length)
     probes = {
         "code": few("code"),
         "prose": few("prose"),
@@ -87,13 +87,18 @@ def run_demo(
 
 
 def run_trials(
-    draws: xr.DataTree, *, length: int, progress: bool
+    views: dict[str, View], *, length: int, progress: bool
 ) -> tuple[list[Trial], xr.Dataset]:
-    """Circuits that the demonstration's draws suggest, tried on other text; heads by behaviour."""
+    """Circuits that the modes and per-token rLLCs shown suggest, tried on other text; heads by
+    behaviour."""
     model = load_model(MODEL)
-    probe = load_tokens("mix", n_sequences=STRUCTURE_SEQUENCES, length=length, seed=1)
-    slt = read_slt_evidence(draws, STRUCTURE, probe)
+    slt = evidence_of(views["llc"], label_patterns(_structure_tokens(length), model.tokenizer))
     hypotheses = propose_circuits(slt, model, most=HYPOTHESES)
     tokens = load_tokens("mix", n_sequences=TRIAL_SEQUENCES, length=length, seed=2)
     trials = cross_check(model, tokens, hypotheses, slt=slt, progress=progress)
     return trials, behaviour_scores(model, tokens)
+
+
+def _structure_tokens(length: int) -> Tensor:
+    """The probe that modes are read from."""
+    return load_tokens("mix", n_sequences=STRUCTURE_SEQUENCES, length=length, seed=1)

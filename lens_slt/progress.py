@@ -22,7 +22,7 @@ def track(label: str, total: int, show: bool = True) -> Iterator[Callable[..., N
     It takes the steps done and, where that changes, how many there will be in all.
     """
     columns = (
-        TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn(label, markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, transient=True, disable=not show) as bar:

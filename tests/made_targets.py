@@ -90,9 +90,11 @@ def run(
 ) -> xr.DataTree:
     """What ``sample`` does with a target."""
     s, names = target.settings, target.names
-    store = store_of(target, path)
-    outcome = run_chains(target, s, store, on_step)
-    return finished(target, store, outcome, names)
+    with store_of(target, path) as store:
+        if store.path is not None and store.finished:
+            return open_draws(store.path)
+        outcome = run_chains(target, s, store, on_step)
+        return finished(target, store, outcome, names)
 
 
 def store_of(target: MadeTarget, path: Path | None = None) -> DrawStore:

@@ -121,3 +121,19 @@ def test_certificate():
 def test_demo_cost():
     found = figures("demo_cost", "--quick")
     assert found["demo_cost_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_families():
+    found = figures("families", "--quick")
+    wanted = {"families", "variants", "silent_wrong", "crashes", "refused", "right", "not_built"}
+    assert wanted <= set(found)
+    assert found["families"] == 2 and found["silent_wrong"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills():
+    found = figures("kills", "--quick")
+    assert found["resumed_identical"] == 1.0
+    assert found["kills"] == 6

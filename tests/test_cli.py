@@ -169,7 +169,10 @@ def test_only_the_package_s_own_warnings_are_shown(
         (["--probe", "code"], "error: --probe must read name=source, such as code=code; got"),
         (["--probe", "a=code", "--probe", "a=code"], "error: --probe names 'a' twice"),
         (["--preset", "default", "--settings", "x"], "error: give --preset or --settings, not"),
-        (["--settings", "nowhere.json"], "error: [Errno 2] No such file"),
+        (
+            ["--settings", "nowhere.json"],
+            "error: --settings 'nowhere.json': there is no file nowhere.json",
+        ),
         (["--checkpoint", "7"], "error: 'attn-2l' has no checkpoint 7 (nearest: "),
     ],
 )
@@ -332,13 +335,37 @@ def test_cross_check_infers_and_says_so_where_nothing_stands_out(tmp_path: Path)
     assert (tmp_path / "draws.zarr").exists()
 
 
+@pytest.mark.parametrize("command", ["cross-check", "susceptibility"])
+def test_components_without_usable_chains_exit_with_1(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(  # neither command has an option that makes chains diverge
+        cli, "make_settings",
+        lambda *_, **__: ls.Settings(
+            sampler="sgld", step_size=10.0, draws=8, burn_in=2, chains=2, batch_size=4
+        ),
+    )  # fmt: skip
+    result = call(
+        command, "--model", "attn-1l", "--data", "mix", "--length", "48", "--sequences", "8",
+        "--probe-sequences", "4", "--out", tmp_path, "--json",
+        *(["--trial-sequences", "8"] if command == "cross-check" else []),
+    )  # fmt: skip
+    assert result.exit_code == 1, result.stderr
+    record = json.loads(result.stdout)
+    assert "no chain can be used" in record["health"]
+    assert Path(record["files"]["report"]).exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--hypothesis", "L0H2->L1H2.K"], "needs --pattern"),
         (["--hypothesis", "L1H2->L0H2.K", "--pattern", "induction"], "runs backwards"),
         (["--hypothesis", "L0H2", "--pattern", "inducton"], "did you mean 'induction'"),
-        (["--hypothesis", "no.json"], "no.json"),
+        (["--hypothesis", "no.json"], "there is no file no.json"),
+        (["--hypothesis", "."], "needs --pattern"),
+        (["--how", "men", "--hypothesis", "L0H2", "--pattern", "word_start"], "'mean'?"),
+        (["--device", "nonsense"], "device must be a device of this machine: cpu"),
     ],
 )
 def test_cross_check_bad_input_is_one_line(

@@ -35,7 +35,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import choice, integer
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.circuits.hypothesis import LOGITS, THROUGH
 from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
@@ -52,6 +52,7 @@ ABLATIONS = ("mean", "zero")
 Hooks = list[tuple[str, Callable[..., Any]]]
 
 
+@typed
 @plain_torch
 def edge_attribution(
     model: Any,

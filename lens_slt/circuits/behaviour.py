@@ -51,7 +51,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
@@ -78,6 +78,7 @@ ENTRIES = 2**19  # of one head's attention that are held at a time
 Detector = Callable[[Tensor], Tensor]  # tokens [1, position] → [query, key], 1 where it counts
 
 
+@typed
 @plain_torch
 def behaviour_scores(
     model: Any,

@@ -32,7 +32,7 @@ import xarray as xr
 from scipy import stats
 from torch import Tensor
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.models.adapter import AdaptedModel, adapt, check_tokens, copy_weights
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 NULLS = ("random", "rotation")
 
 
+@typed
 @plain_torch
 def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Dataset:
     """Composition scores of all pairs of heads, how unusual they are, and after how many looks.
@@ -107,6 +108,7 @@ def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Da
     return stamped(scores, "composition_scores")
 
 
+@typed
 @plain_torch
 def composition_by_component(
     model: Any, source: str, target: str, through: str, *, n: int | None = None
@@ -214,6 +216,7 @@ def _inner_norm(adapted: AdaptedModel, layer: int, through: str, matrix: Tensor)
     norm = adapted.module.blocks[layer].attn._modules.get(f"{through.lower()}_norm")
     try:
         assert norm is not None
+        assert sum(p.numel() for p in norm.parameters()) <= 2 * adapted.d_head  # one for all heads
         scale, centres = norm_weight(norm, matrix[0, 0])
     except Exception:  # over all heads at once (OLMo 2), or of another name
         raise ValueError(

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
@@ -21,6 +22,7 @@ from lens_slt.torch_state import plain_torch
 MOST_SIZES = 9  # of circuits along a curve
 
 
+@typed
 @plain_torch
 def faithfulness_curve(
     model: Any,
@@ -57,8 +59,16 @@ def faithfulness_curve(
 
     Raises ValueError where ablating everything does not raise the loss of these tokens.
     """
+    integer("n_random", n_random, at_least=1)
+    integer("seed", seed, at_least=0)
     runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
-    contrast = Contrast(runs.base, np.asarray(pattern, dtype=bool), seed=seed)
+    mask = np.asarray(pattern)
+    if mask.dtype != bool or mask.shape != runs.real.shape:
+        raise ValueError(
+            f"pattern must be a bool array of shape {runs.real.shape}, [sequence, position - 1]; "
+            f"got {mask.dtype} {mask.shape}"
+        )
+    contrast = Contrast(runs.base, mask, seed=seed)
     order: dict[str, None] = {}
     for component in ranking:
         order |= dict.fromkeys(sorted(nodes_of([component], runs.adapted)))

@@ -7,10 +7,12 @@ from typing import Any
 import networkx as nx
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.models.names import layer_of
 from lens_slt.schema import require
+from lens_slt.text import dot_text
 
 # Outcomes by colour, dash and word (colours of Okabe & Ito 2008).
 LOOKS = {
@@ -21,6 +23,7 @@ LOOKS = {
 }
 
 
+@typed
 def circuit_graph(
     circuit: Trial | CircuitHypothesis, behaviour: xr.Dataset | None = None
 ) -> nx.MultiDiGraph:
@@ -63,20 +66,21 @@ def circuit_graph(
     return graph
 
 
+@typed
 def to_dot(graph: nx.MultiDiGraph) -> str:
     """A graph from :func:`circuit_graph` in the DOT language of Graphviz."""
-    lines = [f"digraph {_quoted(graph.graph['name'])} {{", "  rankdir=LR;"]
+    lines = [f"digraph {dot_text(graph.graph['name'])} {{", "  rankdir=LR;"]
     lines.append('  node [shape=box, fontname="sans-serif"]; edge [fontname="sans-serif"];')
     for name, node in graph.nodes(data=True):
         words = [name, *([node["head_type"]] if node["head_type"] else []), *_said(node)]
         colour, dash = LOOKS[node["outcome"]]
-        label = _quoted("\\n".join(words))
-        lines.append(f'  {_quoted(name)} [label={label}, color="{colour}", style="{dash}"];')
+        label = dot_text(*words)
+        lines.append(f'  {dot_text(name)} [label={label}, color="{colour}", style="{dash}"];')
     for source, target, edge in graph.edges(data=True):
         colour, dash = LOOKS[edge["outcome"]]
-        label = _quoted(" ".join([edge["through"], *_said(edge)]).strip())
+        label = dot_text(" ".join([edge["through"], *_said(edge)]).strip())
         lines.append(
-            f"  {_quoted(source)} -> {_quoted(target)} "
+            f"  {dot_text(source)} -> {dot_text(target)} "
             f'[label={label}, color="{colour}", style="{dash}"];'
         )
     return "\n".join([*lines, "}", ""])
@@ -84,7 +88,3 @@ def to_dot(graph: nx.MultiDiGraph) -> str:
 
 def _said(part: dict[str, Any]) -> list[str]:
     return [] if part["effect"] is None else [f"{part['outcome']} ({part['effect']:.2f} nats)"]
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '\\"') + '"'

@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lens_slt.arguments import choice, instance, typed
+from lens_slt.json_files import read_json
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import parse_components
 from lens_slt.models.names import is_head, layer_of, parts_of, read_part
+from lens_slt.text import visible
 
 THROUGH = ("Q", "K", "V")
 LOGITS = "logits"
@@ -35,6 +38,8 @@ class Edge:
     through: str = ""
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            instance(f"edge {part.name}", getattr(self, part.name), str)
         for name, role in ((self.source, "source"), (self.target, "target")):
             if not (is_head(name) or (name == LOGITS and role == "target")):
                 allowed = "a head such as 'L0H2'" + (", or 'logits'" if role == "target" else "")
@@ -76,6 +81,13 @@ class CircuitHypothesis:
     model: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("pattern", "name", "model"):
+            instance(name, getattr(self, name), str)
+        instance("components", self.components, Sequence[str])
+        instance("edges", self.edges, Sequence[Edge])
+        instance("provenance", self.provenance, Mapping)
+        for name in ("components", "edges"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.components:
             raise ValueError("components: a circuit hypothesis names at least one component")
         if not self.pattern:
@@ -93,7 +105,7 @@ class CircuitHypothesis:
         joined = {end for edge in self.edges for end in (edge.source, edge.target)}
         alone = [name for name in self.components if name not in joined]
         what = "; ".join([*map(str, self.edges), *alone])
-        return f"{self.name or 'circuit'} for {self.pattern}: {what}"
+        return visible(f"{self.name or 'circuit'} for {self.pattern}: {what}")
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -112,6 +124,7 @@ class CircuitHypothesis:
         }
 
 
+@typed
 def circuit(
     text: str,
     pattern: str,
@@ -124,6 +137,8 @@ def circuit(
 
     Raises ValueError for edges that run backwards, lack their Q, K or V, or do not parse.
     """
+    if not re.sub(r"[;,\s]", "", text):
+        raise ValueError(f"text must name at least one component, such as 'L0H2'; got {text!r}")
     components: dict[str, None] = {}
     edges: dict[Edge, None] = {}
     for part in re.split(r"[;,]", text):
@@ -144,28 +159,33 @@ def circuit(
     )
 
 
+@typed
 def write_hypotheses(path: Path | str, hypotheses: Sequence[CircuitHypothesis]) -> None:
     """Write hypotheses to a JSON file."""
     records = [hypothesis.as_dict() for hypothesis in hypotheses]
     Path(path).write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+@typed
 def read_hypotheses(path: Path | str) -> list[CircuitHypothesis]:
     """Hypotheses from a JSON file that holds one of them or a list.
 
     Raises ValueError, naming the file and the entry, for anything else.
     """
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from None
+    content = read_json(path)
     records = content if isinstance(content, list) else [content]
-    found = []
-    for i, record in enumerate(records):
+    if not records:
+        raise ValueError(f"{path} holds no hypothesis: its list is empty")
+    found: list[CircuitHypothesis] = []
+    for i, record in enumerate(records, 1):
         try:
-            found.append(from_record(record))
+            one = from_record(record)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, hypothesis {i + 1}: {error}") from None
+            raise ValueError(f"{path}, hypothesis {i}: {error}") from None
+        if one in found:
+            same = found.index(one) + 1
+            raise ValueError(f"{path}, hypothesis {i} is hypothesis {same} again: keep one")
+        found.append(one)
     return found
 
 
@@ -189,16 +209,30 @@ def _place(name: str) -> tuple[int, int, str]:
 
 
 def from_record(record: Any) -> CircuitHypothesis:
-    """A hypothesis from what :meth:`CircuitHypothesis.as_dict` gives, or a part of it."""
-    if not isinstance(record, dict) or "pattern" not in record or not set(record) <= set(FIELDS):
-        raise ValueError(
-            f"must be an object with 'pattern', 'components' or 'edges', and perhaps others of "
-            f"{', '.join(FIELDS)}; got {str(record)[:80]}"
+    """A hypothesis from what :meth:`CircuitHypothesis.as_dict` gives, or a part of it.
+
+    Raises ValueError or TypeError for keys that are not known, a part named twice, wrong types.
+    """
+    if not isinstance(record, dict):
+        raise TypeError(
+            f"must be an object with 'pattern', and 'components' or 'edges'; got {str(record)[:80]}"
         )
-    parts = [*record.get("edges", []), *record.get("components", [])]
-    if not all(isinstance(part, str) for part in parts):
-        raise ValueError("components and edges must be strings, such as 'L1H2', 'L0H2→L1H2.K'")
+    for key in record:
+        choice("a key", key, FIELDS)
+    if "pattern" not in record or not {"components", "edges"} & set(record):
+        raise ValueError(
+            "must be an object with 'pattern', and 'components' or 'edges'; "
+            f"got {', '.join(record) or 'none'}"
+        )
+    parts: list[str] = []
+    for name in ("edges", "components"):
+        here = record.get(name, [])
+        instance(name, here, Sequence[str])
+        twice = sorted({part for part in here if here.count(part) > 1})
+        if twice:
+            raise ValueError(f"{name} has {twice[0]!r} twice: keep one")
+        parts += here
     return circuit(
         ";".join(parts), record["pattern"], name=record.get("name", ""),
-        provenance=record.get("provenance") or {}, model=record.get("model", ""),
+        provenance=record.get("provenance"), model=record.get("model", ""),
     )  # fmt: skip

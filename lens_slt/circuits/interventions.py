@@ -20,7 +20,7 @@ import pandas as pd
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import choice
+from lens_slt.arguments import choice, typed
 from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
 from lens_slt.models.adapter import adapt
@@ -32,6 +32,7 @@ from lens_slt.torch_state import plain_torch
 OUTSIDE = ("heads", "all")
 
 
+@typed
 @plain_torch
 def ablate(
     model: Any,
@@ -97,6 +98,7 @@ def ablate(
     return effects(runs, runs.loss(nodes), f"{how} ablation of {_named(components)}")
 
 
+@typed
 @plain_torch
 def ablate_path(
     model: Any,
@@ -137,6 +139,7 @@ def ablate_path(
     return effects(runs, runs.loss(paths=edges), what)
 
 
+@typed
 @plain_torch
 def keep_only(
     model: Any,
@@ -170,6 +173,7 @@ def keep_only(
     return effects(runs, runs.loss(rest), f"{how} ablation of all but {_named(components)}")
 
 
+@typed
 @plain_torch
 def knock_in(
     model: Any,

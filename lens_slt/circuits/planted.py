@@ -37,7 +37,7 @@ import torch
 import xarray as xr
 from torch import Generator, Tensor
 
-from lens_slt.arguments import choice, integer
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
 from lens_slt.circuits.planted_families import PLANS, Plan, Request, edge
 from lens_slt.circuits.planted_weights import (
@@ -89,6 +89,7 @@ class PlantedCircuit:
     decoys: tuple[CircuitHypothesis, ...]
 
 
+@typed
 def plant(
     family: str,
     *,
@@ -142,6 +143,7 @@ def plant(
     )
 
 
+@typed
 def planted_suite(
     n_seeds: int = 6, *, n_sequences: int = 128, backend: str = "auto"
 ) -> Iterator[PlantedCircuit]:
@@ -151,6 +153,12 @@ def planted_suite(
     decoy, three with LNPre.
     """
     integer("n_seeds", n_seeds, at_least=1)
+    integer("n_sequences", n_sequences, at_least=1)
+    choice("backend", backend, BACKENDS)
+    return _suite(n_seeds, n_sequences, backend)
+
+
+def _suite(n_seeds: int, n_sequences: int, backend: str) -> Iterator[PlantedCircuit]:
     for seed in range(n_seeds):
         for place, family in enumerate(FAMILIES):
             n_layers, n_heads, vocab = _SIZES[(seed + place) % len(_SIZES)]

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from lens_slt.arguments import integer, typed
 from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
@@ -24,6 +25,7 @@ LEAST_EXCESS = 0.5  # of the largest excess of a composition score over chance, 
 NOISE = "may be noise"
 
 
+@typed
 def propose_circuits(
     slt: SltEvidence,
     model: Any,
@@ -64,6 +66,8 @@ def propose_circuits(
     Raises:
         ValueError: patterns of other tokens; no pattern with enough tokens.
     """
+    integer("most", most, at_least=1)
+    integer("seed", seed, at_least=0)
     refined = _refined(slt.matrix, slt.labels, seed)
     if composition is None:
         composition = composition_scores(model, seed=seed)

@@ -84,7 +84,7 @@ class Runs:
     ) -> None:
         choice("how", how, HOWS)
         if hooks_note(adapted):
-            warnings.warn(hooks_note(adapted), UserWarning, stacklevel=4)
+            warnings.warn(hooks_note(adapted), UserWarning, stacklevel=5)
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how
         sizes: dict[str, Any] = dict(
             d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx
@@ -286,11 +286,13 @@ class Runs:
     def _check_paths(self, paths: frozenset[Edge]) -> None:
         """Raise ValueError where this model's heads do not write or read as a path presumes."""
         for edge in sorted(paths):
-            self._stream.factor(layer_of(edge.source))
+            last = self.adapted.n_layers if edge.target == LOGITS else layer_of(edge.target)
+            for layer in range(layer_of(edge.source), last):
+                self._stream.factor(layer)
             if edge.target == LOGITS:
                 self._stream.check_logits()
             else:
-                self._stream.check_heard(layer_of(edge.target), edge.through)
+                self._stream.check_heard(last, edge.through)
 
     def _replacement(self, node: str, rows: slice) -> Tensor:
         """What an ablated node puts out: broadcasts to ``[row, position, width]``."""

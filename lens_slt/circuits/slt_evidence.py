@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.evidence import Case, Evidence, Outcome
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
@@ -17,7 +18,9 @@ from lens_slt.models.names import is_head, layer_of
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
+from lens_slt.schema import MATRICES, require
 from lens_slt.structure.modes import modes
+from lens_slt.structure.overview import View
 from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import values_of
 
@@ -38,6 +41,12 @@ class SltEvidence:
     patterns: xr.DataArray
     modes: xr.Dataset | None = None
 
+    def __post_init__(self) -> None:
+        require(self.matrix, *MATRICES, argument="matrix")
+        require(self.patterns, "patterns", argument="patterns")
+        if self.modes is not None:
+            require(self.modes, "modes", argument="modes")
+
     @property
     def labels(self) -> dict[str, BoolArray]:
         """Labels of the matrix's tokens, by pattern; ValueError where they belong to others."""
@@ -45,6 +54,7 @@ class SltEvidence:
         return dict(zip(names, labels_of(self.matrix, self.patterns), strict=True))
 
 
+@typed
 def read_slt_evidence(
     draws: xr.DataTree, probe: str, tokens: Any, tokenizer: Any = None, *, seed: int = 0
 ) -> SltEvidence:
@@ -60,6 +70,8 @@ def read_slt_evidence(
 
     Raises ValueError where the draws hold no head, or fewer tokens than heads.
     """
+    integer("seed", seed, at_least=0)
+    draws = require(draws, "draws", argument="draws")
     heads = [name for name in component_names(draws) if is_head(name)]
     if not heads:
         raise ValueError(
@@ -71,6 +83,16 @@ def read_slt_evidence(
     found = modes(matrix, whiten=True, seed=seed) if "blocks" in matrix else None
     tokenizer = tokenizer_of(draws.attrs) if tokenizer is None else tokenizer
     return SltEvidence(matrix, label_patterns(tokens, tokenizer), found)
+
+
+def evidence_of(view: View, patterns: xr.DataArray) -> SltEvidence:
+    """What a view of per-token rLLCs says about circuits; its modes are those that are shown."""
+    usable = view.matrix["mean"].notnull().values
+    heads = [
+        str(name) for name, ok in zip(view.matrix["component"].values, usable, strict=True)
+        if ok and is_head(str(name))
+    ]  # fmt: skip
+    return SltEvidence(view.matrix.sel(component=heads), patterns, view.modes)
 
 
 def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:

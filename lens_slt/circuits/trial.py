@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from lens_slt.arguments import did_you_mean, integer, number
+from lens_slt.arguments import choice, did_you_mean, instance, integer, number, typed
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits import evidence as tests
 from lens_slt.circuits import faithfulness
 from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.evidence import NAN, Case, Evidence
+from lens_slt.circuits.evidence import NAN, Case, Evidence, Outcome
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis, from_record
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
 from lens_slt.data.patterns import label_patterns
+from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head
 from lens_slt.progress import track
@@ -31,6 +31,8 @@ from lens_slt.schema import require
 from lens_slt.torch_state import plain_torch
 
 LEAST_EFFECT = 0.05  # nats
+VERDICTS = ("supported", "contradicted", "undecided")
+SHOWN_SETTINGS = ("how", "least_effect", "n_null", "sequences", "length", "model", "weights")
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
 
 
@@ -64,17 +66,23 @@ class Trial:
         }  # fmt: skip
 
 
+@typed
 def read_trials(path: Path | str) -> list[Trial]:
     """Trials from the ``trials.json`` that ``lens-slt cross-check`` and the demonstration write.
 
     Raises ValueError, naming the file, for anything else.
     """
+    content = read_json(path)
     try:
-        return [_from_record(record) for record in json.loads(Path(path).read_text("utf-8"))]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        instance("the file", content, Sequence[Mapping[str, Any]])
+        return [_from_record(record) for record in content]
+    except KeyError as error:
+        raise ValueError(f"{path} holds no trials: no {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no trials: {error}") from None
 
 
+@typed
 @plain_torch
 def cross_check(
     model: Any,
@@ -147,11 +155,14 @@ def cross_check(
     number("least_effect", least_effect, above=0)
     integer("n_null", n_null, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=100)
+    integer("seed", seed, at_least=0)
     runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
     digest = weights_hash(runs.adapted)
     for one in hypotheses:
         check_hypothesis(one, runs.adapted, digest)
         nodes_of(one.components, runs.adapted)
+    if composition is not None:
+        composition = require(composition, "composition_scores", argument="composition")
     masks = _masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
     contrasts = {
         name: Contrast(runs.base, mask, n_bootstrap=n_bootstrap, seed=seed)
@@ -174,6 +185,7 @@ def cross_check(
     return trials[0] if one_only else trials
 
 
+@typed
 def compare(trials: Sequence[Trial]) -> pd.DataFrame:
     """Hypotheses side by side: verdicts and main effects, the best first.
 
@@ -219,6 +231,16 @@ def _from_record(record: dict[str, Any]) -> Trial:
         {k: NAN if v is None and k in numbers else v for k, v in one.items()}
         for one in record["evidence"]
     ]
+    for one in rows:
+        choice("outcome", one["outcome"], get_args(Outcome))
+        instance("unit", one["unit"], str)
+        for name in numbers & set(one):
+            instance(name, one[name], float, int)
+    choice("verdict", record["verdict"], VERDICTS)
+    settings = record["settings"]
+    missing = set(SHOWN_SETTINGS) - set(settings)
+    if missing:
+        raise ValueError(f"settings lack {', '.join(sorted(missing))}")
     curve = record["curve"]
     if curve is not None:
         curve = xr.Dataset.from_dict(curve)
@@ -226,7 +248,7 @@ def _from_record(record: dict[str, Any]) -> Trial:
     return Trial(
         from_record(record["hypothesis"]), record["verdict"], tuple(record["reasons"]),
         tuple(record["disagreements"]), tuple(Evidence(**row) for row in rows), curve,
-        record["settings"],
+        settings,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,23 @@ from torch import Tensor
 _PAD_RUN = 2  # shortest run of one id at the end of a row that may be padding
 _LONG_RUN = 4  # a run that counts although the id is doubled inside rows too, if most rows have one
 _ROWS_PER_RUN = 16  # in a padded set at least one row of so many ends in a run
+
+
+def usable_device(device: torch.device | str, name: str = "device") -> torch.device:
+    """A device that can hold a number; ValueError for what is none, or none of this machine's."""
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            there.append("mps")
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{name} must be a device of this machine: {', '.join(there)}; got {device!r} "
+            f"({reason[:120]})"
+        ) from None
+    return found
 
 
 def check_tokens(
@@ -45,6 +63,12 @@ def loss_mask(mask: Tensor) -> Tensor:
 
 def token_array(tokens: Any, name: str = "tokens") -> Tensor:
     """A tensor, array or list of integers as int64 ``[sequence, position]`` on the CPU."""
+    instead = _instead_of(tokens, name)
+    if instead:
+        raise TypeError(
+            f"{name} must be an integer tensor, array or list of lists, [sequence, position]; got "
+            f"{instead}"
+        )
     if isinstance(tokens, list | tuple):
         tokens = _from_rows(tokens, name)
     if isinstance(tokens, np.ndarray):
@@ -142,7 +166,12 @@ def refuse_padding(ids: Tensor, name: str, counts: Tensor | None = None) -> None
 
 def checked_mask(ids: Tensor, mask: Any, name: str) -> Tensor:
     """A mask of tokens as bool ``[sequence, position]``."""
-    mask = torch.as_tensor(mask).cpu()
+    try:
+        mask = torch.as_tensor(mask).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"mask of {name} must be an array of true and false; got {str(mask)[:80]!r}"
+        ) from None
     if mask.shape != ids.shape:
         raise ValueError(
             f"mask of {name} must have the shape of the tokens, {tuple(ids.shape)}; "
@@ -193,6 +222,28 @@ def _doubled_inside(rows: Tensor, runs: Tensor) -> set[int]:
     position = torch.arange(rows.shape[1] - 1)
     pairs = (rows[:, 1:] == rows[:, :-1]) & (position >= runs[:, None])
     return set(rows[:, 1:][pairs].tolist())
+
+
+def _instead_of(tokens: Any, name: str) -> str:
+    """What text, a batch or a data set is, and what to pass in its place; "" for anything else."""
+    rows = tokens if isinstance(tokens, list | tuple) else ()
+    first = rows[0] if len(rows) else None
+    inner = first[0] if isinstance(first, list | tuple) and len(first) else first
+    if isinstance(tokens, str) or isinstance(inner, str):
+        return "text: pass its token ids, such as model.to_tokens(…), or lens_slt.load_tokens(…)"
+    columns = list(getattr(tokens, "column_names", None) or ())
+    if columns or isinstance(tokens, Mapping):
+        what = type(tokens).__name__
+        keys = columns or [str(key) for key in tokens]
+        if "input_ids" not in keys:
+            there = ", ".join(keys) or "nothing"
+            return f"a {what} without 'input_ids' ({there}): tokenize its text and pass the ids"
+        mask = f", with mask={name}['attention_mask']" if "attention_mask" in keys else ""
+        ids = f"list({name}['input_ids'])" if columns else f"{name}['input_ids']"
+        return f"a {what}: pass {ids}{mask}"
+    if isinstance(first, Mapping):
+        return f"a list of {type(first).__name__}: pass [row['input_ids'] for row in {name}]"
+    return ""
 
 
 def _from_rows(rows: Any, name: str) -> Tensor | np.ndarray:

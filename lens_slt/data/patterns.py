@@ -52,6 +52,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
+from lens_slt.arguments import typed
 from lens_slt.arrays import BoolArray
 from lens_slt.data.checks import token_array
 from lens_slt.data.ngrams import NgramCounts, ngram_counts, ngram_labels
@@ -82,6 +83,7 @@ _TAG_OPENS = re.compile(r"(?<!<)<\Z")
 _TAG_GOES_ON = re.compile(r"[A-Za-z!/]")
 
 
+@typed
 def label_patterns(
     tokens: Any,
     tokenizer: Any = None,
@@ -145,7 +147,7 @@ def _warn_of_ids_alone(labelled: dict[str, BoolArray]) -> None:
     warnings.warn(
         f"tokens: patterns of text are left out ({', '.join(left_out)}), because {PASS_TOKENIZER}",
         TokenizerWarning,
-        stacklevel=3,
+        stacklevel=4,  # typed, label_patterns, this
     )
 
 

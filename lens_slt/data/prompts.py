@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lens_slt.arguments import choice, integer
+from lens_slt.arguments import choice, integer, typed
 
 KINDS = ("ioi", "greater_than", "docstring")
 NAMES = (
@@ -74,6 +74,7 @@ class Prompts:
         return self.roles[name]
 
 
+@typed
 def make_prompts(kind: str, tokenizer: Any, *, n: int = 64, seed: int = 0) -> Prompts:
     """Prompts of one kind for a tokenizer.
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lens_slt.arguments import did_you_mean, integer
+from lens_slt.arguments import did_you_mean, integer, location, typed
 from lens_slt.data.checks import check_tokens, loss_mask, token_array
 from lens_slt.data.corpora import CORPORA, corpus
 from lens_slt.data.tokenizer import shipped_tokenizer
@@ -29,6 +31,7 @@ _BLOCK = 2**16  # characters of a text file that count as one document
 _SHUFFLE_BUFFER = 1000  # documents of a streamed data set that are shuffled at a time
 
 
+@typed
 def load_tokens(
     source: Any,
     tokenizer: Any = None,
@@ -59,6 +62,7 @@ def load_tokens(
         integer("n_sequences", n_sequences, at_least=1)
     if length is not None:
         integer("length", length, at_least=2)
+    integer("seed", seed, at_least=0)
     if not isinstance(source, str | Path):
         return _cut(token_array(source, "source"), n_sequences, length, "source")
     name = str(source)
@@ -85,6 +89,11 @@ class _Cutter:
     def __init__(self, tokenizer: Any, length: int, bos: bool, seed: int) -> None:
         if tokenizer is None:
             tokenizer = shipped_tokenizer()
+        if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
+            raise TypeError(
+                "tokenizer must be one of Hugging Face's, such as model.tokenizer; "
+                f"got {type(tokenizer).__name__}"
+            )
         self.encode: Callable[..., Any] = tokenizer
         self.length = length
         self.generator = torch.Generator().manual_seed(seed)
@@ -214,7 +223,7 @@ def _blocks(text: str) -> tuple[str, ...]:
 
 
 def _existing_file(name: str) -> Path:
-    path = Path(name)
+    path = location("source", name)
     if path.is_file():
         return path
     if path.is_dir():
@@ -230,17 +239,22 @@ def _existing_file(name: str) -> Path:
 
 def _read_array(path: Path) -> Tensor:
     name = str(path)
-    if path.suffix == ".npy":
-        return token_array(np.load(path, allow_pickle=False), name)
-    if path.suffix == ".pt":
-        return token_array(torch.load(path, map_location="cpu", weights_only=True), name)
-    tensors = load_file(path)
-    if len(tensors) != 1:
+    try:
+        if path.suffix == ".npy":
+            found = {name: np.load(path, allow_pickle=False)}
+        elif path.suffix == ".pt":
+            found = {name: torch.load(path, map_location="cpu", weights_only=True)}
+        else:
+            found = load_file(path)
+    except (EOFError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
+        why = str(error).strip().split("\n")[0] or "it ends too early"
+        raise ValueError(f"source {name!r} is no {path.suffix} file of tokens: {why}") from error
+    if len(found) != 1:
         raise ValueError(
-            f"{name} must hold one tensor of tokens; it holds {len(tensors)}: "
-            f"{', '.join(sorted(tensors)) or 'none'}"
+            f"{name} must hold one tensor of tokens; it holds {len(found)}: "
+            f"{', '.join(sorted(found)) or 'none'}"
         )
-    return token_array(next(iter(tensors.values())), name)
+    return token_array(next(iter(found.values())), name)
 
 
 def _cut(tokens: Tensor, n_sequences: int | None, length: int | None, name: str) -> Tensor:

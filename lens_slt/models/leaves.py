@@ -205,7 +205,12 @@ def _add_unnamed(found: dict[str, Leaf], bridge: Any) -> None:
         for part in ("qkv", "gate_up"):
             if part in module._modules:
                 left_out |= {id(parameter) for parameter in module._modules[part].parameters()}
-    for path, parameter in nn.Module.named_parameters(bridge):
-        known = parameter.untyped_storage().data_ptr() in storages
-        if not known and id(parameter) not in left_out:
+    # A bridge does not register every module that it wraps (OPT's norm before a projection).
+    inner = getattr(bridge, "original_model", None)
+    named = list(nn.Module.named_parameters(bridge))
+    named += [] if inner is None else list(nn.Module.named_parameters(inner))
+    for path, parameter in named:
+        storage = parameter.untyped_storage().data_ptr()
+        if storage not in storages and id(parameter) not in left_out:
             found[path.replace("_original_component.", "")] = Leaf(parameter, as_is)
+            storages.add(storage)

@@ -67,7 +67,10 @@ class Stream:
         return self._project(layer, through, self.read(layer, resid))
 
     def factor(self, layer: int) -> float:
-        """What z·W_O of a layer is multiplied with before it is added to the stream."""
+        """What z·W_O of a layer is multiplied with before it is added to the stream.
+
+        Whatever else is in the stream passes the layer as it is, or this raises.
+        """
         if layer not in self._factors:
             self._factors[layer] = self._measure_factor(layer)
         return self._factors[layer]
@@ -235,25 +238,30 @@ class Stream:
         change = torch.einsum("sphe,hed->spd", noise, w_o)
         size = float(self._at(layer, "hook_resid_post").norm()) / max(float(change.norm()), 1e-30)
         noise, change = size * noise, size * change
-        hooks: list[Hook] = [(place, lambda x, hook: x + noise)]
+        moved = z + noise
+        hooks: list[Hook] = [(place, lambda x, hook: moved)]
         if mlp in self._clean:
             pinned = self._clean[mlp]
             hooks.append((mlp, lambda x, hook: pinned))
         return change, hooks
 
     def _measure_factor(self, layer: int) -> float:
-        post = f"blocks.{layer}.hook_resid_post"
+        pre, post = f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_post"
         change, hooks = self._shifted_z(layer)
-        moved = captured_until(self.adapted, self.tokens, post, hooks) - self._at(
-            layer, "hook_resid_post"
-        )
-        factor = float((moved * change).sum() / change.square().sum().clamp(min=1e-30))
-        # Both are as large as the stream itself, so that rounding is far below the tolerance.
-        if factor == 0 or not self._near(moved, factor * change):
+        passing = _noise_like(change, change, seed=1)
+        hooks = [(pre, lambda x, hook: x + passing), *hooks]
+        moved = captured_until(self.adapted, self.tokens, post, hooks)
+        moved = moved - self._at(layer, "hook_resid_post")
+        # Both changes are as large as the stream itself, so that rounding is far below the
+        # tolerance.
+        written = moved - passing
+        factor = float((written * change).sum() / change.square().sum().clamp(min=1e-30))
+        if factor == 0 or not self._near(moved, factor * change + passing):
             raise ValueError(
-                f"model: what the heads of layer {layer} write is changed before it enters the "
-                "residual stream (is there a norm after attention?), so paths and edges from "
-                "heads of this model cannot be told apart; ablate whole components"
+                f"model: what enters the residual stream of layer {layer} is not z·W_O of its "
+                "heads beside the stream before (is there a norm after attention, or in the "
+                "residual branch?), so paths and edges from heads of this model cannot be told "
+                "apart; ablate whole components"
             )
         return 1.0 if abs(factor - 1) < TOLERANCE[self.adapted.dtype] else factor
 
@@ -269,6 +277,6 @@ def _norm_candidates(block: Any, d_model: int) -> Iterator[nn.Module | None]:
             yield part
 
 
-def _noise_like(x: Tensor, scale: Tensor) -> Tensor:
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+def _noise_like(x: Tensor, scale: Tensor, seed: int = 0) -> Tensor:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     return noise * float(scale.square().mean().sqrt() or 1.0)

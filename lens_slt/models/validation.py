@@ -31,9 +31,9 @@ QUANTISED = (
 RECURRENT = ("mamba", "rwkv", "ssm", "zamba", "bamba", "jamba", "recurrent", "xlstm")
 # Architectures whose logits TransformerLens's bridge gets wrong before a version.
 WRONG_BEFORE = {
-    "CohereForCausalLM": (4, 0),
-    "Cohere2ForCausalLM": (4, 0),
-    "HunYuanDenseV1ForCausalLM": (4, 0),
+    "CohereForCausalLM": (4, 2),
+    "Cohere2ForCausalLM": (4, 2),
+    "HunYuanDenseV1ForCausalLM": (4, 2),
 }
 HOW_TO_WRAP = (
     "TransformerBridge.boot_transformers(name, hf_model=model), or load it as a HookedTransformer"
@@ -106,6 +106,11 @@ def refuse_unsupported(model: Any) -> None:
         raise ValueError(
             f"model: TransformerLens before {'.'.join(map(str, right_from))} computes other logits "
             f"than Hugging Face for {name}; install a newer transformer-lens"
+        )
+    if getattr(hf_config, "scale_attn_weights", True) is False:
+        raise ValueError(
+            f"model: {name} has scale_attn_weights=False, which TransformerLens's bridge ignores: "
+            "it computes other logits than Hugging Face"
         )
     if "blocks" not in model._modules:
         raise ValueError(f"model: {name} has no 'blocks'; lens_slt covers plain transformer stacks")

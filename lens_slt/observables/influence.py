@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from lens_slt.arguments import choice, integer
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.result import component_names
@@ -25,6 +25,7 @@ UNITS = ("sequence", "token")
 LARGEST = 2**31  # bytes of the matrix
 
 
+@typed
 def influence(
     draws: xr.DataTree,
     component: str | None = None,
@@ -109,6 +110,7 @@ def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
     """
     found = require(found, "influence", argument="found")
     integer("query", query, at_least=0, at_most=found.sizes["query"] - 1)
+    integer("n", n, at_least=1)
     row = found.isel(query=query)
     value, se = row["influence"].values, row["se"].values
     keys = [str(key) for key in found.coords if str(key).startswith("source_")]

@@ -22,6 +22,7 @@ import zarr
 
 from lens_slt.arguments import choice
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
+from lens_slt.sampling.folder import folder_of, in_words
 from lens_slt.sampling.result import dataset, n_draws, settings_of
 from lens_slt.schema import require, stamp, stamped
 
@@ -242,10 +243,11 @@ def _arrays(
         dims["blocks"] = ("block", "component", "token")
     if path is None:
         return {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
-    folder = Path(path)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"path: {str(folder)!r} is not empty; use another path, or delete it")
-    group = zarr.create_group(folder)
+    folder = folder_of(path)
+    with in_words(folder, "write to"):
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"path: {str(folder)!r} is not empty; use another path, or delete it")
+        group = zarr.create_group(folder)
     return {
         name: group.create_array(
             name, shape=shape, chunks=(*(1,) * (len(shape) - 1), min(n_tokens, 2**20)),
@@ -276,8 +278,10 @@ def _labelled(
     columns["verdict"] = ("component", health["summary"].values)
     small = xr.Dataset(columns, coords=coords, attrs={**reader.draws.attrs, **attrs})
     if path is not None:
-        write_zarr(small, Path(path), mode="a")
-        return read_zarr(Path(path)).set_coords(list(coords))
+        folder = folder_of(path)
+        with in_words(folder, "write to"):
+            write_zarr(small, folder, mode="a")
+            return read_zarr(folder).set_coords(list(coords))
     for name, values in arrays.items():
         small[name] = (("block", "component", "token")[-values.ndim :], values)
     return small

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import xarray as xr
 
+from lens_slt.arguments import typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import Means, open_probe, per_token_matrix
 from lens_slt.sampling.result import component_names, settings_of
 
 
+@typed
 def per_token_llc(
     draws: xr.DataTree,
     probe: str | None = None,

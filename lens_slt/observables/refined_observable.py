@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import choice
+from lens_slt.arguments import choice, typed
 from lens_slt.observables.refined_llc import mean_with_error, text_error
 from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.schema import require, stamped
 
 
+@typed
 def refined_observable(draws: xr.DataTree, probe: str | None = None) -> xr.Dataset:
     """Expectation of every recorded observable under each component's local posterior.
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import choice, number
+from lens_slt.arguments import choice, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.result import component_names, dataset, settings_of
@@ -47,6 +47,7 @@ class Shift:
     name: str = ""
 
 
+@typed
 def response(
     draws: xr.DataTree,
     shift: Shift | str,

@@ -19,15 +19,17 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import choice
+from lens_slt.arguments import choice, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import Means, ProbeReader, open_probe, per_token_matrix
 from lens_slt.sampling.result import component_names
+from lens_slt.schema import require
 
 ESTIMATORS = ("two_posterior", "restricted")
 FULL = "full"
 
 
+@typed
 def susceptibility(
     draws: xr.DataTree,
     probe: str | None = None,
@@ -70,6 +72,8 @@ def susceptibility(
     Susceptibilities (arXiv 2504.18274).
     """
     choice("estimator", estimator, ESTIMATORS)
+    if full is not None:
+        full = require(full, "draws", argument="full")
     reader = open_probe(draws, probe)
     names = [name for name in component_names(draws) if name != FULL]
     if not names:

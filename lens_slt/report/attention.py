@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.behaviour import attention_pattern
 from lens_slt.data.checks import check_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.structure.contexts import visible_text
+from lens_slt.text import script_data
 from lens_slt.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 DECIMALS = 5  # of what is written into the page
 
 
+@typed
 @plain_torch
 def show_attention(
     model: Any,
@@ -36,14 +39,13 @@ def show_attention(
     """Where heads attend on one sequence: one heat map a head, the chosen one large, from 0 to 1.
 
     The patterns are the model's own, read through TransformerLens's ``hook_pattern``. CircuitsVis
-    draws them with JavaScript: a notebook that shows the result while online loads the script from
-    a content delivery network (unpkg.com), one that is offline gets the script in its output.
-    ``str()`` of the result is HTML with the former.
+    draws them with JavaScript, which is in the output: nothing is fetched. ``str()`` of the result
+    is the same HTML.
 
     Args:
         model: HookedTransformer or TransformerBridge; it comes back as it was.
-        tokens: ``[sequence, position]``. The page grows with heads × positions²: 16 heads on 128
-            tokens make 2 MB.
+        tokens: ``[sequence, position]``. The page has 1.3 MB and grows with heads × positions²: 16
+            heads on 128 tokens make 2 MB more.
         heads: such as ``"L1H2"``, ``"L0H2, L1H2"``, ``["L0H2", "L1H*"]`` or ``"heads"``; all by
             default, in the order asked for.
         sequence: which row of ``tokens``.
@@ -57,8 +59,6 @@ def show_attention(
         TypeError, ValueError: no such model, heads or tokens (as :func:`lens_slt.sample`); a
             sequence that is not there; a model whose attention pattern cannot be read.
     """
-    from circuitsvis.attention import attention_heads
-
     adapted = adapt(model)
     names = _heads(heads, adapted)
     ids, real = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
@@ -67,13 +67,31 @@ def show_attention(
     row = ids[sequence, : int(real[sequence].sum())]
     patterns = _patterns(adapted, row, sorted(set(names.values())))
     shown = [patterns[layer][head] for layer, head in names.values()]
-    return attention_heads(
+    return _page(
         attention=[pattern.round(DECIMALS).tolist() for pattern in shown],
-        tokens=_words(row, tokenizer or getattr(model, "tokenizer", None)),
-        attention_head_names=list(names),
-        max_value=1.0,
-        min_value=0.0,
+        tokens=_words(row, getattr(model, "tokenizer", None) if tokenizer is None else tokenizer),
+        attentionHeadNames=list(names),
+        maxValue=1.0,
+        minValue=0.0,
     )
+
+
+def _page(**props: Any) -> RenderedHTML:
+    """CircuitsVis's heat maps of heads, with its script in the page.
+
+    CircuitsVis writes what it is given into the script as it is, so that a token could end the
+    script: it gets a mark, in whose place the data are put.
+    """
+    from circuitsvis.utils.render import RenderedHTML, render_local
+
+    class Page(RenderedHTML):
+        def _repr_html_(self) -> str:  # CircuitsVis's own asks a web site whether it is online
+            return str(self.local_src)
+
+    mark = "lens_slt puts the data here"
+    html = render_local("AttentionHeads", mark=mark)
+    html = html.replace(json.dumps({"mark": mark}), script_data(props))
+    return Page(html, html)
 
 
 def _heads(spec: str | Sequence[str] | None, adapted: AdaptedModel) -> dict[str, tuple[int, int]]:

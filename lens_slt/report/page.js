@@ -3,21 +3,28 @@
   "use strict";
   const root = document.documentElement;
   const themes = JSON.parse(document.getElementById("templates").textContent);
+  const config = JSON.parse(document.getElementById("config").textContent);
 
   function figureOf(plot) {
-    // Black and light grey are the two colours that do not work on both backgrounds.
-    let text = plot.nextElementSibling.textContent;
-    if (root.dataset.theme === "dark") {
-      text = text.replace(/"(#000000|black)"/g, '"#f2f2f2"').replace(/"lightgrey"/g, '"#4a525c"')
-        .replace(/"white"/g, '"#14171b"');
-    }
-    const figure = JSON.parse(text);
+    const figure = JSON.parse(plot.nextElementSibling.textContent);
+    if (root.dataset.theme === "dark") darken(figure, false);
     const small = plot.clientWidth < 560;
     figure.layout.template = themes[root.dataset.theme];
     figure.layout.autosize = true;
     delete figure.layout.width;
     if (small) shrink(figure);
     return figure;
+  }
+
+  // Colours that do not work on both backgrounds; a text that says "black" stays what it is.
+  const dark_colours =
+    { "#000000": "#f2f2f2", black: "#f2f2f2", lightgrey: "#4a525c", white: "#14171b" };
+  function darken(node, colour) {
+    for (const [key, value] of Object.entries(node)) {
+      const here = colour || /color$/.test(key);
+      if (value !== null && typeof value === "object") darken(value, here && Array.isArray(value));
+      else if (here && Object.hasOwn(dark_colours, value)) node[key] = dark_colours[value];
+    }
   }
 
   // A phone: smaller type, the title above the figure wraps, no side legends.
@@ -38,7 +45,7 @@
     // Buttons only where a pointer can hover: elsewhere they would cover the figure for good.
     const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;
     Plotly.react(plot, figure.data, figure.layout,
-      { responsive: true, displaylogo: false, displayModeBar: buttons });
+      { ...config, responsive: true, displayModeBar: buttons });
     plot.dataset.drawn = root.dataset.theme;
   }
 

@@ -6,6 +6,8 @@ together with the style, the script and plotly's own.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import itertools
 import json
@@ -20,6 +22,9 @@ import plotly.io as pio
 from plotly.offline import get_plotlyjs
 from rich.table import Table
 from rich.text import Text
+
+from lens_slt.report.figure import PRIVATE
+from lens_slt.text import html_text, script_data
 
 CELL_PIXELS, MAP_PIXELS = 36, 170  # of a map with numbers: a cell, and what stands around them
 PANEL_PIXELS = 210  # least width of one panel of a figure with several side by side
@@ -47,38 +52,46 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         lead: pieces under the title.
         sections: in order.
     """
-    links = "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in sections)
+    links = "".join(f'<li><a href="#{s.key}">{html_text(s.title)}</a></li>' for s in sections)
     body = "".join(
         f'<section id="{s.key}" aria-labelledby="{s.key}-title">'
-        f'<h2 id="{s.key}-title">{escape(s.title)}</h2>{s.body}</section>'
+        f'<h2 id="{s.key}-title">{html_text(s.title)}</h2>{s.body}</section>'
         for s in sections
     )
+    plotly, script = get_plotlyjs(), _file("page.js")
     return (
         '<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(plotly, script)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_file('page.css')}</style>"
+        f"<title>{html_text(title)}</title><style>{_file('page.css')}</style>"
         "<noscript><style>[role=tabpanel][hidden]{display:block!important}</style></noscript>"
-        f"<script>{get_plotlyjs()}</script></head><body>"
+        f"<script>{plotly}</script></head><body>"
         '<a class="skip" href="#main">Skip to the results</a>'
-        f"<header><h1>{escape(title)}</h1>{lead}</header>"
+        f"<header><h1>{html_text(title)}</h1>{lead}</header>"
         f'<nav aria-label="Sections"><div><ul>{links}</ul>'
         '<button id="theme" type="button">Dark</button></div></nav>'
         f'<main id="main">{body}</main>'
         "<footer>Made by lens_slt. This page needs no network.</footer>"
         f'<script type="application/json" id="templates">{_templates()}</script>'
-        f"<script>{_file('page.js')}</script></body></html>\n"
+        f'<script type="application/json" id="config">{script_data(PRIVATE)}</script>'
+        f"<script>{script}</script></body></html>\n"
     )
 
 
-def escape(text: object) -> str:
-    """Text for HTML."""
-    return html.escape(str(text))
+def _policy(*scripts: str) -> str:
+    """What a browser lets the page do: run these scripts and nothing else, and fetch nothing."""
+    digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"  # plotly compiles its shaders
+    )
 
 
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph; line breaks are kept."""
     name = f' class="{kind}"' if kind else ""
-    return f"<p{name}>{escape(text).replace(chr(10), '<br>')}</p>"
+    return f"<p{name}>{html_text(text).replace(chr(10), '<br>')}</p>"
 
 
 def heading(text: str) -> str:
@@ -94,19 +107,19 @@ def bullets(lines: Iterable[str]) -> str:
 
 def pairs(values: Mapping[str, object]) -> str:
     """Names with their values."""
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items())
+    rows = "".join(f"<dt>{html_text(k)}</dt><dd>{html_text(v)}</dd>" for k, v in values.items())
     return f"<dl>{rows}</dl>"
 
 
 def cards(values: Mapping[str, str]) -> str:
     """A few numbers to see first, by what they are."""
-    items = "".join(f"<li><b>{_marked(v)}</b>{escape(k)}</li>" for k, v in values.items())
+    items = "".join(f"<li><b>{_marked(v)}</b>{html_text(k)}</li>" for k, v in values.items())
     return f'<ul class="cards">{items}</ul>'
 
 
 def fold(title: str, body: str) -> str:
     """Something that is shown on demand."""
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+    return f"<details><summary>{html_text(title)}</summary>{body}</details>"
 
 
 def tabs(panels: Mapping[str, str], label: str) -> str:
@@ -119,13 +132,13 @@ def tabs(panels: Mapping[str, str], label: str) -> str:
         buttons.append(
             f'<button type="button" role="tab" id="{key}" aria-controls="{key}-panel" '
             f'aria-selected="{str(i == 0).lower()}" tabindex="{0 if i == 0 else -1}">'
-            f"{escape(name)}</button>"
+            f"{html_text(name)}</button>"
         )
         bodies.append(
             f'<div role="tabpanel" id="{key}-panel" aria-labelledby="{key}" tabindex="0"'
             f"{' hidden' if i else ''}>{body}</div>"
         )
-    row = f'<div role="tablist" aria-label="{escape(label)}">{"".join(buttons)}</div>'
+    row = f'<div role="tablist" aria-label="{html_text(label)}">{"".join(buttons)}</div>'
     return f'<div class="tabs">{row}{"".join(bodies)}</div>'
 
 
@@ -153,13 +166,12 @@ def figure(made: go.Figure, words: str = "", *, panel: int = PANEL_PIXELS) -> st
     least = panel * columns if columns > 2 else _readable(record["data"])
     width = f"min-width:{least}px;" if least else ""
     said = " ".join(part for part in (_plain(line), words) if part)
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return (
-        f"<figure><h3>{escape(_plain(title))}</h3>"
-        f'<div class="scroll"><div class="plot" role="img" aria-label="{escape(_plain(title))}" '
+        f"<figure><h3>{html_text(_plain(title))}</h3>"
+        f'<div class="scroll"><div class="plot" role="img" aria-label="{html_text(_plain(title))}" '
         f'style="{width}height:{height:.0f}px"></div>'
-        f'<script type="application/json">{text}</script></div>'
-        + (f"<figcaption>{escape(said)}</figcaption>" if said else "")
+        f'<script type="application/json">{script_data(record)}</script></div>'
+        + (f"<figcaption>{html_text(said)}</figcaption>" if said else "")
         + "</figure>"
     )
 
@@ -182,8 +194,9 @@ def table(made: Table) -> str:
     )
     words = ". ".join(part for part in (_text(made.title), _text(made.caption)) if part)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(_text(made.title))}">'
-        f"<table><caption>{escape(words)}</caption>"
+        f'<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{html_text(_text(made.title))}">'
+        f"<table><caption>{html_text(words)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -215,14 +228,14 @@ def _marked(text: str) -> str:
     first = re.match(r"!|\w+", text)
     kind = WORDS.get(first[0].lower()) if first else None
     if first is None or kind is None:
-        return escape(text)
-    return f'<span class="{kind}">{escape(first[0])}</span>{escape(text[first.end() :])}'
+        return html_text(text)
+    return f'<span class="{kind}">{html_text(first[0])}</span>{html_text(text[first.end() :])}'
 
 
 def _text(cell: Any) -> str:
     if cell is None:
         return ""
-    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+    return cell.plain if isinstance(cell, Text) else str(cell)
 
 
 def _plain(text: str) -> str:
@@ -251,4 +264,4 @@ def _templates() -> str:
                 "gridcolor": line, "zerolinecolor": line, "automargin": True,
             }  # fmt: skip
         found[theme] = template
-    return json.dumps(found)
+    return script_data(found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from lens_slt.arguments import integer, number, typed
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS
@@ -53,7 +54,7 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
             label="" if group in labelled else group_label(group),
         )  # fmt: skip
         labelled.add(group)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel(LLC_AXIS)
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
     axes.legend(frameon=False, fontsize=7, loc="lower right")
@@ -70,6 +71,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
     """
     found = require(found, "modes", argument="found")
     names = [str(name) for name in found["component"].values]
+    integer("n_modes", n_modes, at_least=1)
     n_modes = min(n_modes, found.sizes["mode"])
     figure, panels = _figure(width, len(names), n_modes)
     for i, axes in enumerate(panels):
@@ -91,11 +93,12 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
         )
         axes.set_xlabel("loading")
         axes.set_xlim(-1.05, 1.05)
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), names, parse_math=False)
     panels[0].invert_yaxis()
     return figure
 
 
+@typed
 def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     """Effects of a trial in nats with 95 % intervals, beside the middle 95 % of their nulls.
 
@@ -124,6 +127,7 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     axes.set_yticks(
         range(len(shown)),
         [one.test if one.part == "circuit" else f"{one.test}: {one.part}" for one in shown],
+        parse_math=False,
     )
     axes.invert_yaxis()
     axes.axvline(0, color="grey", linewidth=0.6)
@@ -134,6 +138,8 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
 def _figure(width: float, rows: int, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """An empty figure for so many rows, panels side by side."""
     from matplotlib.figure import Figure  # on use: it takes most of a second to load
+
+    number("width", width, above=0)
 
     figure = Figure(figsize=(width, FRAME + ROW * rows), layout="constrained")
     made = list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
+from lens_slt.arguments import typed
 from lens_slt.calibration import Calibration
 from lens_slt.models.names import head_place, is_head, read_part
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
+from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.schema import require
+from lens_slt.text import figure_text
 
 INTERVAL = 1.96  # standard errors either side
 LLC_AXIS = "λ̂ (dimensionless)"
@@ -28,12 +30,12 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
     llc = require(llc, "refined_llc", argument="llc")
     panels = ["sampling tokens"]
     if "probe" in llc.dims:
-        panels += [f"probe: {name}" for name in llc["probe"].values]
+        panels += [f"probe: {name}" for name in labels(llc["probe"].values)]
     order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
     llc = llc.isel(component=order)
-    names = [str(name) for name in llc["component"].values]
-    layers = np.array([group_of(name) for name in names])
-    figure = make_subplots(
+    names = labels(llc["component"].values)
+    layers = np.array([group_of(name) for name in llc["component"].values])
+    figure = subplots(
         cols=len(panels), shared_yaxes=True, subplot_titles=panels, horizontal_spacing=0.03
     )
     for column in range(len(panels)):
@@ -43,7 +45,8 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
         for place, layer in enumerate(sorted(set(layers), key=group_place)):
             rows = np.flatnonzero(layers == layer)
             figure.add_trace(
-                _points(llc, rows, value.values, error.values, place, group_label(layer), column),
+                _points(llc, rows, value.values, error.values, place,
+                    figure_text(group_label(layer)), column),
                 row=1, col=column + 1,
             )  # fmt: skip
         figure.update_xaxes(title_text=LLC_AXIS, rangemode="tozero", col=column + 1)
@@ -82,7 +85,7 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
         sign = "" if str(row["verdict"].values) == HEALTHY else "!"
         number = f"{float(row['llc']):.2f}" if np.isfinite(float(row["llc"])) else "no chain"
         text[layer, head] = f"{number}{sign}<br>±{float(row['se']):.2f}"
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=value, text=text, texttemplate="%{text}", colorscale="Cividis", xgap=2, ygap=2,
             x=[f"H{head}" for head in range(n_heads)], y=[f"L{n}" for n in range(n_layers)],
@@ -98,6 +101,7 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
     return figure
 
 
+@typed
 def plot_calibration(calibration: Calibration) -> go.Figure:
     """λ̂ and the lowering of the loss below the control's, over nβ, one panel for each γ.
 
@@ -105,7 +109,7 @@ def plot_calibration(calibration: Calibration) -> go.Figure:
     """
     evidence = calibration.evidence
     gammas = [float(gamma) for gamma in evidence["gamma"].values]
-    figure = make_subplots(
+    figure = subplots(
         rows=2, cols=len(gammas), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
         horizontal_spacing=0.03, subplot_titles=[f"γ = {gamma:g}" for gamma in gammas],
     )  # fmt: skip
@@ -138,7 +142,7 @@ def _calibration_lines(
         value = 100 * at["lowered"] / at["control_loss"]
         error = 100 * at["lowered_se"] / abs(at["control_loss"])
     symbols = _calibration_symbols(calibration, gamma)
-    names = [str(name) for name in at["component"].values]
+    names = labels(at["component"].values)
     groups = sorted({group_of(name) for name in names}, key=group_place)
     lines: list[go.Scatter] = []
     for i, name in enumerate(names):
@@ -153,7 +157,7 @@ def _calibration_lines(
                 marker=dict(symbol=symbols, size=[13 if s == "star" else 8 for s in symbols]),
                 name=group_label(group_of(name)), legendgroup=group_of(name),
                 showlegend=legend and group_of(name) not in map(group_of, names[:i]),
-                text=[f"{name}: {why}" for why in at["why"].values],
+                text=[f"{name}: {why}" for why in labels(at["why"].values)],
                 hovertemplate="nβ %{x}: %{y:.3g}<br>%{text}<extra></extra>",
             )
         )  # fmt: skip
@@ -181,10 +185,10 @@ def _points(
     label: str,
     column: int,
 ) -> go.Scatter:
-    verdicts = [str(word) for word in llc["verdict"].values[rows]]
+    verdicts = labels(llc["verdict"].values[rows])
     symbol = SYMBOLS[place % len(SYMBOLS)]
     return go.Scatter(
-        x=value[rows], y=[str(name) for name in llc["component"].values[rows]], mode="markers",
+        x=value[rows], y=labels(llc["component"].values[rows]), mode="markers",
         error_x=dict(array=INTERVAL * error[rows], thickness=1.2, width=3),
         marker=dict(
             size=8, color=COLOURS[place % len(COLOURS)], line=dict(width=1.5),

@@ -5,20 +5,23 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
+from lens_slt.arguments import typed
 from lens_slt.circuits.graph import LOOKS, circuit_graph
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS, DASHES, HEAD_TYPE_COLOURS, SYMBOLS
+from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.schema import require
+from lens_slt.text import figure_text
 
 DASH_NAMES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open", "noted": "diamond"}
 VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": COLOURS[6]}
 
 
+@typed
 def plot_circuit(
     circuit: Trial | CircuitHypothesis, behaviour: xr.Dataset | None = None
 ) -> go.Figure:
@@ -33,7 +36,7 @@ def plot_circuit(
         names = [name for name, node in graph.nodes(data=True) if node["layer"] == layer]
         for i, name in enumerate(names):
             place[name] = float(x), (len(names) - 1) / 2 - i
-    figure = go.Figure()
+    figure = Figure()
     between: dict[tuple[str, str], int] = {}
     for source, target, edge in graph.edges(data=True):
         colour, dash = LOOKS[edge["outcome"]]
@@ -42,16 +45,17 @@ def plot_circuit(
         between[source, target] = between.get((source, target), 0) + 1
         (x0, y0), (x1, y1) = place[source], place[target]
         bend = (x0 + x1) / 2, (y0 + y1) / 2 + shift
-        words = [edge["through"] or "logits", edge["outcome"]]
+        words = labels([f"{source}→{target}", edge["through"] or "logits", edge["outcome"]])
         if edge["effect"] is not None:
             words.append(f"{edge['effect']:.2f} nats")
         figure.add_trace(
             go.Scatter(
                 x=[x0, bend[0], x1], y=[y0, bend[1], y1],
-                mode="lines+text", text=["", edge["through"], ""], textposition="top center",
+                mode="lines+text", text=labels(["", edge["through"], ""]),
+                textposition="top center",
                 line=dict(color=colour, width=2.5, dash=DASH_NAMES[dash]),
                 showlegend=False,
-                hovertemplate=f"{source}→{target} {', '.join(filter(None, words))}<extra></extra>",
+                hovertemplate=f"{words[0]} {', '.join(filter(None, words[1:]))}<extra></extra>",
             )
         )  # fmt: skip
         figure.add_annotation(
@@ -61,53 +65,55 @@ def plot_circuit(
         )  # fmt: skip
     for name, node in graph.nodes(data=True):
         colour, _ = LOOKS[node["outcome"]]
-        words = [node["head_type"], node["outcome"]]
+        words = labels([node["head_type"], node["outcome"]])
         if node["effect"] is not None:
             words.append(f"{node['effect']:.2f} nats")
-        said = ", ".join(filter(None, words))
+        said, label = ", ".join(filter(None, words)), figure_text(name)
         figure.add_trace(
             go.Scatter(
                 x=[place[name][0]], y=[place[name][1]], mode="markers+text",
-                text=[f"<b>{name}</b><br>{said}"], textposition="bottom center", showlegend=False,
+                text=[f"<b>{label}</b><br>{said}"], textposition="bottom center", showlegend=False,
                 cliponaxis=False,
                 marker=dict(
                     size=26, color=HEAD_TYPE_COLOURS.get(node["head_type"], "white"),
                     line=dict(color=colour, width=4),
                     symbol="square" if name == LOGITS else "circle",
                 ),
-                hovertemplate=f"{name}: {said or 'component'}<extra></extra>",
+                hovertemplate=f"{label}: {said or 'component'}<extra></extra>",
             )
         )  # fmt: skip
     tallest = max(abs(y) for _, y in place.values())
     figure.update_xaxes(visible=False, range=[-0.5, len(layers) - 0.5])
     figure.update_yaxes(visible=False, range=[-tallest - 0.8, tallest + 0.6])
     verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
+    what = figure_text(f"{graph.graph['pattern']}{verdict}")
     figure.update_layout(
         template="plotly_white", height=int(260 + 130 * tallest * 2), title=(
-            f"Circuit for {graph.graph['pattern']}{verdict}<br><sup>layers from left to right; "
+            f"Circuit for {what}<br><sup>layers from left to right; "
             "solid: holds, dashed: fails, dotted: undecided; nats: what its ablation costs</sup>"
         ),
     )  # fmt: skip
     return figure
 
 
+@typed
 def plot_evidence(trial: Trial) -> go.Figure:
     """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null."""
     units = [u for u in ("nats", "share") if any(e.unit == u for e in trial.evidence)]
-    figure = make_subplots(
+    figure = subplots(
         rows=len(units), subplot_titles=["" for _ in units], vertical_spacing=0.2,
         row_heights=[sum(e.unit == u for e in trial.evidence) + 1 for u in units],
     )  # fmt: skip
     for row, unit in enumerate(units, 1):
         shown = [e for e in trial.evidence if e.unit == unit and np.isfinite(e.effect)]
-        names = [e.test if e.part == "circuit" else f"{e.test}: {e.part}" for e in shown]
+        names = labels(e.test if e.part == "circuit" else f"{e.test}: {e.part}" for e in shown)
         for name, one in zip(names, shown, strict=True):
             if np.isfinite(one.null_low):
                 figure.add_trace(
                     go.Scatter(
                         x=[one.null_low, one.null_high], y=[name, name], mode="lines",
                         line=dict(color="lightgrey", width=12), showlegend=False,
-                        hovertemplate=f"null, middle 95 %: {one.null}<extra></extra>",
+                        hovertemplate=f"null, middle 95 %: {figure_text(one.null)}<extra></extra>",
                     ),
                     row=row, col=1,
                 )  # fmt: skip
@@ -123,7 +129,7 @@ def plot_evidence(trial: Trial) -> go.Figure:
                     size=10, symbol=[OUTCOME_SYMBOLS[e.outcome] for e in shown],
                     color=[VOTE_COLOURS[e.outcome] for e in shown],
                 ),
-                text=[f"{e.outcome}: {e.words}" for e in shown],
+                text=labels(f"{e.outcome}: {e.words}" for e in shown),
                 hovertemplate="%{y}: %{x:.3f}<br>%{text}<extra></extra>",
             ),
             row=row, col=1,
@@ -134,8 +140,9 @@ def plot_evidence(trial: Trial) -> go.Figure:
     n_rows = sum(e.unit in units for e in trial.evidence)
     figure.update_layout(
         template="plotly_white", height=240 + (ROW_PIXELS + 6) * n_rows,
-        title=f"Evidence: {trial.verdict}<br><sup>filled circle: holds; cross: fails; open: "
-        "undecided; diamond: noted without a vote; grey: middle 95 % of the null</sup>",
+        title=f"Evidence: {figure_text(trial.verdict)}<br><sup>filled circle: holds; cross: "
+        "fails; open: undecided; diamond: noted without a vote; grey: middle 95 % of the "
+        "null</sup>",
     )  # fmt: skip
     return figure
 
@@ -146,11 +153,11 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
     ``found`` is a trial, or from :func:`lens_slt.faithfulness_curve`.
     """
     curve = found.curve if isinstance(found, Trial) else found
-    if curve is None:
+    if curve is None and isinstance(found, Trial):
         raise ValueError("this trial has no curve: ablating everything does not hurt its pattern")
     curve = require(curve, "faithfulness_curve", argument="found")
     size = curve["size"].values
-    figure = go.Figure()
+    figure = Figure()
     for i, values in enumerate(curve["random"].values):
         figure.add_trace(
             go.Scatter(

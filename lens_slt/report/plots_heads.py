@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from lens_slt.report.colours import COLOURS, HEAD_TYPE_COLOURS, SYMBOLS
+from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import INTERVAL, ROW_PIXELS
 from lens_slt.schema import require
+from lens_slt.text import figure_text
 
 CLEAR = 0.05  # of q
 STRONGEST = 25  # edges that are shown
@@ -25,9 +26,9 @@ def plot_behaviour(scores: xr.Dataset) -> go.Figure:
     scores = require(scores, "behaviour_scores", argument="scores")
     keys = [k for k in (*RATES, "copying") if np.isfinite(scores[k].values).any()]
     values = np.array([scores[key].values for key in keys])
-    names = [str(name) for name in scores["component"].values]
+    names = labels(scores["component"].values)
     kinds = [str(kind) for kind in scores["head_type"].values]
-    figure = make_subplots(rows=2, shared_xaxes=True, row_heights=[0.12, 0.88],
+    figure = subplots(rows=2, shared_xaxes=True, row_heights=[0.12, 0.88],
                            vertical_spacing=0.03)  # fmt: skip
     for kind, colour in HEAD_TYPE_COLOURS.items():
         here = [name for name, other in zip(names, kinds, strict=True) if other == kind]
@@ -48,7 +49,7 @@ def plot_behaviour(scores: xr.Dataset) -> go.Figure:
         ),
         row=2, col=1,
     )  # fmt: skip
-    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=names)
     figure.update_xaxes(title_text="head", row=2)
     figure.update_yaxes(autorange="reversed", row=2)
     figure.update_layout(
@@ -71,18 +72,21 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     used = np.isfinite(value).any((1, 2)), np.isfinite(value).any((0, 2))
     sources = scores["source"].values[used[0]]
     targets = scores["target"].values[used[1]]
-    figure = make_subplots(cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
-                           subplot_titles=[f"through {name}" for name in panels])  # fmt: skip
+    figure = subplots(
+        cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
+        subplot_titles=[f"through {name}" for name in labels(panels)],
+    )  # fmt: skip
     for i, through in enumerate(panels):
         one = scores.sel(through=through, source=sources, target=targets)
         clear = (one["q_random"] < CLEAR) & (one["q_rotation"] < CLEAR)
         figure.add_trace(
             go.Heatmap(
-                z=one["score"].values, x=targets, y=sources, coloraxis="coloraxis", xgap=1, ygap=1,
+                z=one["score"].values, x=labels(targets), y=labels(sources),
+                coloraxis="coloraxis", xgap=1, ygap=1,
                 text=np.where(clear.values, "*", ""), texttemplate="%{text}",
                 customdata=one["z_rotation"].values,
-                hovertemplate=f"%{{y}}→%{{x}}.{through}: %{{z:.3f}}<br>z against rotations "
-                "%{customdata:.1f}<extra></extra>",
+                hovertemplate=f"%{{y}}→%{{x}}.{figure_text(through)}: %{{z:.3f}}<br>"
+                "z against rotations %{customdata:.1f}<extra></extra>",
             ),
             row=1, col=i + 1,
         )  # fmt: skip
@@ -106,8 +110,8 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
     found = require(found, "edge_attribution", argument="found")
     flat = found["effect"].to_series().dropna()
     flat = flat.reindex(flat.abs().sort_values(ascending=False).index)[:STRONGEST]
-    names = [f"{s}→{t}" + (f".{through}" if through else "") for s, t, through in flat.index]
-    figure = go.Figure(
+    names = labels(f"{s}→{t}" + (f".{through}" if through else "") for s, t, through in flat.index)
+    figure = Figure(
         go.Scatter(
             x=flat.values, y=names, mode="markers",
             marker=dict(
@@ -134,12 +138,12 @@ def plot_effects(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.ablate` or its relatives.
     """
     found = require(found, "effects", argument="found")
-    values, units = found["effect"].values, found.attrs["units"]
+    values, units = found["effect"].values, figure_text(found.attrs["units"])
     sequences = found["effect"].mean("position").dropna("sequence").values
-    what = f"change of the {found.attrs['metric'].replace('_', ' ')}"
+    what = f"change of the {figure_text(found.attrs['metric'].replace('_', ' '))}"
     mean = float(np.nanmean(values))
     half = INTERVAL * sequences.std(ddof=1) / np.sqrt(len(sequences)) if len(sequences) > 1 else 0
-    figure = go.Figure(
+    figure = Figure(
         go.Histogram(
             x=values[np.isfinite(values)], nbinsx=80, histnorm="probability",
             marker=dict(color=COLOURS[0]),
@@ -150,8 +154,8 @@ def plot_effects(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(type="log", title_text="share of tokens")
     figure.update_layout(
         template="plotly_white", height=420, margin=dict(t=100),
-        title=f"{what.capitalize()}: {found.attrs['intervention']}<br><sup>mean {mean:.3f} ± "
-        f"{half:.3f} {units} per token (95 % interval over sequences; line)</sup>",
+        title=f"{what.capitalize()}: {figure_text(found.attrs['intervention'])}<br><sup>mean "
+        f"{mean:.3f} ± {half:.3f} {units} per token (95 % interval over sequences; line)</sup>",
         xaxis_title=f"{what} ({units})",
     )  # fmt: skip
     return figure
@@ -163,7 +167,7 @@ def plot_directions(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.composition_by_component`.
     """
     found = require(found, "composition_by_component", argument="found")
-    figure = go.Figure()
+    figure = Figure()
     for i, (key, name) in enumerate((("share", "of the score"), ("expected_share", "by chance"))):
         figure.add_trace(
             go.Scatter(
@@ -174,6 +178,6 @@ def plot_directions(found: xr.Dataset) -> go.Figure:
     figure.update_layout(
         template="plotly_white", height=380, xaxis_title="singular direction of the source",
         yaxis_title="share of the squared score", legend=dict(orientation="h", y=-0.25),
-        title=f"Composition by component: {found.attrs['edge']}",
+        title=f"Composition by component: {figure_text(found.attrs['edge'])}",
     )  # fmt: skip
     return figure

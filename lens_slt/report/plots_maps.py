@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
+from lens_slt.arguments import typed
 from lens_slt.report.colours import COLOURS, NONE, SYMBOLS, pattern_colour
+from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.schema import require
+from lens_slt.text import figure_text
 
 MOST_NAMES = len(COLOURS) * len(SYMBOLS)  # told apart by colour and symbol together
 
 
+@typed
 def plot_map(
     coords: xr.Dataset,
     color: Any = None,
@@ -43,35 +46,39 @@ def plot_map(
         raise ValueError(f"coords must have two axes or more; got {points.shape[1]}")
     texts = np.full(len(points), "", dtype=object)
     if hover is not None:
-        texts = np.array([str(text) for text in hover], dtype=object)
+        texts = np.array(labels(hover), dtype=object)
     values = np.full(len(points), "tokens") if color is None else np.asarray(color)
     for name, given in (("color", values), ("hover", texts)):
         if given.shape != (len(points),):
             raise ValueError(f"{name} must have one value for each of the {len(points)} tokens; "
                              f"got shape {given.shape}")  # fmt: skip
-    figure = go.Figure()
+    figure = Figure()
     if np.issubdtype(values.dtype, np.floating):
         marker = dict(
-            size=_size(len(points)), color=values, colorscale="Cividis", colorbar=dict(title=label)
+            size=_size(len(points)),
+            color=values,
+            colorscale="Cividis",
+            colorbar=dict(title=figure_text(label)),
         )
         figure.add_trace(_scatter(points, texts, marker, name=""))
     else:
         for name, rows, colour, symbol in _groups(values):
             marker = dict(size=_size(len(points)), color=colour, symbol=symbol, opacity=0.7)
             figure.add_trace(_scatter(points[rows], texts[rows], marker, name))
-    axes = [str(name) for name in coords["axis"].values[:2]]
+    axes = labels(coords["axis"].values[:2])
     figure.update_xaxes(title_text=axes[0], showgrid=False, zeroline=False)
     figure.update_yaxes(
         title_text=axes[1], showgrid=False, zeroline=False, scaleanchor="x", scaleratio=1
     )
     figure.update_layout(
-        template="plotly_white", height=650, title=title, margin=dict(t=80),
-        legend=dict(title=label, itemsizing="constant"),
+        template="plotly_white", height=650, title=figure_text(title), margin=dict(t=80),
+        legend=dict(title=figure_text(label), itemsizing="constant"),
         showlegend=color is not None and not np.issubdtype(values.dtype, np.floating),
     )  # fmt: skip
     return figure
 
 
+@typed
 def plot_stability(
     clusters: Mapping[str, xr.Dataset] | None = None, maps: Mapping[str, xr.Dataset] | None = None
 ) -> go.Figure:
@@ -87,7 +94,10 @@ def plot_stability(
     """
     stable = ("cluster_stability", clusters or {}), ("map_stability", maps or {})
     clusters, maps = (
-        {name: require(made, kind, argument=f"{kind} {name!r}") for name, made in compared.items()}
+        {
+            figure_text(name): require(made, kind, argument=f"{kind} {name!r}")
+            for name, made in compared.items()
+        }
         for kind, compared in stable
     )
     if clusters:
@@ -98,7 +108,7 @@ def plot_stability(
     panels = [(name, made) for name, made in (("clusters", clusters), ("maps", maps)) if made]
     if not panels:
         raise ValueError("plot_stability needs clusters or maps; got neither")
-    figure = make_subplots(
+    figure = subplots(
         rows=len(panels), shared_xaxes=True, subplot_titles=[name for name, _ in panels],
         row_heights=[len(made) + 1 for _, made in panels], vertical_spacing=0.12,
     )  # fmt: skip
@@ -195,8 +205,8 @@ def _groups(values: np.ndarray) -> list[tuple[str, np.ndarray, str, str]]:
 def _scatter(points: np.ndarray, texts: np.ndarray, marker: dict[str, Any], name: str) -> Any:
     """Points drawn by the graphics card: a hundred thousand of them stay fluid."""
     return go.Scattergl(
-        x=points[:, 0], y=points[:, 1], mode="markers", marker=marker, name=name, text=texts,
-        hovertemplate="%{text}<extra>" + name + "</extra>",
+        x=points[:, 0], y=points[:, 1], mode="markers", marker=marker, name=figure_text(name),
+        text=texts, hovertemplate="%{text}<extra>" + figure_text(name) + "</extra>",
     )  # fmt: skip
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
+from lens_slt.arguments import integer, typed
 from lens_slt.report.colours import COLOURS, SYMBOLS
+from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.schema import require
+from lens_slt.text import figure_text
 
 CLEAR = 0.05  # of q
 QUANTITIES = {"chi": "susceptibilities", "llc": "per-token rLLCs"}
@@ -21,10 +23,11 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     ``found`` is from :func:`lens_slt.modes`. A mode that may be noise has open symbols.
     """
     found = require(found, "modes", argument="found")
+    integer("n_modes", n_modes, at_least=1)
     found = found.isel(mode=slice(0, n_modes))
-    names = [str(name) for name in found["component"].values]
+    names = labels(found["component"].values)
     titles = [_title(found, i) for i in range(found.sizes["mode"])]
-    figure = make_subplots(
+    figure = subplots(
         cols=len(titles), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02
     )
     for i in range(len(titles)):
@@ -53,12 +56,13 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     figure.update_yaxes(title_text="component", col=1)
     figure.update_layout(
         template="plotly_white", height=190 + ROW_PIXELS * len(names), margin=dict(t=130),
-        title=f"Modes of the {_quantity(found)}: loadings with 95 % intervals"
+        title=f"Modes of the {_quantity(found)}{_whitened(found)}: loadings with 95 % intervals"
         "<br><sup>open symbols: the mode may be noise</sup>",
     )  # fmt: skip
     return figure
 
 
+@typed
 def plot_enrichment(enriched: xr.Dataset, *, title: str = "") -> go.Figure:
     """AUC of every mode, or component, for every pattern as a map; * where q < 0.05."""
     enriched = require(enriched, "enrichment", argument="enriched")
@@ -69,28 +73,29 @@ def plot_enrichment(enriched: xr.Dataset, *, title: str = "") -> go.Figure:
     text = np.where(shown["q"].values.T < CLEAR, "*", "")
     label = np.char.add(np.char.mod("%.2f", auc), text)
     label = np.where(np.isfinite(auc), label, "")
-    names = [f"mode {x}" if rows == "mode" else str(x) for x in shown[rows].values]
+    names = [f"mode {x}" if rows == "mode" else x for x in labels(shown[rows].values)]
+    patterns = [name.replace("_", " ") for name in labels(shown["pattern"].values)]
     hover = [
         [
             f"{pattern}, {name}: AUC {a:.2f} [{low:.2f}, {high:.2f}], q {q:.1g}"
             for name, a, low, high, q in zip(names, *columns, strict=True)
         ]
         for pattern, *columns in zip(
-            shown["pattern"].values,
+            labels(shown["pattern"].values),
             *(shown[key].values.T for key in ("auc", "low", "high", "q")),
             strict=True,
         )
     ]
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
-            z=auc, x=names, y=[str(p).replace("_", " ") for p in shown["pattern"].values],
+            z=auc, x=names, y=patterns,
             zmin=0, zmax=1, zmid=0.5, colorscale="PuOr", xgap=2, ygap=2, text=label,
             texttemplate="%{text}", hovertext=hover, hovertemplate="%{hovertext}<extra></extra>",
             colorbar=dict(title="AUC"),
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
-    words = title or f"Patterns of the {rows}s of the {_quantity(shown)}"
+    words = figure_text(title) or f"Patterns of the {rows}s of the {_quantity(shown)}"
     figure.update_layout(
         template="plotly_white", height=220 + 26 * len(auc), margin=dict(t=110),
         title=f"{words}<br><sup>AUC over tokens; 0.5: no relation; *: q &lt; 0.05</sup>",
@@ -103,8 +108,13 @@ def _title(found: xr.Dataset, i: int) -> str:
     mode = found.isel(mode=i)
     words = f"mode {int(mode['mode'])}: {100 * float(mode['explained']):.1f} %"
     if "verdict" in mode:
-        words += f"<br><sup>{mode['verdict'].values}, angle {float(mode['angle']):.0f}°</sup>"
+        verdict = figure_text(mode["verdict"].values)
+        words += f"<br><sup>{verdict}, angle {float(mode['angle']):.0f}°</sup>"
     return words
+
+
+def _whitened(found: xr.Dataset) -> str:
+    return ", noise-whitened" if found.attrs.get("whiten") else ""
 
 
 def _quantity(found: xr.Dataset) -> str:

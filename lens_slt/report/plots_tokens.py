@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from lens_slt.report.colours import COLOURS, SYMBOLS, pattern_colour
+from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import INTERVAL, ROW_PIXELS
 from lens_slt.report.plots_modes import QUANTITIES
 from lens_slt.schema import MATRICES, require
+from lens_slt.text import figure_text
 
 MEANS = {"chi": "mean susceptibility χ (nats²)", "llc": "mean λ̂ (dimensionless)"}
 LARGEST = 256  # rows of a map
@@ -22,9 +23,9 @@ def plot_matrix(matrix: xr.Dataset) -> go.Figure:
     ``matrix`` is from :func:`lens_slt.susceptibility` or :func:`lens_slt.per_token_llc`.
     """
     matrix = require(matrix, *MATRICES, argument="matrix")
-    names = [str(name) for name in matrix["component"].values]
+    names = labels(matrix["component"].values)
     quantity = str(matrix.attrs["quantity"])
-    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    figure = subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     error = dict(array=INTERVAL * matrix["mean_se"].values, thickness=1.2, width=3)
     for column, (key, bars) in enumerate((("mean", error), ("split_half", None)), 1):
         figure.add_trace(
@@ -52,11 +53,12 @@ def plot_patterns(patterns: xr.DataArray) -> go.Figure:
     """How many of the tokens belong to each pattern. ``patterns``: from ``label_patterns``."""
     patterns = require(patterns, "patterns", argument="patterns")
     names = [str(name) for name in patterns["pattern"].values]
+    shown = [name.replace("_", " ") for name in labels(names)]
     share = patterns.values.reshape(len(names), -1).mean(1)
     order = np.argsort(share)
-    figure = go.Figure(
+    figure = Figure(
         go.Bar(
-            x=100 * share[order], y=[names[i].replace("_", " ") for i in order], orientation="h",
+            x=100 * share[order], y=[shown[i] for i in order], orientation="h",
             marker=dict(color=[pattern_colour(names[i]) or COLOURS[0] for i in order]),
             hovertemplate="%{y}: %{x:.2f} % of the tokens<extra></extra>",
         )
@@ -76,7 +78,7 @@ def plot_clusters(found: xr.Dataset) -> go.Figure:
     found = require(found, "clusters", argument="found")
     names = [f"cluster {label}" for label in found["label"].values]
     beyond = found["beyond_chance"].values.astype(bool)
-    figure = go.Figure()
+    figure = Figure()
     if names:
         figure.add_trace(
             go.Scatter(
@@ -114,10 +116,10 @@ def plot_cluster_summary(found: xr.Dataset) -> go.Figure:
     """
     found = require(found, "cluster_summary", argument="found")
     share = 100 * found["share"].values.T
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=share, x=[f"cluster {label}" for label in found["label"].values],
-            y=[str(name).replace("_", " ") for name in found["pattern"].values], xgap=2, ygap=2,
+            y=[name.replace("_", " ") for name in labels(found["pattern"].values)], xgap=2, ygap=2,
             colorscale="Cividis", colorbar=dict(title="% of its tokens"),
             text=np.where(found["q"].values.T < 0.05, "*", ""), texttemplate="%{text}",
             customdata=100 * found["share_outside"].values.T,
@@ -145,9 +147,9 @@ def plot_influence(found: xr.Dataset) -> go.Figure:
     if found.attrs["same_probe"]:
         np.fill_diagonal(value, np.nan)
     top = float(np.nanquantile(np.abs(value), 0.99)) if np.isfinite(value).any() else 1.0
-    unit = str(found.attrs["unit"])
+    unit = figure_text(found.attrs["unit"])
     scale = "nats²" if found.attrs["kind"] == "covariance" else "−correlation"
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=value, zmin=-top, zmax=top, colorscale=[[0, COLOURS[0]], [0.5, "#f7f7f7"],
             [1, COLOURS[1]]], colorbar=dict(title=scale),
@@ -158,7 +160,7 @@ def plot_influence(found: xr.Dataset) -> go.Figure:
     figure.update_layout(
         template="plotly_white", height=560, margin=dict(t=100),
         xaxis_title=f"source {unit}", yaxis_title=f"query {unit}",
-        title=f"Influence through {found.attrs['component']}<br><sup>below zero (blue): more "
-        "weight on the source lowers the query's loss</sup>",
+        title=f"Influence through {figure_text(found.attrs['component'])}<br><sup>below zero "
+        "(blue): more weight on the source lowers the query's loss</sup>",
     )  # fmt: skip
     return figure

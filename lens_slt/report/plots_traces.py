@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from lens_slt.arguments import choice
 from lens_slt.report.colours import COLOURS, DASHES
+from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import component_names, dataset
 from lens_slt.schema import require
+from lens_slt.text import figure_text
 
 LOSS_AXIS = "paired loss (nats per token)"
 COLUMNS, MOST_PANELS, MOST_POINTS = 8, 144, 120  # of the overview
@@ -34,10 +35,10 @@ def plot_all_traces(draws: xr.DataTree) -> go.Figure:
     names = [name for name in verdicts if name in names]
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
-    figure = make_subplots(
+    figure = subplots(
         rows=rows, cols=columns, shared_xaxes=True, horizontal_spacing=0.015,
         vertical_spacing=min(0.25 / rows, 0.12),
-        subplot_titles=[n if verdicts[n] == HEALTHY else f"<b>! {n}</b>" for n in names],
+        subplot_titles=[_panel_title(name, verdicts[name]) for name in names],
     )  # fmt: skip
     before = dataset(draws, "burn_in")["paired_loss"]
     after = dataset(draws, "posterior")["paired_loss"]
@@ -48,12 +49,12 @@ def plot_all_traces(draws: xr.DataTree) -> go.Figure:
         )
         steps, means = _thinned(loss)
         for chain, values in enumerate(means):
-            word = str(health["verdict"].sel(component=name).values[chain])
+            word = figure_text(health["verdict"].sel(component=name).values[chain])
             figure.add_trace(
                 go.Scatter(
                     x=steps, y=values, mode="lines", showlegend=False,
                     line=dict(width=1, color=COLOURS[chain % len(COLOURS)]),
-                    hovertemplate=f"{name}, chain {chain}: {word}<br>"
+                    hovertemplate=f"{figure_text(name)}, chain {chain}: {word}<br>"
                     "step %{x:.0f}: %{y:.3g} nats<extra></extra>",
                 ),
                 **where,
@@ -79,11 +80,11 @@ def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
     before = draws["burn_in"].to_dataset()["paired_loss"].sel(component=component).values
     after = draws["posterior"].to_dataset()["paired_loss"].sel(component=component).values
     health = draws["health"].to_dataset().sel(component=component)
-    verdicts = [str(word) for word in health["verdict"].values]
+    verdicts = labels(health["verdict"].values)
     used = health["used"].values.astype(bool)
     loss = np.concatenate([before, after], axis=1)
     steps = np.arange(loss.shape[1])
-    figure = go.Figure()
+    figure = Figure()
     for chain, word in enumerate(verdicts):
         figure.add_scatter(
             x=steps, y=loss[chain], mode="lines", opacity=0.8 if used[chain] else 0.5,
@@ -97,7 +98,7 @@ def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
             x0=0, x1=before.shape[1], fillcolor="grey", opacity=0.15, line_width=0,
             annotation_text="burn-in, not used", annotation_position="top left",
         )  # fmt: skip
-    words = [f"{component}: {health['summary'].values}"]
+    words = [figure_text(f"{component}: {health['summary'].values}")]
     if used.any():
         mean = float(after[used].mean())
         figure.add_hline(y=mean, line=dict(color="black", width=1))
@@ -111,6 +112,11 @@ def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
         xaxis_title="step", yaxis_title=LOSS_AXIS, legend=dict(orientation="h", y=-0.2),
     )  # fmt: skip
     return figure
+
+
+def _panel_title(name: str, verdict: str) -> str:
+    shown = figure_text(name)
+    return shown if verdict == HEALTHY else f"<b>! {shown}</b>"
 
 
 def _thinned(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

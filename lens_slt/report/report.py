@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lens_slt.arguments import instance, typed
 from lens_slt.arrays import read_zarr
 from lens_slt.circuits import behaviour as behaviour_scores
-from lens_slt.circuits.trial import Trial, read_trials
+from lens_slt.circuits.trial import VERDICTS, Trial, read_trials
 from lens_slt.data import patterns
+from lens_slt.json_files import read_json
 from lens_slt.models.names import is_head
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import FULL
@@ -51,6 +52,7 @@ RELIABLE = 0.5  # split-half
 CLEAR = 0.05  # of q
 
 
+@typed
 def write_report(run: str | Path) -> Path:
     """Write ``report.html`` for a finished run; returns its path.
 
@@ -80,10 +82,11 @@ def write_report(run: str | Path) -> Path:
         views=open_views(folder),
         trials=read_trials(trials) if trials.exists() else (),
         behaviour=behaviour,
-        about=json.loads(about.read_text("utf-8")) if about.exists() else {},
+        about=read_json(about) if about.exists() else {},
     )
 
 
+@typed
 def report_results(
     file: str | Path,
     draws: xr.DataTree | None,
@@ -107,6 +110,9 @@ def report_results(
         ValueError: neither draws nor trials.
     """
     views, about = views or {}, dict(about or {})
+    instance("views", views, Mapping[str, View])
+    if behaviour is not None:
+        behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
     if draws is None and not trials:
         raise ValueError("a report needs draws or trials; got neither")
     llc = None if draws is None else refined_llc(draws)
@@ -157,7 +163,7 @@ def _lead(llc: xr.Dataset | None, views: Mapping[str, View], trials: Sequence[Tr
         stable = sum(str(word).startswith("stable") for word in view.modes["verdict"].values)
         found[f"modes of the {QUANTITIES[key]} stable"] = f"{stable} of {view.modes.sizes['mode']}"
     if trials:
-        counts = {word: sum(t.verdict == word for t in trials) for word in _VERDICTS}
+        counts = {word: sum(t.verdict == word for t in trials) for word in VERDICTS}
         found["circuit hypotheses on trial"] = ", ".join(
             f"{n} {word}" for word, n in counts.items() if n
         )
@@ -167,9 +173,6 @@ def _lead(llc: xr.Dataset | None, views: Mapping[str, View], trials: Sequence[Tr
 def _but_full(llc: xr.Dataset) -> xr.Dataset:
     """The components that are parts of the model."""
     return llc.sel(component=[name for name in llc["component"].values if name != FULL])
-
-
-_VERDICTS = ("supported", "contradicted", "undecided")
 
 
 def _run(draws: xr.DataTree | None, trials: Sequence[Trial], about: Mapping[str, Any]) -> str:

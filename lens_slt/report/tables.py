@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from rich.style import StyleType
 from rich.table import Table
+from rich.text import Text
 
 from lens_slt.calibration import Calibration
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.settings import Settings
 from lens_slt.schema import require
+from lens_slt.text import visible
 
 
 def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
@@ -24,7 +27,7 @@ def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
     """
     llc = require(llc, "refined_llc", argument="llc")
     settings = settings_of(llc)
-    table = plain_table("Refined LLC", "\n".join([run_words(settings), *words]))
+    table = PlainTable("Refined LLC", "\n".join([run_words(settings), *words]))
     table.add_column("component", no_wrap=True)
     for name in ("λ̂ ± SE", "SE %", "R̂", "ESS", "chains", "ε₀/ε", "bias ≤ %"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -46,7 +49,7 @@ def probe_table(llc: xr.Dataset) -> Table:
     llc = require(llc, "refined_llc", argument="llc")
     if "probe" not in llc.dims:
         raise ValueError("llc has no probes; give probes= to lens_slt.sample")
-    table = plain_table("Refined LLC by probe", "± one standard error")
+    table = PlainTable("Refined LLC by probe", "± one standard error")
     table.add_column("component", no_wrap=True)
     table.add_column("sampling", justify="right")
     for probe in llc["probe"].values:
@@ -116,7 +119,7 @@ def calibration_table(calibration: Calibration) -> Table:
         "λ̂: median over components; vs prior: median change of the mean paired loss from the "
         "control at nβ = 0; slope: mean |Δ log λ̂ / Δ log knob|; ●: chosen"
     )
-    table = plain_table("Calibration", f"{legend}\n{calibration.reason}")
+    table = PlainTable("Calibration", f"{legend}\n{calibration.reason}")
     table.add_column("", no_wrap=True)
     for name in ("nβ", "γ", "λ̂", "healthy", "R̂", "λ̂/SE", "vs prior", "slope"):
         table.add_column(name, justify="right")
@@ -139,7 +142,7 @@ def calibration_table(calibration: Calibration) -> Table:
 
 def models_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row per shipped model, from records."""
-    table = plain_table("Shipped models", "load with --model NAME, --checkpoint STEP")
+    table = PlainTable("Shipped models", "load with --model NAME, --checkpoint STEP")
     table.add_column("model", no_wrap=True)
     for name in ("layers", "heads", "d_model", "weights"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -169,9 +172,9 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
-def verdict_text(verdict: str) -> str:
+def verdict_text(verdict: str) -> Text:
     """A verdict with a sign that does not depend on colour."""
-    return verdict if verdict == HEALTHY else f"[bold]! {verdict}[/bold]"
+    return cell(verdict) if verdict == HEALTHY else cell(f"! {verdict}", "bold")
 
 
 def run_words(s: Settings) -> str:
@@ -184,12 +187,29 @@ def run_words(s: Settings) -> str:
     )
 
 
-def plain_table(title: str, caption: str) -> Table:
-    """A table without lines; columns are added by the caller."""
-    return Table(
-        title=title, caption=caption, title_justify="left", caption_justify="left",
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold",
-    )  # fmt: skip
+class PlainTable(Table):
+    """A table without lines whose titles, headers and cells are text: rich reads no markup in them.
+
+    Columns are added by the caller.
+    """
+
+    def __init__(self, title: str, caption: str) -> None:
+        super().__init__(
+            title=cell(title, "table.title"), caption=cell(caption, "table.caption"),
+            title_justify="left", caption_justify="left", box=None, pad_edge=False,
+            padding=(0, 2, 0, 0), header_style="bold",
+        )  # fmt: skip
+
+    def add_column(self, header: Any = "", *rest: Any, **named: Any) -> None:
+        super().add_column(cell(header), *rest, **named)
+
+    def add_row(self, *cells: Any, **named: Any) -> None:
+        super().add_row(*(one if isinstance(one, Text) else cell(one) for one in cells), **named)
+
+
+def cell(text: object, style: StyleType = "") -> Text:
+    """Text for a terminal in one style: without markup, with control characters as signs."""
+    return Text(visible(text), style)
 
 
 def _allowed(row: xr.Dataset) -> str:

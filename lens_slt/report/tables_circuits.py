@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 from rich.table import Table
+from rich.text import Text
 
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial, compare, p_words
-from lens_slt.report.tables import plain_table
+from lens_slt.report.tables import PlainTable, cell
 from lens_slt.schema import require
 
 SHORT = {  # the scores that a terminal has room for
@@ -25,14 +26,14 @@ STYLES = {
 
 def verdicts_table(trials: Sequence[Trial]) -> Table:
     """One row per hypothesis, the best first."""
-    table = plain_table(
+    table = PlainTable(
         "Circuit hypotheses on trial",
         "necessity: nats that ablating the circuit costs the pattern's tokens more than matched "
         "others; sufficiency: share of the pattern's loss that comes back with all other paths "
         "through the inputs its edges name ablated; alone: with all other heads ablated",
     )
     for name, justify in (("verdict", "left"), ("hypothesis", "left"), ("necessity", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify)
     table.add_column("sufficiency", justify="right")
     table.add_column("alone", justify="right")
     for row in compare(trials).itertuples():
@@ -45,7 +46,7 @@ def verdicts_table(trials: Sequence[Trial]) -> Table:
 
 def evidence_table(trial: Trial) -> Table:
     """One row per piece of evidence of one trial."""
-    table = plain_table(
+    table = PlainTable(
         f"{trial.hypothesis} is {trial.verdict}",
         "effect with 95 % interval over sequences; p: corrected; null: middle 95 % of what sets of "
         "other components, or other paths, give, and how many of them reach the effect",
@@ -74,7 +75,7 @@ def evidence_table(trial: Trial) -> Table:
 def behaviour_table(behaviour: xr.Dataset, llc: xr.Dataset | None = None) -> Table:
     """One row per head: its type, its scores, and its rLLC if ``llc`` is given."""
     behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
-    table = plain_table(
+    table = PlainTable(
         "Heads by behaviour",
         "mean attention to the previous, current, first token, and (on repeated random tokens) to "
         "what followed earlier; induction, ngram: logits it adds to the right token; copying: −1…1",
@@ -96,10 +97,9 @@ def behaviour_table(behaviour: xr.Dataset, llc: xr.Dataset | None = None) -> Tab
     return table
 
 
-def styled(word: str) -> str:
+def styled(word: str) -> Text:
     """A verdict or an outcome in its colour."""
-    style = STYLES.get(word, "")
-    return f"[{style}]{word}[/{style}]" if style else word
+    return cell(word, STYLES.get(word, ""))
 
 
 def _effect(one: Evidence) -> str:

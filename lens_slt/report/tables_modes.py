@@ -7,7 +7,7 @@ import xarray as xr
 from rich.table import Table
 
 from lens_slt.report.plots_modes import CLEAR
-from lens_slt.report.tables import plain_table, with_error
+from lens_slt.report.tables import PlainTable, with_error
 from lens_slt.schema import MATRICES, require
 
 NAMES = {"chi": "Susceptibility χ", "llc": "Per-token rLLC"}
@@ -16,7 +16,7 @@ NAMES = {"chi": "Susceptibility χ", "llc": "Per-token rLLC"}
 def reliability_table(*matrices: xr.Dataset) -> Table:
     """One row per component: mean over the probe's tokens, and split-half reliability."""
     matrices = tuple(require(one, *MATRICES, argument="matrices") for one in matrices)
-    table = plain_table(
+    table = PlainTable(
         "Mean over the probe's tokens, and reliability",
         "± one standard error; split-half: correlation over tokens, first half of the draws "
         "against the second",
@@ -44,13 +44,13 @@ def modes_table(
     """One row per mode: variance, stability, strongest loadings and patterns."""
     found = require(found, "modes", argument="found")
     quantity = str(found.attrs["quantity"])
-    table = plain_table(
-        f"Modes: {NAMES[quantity]}",
+    table = PlainTable(
+        f"Modes: {NAMES[quantity]}" + ", noise-whitened" * bool(found.attrs.get("whiten")),
         "loadings of at least half the largest; patterns: AUC with q < 0.05, the three furthest "
         "from 0.5; degrees: how far the mode turns when draws and sequences are resampled",
     )
     for name, justify in (("mode", "right"), ("var %", "right"), ("verdict", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify)
     table.add_column("loadings")
     table.add_column("patterns")
     for i in range(min(n_modes, found.sizes["mode"])):

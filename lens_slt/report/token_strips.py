@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lens_slt.report.page import escape
 from lens_slt.structure.contexts import token_texts
+from lens_slt.text import html_text
 
 FULL_COLOUR = 3.0  # standard deviations of the score
 STRONGEST = 0.65  # opacity
@@ -51,5 +51,5 @@ def _token(text: str, score: float, kind: str = "token") -> str:
     colour = "high" if score > 0 else "low"
     return (
         f'<span class="{kind}" style="background:rgba(var(--{colour}),{strength:.2f})" '
-        f'title="score {score:+.2f}">{escape(text)}</span>'
+        f'title="score {score:+.2f}">{html_text(text)}</span>'
     )

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_slt.arguments import typed
+from lens_slt.data.checks import usable_device
 from lens_slt.sampling.driver import SUMMED
 from lens_slt.sampling.folder import folder_of
 from lens_slt.sampling.foresee import Foreseen, continued, foresee
@@ -132,6 +134,7 @@ class Estimate:
         )
 
 
+@typed
 @plain_torch
 def estimate(
     model: Any,
@@ -168,7 +171,7 @@ def estimate(
     """
     began = time.perf_counter()
     folder = None if path is None else folder_of(path)
-    where = torch.device(device) if device is not None else _device_of(model)
+    where = _device_of(model) if device is None else usable_device(device)
     available = available_memory(where)
     with MemoryWatch(where) as memory:
         job = prepare(

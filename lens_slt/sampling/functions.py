@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_slt.arguments import typed
 from lens_slt.sampling.course_table import course_table
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.half_step import half_steps
@@ -61,6 +62,7 @@ class _FunctionTarget:
         return self.loss(rows) if data is None else self.loss(rows, data)
 
 
+@typed
 def sample_function(
     loss: Loss,
     star: Float[Tensor, " parameter"],
@@ -80,6 +82,11 @@ def sample_function(
     Returns:
         Draws like :func:`lens_slt.sample`'s, of the one component ``function``.
     """
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of [chain, parameter]; got {loss!r}")
+    if not isinstance(star, Tensor) or star.ndim != 1 or not star.is_floating_point():
+        what = f"{star.dtype} {tuple(star.shape)}" if isinstance(star, Tensor) else repr(star)
+        raise TypeError(f"star must be a flat tensor of real numbers, [parameter]; got {what}")
     settings = settings or Settings()
     if data is not None:
         if settings.batch_size is not None and len(data) < settings.batch_size:

@@ -99,20 +99,21 @@ def token_hash(data: TokenSet) -> str:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What tells two identities apart, in words; both as they are read from JSON."""
+    """What tells two identities apart, in words; both as they are read from JSON.
+
+    Predictions are looked at only where all else is the same: they differ with most of it.
+    """
     found = []
     for key in here:
-        if key in NOT_COMPARED:
+        if key in (*NOT_COMPARED, PREDICTIONS):
             continue
-        if key == PREDICTIONS:
-            found += _prediction_differences(there.get(key) or {}, here[key])
-        elif key in PARTIAL:
-            both = set(there.get(key) or {}) & set(here[key])
-            parts = [{name: side[key][name] for name in sorted(both)} for side in (there, here)]
-            found += [_difference(key, *parts)] if parts[0] != parts[1] else []
-        elif there.get(key) != here[key]:
-            found.append(_difference(key, there.get(key), here[key]))
-    return found
+        stored, own = there.get(key), here[key]
+        if key in PARTIAL and isinstance(stored, dict):
+            both = sorted(set(stored) & set(own))
+            stored, own = ({name: side[name] for name in both} for side in (stored, own))
+        if stored != own:
+            found.append(_difference(key, stored, own))
+    return found or _prediction_differences(there.get(PREDICTIONS, {}), here.get(PREDICTIONS, {}))
 
 
 def _losses(loss: Tensor, weight: Tensor) -> list[float]:

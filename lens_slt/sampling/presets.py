@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lens_slt.arguments import choice
+from lens_slt.arguments import choice, typed
 from lens_slt.sampling.settings import Settings
 
 PRESETS: dict[str, tuple[Settings, str]] = {
@@ -28,6 +28,7 @@ PRESETS: dict[str, tuple[Settings, str]] = {
 }  # fmt: skip
 
 
+@typed
 def preset(name: str) -> Settings:
     """Settings by name: see ``PRESETS`` for the paper behind each."""
     choice("preset", name, tuple(PRESETS))

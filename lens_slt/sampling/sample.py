@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import xarray as xr
 
-from lens_slt.data.checks import check_length
+from lens_slt.arguments import typed
+from lens_slt.data.checks import check_length, usable_device
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models import forward
 from lens_slt.models.adapter import (
@@ -76,6 +77,7 @@ class Probe:
     observables: Any = None
 
 
+@typed
 @plain_torch
 def sample(
     model: Any,
@@ -131,6 +133,11 @@ def sample(
         pad_id=pad_id, engine=engine, device=device,
     )  # fmt: skip
     warn_about(job.adapted)
+    return run(job, folder, progress)
+
+
+def run(job: Job, folder: Path | None, progress: bool = False) -> xr.DataTree:
+    """What :func:`sample` does after it has prepared."""
     with open_store(folder, job.specs, {**job.identity, "record": job.record}) as store:
         if store.path is not None:
             _warn_of_versions(store.path, job.record["versions"])
@@ -214,7 +221,7 @@ def prepare(
     adapted = adapt(model)
     chosen = parse_components(components, adapted)
     n_needed = None if settings.method.EXACT else settings.batch_size
-    device = torch.device(device) if device is not None else adapted.device
+    device = adapted.device if device is None else usable_device(device)
     if device != adapted.device and (adapted.architecture is None or engine == "modules"):
         raise ValueError(_other_device(device, adapted))
     data = _token_set(adapted, Probe(tokens, mask, pad_id, None, weights), "tokens", device)
@@ -301,7 +308,7 @@ def _with_weight(data: TokenSet, batch_size: int | None) -> TokenSet:
 
 
 def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.device) -> TokenSet:
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"probes: {name!r} is not a name; use letters, digits and underscores")
     probe = probe if isinstance(probe, Probe) else Probe(probe)
     label = f"probes[{name!r}]"
@@ -372,22 +379,23 @@ def _record(
 
 
 def warn_about(adapted: AdaptedModel) -> None:
-    """Say what changes the meaning or the cost of a run; points at the caller's caller."""
+    """Say what changes the meaning or the cost of a run; points at the caller of what calls it,
+    which is ``typed``."""
     processing = weight_processing(adapted)
     if processing:
         warnings.warn(
             f"model: its weights were processed ({processing}), which changes the parametrisation "
             "and therefore refined LLCs; load it unprocessed to compare with published values",
             SamplingWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
     if hooks_note(adapted):
-        warnings.warn(hooks_note(adapted), SamplingWarning, stacklevel=3)
+        warnings.warn(hooks_note(adapted), SamplingWarning, stacklevel=5)
     elif adapted.why_generic:
         warnings.warn(
             f"model: running its own blocks, which is slower: {adapted.why_generic}",
             SamplingWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
@@ -398,7 +406,7 @@ def _warn_of_versions(folder: Path, here: str) -> None:
         warnings.warn(
             f"path: draws in {str(folder)!r} are from other versions: {there} there, {here} here",
             SamplingWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-from lens_slt.arguments import choice, integer, number
+from lens_slt.arguments import boolean, choice, integer, number
 from lens_slt.sampling.registry import SAMPLERS
 from lens_slt.sampling.sampler import Sampler
 
@@ -85,6 +85,8 @@ class Settings:
         if self.target_se is not None:
             number("target_se", self.target_se, above=0)
         integer("seed", self.seed, at_least=0)
+        for name in ("antithetic", "full_loss", "check_step"):
+            boolean(name, getattr(self, name))
         if self.thin > self.least_draws:
             raise ValueError(f"thin must be at most draws={self.least_draws}; got {self.thin}")
         if self.antithetic and self.chains % 2:

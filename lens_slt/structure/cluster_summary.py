@@ -53,6 +53,7 @@ def cluster_summary(
     Raises ValueError where the labels do not belong to these tokens.
     """
     integer("permutations", permutations, at_least=1)
+    integer("seed", seed, at_least=0)
     found = require(found, "clusters", argument="found")
     matrix = require(matrix, *MATRICES, argument="matrix")
     n_tokens = matrix.sizes["token"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import choice, integer, number
+from lens_slt.arguments import choice, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.structure.conductance import (
@@ -34,6 +34,7 @@ SHUFFLES = 20
 WHERE = ("sequence", "position", "token_id")
 
 
+@typed
 def clusters(
     matrix: xr.Dataset,
     *,
@@ -92,6 +93,7 @@ def clusters(
     """
     choice("method", method, METHODS)
     choice("cut", cut, CUTS)
+    integer("seed", seed, at_least=0, at_most=2**32 - 1)
     _check_numbers(n_neighbors, min_size, alpha, tolerance, max_conductance)
     points = standardized(matrix, centre_rows=centre_rows)
     check_enough(len(points), n_neighbors)
@@ -321,5 +323,5 @@ def _check_numbers(
     integer("n_neighbors", n_neighbors, at_least=1)
     integer("min_size", min_size, at_least=2)
     for name, value in (("alpha", alpha), ("tolerance", tolerance), ("max_conductance", highest)):
-        if value is not None:
+        if value is not None or name != "max_conductance":
             number(name, value, above=0, below=1)

@@ -9,11 +9,13 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from lens_slt.arguments import integer
 from lens_slt.data.tokenizer import PASS_TOKENIZER, can_be_shipped, shipped_tokenizer
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.schema import require
+from lens_slt.text import CONTROLS
 
-VISIBLE = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
+VISIBLE = CONTROLS | str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
 MARKS = "«", "»"
 
 
@@ -30,10 +32,15 @@ def contexts(
 
     Raises ValueError for tokens of another tokenizer than the shipped models', where none is given.
     """
+    integer("width", width, at_least=0)
+    if not isinstance(found, xr.Dataset) or "sequence" not in found:
+        raise TypeError(f"found must be a matrix, modes or a map; got {type(found).__name__}")
     sequence, position = found["sequence"].values, found["position"].values
     text = np.full((int(sequence.max()) + 1, int(position.max()) + 1), "", dtype=object)
     text[sequence, position] = token_texts(found, tokenizer)
     chosen = np.arange(len(sequence)) if rows is None else np.asarray(rows)
+    if chosen.ndim != 1 or not (chosen.dtype == bool or np.issubdtype(chosen.dtype, np.integer)):
+        raise TypeError(f"rows must be a list of indices of tokens; got {rows!r}")
     return [
         "".join(text[s, max(0, p - width) : p]) + text[s, p].join(MARKS)
         for s, p in zip(sequence[chosen], position[chosen], strict=True)
@@ -96,6 +103,7 @@ def top_tokens(
     Returns:
         Columns ``mode``, ``end`` (high or low), ``score`` and ``context``.
     """
+    integer("n", n, at_least=1)
     found = require(found, "modes", argument="found")
     found = found.assign_coords(text=("token", token_texts(found, tokenizer)))
     sequence = found["sequence"].values

@@ -13,13 +13,14 @@ import torch
 import xarray as xr
 from scipy.stats import hypergeom
 
-from lens_slt.arguments import integer, number
+from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.structure.clusters import check_enough, matched_tokens, token_coordinates
 from lens_slt.structure.standardize import standardized
 
 
+@typed
 def token_map(
     matrix: xr.Dataset,
     *,
@@ -52,6 +53,7 @@ def token_map(
     """
     integer("n_neighbors", n_neighbors, at_least=2)
     integer("components", components, at_least=1)
+    integer("seed", seed, at_least=0, at_most=2**32 - 1)
     number("min_dist", min_dist, at_least=0, at_most=1)
     points = standardized(matrix, centre_rows=centre_rows)
     check_enough(len(points), n_neighbors)
@@ -83,6 +85,7 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
 
     Raises ValueError where too few tokens are shared.
     """
+    integer("n_neighbors", n_neighbors, at_least=1)
     first = require(first, "token_map", argument="first")
     second = require(second, "token_map", argument="second")
     here, there = matched_tokens(first, second)

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from lens_slt.arguments import integer
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import stamped
 from lens_slt.structure.standardize import scaled, standardized, values_of
@@ -24,6 +24,7 @@ LARGEST_SPAN = 3  # modes
 SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with
 
 
+@typed
 def modes(
     matrix: xr.Dataset,
     *,
@@ -64,10 +65,11 @@ def modes(
     Raises:
         ValueError: NaN, constant columns, fewer tokens than components, bad arguments.
     """
-    x = standardized(matrix, centre_rows=centre_rows)
-    n_components = x.shape[1]
     integer("n_modes", n_modes, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=0)
+    integer("seed", seed, at_least=0)
+    x = standardized(matrix, centre_rows=centre_rows)
+    n_components = x.shape[1]
     if whiten and "blocks" not in matrix:
         raise ValueError("whiten=True needs the noise: make the matrix with keep_blocks=True")
     k = min(n_modes, n_components)

@@ -18,7 +18,7 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.susceptibility import FULL, susceptibility
-from lens_slt.sampling.result import component_names
+from lens_slt.sampling.result import component_names, dataset
 from lens_slt.schema import MATRICES, require
 from lens_slt.structure.clusters import clusters
 from lens_slt.structure.contexts import token_texts, tokenizer_for, top_tokens
@@ -65,10 +65,14 @@ def read_structure(
     tokenizer: Any = None,
     estimator: str = "two_posterior",
     folder: Path | None = None,
+    maps: bool = True,
 ) -> dict[str, View]:
     """Views of the per-token rLLC (``llc``) and of the susceptibility (``chi``) of a probe.
 
-    The two-posterior susceptibility needs draws of ``full``; without them only ``llc`` is made.
+    Modes of the per-token rLLC are noise-whitened: these are the modes that circuits are proposed
+    from and that their evidence cites (:func:`lens_slt.circuits.slt_evidence.evidence_of`).
+    The two-posterior susceptibility needs draws of ``full``; without them only ``llc`` is made. A
+    matrix without any component that has a usable chain gives no view.
 
     Args:
         draws: from :func:`lens_slt.sample`.
@@ -78,6 +82,7 @@ def read_structure(
             repeats are labelled then, with a warning, and tokens are shown as ids.
         estimator: of the susceptibility.
         folder: where the matrices are written, as ``llc.zarr`` and ``chi.zarr``.
+        maps: make a map and clusters of the tokens too, which takes seconds.
     """
     tokenizer = tokenizer_of(draws.attrs) if tokenizer is None else tokenizer
     patterns = label_patterns(tokens, tokenizer)
@@ -85,14 +90,28 @@ def read_structure(
     found = {}
     rest = [name for name in names if name != FULL]
     llc = per_token_llc(draws.sel(component=rest), probe, path=_place(folder, "llc"))
-    found["llc"] = _view(llc, patterns, tokenizer, with_map=True)
-    if estimator != "two_posterior" or FULL in names:
+    if _some_usable(llc):
+        found["llc"] = _view(llc, patterns, tokenizer, whiten=True, with_map=maps)
+    if estimator != "two_posterior" or (FULL in names and _any_used(draws, FULL)):
         chi = susceptibility(draws, probe, estimator=estimator, path=_place(folder, "chi"))
-        found["chi"] = _view(chi, patterns, tokenizer)
+        if _some_usable(chi):
+            found["chi"] = _view(chi, patterns, tokenizer)
     if folder is not None:
-        for name, view in found.items():
-            _store(view, folder / f"{name}.zarr")
+        for name in ("llc", "chi"):
+            if name in found:
+                _store(found[name], folder / f"{name}.zarr")
+            elif (folder / f"{name}.zarr").exists():
+                shutil.rmtree(folder / f"{name}.zarr")  # half a view: a report could not read it
     return found
+
+
+def _any_used(draws: xr.DataTree, component: str) -> bool:
+    return bool(dataset(draws, "health")["used"].sel(component=component).any())
+
+
+def _some_usable(matrix: xr.Dataset) -> bool:
+    """Whether some component has a chain that can be used."""
+    return bool(matrix["mean"].notnull().any())
 
 
 def open_views(folder: Path) -> dict[str, View]:
@@ -105,10 +124,15 @@ def open_views(folder: Path) -> dict[str, View]:
 
 
 def _view(
-    matrix: xr.Dataset, patterns: xr.DataArray, tokenizer: Any, with_map: bool = False
+    matrix: xr.Dataset,
+    patterns: xr.DataArray,
+    tokenizer: Any,
+    *,
+    whiten: bool = False,
+    with_map: bool = False,
 ) -> View:
     usable = matrix.sel(component=matrix["mean"].notnull())
-    found = modes(usable)
+    found = modes(usable, whiten=whiten and "blocks" in usable)
     found = found.assign_coords(text=("token", _texts(found, tokenizer)))
     few = few_tokens(usable)
     mapped = with_map and few.sizes["token"] > MAP_NEIGHBOURS

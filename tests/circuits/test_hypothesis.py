@@ -44,7 +44,7 @@ def test_json_keeps_everything(tmp_path):
         ("L0H1 -> logits.K", "goes through ''"),
         ("L0MLP -> L1H2.K", "edge source must be a head such as 'L0H2'; got 'L0MLP'"),
         ("L0H1.K -> L1H2.K", "a source has no '.'"),
-        (" ; ", "at least one component"),
+        (" ; ", "at least one component, such as 'L0H2'; got ' ; '"),
     ],
 )
 def test_what_is_no_circuit_is_refused(text, message):
@@ -66,8 +66,20 @@ def test_values_are_checked():
     [
         ("{", "is no JSON file"),
         ("[3]", "hypothesis 1: must be an object with 'pattern'"),
-        ('[{"pattern": "x", "heads": ["L0H1"]}]', "must be an object"),
-        ('[{"pattern": "x", "components": [3]}]', "must be strings"),
+        ('[{"pattern": "x", "heads": ["L0H1"]}]', "a key must be one of components.*got 'heads'"),
+        ('[{"pattern": "x", "components": [3]}]', r"components\[0\] must be a string; got 3"),
+        ('{"pattern": "x", "components": "L0H1"}', "components must be a list of string"),
+        ('{"pattern": 3, "components": ["L0H1"]}', "pattern must be a string; got 3"),
+        ('{"pattern": "x", "components": ["L0H1"], "name": null}', "name must be a string"),
+        ('{"pattern": "x"}', "must be an object with 'pattern', and 'components' or"),
+        ('{"pattern": "x", "components": ["L0H1", "L0H1"]}', "has 'L0H1' twice"),
+        ('{"pattern": "x", "pattern": "y", "components": ["L0H1"]}', "says 'pattern' twice"),
+        (
+            '[{"pattern": "x", "components": ["L0H1"]}, {"pattern": "x", "components": ["L0H1"]}]',
+            "hypothesis 2 is hypothesis 1 again",
+        ),
+        ("[]", "holds no hypothesis"),
+        ("", "is empty"),
         ('[{"pattern": "x", "edges": ["L1H1->L0H1.K"]}]', "hypothesis 1: edge .* backwards"),
     ],
 )
@@ -76,6 +88,20 @@ def test_bad_files_are_refused_by_name(tmp_path, content, message):
     file.write_text(content)
     with pytest.raises(ValueError, match=f"bad.json.*{message}"):
         ls.read_hypotheses(file)
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    latin = tmp_path / "latin.json"
+    latin.write_bytes('{"pattern": "x", "name": "é", "components": ["L0H1"]}'.encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.json is not UTF-8 text"):
+        ls.read_hypotheses(latin)
+    with pytest.raises(OSError, match="is a folder; a JSON file is needed"):
+        ls.read_hypotheses(tmp_path)
+    with pytest.raises(OSError, match="there is no file .*none.json"):
+        ls.read_hypotheses(tmp_path / "none.json")
+    marked = tmp_path / "marked.json"  # as some editors write UTF-8
+    marked.write_bytes(b"\xef\xbb\xbf" + b'{"pattern": "x", "components": ["L0H1"]}')
+    assert ls.read_hypotheses(marked) == [ls.circuit("L0H1", "x")]
 
 
 def test_a_hypothesis_belongs_to_its_model():

@@ -295,7 +295,7 @@ def test_bad_input_is_refused(call, message):
 
 def test_what_cannot_be_done_is_refused():
     tokens = some_tokens()
-    with pytest.raises(ValueError, match="layer 0 write is changed.*a norm after attention"):
+    with pytest.raises(ValueError, match="stream of layer 0 is not.*a norm after attention"):
         ablate_path(GENERIC_MODELS["wrapped_gemma2"](), tokens, "L0H1 -> L1H1.K")
 
 

@@ -83,7 +83,9 @@ def test_norms_behind_the_heads_are_refused_where_a_formula_needs_none(
         lambda: ls.edge_attribution(model, tokens, mask),
         lambda: ls.composition_scores(model),
     ):
-        with pytest.raises(ValueError, match=r"norm (after|inside its) attention|norms on queries"):
+        with pytest.raises(
+            ValueError, match=r"norm (after|inside its) attention|norms on queries|norm of queries"
+        ):
             call()
     scores = ls.behaviour_scores(model, n_random=2, length=4)
     assert scores["copying"].isnull().all()

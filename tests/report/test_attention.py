@@ -149,7 +149,7 @@ def test_wrong_tokens():
         show_attention(model, [1, 2, 3])
     with pytest.raises(ValueError, match=r"token ids must lie between 0 and 49"):
         show_attention(model, [[1, 50]])
-    with pytest.raises(TypeError, match="heads: expected a string or a list of strings, got 3"):
+    with pytest.raises(TypeError, match="heads must be a string or a list of strings; got 3"):
         show_attention(model, some_tokens(), 3)
     with pytest.raises(TypeError, match="HookedTransformer or TransformerBridge|model"):
         show_attention(object(), some_tokens())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 
 import lens_slt as ls
+from tests.report.hostile import HOSTILE, hostile
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -19,6 +22,29 @@ pytestmark = [
         BROWSER is None and not os.environ.get("CI"), reason="needs a Chromium on the path"
     ),
 ]
+
+DRAWN = ".plot[data-drawn] .main-svg, .plotly-graph-div .main-svg, [id^=circuits-vis] canvas"
+
+# What markup that was taken for markup leaves in a page.
+INJECTED = """() => [
+  window.attacked === undefined ? "" : "a script ran",
+  ...[...document.querySelectorAll(
+    'img[src="x"], .attacked, a[href^="http"], [onerror], a[href*="attacked"]')]
+    .map(node => node.outerHTML.slice(0, 80)),
+  ...[...document.querySelectorAll(".modebar-btn")]
+    .map(node => node.dataset.title || "").filter(title => /share|cloud|studio/i.test(title)),
+].filter(Boolean)"""
+
+# Points at everything that has a hover text, figure after figure.
+HOVERED = """() => [...document.querySelectorAll(".js-plotly-plot")].map(plot => {
+  plot._fullData.forEach((trace, i) => {
+    const point = trace.type === "heatmap" ? [0, 0] : 0;
+    try { Plotly.Fx.hover(
+      plot, [{ curveNumber: i, pointNumber: point }], trace.xaxis + trace.yaxis); }
+    catch (error) { /* nothing to point at */ }
+  });
+  return plot.textContent.length;
+})"""
 
 # Texts of one figure that must not lie on each other.
 OVERLAPS = """() => {
@@ -59,16 +85,16 @@ def browser():
 @pytest.fixture
 def open_page(browser, run):
     """Opens the report; afterwards, nothing was complained about and nothing fetched."""
-    address = ls.write_report(run).resolve().as_uri()
     pages, complaints, fetched = [], [], []
 
-    def open_at(width=900, theme="light"):
+    def open_at(width=900, theme="light", file=None):
+        address = (file or ls.write_report(run)).resolve().as_uri()
         page = browser.new_page(viewport={"width": width, "height": 800})
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: fetched.append(request.url))
         page.goto(f"{address}?theme={theme}")
-        page.wait_for_selector(".plot[data-drawn] .main-svg")
+        page.wait_for_selector(DRAWN)
         pages.append(page)
         return page
 
@@ -130,6 +156,54 @@ def test_the_map_tells_a_token_in_context(open_page):
     shown = plot.locator(".hoverlayer .hovertext").first
     shown.wait_for(timeout=5000)
     assert "«" in shown.text_content()
+
+
+@pytest.fixture(scope="module")
+def hostile_pages(tmp_path_factory, draws, views, trial, behaviour, tokens):
+    """Every kind of page, made of results whose texts are markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    bad = {
+        key: replace(view, **{one.name: hostile(getattr(view, one.name)) for one in fields(view)})
+        for key, view in views.items()
+    }
+    about = {"title": f"title {HOSTILE}", "data": f"{HOSTILE}.txt", HOSTILE: HOSTILE}
+    report = ls.report_results(
+        folder / "report.html", hostile(draws), views=bad, trials=[hostile(trial)],
+        behaviour=hostile(behaviour), about=about,
+    )  # fmt: skip
+    figure = folder / "figure.html"
+    places = bad["llc"].map
+    ls.plot_map(
+        places, [HOSTILE] * places.sizes["token"], [HOSTILE] * places.sizes["token"],
+        title=HOSTILE, label=HOSTILE,
+    ).write_html(figure)  # fmt: skip
+    attention = folder / "attention.html"
+    tokenizer = SimpleNamespace(decode=lambda ids: HOSTILE, bos_token_id=0)
+    shown = ls.show_attention(ls.load_model("attn-1l"), tokens, "L0H0, L0H1", tokenizer=tokenizer)
+    attention.write_text(f"<!doctype html><meta charset=utf-8>{shown}", "utf-8")
+    return {"report": report, "figure": figure, "attention": attention}
+
+
+@pytest.mark.parametrize("kind", ["report", "figure", "attention"])
+def test_markup_in_texts_is_shown_and_never_runs(kind, hostile_pages, open_page):
+    opened = open_page(1600, file=hostile_pages[kind])
+    opened.evaluate("document.querySelectorAll('[role=tabpanel]').forEach(x => x.hidden = false)")
+    opened.evaluate("document.querySelectorAll('details').forEach(x => x.open = true)")
+    if kind == "report":
+        opened.locator("#theme").click()  # draws what is now shown
+        opened.wait_for_function("!document.querySelector('.plot:not([data-drawn])')")
+    if kind != "attention":
+        opened.evaluate(HOVERED)
+        assert opened.locator(".modebar-btn").count() > 0
+    opened.wait_for_timeout(300)
+    assert opened.evaluate(INJECTED) == []
+    if kind == "attention":
+        return  # its words are drawn on a canvas
+    text = opened.evaluate("document.body.textContent")
+    assert "<img src=x onerror='window.attacked=1'>" in text
+    assert "[/1][red]" in text and "␛[31m" in text
+    if kind == "report":
+        assert opened.title().startswith("title <img src=x")
 
 
 def test_the_theme_can_be_switched(open_page):

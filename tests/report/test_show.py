@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from plotly.offline import get_plotlyjs
+from rich.console import Console
 
 import lens_slt as ls
+from lens_slt.report import page
+from lens_slt.report.figure import Figure as Shown
 from lens_slt.report.notebook import SHOWN, register
-from lens_slt.report.show import FIGURES, kind_of
+from lens_slt.report.show import FIGURES, TABLES, kind_of
 from lens_slt.schema import SCHEMAS, stamped
+from tests.report.hostile import hostile
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,31 @@ def test_figures_hold_the_numbers(results):
     assert f"{float(results['effects']['effect'].mean()):.3f}" in effects.layout.title.text
 
 
+@pytest.mark.parametrize("kind", sorted({*FIGURES} - {"calibration"}))
+def test_markup_in_any_text_of_a_result_is_text_in_its_figure(kind, results):
+    made = hostile(results[kind])
+    assert kind_of(made) == kind
+    figure = ls.plot(made).to_json()
+    for raw in ("\\u003cimg", "<img", "\\u003ca ", "<a ", "%{attacked}", "$", "\\u001b"):
+        assert raw not in figure, raw
+    table = page.table(TABLES[kind](made)) if kind in TABLES else ""
+    assert not {"<img", "<a ", "\x1b"} & set(re.findall(r"<img|<a |\x1b", table))
+    if kind in TABLES:
+        console = Console(file=io.StringIO(), width=4000, markup=True)
+        console.print(TABLES[kind](made))
+        words = console.file.getvalue()
+        assert "\x1b" not in words and ("[/1][red]" in words or "attacked" not in words)
+
+
+def test_figures_outside_of_reports_offer_no_upload(results):
+    shown = ls.plot(results["patterns"]).to_html()
+    (config,) = re.findall(
+        r'\{[^{}]*"showSendToCloud": [^{}]*\}', shown.replace(get_plotlyjs(), "")
+    )
+    assert '"showSendToCloud": false' in config
+    assert "http" not in config
+
+
 def test_what_is_no_result_is_refused(results):
     with pytest.raises(TypeError, match="result must be what a function of lens_slt returned"):
         ls.plot([1, 2])
@@ -100,7 +133,7 @@ def test_notebooks_show_table_and_figure(results, monkeypatch):
     shell = shells.InteractiveShell.instance()
     register(shell)
     # The bundle alone: a figure that shows itself asks for a front end.
-    monkeypatch.setattr(go.Figure, "_ipython_display_", None, raising=False)
+    monkeypatch.setattr(Shown, "_ipython_display_", None, raising=False)
     other = xr.Dataset({"x": ("y", [1, 2])})
     for name in ("draws", "refined_llc", "modes", "trial", "composition_scores"):
         with capture.capture_output() as shown:

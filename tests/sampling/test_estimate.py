@@ -119,9 +119,9 @@ def test_saves_are_those_of_the_driver(pending, tmp_path, monkeypatch):
         monkeypatch.setattr(f"lens_slt.sampling.{module}.LARGEST_PENDING", pending)
     real, found = store.DrawStore.save, []
 
-    def save(self, state, about):
+    def save(self, state, about, counts):
         found.append((about["step"], self._n_pending))
-        real(self, state, about)
+        real(self, state, about, counts)
 
     monkeypatch.setattr(store.DrawStore, "save", save)
     run(probes=PROBES, path=tmp_path)

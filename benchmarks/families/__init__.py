@@ -1,0 +1,1 @@
+"""Model families against torch hooks on untouched copies."""
