@@ -36,11 +36,21 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
     from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
+    from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.models.observable import (
+        Accuracy,
+        Divergence,
+        LogitDifference,
+        Probability,
+        Sites,
+    )
     from lens_slt.models.shipped import load_model, shipped_checkpoints
     from lens_slt.observables.influence import attribute, influence
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
+    from lens_slt.observables.refined_observable import refined_observable
+    from lens_slt.observables.response import Shift, response
     from lens_slt.observables.susceptibility import susceptibility
     from lens_slt.report.attention import show_attention
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
@@ -81,12 +91,19 @@ if TYPE_CHECKING:  # also read by _homes
 
 __all__ = [
     "PRESETS",
+    "Accuracy",
     "Calibration",
     "CircuitHypothesis",
+    "Divergence",
     "Edge",
     "Estimate",
+    "LogitDifference",
+    "Probability",
     "Probe",
+    "Prompts",
     "Settings",
+    "Shift",
+    "Sites",
     "SltEvidence",
     "Trial",
     "ablate",
@@ -117,6 +134,7 @@ __all__ = [
     "label_patterns",
     "load_model",
     "load_tokens",
+    "make_prompts",
     "map_stability",
     "modes",
     "ngram_counts",
@@ -156,7 +174,9 @@ __all__ = [
     "read_slt_evidence",
     "read_trials",
     "refined_llc",
+    "refined_observable",
     "report_results",
+    "response",
     "sample",
     "sample_function",
     "shipped_checkpoints",

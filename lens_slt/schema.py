@@ -102,7 +102,20 @@ SCHEMAS: dict[str, Schema] = {
             "refined_llc", "refined_llc", attrs=("settings",),
             needed=over("component", "llc se mean_paired_loss ess rhat chains_used verdict")
             | over("component", f"{_CERTIFICATE} {_ROOT}"),
-            optional=over("component probe", "probe_llc probe_se"),
+            optional=over("component probe", "probe_llc probe_se probe_text_se"),
+        ),
+        Schema(
+            "refined_observable", "refined_observable", attrs=("settings", "probe"),
+            needed=over("component observable", "expectation shift se text_se")
+            | over("observable", "base") | over("component", "certificate verdict"),
+        ),
+        Schema(
+            "response", "response", attrs=("observable", "shift"),
+            needed=over(
+                "component strength",
+                "first first_se second second_se predicted predicted_se reweighted reweighted_se "
+                "ess reliable",
+            ) | over("component", "certificate"),
         ),
         _matrix("per_token_llc", "llc"),
         _matrix("susceptibility", "chi mean_term covariance_term"),
@@ -160,8 +173,9 @@ SCHEMAS: dict[str, Schema] = {
             optional=over("query", "query_position") | over("source", "source_position"),
         ),
         Schema(
-            "effects", "ablate", attrs=("intervention", "model"),
-            needed=over("sequence position", "base_loss loss effect token_id"),
+            "effects", "ablate", attrs=("intervention", "model", "metric", "units", "cost_sign"),
+            needed=over("sequence position", "effect token_id"),
+            optional=over("sequence position", "base_loss loss"),  # where that is the metric
         ),
         Schema(
             "composition_scores", "composition_scores", attrs=("chance_score",),

@@ -14,7 +14,7 @@ from torch import Tensor
 from lens_slt.sampling.course_table import course_table
 from lens_slt.sampling.driver import Book, Outcome, run_chains
 from lens_slt.sampling.half_step import half_steps
-from lens_slt.sampling.members import Evaluate, Members, Part
+from lens_slt.sampling.members import Evaluate, Members, Part, probe_array
 from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.result import (
     Labels,
@@ -77,10 +77,10 @@ class MadeTarget:
 
         return evaluate
 
-    def probe_losses(self, part: Part, u: Tensor) -> dict[str, Tensor]:
+    def probe_values(self, part: Part, u: Tensor) -> dict[str, Tensor]:
         if not self.probes:
             return {}
-        return {"squares": u[..., : PROBE[0] * PROBE[1]].square().unflatten(-1, PROBE)}
+        return {probe_array("squares"): u[..., : PROBE[0] * PROBE[1]].square().unflatten(-1, PROBE)}
 
 
 def run(

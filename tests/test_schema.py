@@ -29,8 +29,15 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
     model = ls.load_model("attn-2l")
     found = ls.clusters(matrix, method="hdbscan", n_neighbors=10, min_size=10)
     token_map = ls.token_map(matrix.isel(token=slice(80)), n_neighbors=5)
+    observed = ls.sample(
+        model, tokens, "L0H0", progress=False,
+        settings=ls.Settings(draws=8, burn_in=2, batch_size=4, full_loss=True),
+        probes={"code": ls.Probe(tokens, observables=ls.Accuracy())},
+    )  # fmt: skip
     results = {
         "draws": draws,
+        "refined_observable": ls.refined_observable(observed),
+        "response": ls.response(observed, "code"),
         "refined_llc": ls.refined_llc(draws),
         "per_token_llc": ls.per_token_llc(draws),
         "susceptibility": ls.susceptibility(draws),

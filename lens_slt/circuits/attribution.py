@@ -27,12 +27,11 @@ the logits, where they are up to four times too small.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
@@ -43,6 +42,7 @@ from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_log
 from lens_slt.models.captures import captured, keep_in, run_with
 from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
+from lens_slt.models.observable import Loss, Observable, Sites, as_observable, prepared
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
@@ -61,10 +61,11 @@ def edge_attribution(
     *,
     steps: int = 5,
     ablate: str = "mean",
+    metric: Any = None,
     batch_size: int = 8,
     pad_id: int | None = None,
 ) -> xr.Dataset:
-    """Estimated rise of the mean loss on a pattern's tokens when single edges are ablated.
+    """Estimated change of the mean loss on a pattern's tokens when single edges are ablated.
 
     Args:
         model: a HookedTransformer or TransformerBridge whose attention is added to the residual
@@ -75,15 +76,18 @@ def edge_attribution(
         steps: points on the path of integrated gradients; 1 is attribution patching.
         ablate: ``mean``: what the source writes becomes its mean over all tokens that predict one,
             as ``how="mean"`` of :func:`lens_slt.circuits.interventions.ablate_path`; ``zero``.
+        metric: an observable instead of the loss, as in :func:`lens_slt.ablate`; it has to have a
+            gradient (accuracy has none).
         batch_size: sequences at a time.
         pad_id: as in :func:`lens_slt.sample`.
 
     Returns:
         Dataset over (source, target, through): ``effect`` in nats, positive where ablating the edge
-        raises the loss. Targets are heads, through Q, K or V, and ``logits``, through ``""``, as in
-        :class:`lens_slt.circuits.hypothesis.Edge`; NaN where there is no edge. Under grouped-query
-        attention K and V belong to the group: each of its heads shows the effect of the whole. The
-        attributes have the clean loss and the number of tokens.
+        raises the loss, or in the units of the metric. Targets are heads, through Q, K or V, and
+        ``logits``, through ``""``, as in :class:`lens_slt.circuits.hypothesis.Edge`; NaN where
+        there is no edge. Under grouped-query attention K and V belong to the group: each of its
+        heads shows the effect of the whole. The attributes have the clean loss (or metric), its
+        name and units, and the number of tokens.
 
     Raises:
         TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); a mask of
@@ -101,15 +105,19 @@ def edge_attribution(
     weights = copy_weights(adapted)
     stream = _checked_stream(adapted, ids[:, :-1])
     replacement = _replacement(adapted, weights, ids[:, :-1], real, ablate, batch_size)
+    observable: Observable = Loss() if metric is None else as_observable(metric)
     totals = _Totals.empty(adapted)
     rows_with_pattern = chosen.any(1).nonzero()[:, 0]
     n_tokens = int(chosen.sum())
-    loss = 0.0
+    value, all_sites = 0.0, Sites.of(ids, chosen)
     for rows in rows_with_pattern.split(batch_size):
-        batch = _Batch.of(stream, weights, ids[rows], chosen[rows].double() / n_tokens, replacement)
-        loss += batch.loss
+        sites = all_sites.some(torch.isin(all_sites.sequence, rows))
+        batch = _Batch.of(stream, weights, ids[rows], rows, sites, observable, replacement)
+        value += batch.value / n_tokens
         batch.attribute(totals, steps)
-    return totals.dataset({"loss": loss, "n_tokens": n_tokens, "steps": steps, "ablate": ablate})
+    about: dict[str, Any] = {"n_tokens": n_tokens, "steps": steps, "ablate": ablate}
+    about |= {observable.name: value, "metric": observable.name, "units": observable.units}
+    return totals.dataset(about, n_tokens)
 
 
 def _pattern_mask(pattern_mask: Any, ids: Tensor) -> Tensor:
@@ -168,11 +176,11 @@ class _Totals:
             heads[layer, :, : layer + 1] = torch.nan  # no edge leads backwards
         return cls(adapted, heads, torch.zeros(shape, dtype=torch.float64))
 
-    def dataset(self, attrs: dict[str, Any]) -> xr.Dataset:
+    def dataset(self, attrs: dict[str, Any], n_tokens: int) -> xr.Dataset:
         n = self.adapted.n_layers * self.adapted.n_heads
         effect = np.full((n, n + 1, len(THROUGH) + 1), np.nan)
-        effect[:, :n, : len(THROUGH)] = self.heads.reshape(n, n, -1).numpy()
-        effect[:, n, len(THROUGH)] = self.logits.reshape(n).numpy()
+        effect[:, :n, : len(THROUGH)] = self.heads.reshape(n, n, -1).numpy() / n_tokens
+        effect[:, n, len(THROUGH)] = self.logits.reshape(n).numpy() / n_tokens
         names = head_names(self.adapted)
         found = xr.Dataset(
             {"effect": (("source", "target", "through"), effect)},
@@ -189,11 +197,12 @@ class _Batch:
     measured: Stream
     weights: Weights
     inputs: Tensor  # tokens that predict one, [sequence, position]
-    targets: Tensor  # the next token at each of them
-    weight: Tensor  # of each prediction in the loss, same shape
+    sites: Sites  # where the observable is read; sequences of all tokens
+    local: Tensor  # which sequence of the batch each site is in
+    observable: Observable
     stream: list[Tensor]  # before each layer, [sequence, position, d_model]
     moved: list[Tensor]  # change of the stream if a head is ablated, [head, sequence, position, …]
-    loss: float
+    value: float  # of the observable, summed over sites
 
     @classmethod
     def of(
@@ -201,12 +210,13 @@ class _Batch:
         measured: Stream,
         weights: Weights,
         tokens: Tensor,
-        weight: Tensor,
+        rows: Tensor,
+        sites: Sites,
+        observable: Observable,
         replacement: list[Tensor],
     ) -> _Batch:
         adapted = measured.adapted
         tokens = tokens.to(adapted.device)
-        weight = weight.to(adapted.device, adapted.dtype)
         streams = [f"blocks.{i}.hook_resid_pre" for i in range(adapted.n_layers)]
         written = [f"blocks.{i}.attn.hook_z" for i in range(adapted.n_layers)]
         kept: dict[str, Tensor] = {}
@@ -218,9 +228,12 @@ class _Batch:
             for i, (name, new) in enumerate(zip(written, replacement, strict=True))
         ]
         stream = [kept[name] for name in streams]
+        local = torch.searchsorted(rows, sites.sequence)
+        sites = replace(sites, index=torch.arange(len(local)))
+        observable, values = prepared(observable, logits[local, sites.position], sites)
         return cls(
-            measured, weights, tokens[:, :-1], tokens[:, 1:], weight, stream, moved,
-            float(_mean_loss(logits, tokens[:, 1:], weight)),
+            measured, weights, tokens[:, :-1], sites, local, observable, stream, moved,
+            float(values.double().sum()),
         )  # fmt: skip
 
     @property
@@ -297,20 +310,18 @@ class _Batch:
         hooks = [(name, add(leaf)) for name, leaf in leaves.items()]
         with torch.enable_grad(), self.adapted.module.hooks(fwd_hooks=hooks):
             logits = model_logits_from(self.adapted, self.inputs, self.stream[start], start)
-            loss = _mean_loss(logits, self.targets, self.weight)
-            gradients = torch.autograd.grad(loss, list(leaves.values()))
+            value = self.observable(logits[self.local, self.sites.position], self.sites).sum()
+            if not value.requires_grad:
+                raise ValueError(
+                    f"metric: {self.observable.name} has no gradient, which attribution needs; use "
+                    "ablate_path, or a metric such as LogitDifference"
+                )
+            gradients = torch.autograd.grad(value, list(leaves.values()))
         return dict(zip(leaves, gradients, strict=True))
 
 
 def _input(layer: int, part: str) -> str:
     return f"blocks.{layer}.attn.hook_{part.lower()}"
-
-
-def _mean_loss(logits: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """Losses of the next tokens, weighted by ``weight [sequence, position]``."""
-    there = weight > 0
-    losses = F.cross_entropy(logits[there], targets[there], reduction="none")
-    return (losses * weight[there]).sum()
 
 
 def _checked_stream(adapted: AdaptedModel, inputs: Tensor) -> Stream:

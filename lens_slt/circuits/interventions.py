@@ -42,7 +42,12 @@ def ablate(
     how: str = "mean",
     reference: Any = None,
     pattern: Any = None,
+    positions: Any = None,
+    reference_positions: Any = None,
     frozen_norm: bool = False,
+    metric: Any = None,
+    weights: Any = None,
+    mask: Any = None,
     pad_id: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -55,26 +60,39 @@ def ablate(
         how: what replaces their output: its ``mean`` over all tokens of the reference, its mean at
             each position (``mean_position``), its mean over the tokens with a pattern and over
             those without, each for its own (``mean_pattern``), its value on another sequence at the
-            same position (``resample``), or ``zero``.
-        reference: tokens ``[sequence, position]`` that means and resampled values come from;
-            ``tokens`` by default.
+            same position (``resample``), on the same sequence of a paired reference
+            (``interchange``: what does it carry?), or ``zero``.
+        reference: tokens ``[sequence, position]`` that these values come from; ``tokens`` by
+            default. For ``interchange`` the other prompt of each pair, such as the corrupted one.
         pattern: bool ``[sequence, position - 1]``, for ``mean_pattern``.
+        positions: where outputs are replaced: bool ``[sequence, position - 1]``, or positions
+            ``[sequence]`` or ``[sequence, role]``, such as ``prompts.roles["S2"]``; everywhere by
+            default.
+        reference_positions: for ``interchange`` where roles stand elsewhere in the reference:
+            positions there, shaped like ``positions``.
         frozen_norm: keep the scale of every norm as it is without the ablation, so that the rest of
             the model sees nothing but the missing output.
-        pad_id: id of the padding on the right; its losses are NaN.
+        metric: an observable instead of the loss: :class:`lens_slt.LogitDifference`,
+            ``Probability``, ``Accuracy``, ``Divergence``, or a function of logits
+            ``[site, d_vocab]`` and :class:`lens_slt.Sites`.
+        weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`; others are
+            NaN.
         seed: of ``resample``.
 
     Returns:
         Dataset over (sequence, position): ``base_loss``, ``loss`` and ``effect``, their difference
-        in nats, positive where the ablation hurts; ``token_id`` of the predicted token.
+        in nats, positive where the ablation hurts; ``token_id`` of the predicted token. With a
+        metric its name stands for ``loss``, ``effect`` is in its units, and the attribute
+        ``cost_sign`` is −1 where less of it is worse.
 
     Raises:
         ValueError: components the model does not have, tokens or reference of another vocabulary or
             length, a position of ``mean_position`` that the reference does not reach.
     """
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
-        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
+        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
+        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
     )  # fmt: skip
     nodes = nodes_of(components, runs.adapted)
     return effects(runs, runs.loss(nodes), f"{how} ablation of {_named(components)}")
@@ -90,7 +108,12 @@ def ablate_path(
     how: str = "mean",
     reference: Any = None,
     pattern: Any = None,
+    positions: Any = None,
+    reference_positions: Any = None,
     frozen_norm: bool = False,
+    metric: Any = None,
+    weights: Any = None,
+    mask: Any = None,
     pad_id: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -106,8 +129,9 @@ def ablate_path(
     """
     edges = _edges(paths)
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
-        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
+        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
+        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
     )  # fmt: skip
     ends = {end for edge in edges for end in (edge.source, edge.target)} - {LOGITS}
     parse_components(sorted(ends), runs.adapted)
@@ -126,7 +150,12 @@ def keep_only(
     how: str = "mean",
     reference: Any = None,
     pattern: Any = None,
+    positions: Any = None,
+    reference_positions: Any = None,
     frozen_norm: bool = False,
+    metric: Any = None,
+    weights: Any = None,
+    mask: Any = None,
     pad_id: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -136,8 +165,9 @@ def keep_only(
     ``all`` other heads and MLPs. Other arguments and the result are those of :func:`ablate`.
     """
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
-        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
+        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
+        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
     )  # fmt: skip
     rest = outside_of(nodes_of(components, runs.adapted), runs, outside)
     return effects(runs, runs.loss(rest), f"{how} ablation of all but {_named(components)}")
@@ -154,7 +184,12 @@ def knock_in(
     how: str = "mean",
     reference: Any = None,
     pattern: Any = None,
+    positions: Any = None,
+    reference_positions: Any = None,
     frozen_norm: bool = False,
+    metric: Any = None,
+    weights: Any = None,
+    mask: Any = None,
     pad_id: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -164,8 +199,9 @@ def knock_in(
     their outputs are worth, not whether they can work alone. Arguments and result as there.
     """
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern,
-        frozen_norm=frozen_norm, pad_id=pad_id, seed=seed,
+        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
+        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
+        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
     )  # fmt: skip
     nodes = nodes_of(components, runs.adapted)
     rest = outside_of(nodes, runs, outside)
@@ -186,8 +222,8 @@ def affected_tokens(
         width: tokens of context.
 
     Returns:
-        Columns ``kind`` (hurt or helped), ``effect`` and ``base_loss`` in nats, ``sequence``,
-        ``position`` and ``context``, with the predicted token in « ».
+        Columns ``kind`` (hurt or helped), ``effect``, ``base_loss`` (or that of the metric),
+        ``sequence``, ``position`` and ``context``, with the predicted token in « ».
     """
     found = require(found, "effects", argument="found")
     integer("n", n, at_least=1)
@@ -195,8 +231,10 @@ def affected_tokens(
     flat = found.stack(token=("sequence", "position")).reset_index("token")
     flat = flat.isel(token=np.isfinite(flat["effect"].values))
     effect, sequence = flat["effect"].values, flat["sequence"].values
+    base = f"base_{found.attrs['metric']}"
+    cost = effect * (found.attrs["cost_sign"] or 1)
     rows = []
-    for kind, order in (("hurt", np.argsort(-effect)), ("helped", np.argsort(effect))):
+    for kind, order in (("hurt", np.argsort(-cost)), ("helped", np.argsort(cost))):
         _, first = np.unique(sequence[order], return_index=True)
         best = order[np.sort(first)[:n]]
         for token, text in zip(
@@ -206,7 +244,7 @@ def affected_tokens(
             rows.append(
                 {
                     "kind": kind, "effect": float(one["effect"]),
-                    "base_loss": float(one["base_loss"]), "sequence": int(one["sequence"]),
+                    base: float(one[base]), "sequence": int(one["sequence"]),
                     "position": int(one["position"]), "context": text,
                 }
             )  # fmt: skip
@@ -217,11 +255,12 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
     """Losses under an intervention beside those without it."""
     dims = ("sequence", "position")
     tokens: Tensor = runs.tokens
+    name, sign = runs.metric.name, np.float32(runs.sign)
     found = xr.Dataset(
         {
-            "base_loss": (dims, runs.base),
-            "loss": (dims, loss),
-            "effect": (dims, loss - runs.base),
+            f"base_{name}": (dims, sign * runs.base),
+            name: (dims, sign * loss),
+            "effect": (dims, sign * (loss - runs.base)),
         },
         coords={
             "sequence": np.arange(loss.shape[0]),
@@ -231,7 +270,9 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
         attrs={
             "intervention": what,
             "model": runs.adapted.name,
-            "units": "nats",
+            "metric": name,
+            "units": runs.metric.units,
+            "cost_sign": runs.metric.cost_sign,
         },
     )
     return stamped(found, "effects")

@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_slt.arguments import choice, integer
-from lens_slt.arrays import BoolArray
 from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
-from lens_slt.data.checks import check_tokens, loss_mask
+from lens_slt.circuits.replacements import HOWS, Replacements, context
+from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, hooks_note
 from lens_slt.models.captures import Hook, captured, keep_in, run_with
 from lens_slt.models.components import head_names, parse_components
@@ -40,9 +40,9 @@ from lens_slt.models.names import (
     parts_of,
     read_part,
 )
+from lens_slt.models.observable import Loss, Observable, Sites, as_observable, prepared
 from lens_slt.models.stream import Stream
 
-HOWS = ("mean", "mean_position", "mean_pattern", "resample", "zero")
 MOST_LOGITS = 2**24  # that one batch of sequences may have
 Losses = Float[np.ndarray, "sequence position"]
 
@@ -53,18 +53,16 @@ class Runs:
     Args:
         adapted: from :func:`lens_slt.models.adapter.adapt`.
         tokens: ``[sequence, position]``.
-        how: what replaces an ablated output: its ``mean`` over all tokens of the reference, its
-            mean at each position (``mean_position``), its mean over the tokens that have a pattern
-            and over those that do not, each for its own (``mean_pattern``), its value on another
-            sequence at the same position (``resample``), or ``zero``.
-        reference: tokens that means and resampled values come from; ``tokens`` by default.
-        pattern: bool ``[sequence, position - 1]``, for ``mean_pattern``.
+        how, reference, pattern, positions, reference_positions, seed: what replaces an ablated
+            output, and where; see :class:`~lens_slt.circuits.replacements.Replacements`.
         frozen_norm: keep the scale of every LayerNorm or RMSNorm as it is without interventions.
-        pad_id: as in :func:`lens_slt.sample`; losses of padding are NaN.
-        seed: of ``resample``.
+        weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`; losses of
+            others are NaN.
+        metric: an observable (see :mod:`lens_slt.models.observable`) instead of the loss. Where
+            more of it is better, losses are what it lacks: minus the observable.
 
-    Raises ValueError for a bad ``how``, tokens of another vocabulary, reference tokens of another
-    length, and ``mean_pattern`` without a pattern.
+    Raises ValueError for a bad ``how``, tokens of another vocabulary, a reference that does not
+    fit, and a metric that is no number at a prediction of the untouched model.
     """
 
     def __init__(
@@ -76,7 +74,12 @@ class Runs:
         reference: Any = None,
         pattern: Any = None,
         frozen_norm: bool = False,
+        weights: Any = None,
+        mask: Any = None,
         pad_id: int | None = None,
+        metric: Any = None,
+        positions: Any = None,
+        reference_positions: Any = None,
         seed: int = 0,
     ) -> None:
         choice("how", how, HOWS)
@@ -84,40 +87,38 @@ class Runs:
         if hooks_note(adapted):
             warnings.warn(hooks_note(adapted), UserWarning, stacklevel=5)
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how
-        sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
-        self.tokens, mask = check_tokens(tokens, **sizes)
-        self.real = loss_mask(mask).numpy()
-        self.reference, self.reference_real = self.tokens, self.real
+        sizes: dict[str, Any] = dict(
+            d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx
+        )
+        self.tokens, weight = weighted_tokens(
+            tokens, **sizes, weights=weights, mask=mask, pad_id=pad_id
+        )
+        self.weight = weight.numpy()
+        self.real = self.weight > 0
+        self.reference, reference_counts = self.tokens, self.real
         if reference is not None:
-            self.reference, mask = check_tokens(reference, name="reference", **sizes)
-            self.reference_real = loss_mask(mask).numpy()
-            if self.reference.shape[1] != self.tokens.shape[1]:
-                raise ValueError(
-                    f"reference has sequences of {self.reference.shape[1]} tokens, tokens of "
-                    f"{self.tokens.shape[1]}: ablated values are taken position by position, cut "
-                    "both to one length"
-                )
-        self.pattern = None
-        if how == "mean_pattern":
-            if pattern is None or reference is not None:
-                raise ValueError(
-                    "how='mean_pattern' needs pattern, labels of tokens, and no other reference"
-                )
-            self.pattern = np.asarray(pattern, dtype=bool)
-            if self.pattern.shape != self.real.shape:
-                raise ValueError(
-                    f"pattern must have shape {self.real.shape}, one position less than tokens; "
-                    f"got {self.pattern.shape}"
-                )
-        if how == "mean_position":
-            _refuse_empty_positions(self.real, self.reference_real)
-        self._donors = _donors(self.real, self.reference_real, reference is None, seed)
+            self.reference, weight = weighted_tokens(
+                reference, **sizes, pad_id=pad_id, name="reference",
+                mask=mask if how == "interchange" else None,
+            )  # fmt: skip
+            reference_counts = weight.numpy() > 0
+        self._replace = Replacements(
+            how, context(self.real), context(reference_counts), same=reference is None,
+            pattern=pattern, positions=positions, reference_positions=reference_positions,
+            seed=seed,
+        )  # fmt: skip
+        self._sites = Sites.of(self.tokens, torch.from_numpy(self.real))
         self._values: dict[str, Tensor] = {}
         self._clean: dict[tuple[str, bool], Tensor] = {}
         self._frozen: FrozenNorms | None = None
         self._losses: dict[tuple[frozenset, ...], Losses] = {}
         self._stream = Stream(adapted, self.tokens[:, :-1])
         self.on_run: Callable[[int], None] = lambda n_runs: None  # told the number of runs so far
+        self.metric: Observable = Loss()
+        if metric is not None:
+            clean = torch.cat([self._logits(rows, []) for rows in self._batches(len(self.tokens))])
+            self.metric, _ = prepared(as_observable(metric), clean, self._sites)
+        self.sign = self.metric.cost_sign or 1
 
     @property
     def base(self) -> Losses:
@@ -142,7 +143,7 @@ class Runs:
         paths: Iterable[Edge] = (),
         restored: Iterable[str] = (),
     ) -> Losses:
-        """Loss in nats of every predicted token, NaN for padding.
+        """Loss of every predicted token, NaN where none counts; in the units of the metric.
 
         Args:
             ablated: nodes (see :func:`nodes_of`) whose output is replaced.
@@ -163,12 +164,18 @@ class Runs:
         for rows in self._batches(len(self.tokens)):
             hooks = self._path_hooks(paths, rows)
             hooks = self._node_hooks(ablated, restored, rows) + hooks
-            tokens = self.tokens[rows].to(self.adapted.device)
             with self._norms(rows):
-                logits = run_with(self.adapted, tokens[:, :-1], hooks)
-            loss = -logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-            found[rows] = loss.cpu().numpy()
-        return np.where(self.real, found, np.float32(np.nan))
+                logits = self._logits(rows, hooks)
+            sites = self._sites.of_rows(rows)
+            values = self.sign * self.metric(logits, sites)
+            found[sites.sequence, sites.position] = values.cpu().numpy()
+        return found
+
+    def _logits(self, rows: slice, hooks: list[Hook]) -> Tensor:
+        """Logits ``[site, d_vocab_out]`` of the predictions that count in some sequences."""
+        sites = self._sites.of_rows(rows)
+        logits = run_with(self.adapted, self.tokens[rows, :-1], hooks)
+        return logits[sites.sequence - rows.start, sites.position].float().cpu()
 
     def _batches(self, n: int) -> Iterator[slice]:
         each = max(1, MOST_LOGITS // (self.real.shape[1] * self.adapted.d_vocab))
@@ -178,20 +185,24 @@ class Runs:
         self, ablated: frozenset[str], restored: frozenset[str], rows: slice
     ) -> list[Hook]:
         """Hooks that replace the outputs of nodes, one for each place in the model."""
-        places: dict[str, list[tuple[int | None, Tensor]]] = {}
-        for nodes, values in ((ablated, self._replacement), (restored, self._clean_output)):
-            for node in sorted(nodes):
-                place, head = _place(node)
-                places.setdefault(place, []).append((head, values(node, rows)))
+        places: dict[str, list[tuple[int | None, Tensor, Tensor | None]]] = {}
+        where = self._replace.where
+        for node in sorted(ablated):
+            place, head = _place(node)
+            some = None if where is None else where[rows, :, None]
+            places.setdefault(place, []).append((head, self._replacement(node, rows), some))
+        for node in sorted(restored):
+            place, head = _place(node)
+            places.setdefault(place, []).append((head, self._clean_output(node, rows), None))
 
-        def replace(changes: list[tuple[int | None, Tensor]]) -> Callable[[Tensor, Any], Tensor]:
+        def replace(
+            changes: list[tuple[int | None, Tensor, Tensor | None]],
+        ) -> Callable[[Tensor, Any], Tensor]:
             def hook(value: Tensor, hook: Any) -> Tensor:
                 value = value.clone()
-                for head, new in changes:
-                    if head is None:
-                        value[:] = new
-                    else:
-                        value[:, :, head] = new
+                for head, new, some in changes:
+                    part = value if head is None else value[:, :, head]
+                    part[:] = new if some is None else torch.where(some.to(part.device), new, part)
                 return value
 
             return hook
@@ -212,6 +223,8 @@ class Runs:
             for source in sources:
                 layer, head = head_place(source)
                 change = live[_z(layer)][:, :, head] - instead[source]
+                if self._replace.where is not None:
+                    change = change * self._replace.where[rows, :, None].to(change)
                 written = self._stream.factor(layer) * (change @ self._w_o(layer)[head])
                 total = total.to(change.device) + written
             return total
@@ -285,28 +298,9 @@ class Runs:
     def _replacement(self, node: str, rows: slice) -> Tensor:
         """What an ablated node puts out: broadcasts to ``[row, position, width]``."""
         if node not in self._values:
-            self._values[node] = self._ablated_value(node)
+            self._values[node] = self._replace.value(self._outputs(node, reference=True))
         value = self._values[node]
         return value[rows] if len(value) == len(self.tokens) else value
-
-    def _ablated_value(self, node: str) -> Tensor:
-        clean = self._outputs(node, reference=True)
-        if self.how == "zero":
-            return torch.zeros_like(clean[:1, :1])
-        if self.how == "resample":
-            return clean[self._donors]
-        real = torch.from_numpy(self.reference_real).to(clean.device)[..., None].to(clean.dtype)
-        if self.how == "mean_position":
-            return (clean * real).sum(0, keepdim=True) / real.sum(0, keepdim=True).clamp(min=1)
-        if self.pattern is None:
-            return ((clean * real).sum((0, 1)) / real.sum())[None, None]
-        found = torch.empty_like(clean)
-        for member in (True, False):
-            chosen = torch.from_numpy(self.pattern == member).to(clean.device)
-            weight = chosen[..., None] * real
-            mean = (clean * weight).sum((0, 1)) / weight.sum().clamp(min=1)
-            found[chosen] = mean
-        return found
 
     def _clean_output(self, node: str, rows: slice) -> Tensor:
         return self._outputs(node, reference=False)[rows]
@@ -371,47 +365,3 @@ def _z(layer: int) -> str:
 
 def _resid_pre(layer: int) -> str:
     return f"blocks.{layer}.hook_resid_pre"
-
-
-def _refuse_empty_positions(real: BoolArray, reference_real: BoolArray) -> None:
-    empty = np.flatnonzero(real.any(0) & ~reference_real.any(0))
-    if len(empty):
-        raise ValueError(
-            f"reference has nothing but padding at position {empty[0]}, where tokens has losses: "
-            "how='mean_position' needs a reference at every position; cut tokens, pass a longer "
-            "reference, or use how='mean'"
-        )
-
-
-def _donors(
-    real: BoolArray, reference_real: BoolArray, same: bool, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Sequence and position of the reference that stand in for each token, never padding.
-
-    All of a sequence comes from one other sequence, as far as that is no padding there; the rest
-    from others at the same position, or from anywhere in others where no other is that long.
-    """
-    n, n_reference = len(real), len(reference_real)
-    generator = torch.Generator().manual_seed(seed)
-    if same:
-        order = torch.randperm(n, generator=generator)
-        rows = torch.empty(n, dtype=torch.long)
-        rows[order] = order.roll(1)
-    else:
-        rows = torch.randint(n_reference, (n,), generator=generator)
-    chosen = rows[:, None].repeat(1, real.shape[1])
-    places = torch.arange(real.shape[1]).repeat(n, 1)
-    pick = np.random.default_rng(seed)
-    for row, place in zip(*np.nonzero(real & ~reference_real[rows.numpy()]), strict=True):
-        there = np.flatnonzero(reference_real[:, place])
-        there = there[there != row] if same else there
-        if len(there):
-            chosen[row, place] = int(pick.choice(there))
-            continue
-        rest = np.flatnonzero(reference_real)
-        rest = rest[rest // real.shape[1] != row] if same else rest
-        if len(rest):
-            chosen[row, place], places[row, place] = divmod(int(pick.choice(rest)), real.shape[1])
-        else:  # a single sequence: there is nothing else
-            chosen[row, place] = int(row)
-    return chosen, places

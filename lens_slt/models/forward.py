@@ -213,10 +213,14 @@ def unembedding(arch: Architecture, weights: Weights) -> tuple[Tensor, Tensor | 
     return w_u, weights.get("unembed.b_U")
 
 
+def unembed(arch: Architecture, weights: Weights, x: Tensor) -> Tensor:
+    """Logits of final states."""
+    return _affine(x, *unembedding(arch, weights))
+
+
 def logits(arch: Architecture, weights: Weights, tokens: Tensor) -> Tensor:
     """Logits of the whole model, ``[sequence, position, d_vocab]``."""
-    w_u, b_u = unembedding(arch, weights)
-    return _affine(run_from(arch, weights, 0, embed(arch, weights, tokens)), w_u, b_u)
+    return unembed(arch, weights, run_from(arch, weights, 0, embed(arch, weights, tokens)))
 
 
 def initial_weights(arch: Architecture, generator: torch.Generator, scale: float = 0.02) -> Weights:

@@ -11,6 +11,7 @@ directions only. With A the unembedding behind the final norm's centring and wei
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -101,6 +102,31 @@ class HeadSuffix:
         loss = loss.view(n_heads, n_chains, -1)
         return loss, None if grad is None else grad.view_as(v)
 
+    def logits(self, v: Tensor, prefix: Prefix, tokens: Tensor) -> Iterator[Tensor]:
+        """Logits ``[token, d_vocab_out]`` of some tokens, head by head and chain by chain."""
+        rows = v.flatten(0, 1)
+        owner = [h for h in self.heads for _ in range(v.shape[1])]
+        at_once, shared = self._rows_at_once(prefix), self._shared(prefix)
+        for start in range(0, len(rows), at_once):
+            part = slice(start, start + at_once)
+            with torch.no_grad():
+                states = self._final(rows[part], owner[part], prefix, shared)
+                states = states.view(len(owner[part]), -1, self.arch.d_model)
+            for x in states:
+                yield forward.unembed(self.arch, self.weights, x[tokens])
+
+    def _final(self, rows: Tensor, owner: list[int], prefix: Prefix, shared: _Shared) -> Tensor:
+        """Final states ``[row · N, d_model]`` at these weights of the heads."""
+        arch, weights, mid = self.arch, self.weights, prefix.mid[self.layer]
+        z, w_o = self._attend(rows, owner, shared)
+        removed = {h: torch.mm(*self._star_output(h, prefix)) for h in set(owner)}
+        change = z @ w_o - torch.stack([removed[h] for h in owner])
+        resid = mid + change.view(len(owner), *mid.shape)
+        resid = resid.flatten(0, 1)
+        if has_later_mlp(arch):
+            resid = resid + forward.mlp_output(arch, weights, self.layer, resid)
+        return forward.run_from(arch, weights, self.layer + 1, resid).flatten(0, 1)
+
     def _shared(self, prefix: Prefix) -> _Shared:
         arch, name = self.arch, f"blocks.{self.layer}.attn"
         x_qk, x_v = forward.attention_inputs(
@@ -183,19 +209,10 @@ class HeadSuffix:
         gradient: bool,
         chunk: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        arch, weights = self.arch, self.weights
-        mid = prefix.mid[self.layer]
         v = rows.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            z, w_o = self._attend(v, owner, shared)
-            removed = {h: torch.mm(*self._star_output(h, prefix)) for h in set(owner)}
-            change = z @ w_o - torch.stack([removed[h] for h in owner])
-            resid = mid + change.view(len(owner), *mid.shape)
-            resid = resid.flatten(0, 1)
-            if has_later_mlp(arch):
-                resid = resid + forward.mlp_output(arch, weights, self.layer, resid)
-            x = forward.run_from(arch, weights, self.layer + 1, resid).flatten(0, 1)
-        w_u, b_u = forward.unembedding(arch, weights)
+            x = self._final(v, owner, prefix, shared)
+        w_u, b_u = forward.unembedding(self.arch, self.weights)
         weight = prefix.batch.weight.flatten().repeat(len(owner)) if gradient else None
         targets = prefix.batch.targets.repeat(len(owner))
         reference = prefix.batch.reference

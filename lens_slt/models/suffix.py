@@ -54,6 +54,13 @@ class Suffix(Protocol):
         """Per-token losses ``[component, chain, N]`` and the gradient of the mean loss."""
         ...
 
+    def logits(self, v: Tensor, prefix: Prefix, tokens: Tensor) -> Iterator[Tensor]:
+        """Logits ``[token, d_vocab_out]`` of some of the N tokens, for every component and chain.
+
+        One after the other, components first: they are large.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class FunctionalSuffix:
@@ -78,18 +85,30 @@ class FunctionalSuffix:
             return loss, None
         return loss, torch.stack([grad for _, grad in results if grad is not None])[None]
 
+    def logits(self, v: Tensor, prefix: Prefix, tokens: Tensor) -> Iterator[Tensor]:
+        for row in v[0]:
+            with torch.no_grad():
+                x, weights = self._final(row, prefix)
+                found = forward.unembed(self.arch, weights, x[tokens])
+            yield found
+
+    def _final(self, row: Tensor, prefix: Prefix) -> tuple[Tensor, Weights]:
+        """Final states ``[N, d_model]`` at these weights of the component, and all weights."""
+        weights = self._substitute(row)
+        layer = self.component.layer
+        if touches_embedding(self.component):
+            resid = forward.embed(self.arch, weights, prefix.batch.inputs)
+        else:
+            resid = prefix.resid[layer]
+        x = forward.run_from(self.arch, weights, layer, resid).flatten(0, 1)
+        return x, weights
+
     def _one(
         self, row: Tensor, prefix: Prefix, gradient: bool, chunk: int | None
     ) -> tuple[Tensor, Tensor | None]:
         row = row.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            weights = self._substitute(row)
-            layer = self.component.layer
-            if touches_embedding(self.component):
-                resid = forward.embed(self.arch, weights, prefix.batch.inputs)
-            else:
-                resid = prefix.resid[layer]
-            x = forward.run_from(self.arch, weights, layer, resid).flatten(0, 1)
+            x, weights = self._final(row, prefix)
             w_u, b_u = forward.unembedding(self.arch, weights)
         batch = prefix.batch
         loss, grads = unembed_loss(
@@ -152,6 +171,12 @@ class ModuleSuffix:
                 return loss, None
             grad = self._gradient((loss * prefix.batch.weight.flatten()).sum())
             return loss.detach(), grad
+
+    def logits(self, v: Tensor, prefix: Prefix, tokens: Tensor) -> Iterator[Tensor]:
+        for row in v[0]:
+            with self.written(row), torch.no_grad():
+                found = self._logits(prefix).flatten(0, 1)[tokens]
+            yield found
 
     def _logits(self, prefix: Prefix) -> Tensor:
         inputs, layer = prefix.batch.inputs, min(self.component.layer, self.model.n_layers - 1)

@@ -41,6 +41,9 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         words; ``n_parameters``; ``mean_paired_loss`` in nats per token; ``probe_llc`` and
         ``probe_se``. NaN where no chain can be used.
 
+        These errors are of the draws, at these tokens. ``probe_text_se`` is that of the choice of
+        the probe's sequences: for other texts of the kind take √(probe_se² + probe_text_se²).
+
     At nβ = 0, the control, ``llc`` is zero by definition: look at ``mean_paired_loss``.
     """
     draws = require(draws, "draws", argument="draws")
@@ -57,7 +60,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         posterior["step_loss"].values[i, :, : counts[i]].astype(float) for i in range(len(names))
     ]
     estimates = np.array(
-        [_mean_with_error(steps[i], loss[i], used[i], settings) for i in range(len(names))]
+        [mean_with_error(steps[i], loss[i], used[i], settings) for i in range(len(names))]
     )
     scale = settings.n_beta
     data: dict[str, Any] = {
@@ -82,7 +85,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         values = np.array(
             [
                 [
-                    _mean_with_error(_probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
+                    mean_with_error(_probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
                     for probe in probes.values()
                 ]
                 for i in range(len(names))
@@ -90,6 +93,11 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         )
         data["probe_llc"] = (("component", "probe"), scale * values[:, :, 0])
         data["probe_se"] = (("component", "probe"), scale * values[:, :, 1])
+        text = [
+            [_probe_text_error(probe, i, counts[i], used[i]) for probe in probes.values()]
+            for i in range(len(names))
+        ]
+        data["probe_text_se"] = (("component", "probe"), scale * np.array(text))
     return stamped(xr.Dataset(data, coords=coords, attrs=dict(draws.attrs)), "refined_llc")
 
 
@@ -101,7 +109,28 @@ def _probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
     return np.average(per_token[:, :, real], axis=-1, weights=probe["weight"].values[real])
 
 
-def _mean_with_error(
+def _probe_text_error(probe: xr.Dataset, component: int, n_draws: int, used: BoolArray) -> float:
+    """Standard error over sequences of the probe's mean paired loss."""
+    if not used.any():
+        return float("nan")
+    drawn = probe["draw"].values < n_draws
+    per_token = probe["paired_loss"][component, :, drawn].values.astype(np.float64)
+    weight = np.where(np.isfinite(probe["base_loss"].values), probe["weight"].values, 0)
+    total = (np.nan_to_num(per_token[used].mean((0, 1))) * weight).sum(-1)
+    some = weight.sum(-1) > 0
+    return text_error(total[some] / weight.sum(-1)[some], weight.sum(-1)[some])
+
+
+def text_error(means: FloatArray, weight: FloatArray) -> float:
+    """Standard error of a weighted mean of ``means [sequence]`` over the choice of sequences."""
+    n = len(means)
+    if n < 2:
+        return float("nan")
+    rest = weight * (means - np.average(means, weights=weight))
+    return float(np.sqrt(n / (n - 1) * (rest**2).sum()) / weight.sum())
+
+
+def mean_with_error(
     trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
 ) -> tuple[float, float, float]:
     """Mean, standard error and effective number of draws of ``trace [chain, draw]``."""

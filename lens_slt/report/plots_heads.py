@@ -133,28 +133,30 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
 
 
 def plot_effects(found: xr.Dataset) -> go.Figure:
-    """How much an intervention raises the loss of each token, as shares of all tokens.
+    """How much an intervention changes the loss, or the metric, of each token, as shares of all.
 
     ``found`` is from :func:`lens_slt.ablate` or its relatives.
     """
     found = require(found, "effects", argument="found")
-    values = found["effect"].values
-    sequences = np.nanmean(values, axis=1)
+    values, units = found["effect"].values, figure_text(found.attrs["units"])
+    sequences = found["effect"].mean("position").dropna("sequence").values
+    what = f"change of the {figure_text(found.attrs['metric'].replace('_', ' '))}"
     mean = float(np.nanmean(values))
     half = INTERVAL * sequences.std(ddof=1) / np.sqrt(len(sequences)) if len(sequences) > 1 else 0
     figure = Figure(
         go.Histogram(
             x=values[np.isfinite(values)], nbinsx=80, histnorm="probability",
-            marker=dict(color=COLOURS[0]), hovertemplate="%{x} nats: %{y:.4f}<extra></extra>",
+            marker=dict(color=COLOURS[0]),
+            hovertemplate=f"%{{x}} {units}: %{{y:.4f}}<extra></extra>",
         )
     )  # fmt: skip
     figure.add_vline(x=mean, line=dict(color=COLOURS[1], width=2))
     figure.update_yaxes(type="log", title_text="share of tokens")
     figure.update_layout(
         template="plotly_white", height=420, margin=dict(t=100),
-        title=f"Rise of the loss: {figure_text(found.attrs['intervention'])}<br><sup>mean "
-        f"{mean:.3f} ± {half:.3f} nats per token (95 % interval over sequences; line)</sup>",
-        xaxis_title="rise of the loss (nats)",
+        title=f"{what.capitalize()}: {figure_text(found.attrs['intervention'])}<br><sup>mean "
+        f"{mean:.3f} ± {half:.3f} {units} per token (95 % interval over sequences; line)</sup>",
+        xaxis_title=f"{what} ({units})",
     )  # fmt: skip
     return figure
 

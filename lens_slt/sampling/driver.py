@@ -21,7 +21,7 @@ from lens_slt.sampling.members import Evaluate, Members, Part, Target
 from lens_slt.sampling.metric import Metric
 from lens_slt.sampling.pilot import Pilot, pilot
 from lens_slt.sampling.randomness import chain_noise, chain_uniform
-from lens_slt.sampling.result import BURN_IN, FULL_LOSS, TRACES, probe_array
+from lens_slt.sampling.result import BURN_IN, FULL_LOSS, TRACES
 from lens_slt.sampling.sampler import Chains, Losses, Seen, join, tensors
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import DrawStore
@@ -207,10 +207,10 @@ class _Loop:
         if not probed:
             return
         part = (run.group, tuple(run.members[row] for row in probed))
-        for name, found in self.target.probe_losses(part, seen.u[probed]).items():
+        for name, found in self.target.probe_values(part, seen.u[probed]).items():
             for row, value in zip(probed, found, strict=True):
                 place = self.first[run.group] + run.members[row]
-                self.store.put(probe_array(name), place, draw[row] // s.thin, value)
+                self.store.put(name, place, draw[row] // s.thin, value)
 
     def _decided(self, run: Run, places: list[int], courses: list[Course], step: int) -> Run:
         """Components that are done leave; those with a new course start anew."""

@@ -55,7 +55,7 @@ class _FunctionTarget:
 
         return evaluate
 
-    def probe_losses(self, part: Part, u: Tensor) -> dict[str, Tensor]:
+    def probe_values(self, part: Part, u: Tensor) -> dict[str, Tensor]:
         return {}
 
     def _call(self, rows: Tensor, data: Tensor | None) -> Tensor:

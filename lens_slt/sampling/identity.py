@@ -66,10 +66,16 @@ def run_identity(
                 for name, probe in probes.items()
                 if probe.reference is not None
             },
+            **{
+                f"{observable} of probe {name}": _numbers(_some(values[values.isfinite()]))
+                for name, observables in target.base_observables.items()
+                for observable, values in observables.items()
+            },
         },
         "tokens": token_hash(target.data),
         "components": names,
         "probes": {name: token_hash(probe) for name, probe in probes.items()},
+        "observables": {name: list(probe.observables) for name, probe in probes.items()},
         "settings": target.settings.as_dict(),
     }
 

@@ -41,6 +41,15 @@ class Target(Protocol):
         """The loss on the whole set."""
         ...
 
-    def probe_losses(self, part: Part, u: Tensor) -> dict[str, Tensor]:
-        """Paired per-token losses ``[component, chain, sequence, position]`` of every probe."""
+    def probe_values(self, part: Part, u: Tensor) -> dict[str, Tensor]:
+        """What is recorded of every probe, by array: :func:`probe_array`.
+
+        Paired per-token losses ``[component, chain, sequence, position]``, and observables
+        ``[component, chain, sequence]``.
+        """
         ...
+
+
+def probe_array(name: str, observable: str = "paired_loss") -> str:
+    """Where what is recorded of a probe is stored."""
+    return f"probes/{name}/{observable}"

@@ -13,7 +13,9 @@
 - ``/probes/NAME``: ``paired_loss`` (component, chain, draw, sequence, position); ``base_loss``,
   ``tokens``, the predicted ones, and their ``weight`` relative to the largest (sequence, position);
   losses are NaN where the weight is 0; attribute ``loss``: ``next-token``, or ``divergence`` from a
-  reference model;
+  reference model; every observable by its name, the weighted mean over the predictions of each
+  sequence (component, chain, draw, sequence), and ``base_OBSERVABLE`` (sequence); attribute
+  ``observables``: their names;
 - ``/health``: verdicts in words and the certificate, see :mod:`lens_slt.sampling.health`.
 
 Components may have different numbers of draws; what lies beyond ``n_draws`` is NaN.
@@ -41,6 +43,7 @@ from lens_slt.sampling.folder import (
     write_description,
 )
 from lens_slt.sampling.health import diagnose
+from lens_slt.sampling.members import probe_array
 from lens_slt.sampling.seal import array_digest
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec, check_finished, open_arrays, read_about
@@ -49,6 +52,7 @@ from lens_slt.schema import SCHEMAS, check_version, stamped
 TRACES = ("paired_loss", "squared_distance", "step_loss", "virial", "defect")
 FULL_LOSS = "full_loss"
 BURN_IN = "burn_in_loss"
+PROBE_DIMS = ("component", "chain", "draw", "sequence", "position")
 
 
 def trace_specs(n_components: int, settings: Settings) -> dict[str, ArraySpec]:
@@ -61,20 +65,24 @@ def trace_specs(n_components: int, settings: Settings) -> dict[str, ArraySpec]:
 
 
 def probe_specs(
-    n_components: int, settings: Settings, probe_shapes: dict[str, tuple[int, int]]
+    n_components: int,
+    settings: Settings,
+    probe_shapes: dict[str, tuple[int, int]],
+    observables: dict[str, list[str]] | None = None,
 ) -> dict[str, ArraySpec]:
-    """Arrays recorded at every thin-th draw; shapes are (sequence, predicted position)."""
+    """Arrays recorded at every thin-th draw; shapes are (sequence, predicted position).
+
+    ``observables`` has the names of those of some probes.
+    """
     draws = -(-settings.least_draws // settings.thin)
-    dims = ("component", "chain", "draw", "sequence", "position")
-    return {
-        probe_array(name): ArraySpec((n_components, settings.chains, draws, *shape), dims)
-        for name, shape in probe_shapes.items()
-    }
-
-
-def probe_array(name: str) -> str:
-    """Where a probe's per-token losses are stored."""
-    return f"probes/{name}/paired_loss"
+    drawn = (n_components, settings.chains, draws)
+    found = {}
+    for name, shape in probe_shapes.items():
+        found[probe_array(name)] = ArraySpec((*drawn, *shape), PROBE_DIMS)
+        for observable in (observables or {}).get(name, ()):
+            spec = ArraySpec((*drawn, shape[0]), PROBE_DIMS[:-1])
+            found[probe_array(name, observable)] = spec
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Labels:
     components: dict[str, list[Any]]  # columns of the root, in the order of the arrays
     order: list[str]  # of the components in the result
     probe_loss: dict[str, str] = field(default_factory=dict)
+    observables: dict[str, list[str]] = field(default_factory=dict)  # of every probe
 
 
 def write_labels(path: Path, labels: Labels, probes: dict[str, dict[str, np.ndarray]]) -> None:
@@ -94,9 +103,8 @@ def write_labels(path: Path, labels: Labels, probes: dict[str, dict[str, np.ndar
         for name, columns in probes.items():
             for key, values in columns.items():
                 place = f"probes/{name}/{key}"
-                group.create_array(
-                    place, data=values, dimension_names=("sequence", "position"), overwrite=True
-                )
+                dims = PROBE_DIMS[-2:][: values.ndim]
+                group.create_array(place, data=values, dimension_names=dims, overwrite=True)
                 fixed[place] = array_digest(values)
     about = read_description(path) | {"schema": SCHEMAS["draws"].version, "fixed": fixed}
     write_description(
@@ -141,7 +149,9 @@ def read_draws(folder: Path) -> xr.DataTree:
     identity = about["identity"]
     settings = Settings(**identity["settings"])
     fixed: dict[str, dict[str, np.ndarray]] = {name: {} for name in identity["probes"]}
+    labels = Labels(**about["labels"])
     names = [*trace_specs(1, settings), *map(probe_array, fixed)]
+    names += [probe_array(*pair) for pair in _pairs(labels.observables)]
     arrays = open_arrays(folder, [*names, *about["fixed"]], "r")
     with in_words(folder, "read"):
         for place in about["fixed"]:
@@ -149,8 +159,12 @@ def read_draws(folder: Path) -> xr.DataTree:
             fixed[name][key] = np.asarray(arrays[place])
         return draw_tree(
             {name: arrays[name] for name in names}, identity["components"], settings,
-            identity["record"], Labels(**about["labels"]), fixed, folder,
+            identity["record"], labels, fixed, folder,
         )  # fmt: skip
+
+
+def _pairs(observables: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(probe, name) for probe, names in observables.items() for name in names]
 
 
 def draw_tree(
@@ -188,12 +202,16 @@ def draw_tree(
     tree = {"/": root, "/posterior": posterior, "/burn_in": burn_in}
     for name, fixed in (probes or {}).items():
         n_draws = -(-int(counts.max()) // settings.thin)
-        per_token = _per_token(arrays[probe_array(name)], path, name)[:, :, :n_draws]
+        observables = labels.observables.get(name, [])
+        recorded = {
+            key: _recorded(arrays[probe_array(name, key)], path, name, key)[:, :, :n_draws]
+            for key in ("paired_loss", *observables)
+        }
         tree[f"/probes/{name}"] = xr.Dataset(
-            {"paired_loss": per_token}
-            | {key: (("sequence", "position"), value) for key, value in fixed.items()},
+            recorded
+            | {key: (PROBE_DIMS[-2:][: value.ndim], value) for key, value in fixed.items()},
             coords={**coords, "draw": np.arange(n_draws) * settings.thin},
-            attrs={"loss": labels.probe_loss[name]},
+            attrs={"loss": labels.probe_loss[name], "observables": " ".join(observables)},
         )
     tree["/health"] = diagnose(posterior, root, settings)
     return stamped(xr.DataTree.from_dict(tree).sel(component=labels.order), "draws")
@@ -222,12 +240,12 @@ def settings_of(draws: xr.DataTree | xr.Dataset) -> Settings:
     return Settings(**json.loads(draws.attrs["settings"]))
 
 
-def _per_token(values: Any, path: Path | None, name: str) -> xr.Variable:
+def _recorded(values: Any, path: Path | None, name: str, key: str) -> xr.Variable:
     if path is None:
-        return xr.Variable(("component", "chain", "draw", "sequence", "position"), values)
+        return xr.Variable(PROBE_DIMS[: values.ndim], values)
     group = f"probes/{name}"
     stored = xr.open_zarr(path, group=group, chunks=None, consolidated=False)
-    return stored["paired_loss"].variable
+    return stored[key].variable
 
 
 def _up_to(values: FloatArray, counts: np.ndarray) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from lens_slt.models.agreement import agreeing_groups, check_reference, most_pad
 from lens_slt.models.components import Component, parse_components
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
+from lens_slt.models.observable import named_observables
 from lens_slt.models.prefix import Batch
 from lens_slt.models.processing import weight_processing
 from lens_slt.models.suffix import Group, make_groups, prefix_for
@@ -60,6 +61,10 @@ class Probe:
         tokens: ``[sequence, position]``; all sequences of one length.
         mask, pad_id, weights: as for :func:`sample`; the probe's mean loss is weighted, and tokens
             of weight 0 have NaN for a loss.
+        observables: what is read off the logits beside the loss: one or several of
+            :class:`lens_slt.LogitDifference`, ``Probability``, ``Accuracy``, ``Divergence``, or
+            functions of logits ``[site, d_vocab]`` and :class:`lens_slt.Sites`; a mapping gives
+            names. Their weighted mean over the predictions of each sequence is recorded.
         reference: a model. The recorded loss is then the Kullback–Leibler divergence of the sampled
             model from its predictions, which makes the refined LLC model-refined.
     """
@@ -69,6 +74,7 @@ class Probe:
     pad_id: int | None = None
     reference: Any = None
     weights: Any = None
+    observables: Any = None
 
 
 @typed
@@ -154,6 +160,10 @@ def _sampled(job: Job, store: DrawStore, progress: bool) -> xr.DataTree:
             "tokens": probe.tokens[:, 1:].cpu().numpy(),
             "weight": probe.weight.float().cpu().numpy(),
         }
+        | {
+            f"base_{key}": values.float().cpu().numpy()
+            for key, values in target.base_observables[name].items()
+        }
         for name, probe in target.probes.items()
     }
     by_name = {c.name: c for c in job.components}
@@ -166,6 +176,7 @@ def _sampled(job: Job, store: DrawStore, progress: bool) -> xr.DataTree:
             name: "next-token" if probe.reference is None else "divergence"
             for name, probe in target.probes.items()
         },
+        observables={name: list(probe.observables) for name, probe in target.probes.items()},
     )
     if store.path is None:
         return draw_tree(store.arrays, job.names, settings, job.record, labels, fixed)
@@ -229,7 +240,9 @@ def prepare(
     target = _target(adapted, given, groups, data, probe_sets, settings, engine)
     names = [name for members in target.groups for name in members.names]
     shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probe_sets.items()}
-    specs = trace_specs(len(names), settings) | probe_specs(len(names), settings, shapes)
+    recorded = {name: list(p.observables) for name, p in probe_sets.items()}
+    specs = trace_specs(len(names), settings)
+    specs |= probe_specs(len(names), settings, shapes, recorded)
     identity = run_identity(target, target.base_losses, names)
     record = _record(adapted, identity, target)
     return Job(adapted, chosen, settings, target, specs, identity, record)
@@ -300,6 +313,7 @@ def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.devic
     probe = probe if isinstance(probe, Probe) else Probe(probe)
     label = f"probes[{name!r}]"
     tokens = _token_set(adapted, probe, label, device)
+    tokens = replace(tokens, observables=named_observables(probe.observables))
     if probe.reference is None:
         return tokens
     reference = adapt(probe.reference)
@@ -324,7 +338,7 @@ def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.devic
     batch = telling_batch(reference, tokens)
     ours = prefix_for(reference, weights, [], batch).base_loss
     check_reference(f"{label}.reference", reference, batch, ours)
-    return TokenSet(tokens.tokens, tokens.weight, ReferenceState(x.flatten(0, 1), w_u, b_u))
+    return replace(tokens, reference=ReferenceState(x.flatten(0, 1), w_u, b_u))
 
 
 def _component_table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
+from lens_slt.models.observable import Observable, Sites, prepared
 from lens_slt.models.prefix import Batch, Prefix, prefix_bytes
 from lens_slt.models.suffix import Group, Suffix, mean_weight, prefix_for
-from lens_slt.sampling.members import Evaluate, Members, Part
+from lens_slt.sampling.members import Evaluate, Members, Part, probe_array
 from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.settings import Settings
 
@@ -30,6 +31,20 @@ class TokenSet:
     tokens: Tensor  # [sequence, position]
     weight: Tensor  # [sequence, position - 1], at least 0, in the model's precision
     reference: ReferenceState | None = None
+    observables: dict[str, Observable] = field(default_factory=dict)
+
+    @cached_property
+    def sites(self) -> Sites:
+        """The predictions at which observables are read."""
+        return Sites.of(self.tokens, self.mask)
+
+    def per_sequence(self, values: Tensor, sites: Sites, rows: slice) -> Tensor:
+        """Weighted means ``[sequence]`` of values at sites; NaN where a sequence has none."""
+        weight = self.weight[sites.sequence, sites.position]
+        total = values.new_zeros(2, rows.stop - rows.start)
+        local = sites.sequence - rows.start
+        total.index_add_(1, local, torch.stack([weight * values, weight]).to(values.dtype))
+        return total[0] / total[1]
 
     @cached_property
     def mask(self) -> Tensor:
@@ -126,18 +141,81 @@ class TransformerTarget:
 
         return evaluate
 
-    def probe_losses(self, part: Part, u: Tensor) -> dict[str, Tensor]:
+    def probe_values(self, part: Part, u: Tensor) -> dict[str, Tensor]:
         found = {}
-        v = self._star(part) + u
+        v, suffix = self._star(part) + u, self._suffix(part)
         for name, probe in self.probes.items():
-            pieces = []
-            for prefix in self._fixed(f"probe {name}", probe):
+            losses: list[Tensor] = []
+            read: dict[str, list[Tensor]] = {key: [] for key in probe.observables}
+            for rows, prefix in self._pieces(name):
                 shape = prefix.batch.weight.shape
-                token_loss, _ = self._suffix(part).losses(v, prefix, gradient=False)
-                pieces.append((token_loss - prefix.base_loss).unflatten(-1, shape))
-            values = torch.cat(pieces, dim=2)
-            found[name] = values.masked_fill(~probe.mask, float("nan"))
+                token_loss, _ = suffix.losses(v, prefix, gradient=False)
+                losses.append((token_loss - prefix.base_loss).unflatten(-1, shape))
+                for key, values in self._read(name, suffix, v, prefix, rows).items():
+                    read[key].append(values)
+            values = torch.cat(losses, dim=2).masked_fill(~probe.mask, float("nan"))
+            found[probe_array(name)] = values
+            for key, pieces in read.items():
+                found[probe_array(name, key)] = torch.cat(pieces, dim=2)
         return found
+
+    def _read(
+        self, name: str, suffix: Suffix, v: Tensor, prefix: Prefix, rows: slice
+    ) -> dict[str, Tensor]:
+        """Observables ``[component, chain, sequence]`` of some sequences of a probe."""
+        probe, observables = self.probes[name], self._prepared[name]
+        if not observables:
+            return {}
+        sites = probe.sites.of_rows(rows)
+        found: dict[str, list[Tensor]] = {key: [] for key in observables}
+        for logits in suffix.logits(v, prefix, _flat(sites, rows, prefix)):
+            for key, (observable, _) in observables.items():
+                values = observable(logits, sites)
+                found[key].append(probe.per_sequence(values, sites, rows))
+        return {key: torch.stack(rows).view(*v.shape[:2], -1) for key, rows in found.items()}
+
+    @cached_property
+    def _prepared(self) -> dict[str, dict[str, tuple[Observable, Tensor]]]:
+        """Every probe's observables, knowing the untouched model, and their values at its sites."""
+        found: dict[str, dict[str, tuple[Observable, Tensor]]] = {}
+        for name, probe in self.probes.items():
+            found[name] = {}
+            if not probe.observables:
+                continue
+            first = (0, (0,))
+            star = self._star(first)
+            logits = torch.cat(
+                [
+                    next(iter(self._suffix(first).logits(star, prefix, flat)))
+                    for rows, prefix in self._pieces(name)
+                    for flat in [_flat(probe.sites.of_rows(rows), rows, prefix)]
+                ]
+            )
+            for key, observable in probe.observables.items():
+                found[name][key] = prepared(observable, logits, probe.sites)
+        return found
+
+    @cached_property
+    def base_observables(self) -> dict[str, dict[str, Tensor]]:
+        """Observables ``[sequence]`` at the given weights, of every probe.
+
+        Raises ValueError for one that is no number there.
+        """
+        return {
+            name: {
+                key: probe.per_sequence(values, probe.sites, slice(0, len(probe.tokens)))
+                for key, (_, values) in self._prepared[name].items()
+            }
+            for name, probe in self.probes.items()
+        }
+
+    def _pieces(self, name: str) -> Iterator[tuple[slice, Prefix]]:
+        """Parts of a probe: their sequences, and what is frozen of them."""
+        start = 0
+        for prefix in self._fixed(f"probe {name}", self.probes[name]):
+            stop = start + len(prefix.batch.tokens)
+            yield slice(start, stop), prefix
+            start = stop
 
     def _chosen(self, suffixes: list[Group], parts: list[Part]) -> list[Group]:
         return [suffixes[group] for group, _ in parts]
@@ -229,6 +307,11 @@ class _Recomputed:
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return map(self.compute, self.pieces)
+
+
+def _flat(sites: Sites, rows: slice, prefix: Prefix) -> Tensor:
+    """Where sites stand among the flattened predictions of a piece."""
+    return (sites.sequence - rows.start) * prefix.batch.weight.shape[1] + sites.position
 
 
 def _paired_mean(token_loss: Tensor, prefix: Prefix) -> Tensor:

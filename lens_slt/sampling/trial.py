@@ -54,8 +54,8 @@ class Trial:
             return self._marked(self.target.everything())
         return self.target.everything() if self.kind == FULL else _nothing
 
-    def probe_losses(self, part: Part, u: Tensor) -> dict[str, Tensor]:
-        return self.target.probe_losses(part, u) if self.kind == PROBES else {}
+    def probe_values(self, part: Part, u: Tensor) -> dict[str, Tensor]:
+        return self.target.probe_values(part, u) if self.kind == PROBES else {}
 
     def start(self) -> None:
         """Start the clock, before the pilot."""

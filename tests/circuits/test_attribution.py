@@ -219,3 +219,20 @@ def test_bad_arguments_are_named():
         edge_attribution(model, tokens, mask & False)
     with pytest.raises(ValueError, match="a norm after attention"):
         edge_attribution(GENERIC_MODELS["wrapped_gemma2"](), tokens, mask)
+
+
+def test_a_metric_is_attributed_as_it_is_ablated():
+    """Into the logits the path is straight, and a logit difference linear but for the norm."""
+    model, tokens = native(), some_tokens(seed=2)
+    mask = torch.zeros(4, 9, dtype=torch.bool)
+    mask[[0, 1, 3], [8, 4, 7]] = True
+    metric = ls.LogitDifference([5, 6, 7, 8])
+    found = edge_attribution(model, tokens, mask, steps=30, ablate="zero", metric=metric)
+    assert (found.attrs["metric"], found.attrs["units"]) == ("logit_difference", "logits")
+    for head in ("L0H1", "L1H2"):
+        true = ls.ablate_path(model, tokens, f"{head} -> logits", how="zero", metric=metric)
+        effect = float(true["effect"].values[mask.numpy()].mean())
+        estimate = found["effect"].sel(source=head, target="logits", through="")
+        assert float(estimate) == pytest.approx(effect, rel=2e-2, abs=1e-4)
+    with pytest.raises(ValueError, match="metric: accuracy has no gradient"):
+        edge_attribution(model, tokens, mask, metric=ls.Accuracy())

@@ -15,7 +15,7 @@ from lens_slt.circuits.interventions import (
     keep_only,
     knock_in,
 )  # fmt: skip
-from lens_slt.circuits.runs import HOWS, _donors
+from lens_slt.circuits.replacements import HOWS, donors
 from lens_slt.models import forward
 from lens_slt.models.adapter import adapt, copy_weights, weights_hash
 from tests.tiny_models import GENERIC_MODELS, TINY_MODELS, has_hooked_transformer, hooked, native
@@ -133,7 +133,7 @@ def test_frozen_norm_equals_the_linearised_norm_of_a_path():
 
 
 @pytest.mark.parametrize("name", ["native_mlp", "wrapped_gpt2", "hooked_mlp", "wrapped_llama"])
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [how for how in HOWS if how != "interchange"])
 def test_ablations_equal_hooks_written_by_hand(name, how):
     if name not in MODELS:
         pytest.skip("needs HookedTransformer")
@@ -325,7 +325,7 @@ def test_replacements_never_come_from_padding(how):
 def test_donors_are_real_and_other_sequences(same):
     real = np.arange(15) < np.array([15, 4, 7, 3, 13, 5, 9, 6])[:, None]
     reference = real if same else real[2:6]
-    rows, places = _donors(real, reference, same, seed=0)
+    rows, places = donors(real, reference, same, seed=0)
     own = np.arange(8)[:, None]
     assert reference[rows, places][real].all()
     assert not same or (rows.numpy() != own)[real].all()
@@ -358,3 +358,93 @@ def test_ungrouped_keys_and_values_give_the_paths_of_their_group():
         assert np.abs(effect).max() > 1e-3
     again = ls.edge_attribution(model, tokens, mask)["effect"].values
     np.testing.assert_allclose(again, attributed, atol=1e-5)
+
+
+def answer_logits(model, tokens, hooks=()):
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens[:, :-1], return_type="logits", fwd_hooks=list(hooks))
+    return logits[:, -1]
+
+
+def test_a_metric_at_the_answer_is_that_of_hooks_written_by_hand():
+    model, tokens = native(attn_only=False), some_tokens()
+    rows = torch.arange(4)
+    wrong = torch.tensor([3, 1, 4, 1])
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[:, -1] = True
+
+    def difference(logits):
+        return (logits[rows, tokens[:, -1]] - logits[rows, wrong]).numpy()
+
+    def zero(z, hook):
+        z = z.clone()
+        z[:, :, 1] = 0
+        return z
+
+    found = ablate(model, tokens, "L0H1", how="zero", metric=ls.LogitDifference(wrong), mask=mask)
+    before = difference(answer_logits(model, tokens))
+    after = difference(answer_logits(model, tokens, [("blocks.0.attn.hook_z", zero)]))
+    last = found.isel(position=-1)
+    np.testing.assert_allclose(last["base_logit_difference"], before, atol=1e-5)
+    np.testing.assert_allclose(last["logit_difference"], after, atol=1e-5)
+    np.testing.assert_allclose(last["effect"], after - before, atol=1e-5)
+    assert np.isnan(found["effect"].values[:, :-1]).all()
+    assert (found.attrs["units"], found.attrs["cost_sign"]) == ("logits", -1)
+    path = ablate_path(model, tokens, "L1H1 -> logits", how="zero", metric=ls.Accuracy(), mask=mask)
+    assert set(np.unique(path["accuracy"].values[:, -1])) <= {0.0, 1.0}
+    table = affected_tokens(found.assign_coords(text=found["token_id"].astype(str)), n=2)
+    hurt = table[table["kind"] == "hurt"]["effect"]
+    assert float(hurt.iloc[0]) == pytest.approx(float(last["effect"].min()))
+
+
+@pytest.mark.parametrize("node", ["L0H1", "L0MLP"])
+def test_interchange_puts_in_what_the_other_prompt_of_a_pair_has(node):
+    model, tokens, other = native(attn_only=False), some_tokens(), some_tokens(seed=1)
+    place = "blocks.0.attn.hook_z" if node == "L0H1" else "blocks.0.hook_mlp_out"
+    kept, where = {}, torch.tensor([2, 5, 3, 7])
+    with torch.no_grad():
+        model.run_with_hooks(other[:, :-1], fwd_hooks=[(place, lambda x, hook: kept.update(x=x))])
+
+    def put(x, hook):
+        x = x.clone()
+        for row, position in enumerate(where.tolist()):
+            if node == "L0H1":
+                x[row, position, 1] = kept["x"][row, position - 1, 1]
+            else:
+                x[row, position] = kept["x"][row, position - 1]
+        return x
+
+    found = ablate(
+        model, tokens, node, how="interchange", reference=other, positions=where,
+        reference_positions=where - 1, mask=None,
+    )  # fmt: skip
+    with torch.no_grad():
+        logits = model.run_with_hooks(
+            tokens[:, :-1], return_type="logits", fwd_hooks=[(place, put)]
+        )
+    right = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    np.testing.assert_allclose(found["loss"], right.numpy(), atol=1e-5)
+    everywhere = ablate(model, tokens, node, how="interchange", reference=other)
+    assert np.abs(everywhere["loss"] - found["loss"]).max() > 1e-3
+    itself = ablate(model, tokens, node, how="interchange", reference=tokens.clone())
+    np.testing.assert_allclose(itself["effect"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(how="interchange"), "needs reference, one prompt for each of the 4.*got none"),
+        (dict(how="interchange", reference=some_tokens(3)), "each of the 4 in tokens; got 3"),
+        (dict(positions=[1, 2]), r"positions must be positions \[sequence\] or"),
+        (dict(positions=[1, 2, 3, 11]), "positions must lie between 0 and 10, .* got 11"),
+        (
+            dict(how="interchange", reference=some_tokens(), reference_positions=[1, 1, 1, 1]),
+            "reference_positions needs positions",
+        ),
+        (dict(metric=lambda logits, sites: logits), "must return one number for each site"),
+        (dict(metric=ls.LogitDifference(50)), "wrong has the token id 50; the model predicts"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ablate(native(), some_tokens(), "L0H1", **options)

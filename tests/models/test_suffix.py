@@ -116,6 +116,25 @@ def test_forward_only_gives_the_same_losses(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["native_attn_only", "native_mlp", "native_gqa", "native_rms"])
+def test_logits_at_some_tokens_give_the_losses_there(name, engine):
+    model = adapt(TINY_MODELS[name]())
+    batch, weights = batch_for(model), copy_weights(model)
+    tokens = torch.tensor([2, 0, 11])
+    components = parse_components("heads,L0,embed", model)
+    for group in make_groups(model, weights, components, engine):
+        prefix = prefix_for(model, weights, [group], batch)
+        star = group.suffix.star()[:, None].repeat(1, 2, 1)
+        noise = torch.randn(star.shape, generator=torch.Generator().manual_seed(0))
+        v = star + 0.1 * noise
+        loss, _ = group.suffix.losses(v, prefix, gradient=False)
+        logits = torch.stack(list(group.suffix.logits(v, prefix, tokens)))
+        scores = logits.log_softmax(-1).unflatten(0, v.shape[:2])
+        found = -scores.gather(-1, batch.targets[tokens].expand(*v.shape[:2], 3)[..., None])
+        torch.testing.assert_close(found[..., 0], loss[..., tokens], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_divergence_from_a_reference(engine):
     """Every engine's loss equals torch's KL divergence of the two models' predictions."""
     model = adapt(native())

@@ -259,7 +259,7 @@ class FakeTime:
             take()
             return original(target, *args)
 
-        replaced = probes if name == "probe_losses" else wrapped
+        replaced = probes if name == "probe_values" else wrapped
         self.monkeypatch.setattr(TransformerTarget, name, replaced)
 
 
@@ -272,7 +272,7 @@ def test_time_by_a_clock_of_the_test(sampler, thin, monkeypatch):
     pilot = 2 * PRIOR_BATCHES * 1.0
     clock.slow("minibatch", 1.0, [])
     clock.slow("everything", 1.0, [1.0, 9.0])
-    clock.slow("probe_losses", 0.5, [0.5, 7.0])
+    clock.slow("probe_values", 0.5, [0.5, 7.0])
     monkeypatch.setattr(timing, "TRIAL_SECONDS", 40.0)
     settings = SHORT.but(sampler=sampler, thin=thin)
     found = ls.estimate(**arguments(settings=settings, probes=PROBES))

@@ -1,0 +1,215 @@
+"""What ablated outputs become, where, and from which tokens of the reference.
+
+Padding never lends a value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lens_slt.arrays import BoolArray
+
+HOWS = ("mean", "mean_position", "mean_pattern", "resample", "interchange", "zero")
+
+
+class Replacements:
+    """Values of ablated outputs.
+
+    Args:
+        how: their ``mean`` over all tokens of the reference, their mean at each position
+            (``mean_position``), their mean over the tokens that have a pattern and over those that
+            do not, each for its own (``mean_pattern``), their value on another sequence at the same
+            position (``resample``), on the same sequence of a paired reference (``interchange``),
+            or ``zero``.
+        real, reference_real: bool ``[sequence, position]``: inputs that are no padding.
+        same: whether the reference are the tokens themselves.
+        pattern: bool ``[sequence, position]``, for ``mean_pattern``.
+        positions: where outputs are replaced, bool ``[sequence, position]``, or positions
+            ``[sequence]`` or ``[sequence, role]``; everywhere by default.
+        reference_positions: for ``interchange`` of prompts whose roles stand elsewhere in the
+            reference: positions there, shaped like ``positions``.
+        seed: of ``resample``.
+
+    Raises ValueError for what does not fit together.
+    """
+
+    def __init__(
+        self,
+        how: str,
+        real: BoolArray,
+        reference_real: BoolArray,
+        *,
+        same: bool,
+        pattern: Any = None,
+        positions: Any = None,
+        reference_positions: Any = None,
+        seed: int = 0,
+    ) -> None:
+        self.how, self._real, self._reference_real = how, real, reference_real
+        paired = how == "interchange"
+        if paired and (same or len(reference_real) != len(real)):
+            got = "none" if same else f"{len(reference_real)}"
+            raise ValueError(
+                f"how='interchange' needs reference, one prompt for each of the {len(real)} in "
+                f"tokens; got {got}"
+            )
+        by_role = reference_positions is not None
+        if reference_real.shape[1] != real.shape[1] and not by_role:
+            raise ValueError(
+                f"reference has sequences of {reference_real.shape[1] + 1} tokens, tokens of "
+                f"{real.shape[1] + 1}: ablated values are taken position by position, cut both to "
+                "one length" + (", or pass positions and reference_positions" if paired else "")
+            )
+        self.where = _places(positions, real, "positions")
+        self._pattern = _checked_pattern(pattern, real, same) if how == "mean_pattern" else None
+        if how == "mean_position":
+            _refuse_empty_positions(real, reference_real)
+        if how == "resample":
+            self._donors = donors(real, reference_real, same, seed)
+        if paired:
+            self._donors = _pairs(real, reference_real, self.where, positions, reference_positions)
+
+    def value(self, clean: Tensor) -> Tensor:
+        """From outputs on the reference ``[sequence, position, width]``; broadcasts to those."""
+        if self.how == "zero":
+            return torch.zeros_like(clean[:1, :1])
+        if self.how in ("resample", "interchange"):
+            return clean[self._donors]
+        real = torch.from_numpy(self._reference_real).to(clean.device)[..., None].to(clean.dtype)
+        if self.how == "mean_position":
+            return (clean * real).sum(0, keepdim=True) / real.sum(0, keepdim=True).clamp(min=1)
+        if self._pattern is None:
+            return ((clean * real).sum((0, 1)) / real.sum())[None, None]
+        found = torch.empty_like(clean)
+        for member in (True, False):
+            chosen = torch.from_numpy(self._pattern == member).to(clean.device)
+            weight = chosen[..., None] * real
+            mean = (clean * weight).sum((0, 1)) / weight.sum().clamp(min=1)
+            found[chosen] = mean
+        return found
+
+
+def context(counts: BoolArray) -> BoolArray:
+    """Inputs ``[sequence, position]`` that some prediction which counts can read."""
+    return np.maximum.accumulate(counts[:, ::-1], axis=1)[:, ::-1].copy()
+
+
+def _checked_pattern(pattern: Any, real: BoolArray, same: bool) -> BoolArray:
+    if pattern is None or not same:
+        raise ValueError(
+            "how='mean_pattern' needs pattern, labels of tokens, and no other reference"
+        )
+    found = np.asarray(pattern, dtype=bool)
+    if found.shape != real.shape:
+        raise ValueError(
+            f"pattern must have shape {real.shape}, one position less than tokens; got "
+            f"{found.shape}"
+        )
+    return found
+
+
+def _places(positions: Any, real: BoolArray, name: str) -> Tensor | None:
+    """Bool ``[sequence, position]`` of positions; None for everywhere."""
+    if positions is None:
+        return None
+    given = np.asarray(positions)
+    if given.dtype == bool and given.shape == real.shape:
+        return torch.from_numpy(given)
+    found = np.zeros(real.shape, dtype=bool)
+    found[np.arange(len(real))[:, None], _indices(given, real, name)] = True
+    return torch.from_numpy(found)
+
+
+def _indices(given: np.ndarray, real: BoolArray, name: str) -> np.ndarray:
+    """Positions ``[sequence, role]``."""
+    n, length = real.shape
+    ok = given.dtype.kind in "iu" and given.ndim in (1, 2) and len(given) == n
+    if not ok:
+        raise ValueError(
+            f"{name} must be positions [sequence] or [sequence, role] for {n} sequences, or bool "
+            f"{[n, length]}; got {given.dtype} {list(given.shape)}"
+        )
+    if given.size and (given.min() < 0 or given.max() >= length):
+        raise ValueError(
+            f"{name} must lie between 0 and {length - 1}, the last that is read; got "
+            f"{int(given.min()) if given.min() < 0 else int(given.max())}"
+        )
+    return given.reshape(n, -1)
+
+
+def _pairs(
+    real: BoolArray, reference_real: BoolArray, where: Tensor | None, positions: Any, there: Any
+) -> tuple[Tensor, Tensor]:
+    """Sequence and position of the reference for each token: its partner's."""
+    rows = torch.arange(len(real))[:, None].expand(real.shape)
+    places = torch.arange(real.shape[1]).repeat(len(real), 1)
+    wanted = real if where is None else where.numpy()
+    if there is not None:
+        if positions is None or np.asarray(positions).dtype == bool:
+            raise ValueError("reference_positions needs positions, likewise [sequence, role]")
+        here = _indices(np.asarray(positions), real, "positions")
+        other = _indices(np.asarray(there), reference_real, "reference_positions")
+        if here.shape != other.shape:
+            raise ValueError(
+                f"reference_positions has {other.shape[1]} roles, positions {here.shape[1]}: one "
+                "for each"
+            )
+        places[torch.arange(len(real))[:, None], torch.from_numpy(here)] = torch.from_numpy(other)
+    places = places.clamp(max=reference_real.shape[1] - 1)
+    lost = wanted & ~reference_real[rows.numpy(), places.numpy()]
+    if lost.any():
+        row, place = (int(x) for x in np.argwhere(lost)[0])
+        raise ValueError(
+            f"reference has padding at position {int(places[row, place])} of sequence {row}, which "
+            f"stands in for position {place} of tokens: pairs must be of equal length, or pass "
+            "positions and reference_positions"
+        )
+    return rows, places
+
+
+def _refuse_empty_positions(real: BoolArray, reference_real: BoolArray) -> None:
+    empty = np.flatnonzero(real.any(0) & ~reference_real.any(0))
+    if len(empty):
+        raise ValueError(
+            f"reference has nothing but padding at position {empty[0]}, where tokens has losses: "
+            "how='mean_position' needs a reference at every position; cut tokens, pass a longer "
+            "reference, or use how='mean'"
+        )
+
+
+def donors(
+    real: BoolArray, reference_real: BoolArray, same: bool, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Sequence and position of the reference that stand in for each token, never padding.
+
+    All of a sequence comes from one other sequence, as far as that is no padding there; the rest
+    from others at the same position, or from anywhere in others where no other is that long.
+    """
+    n, n_reference = len(real), len(reference_real)
+    generator = torch.Generator().manual_seed(seed)
+    if same:
+        order = torch.randperm(n, generator=generator)
+        rows = torch.empty(n, dtype=torch.long)
+        rows[order] = order.roll(1)
+    else:
+        rows = torch.randint(n_reference, (n,), generator=generator)
+    chosen = rows[:, None].repeat(1, real.shape[1])
+    places = torch.arange(real.shape[1]).repeat(n, 1)
+    pick = np.random.default_rng(seed)
+    for row, place in zip(*np.nonzero(real & ~reference_real[rows.numpy()]), strict=True):
+        there = np.flatnonzero(reference_real[:, place])
+        there = there[there != row] if same else there
+        if len(there):
+            chosen[row, place] = int(pick.choice(there))
+            continue
+        rest = np.flatnonzero(reference_real)
+        rest = rest[rest // real.shape[1] != row] if same else rest
+        if len(rest):
+            chosen[row, place], places[row, place] = divmod(int(pick.choice(rest)), real.shape[1])
+        else:  # a single sequence: there is nothing else
+            chosen[row, place] = int(row)
+    return chosen, places
