@@ -25,7 +25,7 @@ from lens_slt.arrays import BoolArray
 from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.data.checks import check_tokens, loss_mask
-from lens_slt.models.adapter import AdaptedModel, hooks_note
+from lens_slt.models.adapter import AdaptedModel, attached_hooks, hooks_note
 from lens_slt.models.captures import Hook, captured, keep_in, run_with
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.models.names import (
@@ -40,10 +40,9 @@ from lens_slt.models.names import (
     parts_of,
     read_part,
 )
-from lens_slt.models.stream import Stream
+from lens_slt.models.stream import MOST_LOGITS, Stream
 
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "zero")
-MOST_LOGITS = 2**24  # that one batch of sequences may have
 Losses = Float[np.ndarray, "sequence position"]
 
 
@@ -84,7 +83,7 @@ class Runs:
             warnings.warn(hooks_note(adapted), UserWarning, stacklevel=5)
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how
         sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
-        self.tokens, mask = check_tokens(tokens, **sizes)
+        self.tokens, mask = check_tokens(tokens, **sizes, d_vocab_out=adapted.d_vocab_out)
         self.real = loss_mask(mask).numpy()
         self.reference, self.reference_real = self.tokens, self.real
         if reference is not None:
@@ -110,12 +109,17 @@ class Runs:
                 )
         if how == "mean_position":
             _refuse_empty_positions(self.real, self.reference_real)
+        if how == "resample" and reference is None and len(self.tokens) == 1:
+            raise ValueError(
+                "how='resample' takes values from other sequences, and tokens has only one; pass "
+                "more sequences or a reference"
+            )
         self._donors = _donors(self.real, self.reference_real, reference is None, seed)
         self._values: dict[str, Tensor] = {}
         self._clean: dict[tuple[str, bool], Tensor] = {}
         self._frozen: FrozenNorms | None = None
         self._losses: dict[tuple[frozenset, ...], Losses] = {}
-        self._stream = Stream(adapted, self.tokens[:, :-1])
+        self._streams: dict[int, Stream] = {}
         self.on_run: Callable[[int], None] = lambda n_runs: None  # told the number of runs so far
 
     @property
@@ -157,15 +161,17 @@ class Runs:
     def _run(
         self, ablated: frozenset[str], paths: frozenset[Edge], restored: frozenset[str]
     ) -> Losses:
-        self._check_paths(paths)
         found = np.full(self.real.shape, np.nan, dtype=np.float32)
         for rows in self._batches(len(self.tokens)):
+            self._check_paths(paths, self._stream(rows))
             hooks = self._path_hooks(paths, rows)
             hooks = self._node_hooks(ablated, restored, rows) + hooks
             tokens = self.tokens[rows].to(self.adapted.device)
             with self._norms(rows):
                 logits = run_with(self.adapted, tokens[:, :-1], hooks)
-            loss = -logits.float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+            real = torch.from_numpy(self.real[rows]).to(tokens.device)
+            targets = tokens[:, 1:].masked_fill(~real, 0)  # padding may be no token of the output
+            loss = -logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
             found[rows] = loss.cpu().numpy()
         return np.where(self.real, found, np.float32(np.nan))
 
@@ -202,6 +208,7 @@ class Runs:
         if not paths:
             return []
         live: dict[str, Tensor] = {}
+        stream = self._stream(rows)
         # Found here, because a run cannot start inside the hooks of another.
         instead = {edge.source: self._replacement(edge.source, rows) for edge in paths}
 
@@ -211,7 +218,7 @@ class Runs:
             for source in sources:
                 layer, head = head_place(source)
                 change = live[_z(layer)][:, :, head] - instead[source]
-                written = self._stream.factor(layer) * (change @ self._w_o(layer)[head])
+                written = stream.factor(layer) * (change @ self._w_o(layer)[head])
                 total = total.to(change.device) + written
             return total
 
@@ -244,7 +251,7 @@ class Runs:
                 value = value.clone()
                 for sources, heads in by_sources.items():
                     resid = live[_resid_pre(layer)] - removed(sources)
-                    new = self._stream.projected(layer, through, resid)
+                    new = stream.projected(layer, through, resid)
                     indices = self._indices(heads, through, new.shape[2])
                     value[:, :, indices] = new[:, :, indices]
                 return value
@@ -270,16 +277,23 @@ class Runs:
         starts = sorted({head // group * group for head in heads})
         return [start + i for start in starts for i in range(group)]
 
-    def _check_paths(self, paths: frozenset[Edge]) -> None:
+    def _stream(self, rows: slice) -> Stream:
+        """The stream of these sequences. Hooks may act on some only, so each batch has its own."""
+        start = rows.start if attached_hooks(self.adapted) else 0
+        if start not in self._streams:
+            self._streams[start] = Stream(self.adapted, self.tokens[rows, :-1])
+        return self._streams[start]
+
+    def _check_paths(self, paths: frozenset[Edge], stream: Stream) -> None:
         """Raise ValueError where this model's heads do not write or read as a path presumes."""
         for edge in sorted(paths):
             last = self.adapted.n_layers if edge.target == LOGITS else layer_of(edge.target)
             for layer in range(layer_of(edge.source), last):
-                self._stream.factor(layer)
+                stream.factor(layer)
             if edge.target == LOGITS:
-                self._stream.check_logits()
+                stream.check_logits()
             else:
-                self._stream.check_heard(last, edge.through)
+                stream.check_heard(last, edge.through)
 
     def _replacement(self, node: str, rows: slice) -> Tensor:
         """What an ablated node puts out: broadcasts to ``[row, position, width]``."""
