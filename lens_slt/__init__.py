@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # also read by _homes
     )
     from lens_slt.report.plots_maps import plot_map, plot_stability
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+    from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_tokens import (
         plot_cluster_summary,
         plot_clusters,
@@ -163,7 +164,9 @@ __all__ = [
     "plot_map",
     "plot_matrix",
     "plot_modes",
+    "plot_observables",
     "plot_patterns",
+    "plot_response",
     "plot_rllc",
     "plot_rllc_map",
     "plot_stability",

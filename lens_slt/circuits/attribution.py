@@ -97,7 +97,10 @@ def edge_attribution(
     integer("steps", steps, at_least=1)
     integer("batch_size", batch_size, at_least=1)
     adapted = adapt(model)
-    ids, mask = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
+    ids, mask = check_tokens(
+        tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, d_vocab_out=adapted.d_vocab_out,
+        pad_id=pad_id,
+    )  # fmt: skip
     real = loss_mask(mask)
     chosen = _pattern_mask(pattern_mask, ids) & real
     if not bool(chosen.any()):

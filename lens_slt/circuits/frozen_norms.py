@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models.adapter import AdaptedModel, attached_hooks
 from lens_slt.models.captures import run_with
-from lens_slt.models.norms import norms_of
+from lens_slt.models.norms import norms_of, small_parts
 
 
 class FrozenNorms:
@@ -26,17 +26,27 @@ class FrozenNorms:
         adapted: from :func:`~lens_slt.models.adapter.adapt`.
         tokens: inputs ``[sequence, position]``.
         batches: rows that are run at a time.
+
+    Raises ValueError where the scale of a norm cannot be told.
     """
 
     def __init__(self, adapted: AdaptedModel, tokens: Tensor, batches: Iterator[slice]) -> None:
+        _refuse_hooked_norms(adapted)
         self._norms = norms_of(adapted.module, adapted.d_model)
         self._length = tokens.shape[1]
         parts: dict[str, list[Tensor]] = {name: [] for name in self._norms}
         for rows in batches:
-            with self._hooked(lambda name: self._recorder(name, parts[name])):
-                run_with(adapted, tokens[rows], [])
-        # A norm that the model never calls has no scale and needs none.
+            for name, scales in self._calls(adapted, tokens[rows]).items():
+                if scales:  # a norm that the model never calls has no scale and needs none
+                    parts[name].append(_the_one_scale(name, scales, len(tokens[rows])))
         self._scales = {name: torch.cat(scales) for name, scales in parts.items() if scales}
+
+    def _calls(self, adapted: AdaptedModel, tokens: Tensor) -> dict[str, list[Tensor]]:
+        """The scales of every norm, call by call, in a pass without interventions."""
+        calls: dict[str, list[Tensor]] = {name: [] for name in self._norms}
+        with self._hooked(lambda name: self._recorder(name, calls[name])):
+            run_with(adapted, tokens, [])
+        return calls
 
     @contextmanager
     def on(self, rows: slice) -> Iterator[None]:
@@ -73,3 +83,33 @@ class FrozenNorms:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _the_one_scale(name: str, scales: list[Tensor], n: int) -> Tensor:
+    """What every call in a pass of ``n`` sequences divided by.
+
+    A HookedTransformer calls the norm before attention for queries, keys and values in turn.
+    """
+    first = scales[0]
+    if len(first) != n or not all(torch.equal(first, other) for other in scales[1:]):
+        raise ValueError(
+            f"frozen_norm: {name} is called for parts of a token's stream, so that it has no one "
+            "scale there (a HookedTransformer does that with use_attn_in and use_split_qkv_input: "
+            "switch them off)"
+        )
+    return first
+
+
+def _refuse_hooked_norms(adapted: AdaptedModel) -> None:
+    """Raise ValueError for hooks within norms: what they make of a norm has no known scale."""
+    parts = [name for name, _ in small_parts(adapted.module, adapted.d_model)]
+    within = [
+        hook
+        for hook in attached_hooks(adapted)
+        if any(f"{hook}.".startswith(f"{part}.") for part in parts)
+    ]
+    if within:
+        raise ValueError(
+            f"frozen_norm: hooks are attached at {', '.join(within)}, within a norm, whose scale "
+            "cannot be told apart from what they do; remove them, or use frozen_norm=False"
+        )

@@ -68,6 +68,11 @@ class Replacements:
         self._pattern = _checked_pattern(pattern, real, same) if how == "mean_pattern" else None
         if how == "mean_position":
             _refuse_empty_positions(real, reference_real)
+        if how == "resample" and same and len(real) == 1:
+            raise ValueError(
+                "how='resample' takes values from other sequences, and tokens has only one; pass "
+                "more sequences or a reference"
+            )
         if how == "resample":
             self._donors = donors(real, reference_real, same, seed)
         if paired:

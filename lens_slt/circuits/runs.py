@@ -25,7 +25,7 @@ from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.replacements import HOWS, Replacements, context
 from lens_slt.data.weights import weighted_tokens
-from lens_slt.models.adapter import AdaptedModel, hooks_note
+from lens_slt.models.adapter import AdaptedModel, attached_hooks, hooks_note
 from lens_slt.models.captures import Hook, captured, keep_in, run_with
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.models.names import (
@@ -41,9 +41,8 @@ from lens_slt.models.names import (
     read_part,
 )
 from lens_slt.models.observable import Loss, Observable, Sites, as_observable, prepared
-from lens_slt.models.stream import Stream
+from lens_slt.models.stream import MOST_LOGITS, Stream
 
-MOST_LOGITS = 2**24  # that one batch of sequences may have
 Losses = Float[np.ndarray, "sequence position"]
 
 
@@ -112,7 +111,7 @@ class Runs:
         self._clean: dict[tuple[str, bool], Tensor] = {}
         self._frozen: FrozenNorms | None = None
         self._losses: dict[tuple[frozenset, ...], Losses] = {}
-        self._stream = Stream(adapted, self.tokens[:, :-1])
+        self._streams: dict[int, Stream] = {}
         self.on_run: Callable[[int], None] = lambda n_runs: None  # told the number of runs so far
         self.metric: Observable = Loss()
         if metric is not None:
@@ -159,9 +158,9 @@ class Runs:
     def _run(
         self, ablated: frozenset[str], paths: frozenset[Edge], restored: frozenset[str]
     ) -> Losses:
-        self._check_paths(paths)
         found = np.full(self.real.shape, np.nan, dtype=np.float32)
         for rows in self._batches(len(self.tokens)):
+            self._check_paths(paths, self._stream(rows))
             hooks = self._path_hooks(paths, rows)
             hooks = self._node_hooks(ablated, restored, rows) + hooks
             with self._norms(rows):
@@ -214,6 +213,7 @@ class Runs:
         if not paths:
             return []
         live: dict[str, Tensor] = {}
+        stream = self._stream(rows)
         # Found here, because a run cannot start inside the hooks of another.
         instead = {edge.source: self._replacement(edge.source, rows) for edge in paths}
 
@@ -225,7 +225,7 @@ class Runs:
                 change = live[_z(layer)][:, :, head] - instead[source]
                 if self._replace.where is not None:
                     change = change * self._replace.where[rows, :, None].to(change)
-                written = self._stream.factor(layer) * (change @ self._w_o(layer)[head])
+                written = stream.factor(layer) * (change @ self._w_o(layer)[head])
                 total = total.to(change.device) + written
             return total
 
@@ -258,7 +258,7 @@ class Runs:
                 value = value.clone()
                 for sources, heads in by_sources.items():
                     resid = live[_resid_pre(layer)] - removed(sources)
-                    new = self._stream.projected(layer, through, resid)
+                    new = stream.projected(layer, through, resid)
                     indices = self._indices(heads, through, new.shape[2])
                     value[:, :, indices] = new[:, :, indices]
                 return value
@@ -284,16 +284,23 @@ class Runs:
         starts = sorted({head // group * group for head in heads})
         return [start + i for start in starts for i in range(group)]
 
-    def _check_paths(self, paths: frozenset[Edge]) -> None:
+    def _stream(self, rows: slice) -> Stream:
+        """The stream of these sequences. Hooks may act on some only, so each batch has its own."""
+        start = rows.start if attached_hooks(self.adapted) else 0
+        if start not in self._streams:
+            self._streams[start] = Stream(self.adapted, self.tokens[rows, :-1])
+        return self._streams[start]
+
+    def _check_paths(self, paths: frozenset[Edge], stream: Stream) -> None:
         """Raise ValueError where this model's heads do not write or read as a path presumes."""
         for edge in sorted(paths):
             last = self.adapted.n_layers if edge.target == LOGITS else layer_of(edge.target)
             for layer in range(layer_of(edge.source), last):
-                self._stream.factor(layer)
+                stream.factor(layer)
             if edge.target == LOGITS:
-                self._stream.check_logits()
+                stream.check_logits()
             else:
-                self._stream.check_heard(last, edge.through)
+                stream.check_heard(last, edge.through)
 
     def _replacement(self, node: str, rows: slice) -> Tensor:
         """What an ablated node puts out: broadcasts to ``[row, position, width]``."""

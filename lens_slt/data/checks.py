@@ -36,11 +36,14 @@ def check_tokens(
     *,
     d_vocab: int,
     n_ctx: int,
+    d_vocab_out: int | None = None,
     name: str = "tokens",
     mask: Any = None,
     pad_id: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Tokens as int64 ``[sequence, position]`` and the mask of real tokens, bool, same shape.
+
+    With ``d_vocab_out`` the real tokens but the first of each row must be among those predicted.
 
     Padding must be on the right and announced: by ``mask`` (true for real tokens) or by
     ``pad_id``, whose run at the end of each row is the padding. With neither, tokens that look
@@ -53,6 +56,9 @@ def check_tokens(
     check_length(ids, n_ctx, name)
     real = real_tokens(ids, mask, pad_id, name)
     check_ids(ids, real, d_vocab, name)
+    if d_vocab_out is not None:
+        predicted = real & (torch.arange(ids.shape[1]) > 0)
+        check_ids(ids, predicted, d_vocab_out, name, "d_vocab_out")
     return ids.masked_fill(~real & ((ids < 0) | (ids >= d_vocab)), 0), real
 
 

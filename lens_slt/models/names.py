@@ -16,7 +16,8 @@ FORMS = (
 )
 
 HEAD, HEADS, MLP, ATTENTION, LAYER = KINDS = ("H", "H*", "MLP", "ATTN", "")  # as in a name
-_PART = re.compile(r"L(?P<layer>\d+)(?:H(?P<head>\d+)|(?P<kind>MLP|ATTN|H\*))?")
+_NUMBER = "0|[1-9][0-9]*"  # one name for each: neither L01 nor other scripts' digits
+_PART = re.compile(rf"L(?P<layer>{_NUMBER})(?:H(?P<head>{_NUMBER})|(?P<kind>MLP|ATTN|H\*))?")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,18 +82,23 @@ def may_be_norm(name: str, part: nn.Module, d_model: int) -> bool:
 def norms_of(module: nn.Module, d_model: int) -> dict[str, MeasuredNorm]:
     """The norms of a model's residual stream by name: in its blocks and before the unembedding."""
     found: dict[str, MeasuredNorm] = {}
+    parameter = next(module.parameters())
+    like = torch.ones(d_model, dtype=parameter.dtype, device=parameter.device)
+    for name, part in small_parts(module, d_model):
+        try:
+            norm = MeasuredNorm.of(part, like)
+            if norm.is_one():
+                found[name] = norm
+        except Exception:  # does not map [1, n, d_model] to itself: no norm of the stream
+            continue
+    return found
+
+
+def small_parts(module: nn.Module, d_model: int) -> Iterator[tuple[str, nn.Module]]:
+    """Parts of a model and of its blocks that may be norms, with their names."""
     places: list[tuple[str, nn.Module]] = [("", module)]
     places += [(f"blocks.{layer}.", block) for layer, block in enumerate(module.blocks)]  # type: ignore[arg-type]
-    parameter = next(module.parameters())
     for prefix, place in places:
         for name, part in place._modules.items():
-            if part is None or not may_be_norm(name, part, d_model):
-                continue
-            like = torch.ones(d_model, dtype=parameter.dtype, device=parameter.device)
-            try:
-                norm = MeasuredNorm.of(part, like)
-                if norm.is_one():
-                    found[prefix + name] = norm
-            except Exception:  # does not map [1, n, d_model] to itself: no norm of the stream
-                continue
-    return found
+            if part is not None and may_be_norm(name, part, d_model):
+                yield prefix + name, part

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lens_slt.models.adapter import (
     AdaptedModel,
+    attached_hooks,
     logit_tolerance,
     model_logits,
     model_logits_from,
@@ -26,6 +27,7 @@ from lens_slt.models.captures import Hook, captured, captured_until, run_with
 from lens_slt.models.norms import MeasuredNorm, may_be_norm, norms_of
 
 THROUGH = ("Q", "K", "V")
+MOST_LOGITS = 2**24  # that one batch of sequences may have
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative
 
 Norm = Callable[[Tensor], Tensor]
@@ -36,14 +38,16 @@ class Stream:
 
     Args:
         adapted: from :func:`~lens_slt.models.adapter.adapt`.
-        tokens: inputs ``[sequence, position]`` on which everything is measured; the first sequence.
+        tokens: inputs ``[sequence, position]`` on which everything is measured: the first sequence;
+            where hooks are attached, which may act on some only, as many as fit in a batch.
 
     Every method raises ValueError where the model does something else, and says what.
     """
 
     def __init__(self, adapted: AdaptedModel, tokens: Tensor) -> None:
         self.adapted = adapted
-        self.tokens = tokens[:1].to(adapted.device)
+        n = max(1, MOST_LOGITS // (tokens.shape[1] * adapted.d_vocab))
+        self.tokens = tokens[: n if attached_hooks(adapted) else 1].to(adapted.device)
         self._norms: dict[int, nn.Module | None] = {}
         self._factors: dict[int, float] = {}
         self._checked: set[tuple[Any, ...]] = set()
@@ -214,6 +218,7 @@ class Stream:
             f"model: what the attention of layer {layer} reads is not a norm of the residual "
             "stream times its weights (norms on queries and keys?), so paths and edges between "
             "heads of this model cannot be told apart; ablate whole components"
+            f"{self._hooks_hint}"
         )
 
     def _reads(self, layer: int, x: Tensor) -> bool:
@@ -222,9 +227,15 @@ class Stream:
             for part in THROUGH
         )
 
+    @property
+    def _hooks_hint(self) -> str:
+        hooks = attached_hooks(self.adapted)
+        return f"; are the hooks at {', '.join(hooks)} the reason?" if hooks else ""
+
     def _near(self, ours: Tensor, theirs: Tensor) -> bool:
         tolerance = TOLERANCE[self.adapted.dtype]
-        return float((ours - theirs).norm()) <= tolerance * float(theirs.norm())
+        error, size = (x.flatten(1).norm(dim=1) for x in (ours - theirs, theirs))
+        return bool((error <= tolerance * size).all())
 
     def _shifted_z(self, layer: int) -> tuple[Tensor, list[Hook]]:
         """A change of z·W_O about as large as the stream, and hooks that make only it.
@@ -261,7 +272,7 @@ class Stream:
                 f"model: what enters the residual stream of layer {layer} is not z·W_O of its "
                 "heads beside the stream before (is there a norm after attention, or in the "
                 "residual branch?), so paths and edges from heads of this model cannot be told "
-                "apart; ablate whole components"
+                f"apart; ablate whole components{self._hooks_hint}"
             )
         return 1.0 if abs(factor - 1) < TOLERANCE[self.adapted.dtype] else factor
 

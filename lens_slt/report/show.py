@@ -24,6 +24,7 @@ from lens_slt.report.plots_heads import (
 )
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+from lens_slt.report.plots_observables import plot_observables, plot_response
 from lens_slt.report.plots_tokens import (
     plot_cluster_summary,
     plot_clusters,
@@ -40,6 +41,8 @@ from lens_slt.schema import SCHEMAS, name_of, require
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "draws": plot_all_traces,
     "refined_llc": plot_rllc,
+    "refined_observable": plot_observables,
+    "response": plot_response,
     "per_token_llc": plot_matrix,
     "susceptibility": plot_matrix,
     "modes": plot_modes,

@@ -448,3 +448,88 @@ def test_interchange_puts_in_what_the_other_prompt_of_a_pair_has(node):
 def test_what_does_not_fit_together_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ablate(native(), some_tokens(), "L0H1", **options)
+
+
+def _on_the_last_sequence(fn):
+    """A hook that leaves the first sequences of a batch alone, as one on rare tokens does."""
+
+    def hook(value, hook):
+        value = value.clone()
+        value[3:] = fn(value[3:])
+        return value
+
+    return hook
+
+
+@pytest.mark.parametrize("place", ["attn.hook_q", "hook_attn_out"])
+def test_hooks_on_some_sequences_are_seen_before_paths_are_computed_around_them(place):
+    model, tokens = native(), some_tokens()
+    layer = 1 if place == "attn.hook_q" else 0
+    point = dict(model.hook_dict)[f"blocks.{layer}.{place}"]
+    point.add_hook(_on_the_last_sequence(lambda value: 0 * value))
+    with pytest.warns(UserWarning, match="hooks are attached"), pytest.raises(
+        ValueError, match=f"are the hooks at blocks.{layer}.* the reason"
+    ):  # fmt: skip
+        ablate_path(model, tokens, "L0H1 -> L1H0.Q")
+
+
+def test_norms_with_hooks_in_them_are_not_frozen_in_part():
+    model, tokens = native(), some_tokens()
+    point = dict(model.hook_dict)["blocks.1.ln1.hook_normalized"]
+    point.add_hook(_on_the_last_sequence(lambda value: 0 * value + 1))
+    with pytest.warns(UserWarning, match="hooks are attached"), pytest.raises(
+        ValueError, match="frozen_norm: hooks are attached at blocks.1.ln1"
+    ):  # fmt: skip
+        ablate(model, tokens, "L0H1", frozen_norm=True)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n in ("hooked_mlp", "native_mlp")])
+def test_norms_are_frozen_alike_in_every_batch(monkeypatch, name):
+    model, tokens = make(name), some_tokens(6)
+    whole = ablate(model, tokens, "L0H1", frozen_norm=True)
+    monkeypatch.setattr("lens_slt.circuits.runs.MOST_LOGITS", 2 * 50 * 11)
+    batched = ablate(model, tokens, "L0H1", frozen_norm=True)
+    alone = ablate(model, tokens[4:5], "L0H1", how="zero", frozen_norm=True)
+    zeroed = ablate(model, tokens, "L0H1", how="zero", frozen_norm=True)
+    np.testing.assert_allclose(batched["loss"], whole["loss"], atol=1e-5)
+    np.testing.assert_allclose(zeroed["loss"][4], alone["loss"][0], atol=1e-5)
+
+
+@pytest.mark.skipif("hooked_attn_only" not in MODELS, reason="needs HookedTransformer")
+@pytest.mark.parametrize("switch", ["set_use_split_qkv_input", "set_use_attn_in"])
+def test_norms_that_are_called_for_every_head_are_not_frozen(switch):
+    model = make("hooked_attn_only")
+    getattr(model, switch)(True)
+    with pytest.raises(ValueError, match=r"blocks.0.ln1 is called for parts.*switch"):
+        ablate(model, some_tokens(), "L0H1", frozen_norm=True)
+
+
+def test_a_single_sequence_has_no_other_to_take_values_from():
+    model, tokens = native(), some_tokens()
+    with pytest.raises(ValueError, match="resample.*only one"):
+        ablate(model, tokens[:1], "L0H1", how="resample")
+    alone = ablate(model, tokens[:1], "L0H1", how="resample", reference=tokens[1:2])
+    pair = ablate(model, tokens[:2], "L0H1", how="resample")
+    np.testing.assert_allclose(alone["loss"][0], pair["loss"][0], atol=1e-5)
+
+
+@pytest.mark.skipif("hooked_attn_only" not in MODELS, reason="needs HookedTransformer")
+def test_tokens_that_the_model_does_not_predict():
+    model = hooked(d_vocab_out=20)
+    tokens = some_tokens() % 20
+    plain = ablate(model, tokens, "L0H1")
+    with pytest.raises(ValueError, match=r"tokens\[0, 3\] is 30.*d_vocab_out is 20"):
+        ablate(model, tokens.index_fill(1, torch.tensor([3]), 30), "L0H1")
+    padded = torch.cat([tokens, torch.full((4, 5), 49)], dim=1)
+    with_padding = ablate(model, padded, "L0H1", pad_id=49)
+    np.testing.assert_allclose(with_padding["loss"][:, :11], plain["loss"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["L01H0", "L1H00", "L１H0"])
+def test_a_head_has_one_name_only(name):
+    model, tokens = native(), some_tokens()
+    for call in (ablate, keep_only, knock_in):
+        with pytest.raises(ValueError, match="is not a component.*did you mean"):
+            call(model, tokens, name)
+    with pytest.raises(ValueError, match="edge source must be a head"):
+        ablate_path(model, tokens, f"{name} -> logits")

@@ -25,7 +25,10 @@ NAMES = {
     "L1H3": Part(1, HEAD, 3), "L12H10": Part(12, HEAD, 10), "L0MLP": Part(0, MLP),
     "L1ATTN": Part(1, ATTENTION), "L10": Part(10, LAYER), "L1H*": Part(1, HEADS),
 }  # fmt: skip
-NO_PARTS = ("", "L", "H3", "L1H", "l1h3", "L1H3 ", "L1H-1", "L1H3.K", "L1mlp", "full", "L0H1+L1H3")
+NO_PARTS = (
+    "", "L", "H3", "L1H", "l1h3", "L1H3 ", "L1H-1", "L1H3.K", "L1mlp", "full", "L0H1+L1H3", "L01H3",
+    "L1H03", "L００H1",
+)  # fmt: skip
 
 
 def test_reading_and_writing_agree():

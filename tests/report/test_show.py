@@ -31,8 +31,15 @@ def results(draws, views, trial, behaviour, tokens):
     patterns = ls.label_patterns(tokens)
     pattern = patterns.sel(pattern="word_start").values
     first, second = ls.halves(matrix)
+    observed = ls.sample(
+        model, tokens, "L0H1,L1H2", progress=False,
+        settings=ls.Settings(draws=8, burn_in=2, batch_size=4, full_loss=True),
+        probes={"code": ls.Probe(tokens, observables=ls.Accuracy())},
+    )  # fmt: skip
     return {
         "draws": draws,
+        "refined_observable": ls.refined_observable(observed),
+        "response": ls.response(observed, "code"),
         "refined_llc": ls.refined_llc(draws),
         "per_token_llc": matrix,
         "susceptibility": views["chi"].matrix,
