@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_slt.arguments import choice
+from lens_slt.arguments import choice, integer
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
@@ -79,6 +79,7 @@ class Runs:
         seed: int = 0,
     ) -> None:
         choice("how", how, HOWS)
+        integer("seed", seed, at_least=0)
         if hooks_note(adapted):
             warnings.warn(hooks_note(adapted), UserWarning, stacklevel=5)
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how
@@ -101,7 +102,9 @@ class Runs:
                 raise ValueError(
                     "how='mean_pattern' needs pattern, labels of tokens, and no other reference"
                 )
-            self.pattern = np.asarray(pattern, dtype=bool)
+            self.pattern = np.asarray(pattern)
+            if self.pattern.dtype != bool:  # NaN and texts would count as true
+                raise TypeError(f"pattern must hold True and False; got dtype {self.pattern.dtype}")
             if self.pattern.shape != self.real.shape:
                 raise ValueError(
                     f"pattern must have shape {self.real.shape}, one position less than tokens; "
