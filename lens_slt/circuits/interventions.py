@@ -89,6 +89,7 @@ def ablate(
         ValueError: components the model does not have, tokens or reference of another vocabulary or
             length, a position of ``mean_position`` that the reference does not reach.
     """
+    components = components if isinstance(components, str) else list(components)
     runs = Runs(
         adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
         reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
@@ -164,6 +165,7 @@ def keep_only(
     ``outside`` says what that is: all other ``heads`` (MLPs stay, as in Wang et al. 2211.00593), or
     ``all`` other heads and MLPs. Other arguments and the result are those of :func:`ablate`.
     """
+    components = components if isinstance(components, str) else list(components)
     runs = Runs(
         adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
         reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
@@ -198,6 +200,7 @@ def knock_in(
     Unlike in :func:`keep_only` the components do not compute on ablated inputs: this asks what
     their outputs are worth, not whether they can work alone. Arguments and result as there.
     """
+    components = components if isinstance(components, str) else list(components)
     runs = Runs(
         adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
         reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
@@ -286,7 +289,14 @@ def outside_of(nodes: frozenset[str], runs: Runs, outside: str) -> frozenset[str
 
 def _edges(paths: str | Edge | Iterable[Edge]) -> tuple[Edge, ...]:
     if isinstance(paths, str):
-        edges = circuit(paths, pattern="any").edges
+        said = circuit(paths, pattern="any")
+        edges = said.edges
+        alone = set(said.components) - {end for edge in edges for end in (edge.source, edge.target)}
+        if alone and edges:
+            raise ValueError(
+                f"paths must be edges; {', '.join(sorted(alone))} in {paths!r} is none, ablate it "
+                "with ablate"
+            )
     else:
         edges = (paths,) if isinstance(paths, Edge) else tuple(paths)
     if not edges or not all(isinstance(edge, Edge) for edge in edges):

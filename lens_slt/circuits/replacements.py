@@ -108,7 +108,9 @@ def _checked_pattern(pattern: Any, real: BoolArray, same: bool) -> BoolArray:
         raise ValueError(
             "how='mean_pattern' needs pattern, labels of tokens, and no other reference"
         )
-    found = np.asarray(pattern, dtype=bool)
+    found = np.asarray(pattern)
+    if found.dtype != bool:  # NaN and texts would count as true
+        raise TypeError(f"pattern must hold True and False; got dtype {found.dtype}")
     if found.shape != real.shape:
         raise ValueError(
             f"pattern must have shape {real.shape}, one position less than tokens; got "

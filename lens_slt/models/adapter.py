@@ -142,7 +142,11 @@ def adapt(model: Any) -> AdaptedModel:
 
 
 def attached_hooks(adapted: AdaptedModel) -> list[str]:
-    """Names of the hook points and modules at which the caller has hooks."""
+    """Names of the hook points and modules at which the caller has hooks.
+
+    A module whose ``forward`` was replaced counts, as ``blocks.0.mlp.forward``: neither shows what
+    it does on tokens that come later.
+    """
     found: dict[int, str] = {}  # a bridge lists a point under its aliases too: the last is usual
     for name, point in adapted.module.hook_dict.items():
         if not all(_is_its_own(handle) for handle in (*point.fwd_hooks, *point.bwd_hooks)):
@@ -150,6 +154,8 @@ def attached_hooks(adapted: AdaptedModel) -> list[str]:
     for name, module in named_modules(adapted.module):
         if id(module) not in found and _has_torch_hooks(module):
             found[id(module)] = name or type(module).__name__
+        if "forward" in vars(module) and not _is_its_own(module.forward):
+            found[id(module)] = f"{name}.forward" if name else "forward"
     return list(found.values())
 
 

@@ -533,3 +533,24 @@ def test_a_head_has_one_name_only(name):
             call(model, tokens, name)
     with pytest.raises(ValueError, match="edge source must be a head"):
         ablate_path(model, tokens, f"{name} -> logits")
+
+
+@pytest.mark.parametrize("pattern", [np.full((4, 11), np.nan), np.full((4, 11), "False")])
+def test_patterns_are_true_or_false(pattern):
+    with pytest.raises(TypeError, match="pattern must hold True and False"):
+        ablate(native(), some_tokens(), "L0H1", how="mean_pattern", pattern=pattern)
+
+
+def test_nothing_that_was_asked_for_is_left_out():
+    model, tokens = native(), some_tokens()
+    with pytest.raises(ValueError, match="paths must be edges; L1H2 in .* is none"):
+        ablate_path(model, tokens, "L0H1 -> logits; L1H2")
+    found = ablate(model, tokens, (name for name in ("L0H1", "L1H2")))
+    assert found.attrs["intervention"] == "mean ablation of L0H1, L1H2"
+    np.testing.assert_array_equal(found["loss"], ablate(model, tokens, "L0H1,L1H2")["loss"])
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 1.5])
+def test_seeds_are_integers(seed):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+        ablate(native(), some_tokens(), "L0H1", how="resample", seed=seed)

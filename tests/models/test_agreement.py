@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -112,8 +113,11 @@ def test_a_mask_that_only_padding_shows_ends_the_fast_path(tokens: Tensor) -> No
         leading = (inputs[0] == 49).cumprod(1)
         return output * (1 - leading)[..., None]
 
-    embed, original = model.embed, model.embed.forward
-    embed.__dict__["forward"] = lambda ids: hide(embed, (ids,), original(ids))
+    class Hiding(type(model.embed)):  # type: ignore[misc]
+        def forward(self, ids: Tensor) -> Tensor:
+            return hide(self, (ids,), super().forward(ids))
+
+    model.embed.__class__ = Hiding
     adapted, *_ = groups_of(model, tokens, "L0H1")
     assert adapted.architecture is not None
     tokens[3, :4] = 49
@@ -144,3 +148,28 @@ def test_sequences_with_padding_are_looked_at_first(tokens: Tensor) -> None:
     rows = most_padded(adapted, tokens, weight).tolist()
     assert rows[:2] == [17, 23]
     assert len(rows) == len(set(rows)) == MOST_SEQUENCES
+
+
+def test_a_replaced_forward_runs_also_where_no_check_sees_what_it_does():
+    model = native(attn_only=False, d_vocab=500)
+    tokens = torch.randint(400, (24, 10), generator=torch.Generator().manual_seed(0))
+    tokens[13, 4] = 444  # a rare token, on none of the sequences that are compared
+    embed, seen = model.embed.forward, {}
+
+    def forward(ids, *args, **kwargs):
+        seen["rare"] = (ids == 444)[..., None]
+        out = embed(ids, *args, **kwargs)
+        return torch.where(seen["rare"], 0 * out, out)
+
+    model.embed.__dict__["forward"] = forward  # setting it would reach the wrapped module
+    settings = ls.Settings(
+        chains=2, draws=2, burn_in=1, batch_size=4, sampler="sgld", step_size=1e-4
+    )
+    with pytest.warns(UserWarning, match="hooks are attached at embed.forward"):
+        draws = ls.sample(
+            model, tokens, "L1H0", probes={"p": tokens}, settings=settings, progress=False
+        )
+    with torch.no_grad():
+        logits = model(tokens[:, :-1], return_type="logits")
+    want = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    np.testing.assert_allclose(draws["probes/p"]["base_loss"], want, atol=1e-4)
