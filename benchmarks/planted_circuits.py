@@ -44,6 +44,7 @@ from lens_slt.circuits.planted import PlantedCircuit
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import Contrast
 from lens_slt.models.adapter import adapt
+from lens_slt.schema import stamped
 
 TARGETS = {
     "head_f1": Target(least=0.9), "edge_f1": Target(least=0.8),
@@ -245,10 +246,12 @@ def _no_scores() -> xr.Dataset:
     keys = ("score", "z_random", "z_rotation", "p_random", "p_rotation", "q_random", "q_rotation")
     nothing = np.full((16, 16, 3), np.nan)
     dims = ("source", "target", "through")
-    return xr.Dataset(
+    found = xr.Dataset(
         dict.fromkeys(keys, (dims, nothing)),
         coords={"source": names, "target": names, "through": list("QKV")},
+        attrs={"chance_score": 0.0},
     )
+    return stamped(found, "composition_scores")
 
 
 def main() -> None:
