@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.families.family import TOKENS, Family
 from benchmarks.families.plain import Layer, Place, Plain, Read
+from benchmarks.quiet import quiet
 
 
 class NotBuilt(Exception):
@@ -141,19 +138,6 @@ def _features(family: Family, part: str, head: int) -> Tensor:
 
 def _weight(module: nn.Module) -> nn.Parameter:
     return module.get_parameter("weight")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the construction chatter of other packages."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def plain_hooked(model: Any) -> Plain:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.families.build import plain_hooked, quiet, randomise
+from benchmarks.families.build import plain_hooked, randomise
 from benchmarks.families.plain import Plain
+from benchmarks.quiet import quiet
 
 SIZES: dict[str, Any] = dict(
     n_layers=2, d_model=16, n_heads=4, d_head=4, n_ctx=32, d_vocab=50, d_mlp=24, act_fn="gelu",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from benchmarks.quiet import quiet
 from lens_slt.models.adapter import adapt
 from lens_slt.models.shipped import has_hooked_transformer
 
@@ -46,7 +43,7 @@ class Rescaling:
 
 def new_model(shape: Shape, generator: Generator) -> nn.Module:
     """A model with TransformerLens's usual initial weights, drawn from ``generator``."""
-    with _quiet(), torch.random.fork_rng():
+    with quiet(), torch.random.fork_rng():
         model = _hooked(shape) if has_hooked_transformer() else _native(shape)
     spread = 0.8 / shape.d_model**0.5
     with torch.no_grad():
@@ -112,15 +109,3 @@ def _options(shape: Shape) -> dict[str, Any]:
     for name in ("norm", "positions", *([] if shape.d_mlp else ["d_mlp"])):
         del options[name]
     return options
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

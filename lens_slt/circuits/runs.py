@@ -25,7 +25,7 @@ from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.replacements import HOWS, Replacements, context
 from lens_slt.data.weights import weighted_tokens
-from lens_slt.models.adapter import AdaptedModel, attached_hooks, hooks_note
+from lens_slt.models.adapter import AdaptedModel, hooks_note
 from lens_slt.models.captures import Hook, captured, keep_in, run_with
 from lens_slt.models.components import head_names, parse_components
 from lens_slt.models.names import (
@@ -83,8 +83,10 @@ class Runs:
     ) -> None:
         choice("how", how, HOWS)
         integer("seed", seed, at_least=0)
-        if hooks_note(adapted):
-            warnings.warn(hooks_note(adapted), UserWarning, stacklevel=5)
+        note = hooks_note(adapted)
+        if note:
+            warnings.warn(note, UserWarning, stacklevel=5)
+        self._hooked = bool(note)  # looked up once: every module of the model is asked
         self.adapted, self.frozen_norm, self.how = adapted, frozen_norm, how
         sizes: dict[str, Any] = dict(
             d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx
@@ -286,7 +288,7 @@ class Runs:
 
     def _stream(self, rows: slice) -> Stream:
         """The stream of these sequences. Hooks may act on some only, so each batch has its own."""
-        start = rows.start if attached_hooks(self.adapted) else 0
+        start = rows.start if self._hooked else 0
         if start not in self._streams:
             self._streams[start] = Stream(self.adapted, self.tokens[rows, :-1])
         return self._streams[start]

@@ -8,7 +8,7 @@ Here both are measured on a given model and a caller's tokens before anything re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -29,8 +29,6 @@ from lens_slt.models.norms import MeasuredNorm, may_be_norm, norms_of
 THROUGH = ("Q", "K", "V")
 MOST_LOGITS = 2**24  # that one batch of sequences may have
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative
-
-Norm = Callable[[Tensor], Tensor]
 
 
 class Stream:

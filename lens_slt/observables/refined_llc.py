@@ -85,7 +85,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         values = np.array(
             [
                 [
-                    mean_with_error(_probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
+                    mean_with_error(probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
                     for probe in probes.values()
                 ]
                 for i in range(len(names))
@@ -101,7 +101,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
     return stamped(xr.Dataset(data, coords=coords, attrs=dict(draws.attrs)), "refined_llc")
 
 
-def _probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
+def probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
     """Weighted mean paired loss over the probe's tokens ``[chain, draw]`` of one component."""
     drawn = probe["draw"].values < n_draws
     per_token = probe["paired_loss"][component, :, drawn].values.astype(np.float64)

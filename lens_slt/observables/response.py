@@ -22,7 +22,8 @@ import xarray as xr
 from lens_slt.arguments import choice, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
-from lens_slt.sampling.result import component_names, dataset, settings_of
+from lens_slt.observables.refined_llc import probe_trace
+from lens_slt.sampling.result import component_names, dataset, n_draws, settings_of
 from lens_slt.schema import require, stamped
 
 LEAST_DRAWS = 20  # effective number of reweighted draws that can be believed
@@ -200,10 +201,8 @@ QUANTITIES = (
 def _observed(reader: ProbeReader, name: str, drawn: slice, observable: str) -> FloatArray:
     """The observable ``[chain, draw]``, its mean over the probe's sequences or predictions."""
     if observable == "loss":
-        weight = np.where(reader.real, reader.probe["weight"].values, 0.0).astype(np.float64)
-        values = reader.probe["paired_loss"].sel(component=name)[:, drawn].values
-        values = np.nan_to_num(values).astype(np.float64)
-        return np.einsum("cdsp,sp->cd", values, weight / weight.sum())
+        component = component_names(reader.draws).index(name)
+        return probe_trace(reader.probe, component, n_draws(reader.draws, name))
     values = reader.probe[observable].sel(component=name)[:, drawn].values.astype(np.float64)
     counted = np.isfinite(reader.probe[f"base_{observable}"].values)
     return values[..., counted].mean(-1)

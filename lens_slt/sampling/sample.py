@@ -389,8 +389,9 @@ def warn_about(adapted: AdaptedModel) -> None:
             SamplingWarning,
             stacklevel=5,
         )
-    if hooks_note(adapted):
-        warnings.warn(hooks_note(adapted), SamplingWarning, stacklevel=5)
+    note = hooks_note(adapted)
+    if note:
+        warnings.warn(note, SamplingWarning, stacklevel=5)
     elif adapted.why_generic:
         warnings.warn(
             f"model: running its own blocks, which is slower: {adapted.why_generic}",
