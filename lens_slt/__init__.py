@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # also read by _homes
     )
     from lens_slt.circuits.planted import plant, planted_suite
     from lens_slt.circuits.propose import propose_circuits
+    from lens_slt.circuits.replacements import Ablation
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
     from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
@@ -92,6 +93,7 @@ if TYPE_CHECKING:  # also read by _homes
 
 __all__ = [
     "PRESETS",
+    "Ablation",
     "Accuracy",
     "Calibration",
     "CircuitHypothesis",

@@ -1,9 +1,11 @@
-"""A circuit hypothesis as a value: heads, edges, the pattern it is for, where the guess came from.
+"""A circuit hypothesis as a value: nodes, edges, the pattern it is for, where the guess came from.
 
 Written by hand it is one line, ``circuit("L0H2 -> L1H2.K", pattern="induction")``: head 2 of layer
 0 writes what head 2 of layer 1 reads through its keys. Parts are separated by ``;`` or ``,``; a
 part is an edge, a chain of edges ``L0H2 -> L1H2.K -> logits``, or a component without edges.
-Edges lead from a head to a later head's ``Q``, ``K`` or ``V``, or to ``logits``.
+Edges lead from a head, an MLP or an embedding (``embed``, ``pos_embed``) to what reads the residual
+stream after it: a head's ``Q``, ``K`` or ``V`` (``L0MLP -> L1H2.K``), an MLP (``L0H2 -> L0MLP``),
+or ``logits``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from lens_slt.arguments import choice, instance, location, typed
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import parse_components
-from lens_slt.models.names import is_head, layer_of, parts_of, read_part
+from lens_slt.models.names import (
+    EMBEDDINGS,
+    MLP,
+    depth_of,
+    is_head,
+    is_mlp,
+    parts_of,
+    read_part,
+)
 from lens_slt.text import visible
 
 THROUGH = ("Q", "K", "V")
@@ -31,7 +41,7 @@ _ENDS = re.compile(r"\s*(?:->|→)\s*")
 
 @dataclass(frozen=True, order=True)
 class Edge:
-    """What a head writes, read by a later head through its Q, K or V, or by the unembedding."""
+    """What a node writes, read by a later head through Q, K or V, an MLP, or the unembedding."""
 
     source: str
     target: str
@@ -40,24 +50,30 @@ class Edge:
     def __post_init__(self) -> None:
         for part in fields(self):
             instance(f"edge {part.name}", getattr(self, part.name), str)
-        for name, role in ((self.source, "source"), (self.target, "target")):
-            if not (is_head(name) or (name == LOGITS and role == "target")):
-                allowed = "a head such as 'L0H2'" + (", or 'logits'" if role == "target" else "")
-                raise ValueError(f"edge {role} must be {allowed}; got {name!r}")
-        if self.target == LOGITS:
+        if not (is_head(self.source) or is_mlp(self.source) or self.source in EMBEDDINGS):
+            raise ValueError(
+                "edge source must be a head such as 'L0H2', an MLP such as 'L0MLP', or one of "
+                f"{', '.join(EMBEDDINGS)}; got {self.source!r}"
+            )
+        if not (is_head(self.target) or is_mlp(self.target) or self.target == LOGITS):
+            raise ValueError(
+                "edge target must be a head such as 'L1H2', an MLP such as 'L1MLP', or 'logits'; "
+                f"got {self.target!r}"
+            )
+        if not is_head(self.target):
             if self.through:
-                raise ValueError(f"an edge into the logits goes through '', not {self.through!r}")
-            return
-        if self.through not in THROUGH:
+                what = "the logits" if self.target == LOGITS else "an MLP"
+                raise ValueError(f"an edge into {what} goes through '', not {self.through!r}")
+        elif self.through not in THROUGH:
             raise ValueError(
                 f"edge {self.source} -> {self.target} must say through what, as in "
                 f"'{self.source} -> {self.target}.K': one of {', '.join(THROUGH)}; "
                 f"got {self.through!r}"
             )
-        if layer_of(self.source) >= layer_of(self.target):
+        if self.target != LOGITS and depth_of(self.source) >= depth_of(self.target):
             raise ValueError(
-                f"edge {self} runs backwards: its source must lie in an earlier layer than its "
-                "target"
+                f"edge {self} runs backwards: its source must stand before its target in the "
+                "residual stream (an earlier layer; for an MLP also the heads of its own)"
             )
 
     def __str__(self) -> str:
@@ -202,10 +218,12 @@ def check_hypothesis(hypothesis: CircuitHypothesis, model: AdaptedModel, model_h
 
 
 def _place(name: str) -> tuple[int, int, str]:
-    """Order of components: by layer, then heads by index."""
+    """Order of components: by layer, then heads by index, then the MLP."""
     part = read_part(parts_of(name)[0])
     if part is None:
-        return 10**6, -1, name
+        return (-1, -1, name) if name in EMBEDDINGS else (10**6, -1, name)
+    if part.kind == MLP:
+        return part.layer, 10**6, name
     return part.layer, -1 if part.head is None else part.head, name
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
+from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import parse_components
@@ -39,45 +40,27 @@ def ablate(
     tokens: Any,
     components: str | Iterable[str],
     *,
-    how: str = "mean",
-    reference: Any = None,
-    pattern: Any = None,
-    positions: Any = None,
-    reference_positions: Any = None,
-    frozen_norm: bool = False,
+    how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
-    seed: int = 0,
 ) -> xr.Dataset:
-    """Losses with components ablated: heads, MLPs (``L1MLP``), layers (``L1``, ``L1ATTN``).
+    """Losses with components ablated: heads, MLPs (``L1MLP``), layers (``L1``), embeddings.
 
     Args:
         model: HookedTransformer or TransformerBridge.
         tokens: ``[sequence, position]``.
         components: such as ``"L1H2"`` or ``["L0H2", "L1MLP"]``; they are ablated together.
-        how: what replaces their output: its ``mean`` over all tokens of the reference, its mean at
-            each position (``mean_position``), its mean over the tokens with a pattern and over
-            those without, each for its own (``mean_pattern``), its value on another sequence at the
-            same position (``resample``), on the same sequence of a paired reference
-            (``interchange``: what does it carry?), or ``zero``.
-        reference: tokens ``[sequence, position]`` that these values come from; ``tokens`` by
-            default. For ``interchange`` the other prompt of each pair, such as the corrupted one.
-        pattern: bool ``[sequence, position - 1]``, for ``mean_pattern``.
-        positions: where outputs are replaced: bool ``[sequence, position - 1]``, or positions
-            ``[sequence]`` or ``[sequence, role]``, such as ``prompts.roles["S2"]``; everywhere by
-            default.
-        reference_positions: for ``interchange`` where roles stand elsewhere in the reference:
-            positions there, shaped like ``positions``.
-        frozen_norm: keep the scale of every norm as it is without the ablation, so that the rest of
-            the model sees nothing but the missing output.
+        how: what replaces their output: ``mean``, ``mean_position``, ``mean_pattern``,
+            ``resample``, ``interchange``, ``zero``, or an :class:`lens_slt.Ablation`, which says
+            also from which tokens and at which positions. ``auto`` is ``mean_position`` where
+            positions matter, else ``mean``.
         metric: an observable instead of the loss: :class:`lens_slt.LogitDifference`,
             ``Probability``, ``Accuracy``, ``Divergence``, or a function of logits
             ``[site, d_vocab]`` and :class:`lens_slt.Sites`.
         weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`; others are
             NaN.
-        seed: of ``resample``.
 
     Returns:
         Dataset over (sequence, position): ``base_loss``, ``loss`` and ``effect``, their difference
@@ -91,12 +74,10 @@ def ablate(
     """
     components = components if isinstance(components, str) else list(components)
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
-        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
-        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
-    )  # fmt: skip
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
+    )
     nodes = nodes_of(components, runs.adapted)
-    return effects(runs, runs.loss(nodes), f"{how} ablation of {_named(components)}")
+    return effects(runs, runs.loss(nodes), f"{runs.how} ablation of {_named(components)}")
 
 
 @typed
@@ -106,37 +87,30 @@ def ablate_path(
     tokens: Any,
     paths: str | Edge | Iterable[Edge],
     *,
-    how: str = "mean",
-    reference: Any = None,
-    pattern: Any = None,
-    positions: Any = None,
-    reference_positions: Any = None,
-    frozen_norm: bool = False,
+    how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
-    seed: int = 0,
 ) -> xr.Dataset:
-    """Losses where what a head writes is ablated for one reader only, through Q, K or V.
+    """Losses where what a node writes is ablated for one reader only.
 
     The direct path alone: what reaches the target through heads and MLPs in between stays.
-    ``"L0H2 -> L1H2.K"`` is such a path, ``"L1H2 -> logits"`` the one into the unembedding; several
-    are ablated together. Under grouped-query attention keys and values belong to the target's whole
-    group. Other arguments and the result are those of :func:`ablate`.
+    ``"L0H2 -> L1H2.K"`` is such a path, ``"L0H2 -> L0MLP"`` one into an MLP, ``"embed -> L0H1.V"``
+    one from the embedding, ``"L1H2 -> logits"`` the one into the unembedding; several are ablated
+    together. Under grouped-query attention keys and values belong to the target's whole group.
+    Other arguments and the result are those of :func:`ablate`.
 
-    Raises ValueError for heads the model does not have, edges that run backwards, and models whose
-    heads do not write straight into the residual stream.
+    Raises ValueError for nodes the model does not have, edges that run backwards, and models whose
+    nodes do not write straight into the residual stream.
     """
     edges = _edges(paths)
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
-        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
-        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
-    )  # fmt: skip
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
+    )
     ends = {end for edge in edges for end in (edge.source, edge.target)} - {LOGITS}
     parse_components(sorted(ends), runs.adapted)
-    what = f"{how} ablation of {', '.join(map(str, edges))}"
+    what = f"{runs.how} ablation of {', '.join(map(str, edges))}"
     return effects(runs, runs.loss(paths=edges), what)
 
 
@@ -148,17 +122,11 @@ def keep_only(
     components: str | Iterable[str],
     *,
     outside: str = "heads",
-    how: str = "mean",
-    reference: Any = None,
-    pattern: Any = None,
-    positions: Any = None,
-    reference_positions: Any = None,
-    frozen_norm: bool = False,
+    how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
-    seed: int = 0,
 ) -> xr.Dataset:
     """Losses with everything outside some components ablated.
 
@@ -167,12 +135,10 @@ def keep_only(
     """
     components = components if isinstance(components, str) else list(components)
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
-        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
-        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
-    )  # fmt: skip
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
+    )
     rest = outside_of(nodes_of(components, runs.adapted), runs, outside)
-    return effects(runs, runs.loss(rest), f"{how} ablation of all but {_named(components)}")
+    return effects(runs, runs.loss(rest), f"{runs.how} ablation of all but {_named(components)}")
 
 
 @typed
@@ -183,17 +149,11 @@ def knock_in(
     components: str | Iterable[str],
     *,
     outside: str = "heads",
-    how: str = "mean",
-    reference: Any = None,
-    pattern: Any = None,
-    positions: Any = None,
-    reference_positions: Any = None,
-    frozen_norm: bool = False,
+    how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
-    seed: int = 0,
 ) -> xr.Dataset:
     """Losses where all is ablated but some components put out what they do in the whole model.
 
@@ -202,13 +162,11 @@ def knock_in(
     """
     components = components if isinstance(components, str) else list(components)
     runs = Runs(
-        adapt(model), tokens, how=how, reference=reference, pattern=pattern, positions=positions,
-        reference_positions=reference_positions, frozen_norm=frozen_norm, metric=metric,
-        weights=weights, mask=mask, pad_id=pad_id, seed=seed,
-    )  # fmt: skip
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
+    )
     nodes = nodes_of(components, runs.adapted)
     rest = outside_of(nodes, runs, outside)
-    what = f"{_named(components)} knocked into a model under {how} ablation"
+    what = f"{_named(components)} knocked into a model under {runs.how} ablation"
     return effects(runs, runs.loss(rest, restored=nodes), what)
 
 
@@ -272,6 +230,7 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
         },
         attrs={
             "intervention": what,
+            "how": runs.how,
             "model": runs.adapted.name,
             "metric": name,
             "units": runs.metric.units,

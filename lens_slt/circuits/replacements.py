@@ -5,50 +5,88 @@ Padding never lends a value.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lens_slt.arguments import choice, integer
 from lens_slt.arrays import BoolArray
 
+AUTO = "auto"
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "interchange", "zero")
+FEWEST_AT_POSITION = 8  # sequences that a mean at a position is taken over by itself
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What ablated outputs become, and where.
+
+    Attributes:
+        how: what replaces an output: its ``mean`` over all tokens of the reference, its mean at
+            each position (``mean_position``), its mean over the tokens with a pattern and over
+            those without, each for its own (``mean_pattern``), its value on another sequence at the
+            same position (``resample``), on the same sequence of a paired reference
+            (``interchange``: what does it carry?), or ``zero``. ``auto`` is ``mean_position`` where
+            positions matter (they are learned, or only some of them count) and every position has
+            at least 8 sequences, else ``mean``.
+        reference: tokens ``[sequence, position]`` that these values come from; the tokens
+            themselves by default. For ``interchange`` the other prompt of each pair, such as the
+            corrupted one.
+        pattern: bool ``[sequence, position - 1]``, for ``mean_pattern``.
+        positions: where outputs are replaced: bool ``[sequence, position - 1]``, or positions
+            ``[sequence]`` or ``[sequence, role]``, such as ``prompts.roles["S2"]``; everywhere by
+            default.
+        reference_positions: for ``interchange`` where roles stand elsewhere in the reference:
+            positions there, shaped like ``positions``.
+        frozen_norm: keep the scale of every norm as it is without the ablation, so that the rest of
+            the model sees nothing but the missing output.
+        seed: of ``resample``.
+    """
+
+    how: str = "auto"
+    reference: Any = None
+    pattern: Any = None
+    positions: Any = None
+    reference_positions: Any = None
+    frozen_norm: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choice("how", self.how, (AUTO, *HOWS))
+        integer("seed", self.seed, at_least=0)
+
+    @classmethod
+    def of(cls, how: str | Ablation) -> Ablation:
+        """Itself, or one that is named by its kind."""
+        return how if isinstance(how, Ablation) else cls(how)
+
+    def resolved(self, reference_real: BoolArray, learned_positions: bool) -> Ablation:
+        """With ``auto`` decided; ``reference_real [sequence, position]`` can lend values."""
+        if self.how != AUTO:
+            return self
+        reached = reference_real.sum(0)
+        matter = learned_positions or bool((reached == 0).any())
+        enough = bool((reached[reached > 0] >= FEWEST_AT_POSITION).all())
+        return replace(self, how="mean_position" if matter and enough else "mean")
 
 
 class Replacements:
     """Values of ablated outputs.
 
     Args:
-        how: their ``mean`` over all tokens of the reference, their mean at each position
-            (``mean_position``), their mean over the tokens that have a pattern and over those that
-            do not, each for its own (``mean_pattern``), their value on another sequence at the same
-            position (``resample``), on the same sequence of a paired reference (``interchange``),
-            or ``zero``.
+        ablation: with ``auto`` decided.
         real, reference_real: bool ``[sequence, position]``: inputs that are no padding.
-        same: whether the reference are the tokens themselves.
-        pattern: bool ``[sequence, position]``, for ``mean_pattern``.
-        positions: where outputs are replaced, bool ``[sequence, position]``, or positions
-            ``[sequence]`` or ``[sequence, role]``; everywhere by default.
-        reference_positions: for ``interchange`` of prompts whose roles stand elsewhere in the
-            reference: positions there, shaped like ``positions``.
-        seed: of ``resample``.
 
     Raises ValueError for what does not fit together.
     """
 
-    def __init__(
-        self,
-        how: str,
-        real: BoolArray,
-        reference_real: BoolArray,
-        *,
-        same: bool,
-        pattern: Any = None,
-        positions: Any = None,
-        reference_positions: Any = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, ablation: Ablation, real: BoolArray, reference_real: BoolArray) -> None:
+        how, positions = ablation.how, ablation.positions
+        pattern, reference_positions = ablation.pattern, ablation.reference_positions
+        same, seed = ablation.reference is None, ablation.seed
         self.how, self._real, self._reference_real = how, real, reference_real
         paired = how == "interchange"
         if paired and (same or len(reference_real) != len(real)):

@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass
 
 SELECTIONS = ("heads", "mlps", "layers")
-WHOLE = ("embed", "pos_embed", "unembed", "full")
+EMBEDDINGS = ("embed", "pos_embed")
+WHOLE = (*EMBEDDINGS, "unembed", "full")
 FORMS = (
     "a head 'L1H3', 'L1MLP', 'L1ATTN', a layer 'L1', 'embed', 'pos_embed', 'unembed', 'full', "
     "a union 'L0H1+L1H3', or a selection 'heads', 'mlps', 'layers', 'L1H*'"
@@ -67,8 +68,18 @@ def head_place(name: str) -> tuple[int, int]:
 
 
 def layer_of(name: str) -> int:
-    """Layer of a head."""
-    return head_place(name)[0]
+    """Layer of a head or MLP; −1 for embeddings, which stand before the first."""
+    if name in EMBEDDINGS:
+        return -1
+    part = read_part(name)
+    if part is None:
+        raise ValueError(f"a head reads 'L1H3', an MLP 'L1MLP'; got {name!r}")
+    return part.layer
+
+
+def depth_of(name: str) -> int:
+    """Where a head, MLP or embedding stands along the residual stream: heads before their MLP."""
+    return 2 * layer_of(name) + is_mlp(name)
 
 
 def head_name(layer: int, head: int) -> str:

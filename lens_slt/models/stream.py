@@ -1,14 +1,16 @@
-"""What attention reads from the residual stream and what enters it, as measured.
+"""What attention and MLPs read from the residual stream and what enters it, as measured.
 
-Formulas about paths, edges and composition take two things for granted: that queries, keys and
-values are projections of a norm of the stream, and that z·W_O is added to it. Neither holds
-everywhere: OLMo 2 has no norm before attention and one behind it, Granite multiplies what it adds.
-Here both are measured on a given model and a caller's tokens before anything relies on them.
+Formulas about paths, edges and composition take two things for granted: that queries, keys, values
+and the input of an MLP are projections of a norm of the stream, and that z·W_O and the MLP's output
+are added to it. Neither holds everywhere: OLMo 2 has no norm before attention and one behind it,
+Granite multiplies what it adds. Here both are measured on a given model and a caller's tokens
+before anything relies on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,11 +26,25 @@ from lens_slt.models.adapter import (
     model_resid_pre,
 )
 from lens_slt.models.captures import Hook, captured, captured_until, run_with
+from lens_slt.models.names import EMBEDDINGS, is_mlp, layer_of
 from lens_slt.models.norms import MeasuredNorm, may_be_norm, norms_of
 
 THROUGH = ("Q", "K", "V")
 MOST_LOGITS = 2**24  # that one batch of sequences may have
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative
+
+
+@dataclass(frozen=True)
+class MlpReader:
+    """How an MLP reads the residual stream: ``norm`` of what stands at the hook ``place``."""
+
+    module: nn.Module  # the MLP, which is called with what it reads
+    norm: nn.Module | None
+    place: str
+
+    def read(self, resid: Tensor) -> Tensor:
+        """The MLP's input from a residual stream."""
+        return resid if self.norm is None else self.norm(resid)
 
 
 class Stream:
@@ -47,7 +63,8 @@ class Stream:
         n = max(1, MOST_LOGITS // (tokens.shape[1] * adapted.d_vocab))
         self.tokens = tokens[: n if attached_hooks(adapted) else 1].to(adapted.device)
         self._norms: dict[int, nn.Module | None] = {}
-        self._factors: dict[int, float] = {}
+        self._factors: dict[str | int, float] = {}
+        self._mlp_readers: dict[int, MlpReader] = {}
         self._checked: set[tuple[Any, ...]] = set()
 
     def norm(self, layer: int) -> nn.Module | None:
@@ -76,6 +93,22 @@ class Stream:
         if layer not in self._factors:
             self._factors[layer] = self._measure_factor(layer)
         return self._factors[layer]
+
+    def written_by(self, node: str) -> float:
+        """What a node's output is multiplied with before it is added: a head's is z·W_O."""
+        if node in EMBEDDINGS:
+            return self._added(node, f"hook_{node}", "blocks.0.hook_resid_pre", "the embedding")
+        layer = layer_of(node)
+        if not is_mlp(node):
+            return self.factor(layer)
+        out = f"blocks.{layer}.hook_mlp_out"
+        return self._added(node, out, f"blocks.{layer}.hook_resid_post", "the MLP's output")
+
+    def mlp_reader(self, layer: int) -> MlpReader:
+        """How a layer's MLP reads the stream, found by what it is called with."""
+        if layer not in self._mlp_readers:
+            self._mlp_readers[layer] = self._find_mlp_reader(layer)
+        return self._mlp_readers[layer]
 
     def check_heard(self, layer: int, through: str) -> None:
         """That attention reads what is written at its query, key or value hook."""
@@ -172,13 +205,16 @@ class Stream:
     @cached_property
     def _clean(self) -> dict[str, Tensor]:
         layers = range(self.adapted.n_layers)
-        parts = ["hook_resid_pre", "hook_mlp_out", "hook_resid_post"]
+        parts = ["hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_resid_post"]
         parts += [f"attn.hook_{part}" for part in "qkvz"]
         names = [f"blocks.{layer}.{part}" for layer in layers for part in parts]
+        names += [f"hook_{name}" for name in EMBEDDINGS]
         return captured(self.adapted, self.tokens, names)
 
     def _at(self, layer: int, part: str) -> Tensor:
-        name = f"blocks.{layer}.{part}"
+        return self._value(f"blocks.{layer}.{part}")
+
+    def _value(self, name: str) -> Tensor:
         if name not in self._clean:
             raise ValueError(
                 f"model: {self.adapted.name} has no {name}, which this needs; ablate whole "
@@ -186,7 +222,8 @@ class Stream:
             )
         return self._clean[name]
 
-    def _weight(self, layer: int, name: str) -> Tensor | None:
+    def weight(self, layer: int, name: str) -> Tensor | None:
+        """A weight of attention in the canonical layout; None where the model has none."""
         leaf = self.adapted.leaves.get(f"blocks.{layer}.attn.{name}")
         return None if leaf is None else leaf.view(leaf.parameter.detach())
 
@@ -194,7 +231,7 @@ class Stream:
         if self.adapted.positions == "shortformer" and through != "V":
             leaf = self.adapted.leaves["pos_embed.W_pos"]
             x = x + leaf.view(leaf.parameter.detach())[: x.shape[1]]
-        weight, bias = self._weight(layer, f"W_{through}"), self._weight(layer, f"b_{through}")
+        weight, bias = self.weight(layer, f"W_{through}"), self.weight(layer, f"b_{through}")
         assert weight is not None
         out = torch.einsum("rpd,hde->rphe", x, weight)
         out = out if bias is None else out + bias
@@ -241,7 +278,7 @@ class Stream:
         The MLP's output stays, so that nothing but attention changes the stream of this layer.
         """
         place, mlp = f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_mlp_out"
-        z, w_o = self._at(layer, "attn.hook_z"), self._weight(layer, "W_O")
+        z, w_o = self._at(layer, "attn.hook_z"), self.weight(layer, "W_O")
         assert w_o is not None
         noise = _noise_like(z, z)
         change = torch.einsum("sphe,hed->spd", noise, w_o)
@@ -253,6 +290,59 @@ class Stream:
             pinned = self._clean[mlp]
             hooks.append((mlp, lambda x, hook: pinned))
         return change, hooks
+
+    def _added(self, node: str, place: str, into: str, what: str) -> float:
+        """Factor by which a change at one hook enters the stream at another, alone."""
+        if node not in self._factors:
+            out, before = self._value(place), self._value(into)
+            noise = _noise_like(before, before)
+            moved = captured_until(
+                self.adapted, self.tokens, into, [(place, lambda x, hook: x + noise)]
+            )
+            change = moved - before
+            factor = float((change * noise).sum() / noise.square().sum())
+            if factor == 0 or out.shape[1:] != before.shape[1:] or not self._near(
+                change, factor * noise
+            ):  # fmt: skip
+                raise ValueError(
+                    f"model: {what} at {place} is not added to the residual stream as it is (is "
+                    f"there a norm behind it?), so paths from {node} cannot be told apart; ablate "
+                    f"whole components{self._hooks_hint}"
+                )
+            near_one = abs(factor - 1) < TOLERANCE[self.adapted.dtype]
+            self._factors[node] = 1.0 if near_one else factor
+        return self._factors[node]
+
+    def _find_mlp_reader(self, layer: int) -> MlpReader:
+        block = self.adapted.module.blocks[layer]
+        module = block._modules.get("mlp")
+        seen: list[Tensor] = []
+        if module is not None:
+            handle = module.register_forward_pre_hook(
+                lambda module, inputs: seen.extend(x.detach() for x in inputs[:1])
+            )
+            try:
+                run_with(self.adapted, self.tokens, [])
+            finally:
+                handle.remove()
+        places = (f"blocks.{layer}.{part}" for part in ("hook_resid_mid", "hook_resid_pre"))
+        for place in places if len(seen) == 1 else ():
+            resid = self._clean.get(place)
+            for norm in () if resid is None else _norm_candidates(block, self.adapted.d_model):
+                with torch.no_grad():
+                    try:
+                        x = resid if norm is None else norm(resid)
+                    except Exception:  # no norm of the stream, whatever else it is
+                        continue
+                same = isinstance(x, Tensor) and x.shape == seen[0].shape
+                if same and self._near(x, seen[0]):
+                    assert module is not None
+                    return MlpReader(module, norm, place)
+        raise ValueError(
+            f"model: what the MLP of layer {layer} reads is not a norm of the residual stream that "
+            "it is called with, so paths into MLPs of this model cannot be told apart; ablate "
+            f"whole components{self._hooks_hint}"
+        )
 
     def _measure_factor(self, layer: int) -> float:
         pre, post = f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_post"

@@ -15,10 +15,17 @@ from lens_slt.circuits.interventions import (
     keep_only,
     knock_in,
 )  # fmt: skip
-from lens_slt.circuits.replacements import HOWS, donors
+from lens_slt.circuits.replacements import HOWS, Ablation, donors
 from lens_slt.models import forward
 from lens_slt.models.adapter import adapt, copy_weights, weights_hash
-from tests.tiny_models import GENERIC_MODELS, TINY_MODELS, has_hooked_transformer, hooked, native
+from tests.tiny_models import (
+    GENERIC_MODELS,
+    TINY_MODELS,
+    has_hooked_transformer,
+    hooked,
+    native,
+    wrapped_gptj,
+)
 
 MODELS = [
     name
@@ -103,15 +110,93 @@ def test_a_path_equals_the_forward_pass_without_it(name, text):
     assert float(np.abs(got["effect"]).max()) > 1e-4
 
 
+def plain_path(model, tokens, edge, plus):
+    """Loss where an edge's target reads its stream less what its source writes, zero-ablated.
+
+    The reader is a copy of the model's own modules, run on values that hooks recorded; ``plus`` is
+    the hook that its output is put in at.
+    """
+    source, target = edge
+    kept = {}
+    layer = int(target[1])
+    places = [source, f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_mid"]
+    hooks = [(n, lambda x, hook, n=n: kept.update({n: x.clone()})) for n in places]
+    block = model.blocks[layer]
+    with torch.no_grad():
+        model.run_with_hooks(tokens[:, :-1], fwd_hooks=hooks)
+        if target.endswith("MLP"):
+            new = block.mlp(block.ln2(kept[places[2]] - kept[source]))
+        else:
+            x = block.ln1(kept[places[1]] - kept[source])
+            leaves = adapt(model).leaves
+            weight, bias = (leaves[f"blocks.{layer}.attn.{n}_K"] for n in "Wb")
+            new = torch.einsum("rpd,hde->rphe", x, weight.view(weight.parameter))
+            new = new + bias.view(bias.parameter)
+
+        def put(x, hook):
+            if target.endswith("MLP"):
+                return new
+            x = x.clone()
+            x[:, :, 1] = new[:, :, 1]
+            return x
+
+        logits = model.run_with_hooks(
+            tokens[:, :-1], return_type="logits", fwd_hooks=[(plus, put)]
+        )
+    return losses(logits, tokens)
+
+
+@pytest.mark.parametrize("name", ["native_mlp", "wrapped_gpt2", "hooked_mlp"])
+@pytest.mark.parametrize(
+    ("text", "source", "plus"),
+    [
+        ("L0MLP -> L1MLP", "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"),
+        ("L0MLP -> L1H1.K", "blocks.0.hook_mlp_out", "blocks.1.attn.hook_k"),
+        ("embed -> L0MLP", "hook_embed", "blocks.0.hook_mlp_out"),
+        ("pos_embed -> L1H1.K", "hook_pos_embed", "blocks.1.attn.hook_k"),
+    ],
+)
+def test_a_path_from_or_into_an_mlp_equals_plain_hooks(name, text, source, plus):
+    if name not in MODELS:
+        pytest.skip("this TransformerLens has no HookedTransformer")
+    model, tokens = make(name), some_tokens()
+    got = ablate_path(model, tokens, text, how="zero")
+    edge = source, text.split(" -> ")[1].split(".")[0]
+    want = plain_path(make(name), tokens, edge, plus)
+    np.testing.assert_allclose(got["loss"], want, atol=1e-5)
+    assert float(np.abs(got["effect"]).max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["native_mlp", "wrapped_gpt2", "hooked_mlp", "wrapped_llama"])
+def test_all_paths_out_of_a_node_together_are_its_ablation(name):
+    """Every reader of a head, an MLP or the embedding lacks it, one after the other."""
+    if name not in MODELS:
+        pytest.skip("this TransformerLens has no HookedTransformer")
+    model, tokens = make(name), some_tokens()
+    into_1 = [f"L1H{h}.{q}" for h in range(4) for q in "QKV"] + ["L1MLP", "logits"]
+    for source, readers in (("L0MLP", into_1), ("L0H2", ["L0MLP", *into_1])):
+        paths = ablate_path(model, tokens, "; ".join(f"{source} -> {r}" for r in readers))
+        node = ablate(model, tokens, source)
+        np.testing.assert_allclose(paths["loss"], node["loss"], atol=1e-5)
+        assert float(np.abs(node["effect"]).max()) > 1e-3
+
+
+def test_an_mlp_beside_attention_does_not_read_the_heads_of_its_layer():
+    model = make("wrapped_gptj") if "wrapped_gptj" in MODELS else wrapped_gptj()
+    ablate_path(model, some_tokens(), "L0H1 -> L1MLP")
+    with pytest.raises(ValueError, match="reads the stream before the heads of its own layer"):
+        ablate_path(model, some_tokens(), "L1H1 -> L1MLP")
+
+
 @pytest.mark.parametrize("name", [*FAST, "native_logit_cap"])
 def test_frozen_norm_makes_a_last_head_its_path_to_the_logits(name):
     """Without MLPs nothing else reads it, so the ablation is linear in its output."""
     model, tokens = make(name), some_tokens()
-    node = ablate(model, tokens, "L1H2", frozen_norm=True)["effect"].values
+    node = ablate(model, tokens, "L1H2", how=Ablation(frozen_norm=True))["effect"].values
     if not adapt(model).attn_only:
         assert np.abs(node - ablate(model, tokens, "L1H2")["effect"].values).max() > 1e-5
         return
-    path = ablate_path(model, tokens, "L1H2 -> logits", frozen_norm=True)["effect"].values
+    path = ablate_path(model, tokens, "L1H2 -> logits", how=Ablation(frozen_norm=True))["effect"].values
     np.testing.assert_allclose(node, path, atol=1e-5)
 
 
@@ -128,7 +213,7 @@ def test_frozen_norm_equals_the_linearised_norm_of_a_path():
     change = (write - write.mean(-1, keepdim=True)) / scale * w["ln_final.w"]
     w_u, b_u = forward.unembedding(arch, w)
     want = (forward.final_state(arch, w, resid) - change) @ w_u + (0 if b_u is None else b_u)
-    got = ablate_path(model, tokens, "L0H1 -> logits", how="zero", frozen_norm=True)
+    got = ablate_path(model, tokens, "L0H1 -> logits", how=Ablation("zero", frozen_norm=True))
     np.testing.assert_allclose(got["loss"], losses(want, tokens), atol=1e-5)
 
 
@@ -180,15 +265,15 @@ def test_ablations_equal_hooks_written_by_hand(name, how):
             tokens[:, :-1],
             fwd_hooks=[(head, replace_head), (mlp, lambda x, hook: put_in(kept[mlp]))],
         )
-    found = ablate(model, tokens, ["L1H2", "L0MLP"], how=how, pattern=pattern, seed=5)
+    found = ablate(model, tokens, ["L1H2", "L0MLP"], how=Ablation(how, pattern=pattern, seed=5))
     np.testing.assert_allclose(found["loss"], losses(logits, tokens), atol=1e-5)
 
 
 def test_reference_tokens_give_the_means():
     model, tokens, other = native(), some_tokens(), some_tokens(n=6, seed=9)
     own = ablate(model, tokens, "L0H1")
-    theirs = ablate(model, tokens, "L0H1", reference=other)
-    both = ablate(model, torch.cat([tokens, other]), "L0H1", reference=other)
+    theirs = ablate(model, tokens, "L0H1", how=Ablation("mean", reference=other))
+    both = ablate(model, torch.cat([tokens, other]), "L0H1", how=Ablation("mean", reference=other))
     assert np.abs(own["loss"] - theirs["loss"]).max() > 1e-4
     np.testing.assert_allclose(theirs["loss"], both["loss"][:4], atol=1e-5)
 
@@ -244,8 +329,8 @@ def test_the_model_is_untouched(name):
     mode = model.training
     before, state = weights_hash(adapt(model)), torch.get_rng_state()
     modules = {n: len(m._forward_hooks) for n, m in model.named_modules()}
-    ablate(model, tokens, "L0H1", how="resample", frozen_norm=True)
-    ablate_path(model, tokens, "L0H1 -> L1H2.K", frozen_norm=True)
+    ablate(model, tokens, "L0H1", how=Ablation("resample", frozen_norm=True))
+    ablate_path(model, tokens, "L0H1 -> L1H2.K", how=Ablation(frozen_norm=True))
     with pytest.raises(ValueError, match="L9H0"):
         ablate(model, tokens, "L9H0")
     assert weights_hash(adapt(model)) == before
@@ -275,12 +360,12 @@ def test_affected_tokens_stand_in_context():
     ("call", "message"),
     [
         (lambda m, t: ablate(m, t, "L0H9"), "L0H9.*did you mean 'L0H3'"),
-        (lambda m, t: ablate(m, t, "embed"), "'embed' cannot be ablated; heads, MLPs and layers"),
-        (lambda m, t: ablate(m, t, "L0H1", how="men"), "how must be one of mean.*'mean'"),
+        (lambda m, t: ablate(m, t, "unembed"), "'unembed' cannot be ablated; heads, MLPs, layers"),
+        (lambda m, t: ablate(m, t, "L0H1", how="men"), "how must be one of auto, mean.*'mean'"),
         (lambda m, t: ablate(m, t, "L0H1", how="mean_pattern"), "needs pattern"),
-        (lambda m, t: ablate(m, t, "L0H1", how="mean_pattern", pattern=t > 0), "one position less"),
-        (lambda m, t: ablate(m, t, "L0H1", reference=t[:, :7]), "sequences of 7 tokens"),
-        (lambda m, t: ablate(m, t, "L0H1", reference=t + 40), "reference.*between 0 and 49"),
+        (lambda m, t: ablate(m, t, "L0H1", how=Ablation("mean_pattern", pattern=t > 0)), "one position less"),
+        (lambda m, t: ablate(m, t, "L0H1", how=Ablation(reference=t[:, :7])), "sequences of 7 tokens"),
+        (lambda m, t: ablate(m, t, "L0H1", how=Ablation(reference=t + 40)), "reference.*between 0 and 49"),
         (lambda m, t: ablate_path(m, t, "L1H1 -> L0H0.K"), "runs backwards"),
         (lambda m, t: ablate_path(m, t, "L0H1 -> L1H7.K"), "L1H7.*does not exist"),
         (lambda m, t: ablate_path(m, t, "L0H1 -> L1H1"), "through what.*Q, K, V"),
@@ -337,7 +422,7 @@ def test_donors_are_real_and_other_sequences(same):
 def test_mean_position_needs_a_reference_at_every_position():
     tokens = padded_tokens()
     with pytest.raises(ValueError, match="reference has nothing but padding at position 9, where"):
-        ablate(native(), tokens, "L0H1", how="mean_position", reference=tokens[[1, 6]], pad_id=49)
+        ablate(native(), tokens, "L0H1", how=Ablation("mean_position", reference=tokens[[1, 6]]), pad_id=49)
 
 
 @pytest.mark.skipif(
@@ -414,19 +499,19 @@ def test_interchange_puts_in_what_the_other_prompt_of_a_pair_has(node):
                 x[row, position] = kept["x"][row, position - 1]
         return x
 
-    found = ablate(
-        model, tokens, node, how="interchange", reference=other, positions=where,
-        reference_positions=where - 1, mask=None,
-    )  # fmt: skip
+    swap = Ablation(
+        "interchange", reference=other, positions=where, reference_positions=where - 1
+    )
+    found = ablate(model, tokens, node, how=swap)
     with torch.no_grad():
         logits = model.run_with_hooks(
             tokens[:, :-1], return_type="logits", fwd_hooks=[(place, put)]
         )
     right = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
     np.testing.assert_allclose(found["loss"], right.numpy(), atol=1e-5)
-    everywhere = ablate(model, tokens, node, how="interchange", reference=other)
+    everywhere = ablate(model, tokens, node, how=Ablation("interchange", reference=other))
     assert np.abs(everywhere["loss"] - found["loss"]).max() > 1e-3
-    itself = ablate(model, tokens, node, how="interchange", reference=tokens.clone())
+    itself = ablate(model, tokens, node, how=Ablation("interchange", reference=tokens.clone()))
     np.testing.assert_allclose(itself["effect"], 0, atol=1e-6)
 
 
@@ -434,11 +519,24 @@ def test_interchange_puts_in_what_the_other_prompt_of_a_pair_has(node):
     ("options", "message"),
     [
         (dict(how="interchange"), "needs reference, one prompt for each of the 4.*got none"),
-        (dict(how="interchange", reference=some_tokens(3)), "each of the 4 in tokens; got 3"),
-        (dict(positions=[1, 2]), r"positions must be positions \[sequence\] or"),
-        (dict(positions=[1, 2, 3, 11]), "positions must lie between 0 and 10, .* got 11"),
         (
-            dict(how="interchange", reference=some_tokens(), reference_positions=[1, 1, 1, 1]),
+            dict(how=Ablation("interchange", reference=some_tokens(3))),
+            "each of the 4 in tokens; got 3",
+        ),
+        (
+            dict(how=Ablation(positions=[1, 2])),
+            r"positions must be positions \[sequence\] or",
+        ),
+        (
+            dict(how=Ablation(positions=[1, 2, 3, 11])),
+            "positions must lie between 0 and 10, .* got 11",
+        ),
+        (
+            dict(
+                how=Ablation(
+                    "interchange", reference=some_tokens(), reference_positions=[1, 1, 1, 1]
+                )
+            ),
             "reference_positions needs positions",
         ),
         (dict(metric=lambda logits, sites: logits), "must return one number for each site"),
@@ -480,17 +578,17 @@ def test_norms_with_hooks_in_them_are_not_frozen_in_part():
     with pytest.warns(UserWarning, match="hooks are attached"), pytest.raises(
         ValueError, match="frozen_norm: hooks are attached at blocks.1.ln1"
     ):  # fmt: skip
-        ablate(model, tokens, "L0H1", frozen_norm=True)
+        ablate(model, tokens, "L0H1", how=Ablation(frozen_norm=True))
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n in ("hooked_mlp", "native_mlp")])
 def test_norms_are_frozen_alike_in_every_batch(monkeypatch, name):
     model, tokens = make(name), some_tokens(6)
-    whole = ablate(model, tokens, "L0H1", frozen_norm=True)
+    whole = ablate(model, tokens, "L0H1", how=Ablation(frozen_norm=True))
     monkeypatch.setattr("lens_slt.circuits.runs.MOST_LOGITS", 2 * 50 * 11)
-    batched = ablate(model, tokens, "L0H1", frozen_norm=True)
-    alone = ablate(model, tokens[4:5], "L0H1", how="zero", frozen_norm=True)
-    zeroed = ablate(model, tokens, "L0H1", how="zero", frozen_norm=True)
+    batched = ablate(model, tokens, "L0H1", how=Ablation(frozen_norm=True))
+    alone = ablate(model, tokens[4:5], "L0H1", how=Ablation("zero", frozen_norm=True))
+    zeroed = ablate(model, tokens, "L0H1", how=Ablation("zero", frozen_norm=True))
     np.testing.assert_allclose(batched["loss"], whole["loss"], atol=1e-5)
     np.testing.assert_allclose(zeroed["loss"][4], alone["loss"][0], atol=1e-5)
 
@@ -501,14 +599,14 @@ def test_norms_that_are_called_for_every_head_are_not_frozen(switch):
     model = make("hooked_attn_only")
     getattr(model, switch)(True)
     with pytest.raises(ValueError, match=r"blocks.0.ln1 is called for parts.*switch"):
-        ablate(model, some_tokens(), "L0H1", frozen_norm=True)
+        ablate(model, some_tokens(), "L0H1", how=Ablation(frozen_norm=True))
 
 
 def test_a_single_sequence_has_no_other_to_take_values_from():
     model, tokens = native(), some_tokens()
     with pytest.raises(ValueError, match="resample.*only one"):
         ablate(model, tokens[:1], "L0H1", how="resample")
-    alone = ablate(model, tokens[:1], "L0H1", how="resample", reference=tokens[1:2])
+    alone = ablate(model, tokens[:1], "L0H1", how=Ablation("resample", reference=tokens[1:2]))
     pair = ablate(model, tokens[:2], "L0H1", how="resample")
     np.testing.assert_allclose(alone["loss"][0], pair["loss"][0], atol=1e-5)
 
@@ -538,7 +636,7 @@ def test_a_head_has_one_name_only(name):
 @pytest.mark.parametrize("pattern", [np.full((4, 11), np.nan), np.full((4, 11), "False")])
 def test_patterns_are_true_or_false(pattern):
     with pytest.raises(TypeError, match="pattern must hold True and False"):
-        ablate(native(), some_tokens(), "L0H1", how="mean_pattern", pattern=pattern)
+        ablate(native(), some_tokens(), "L0H1", how=Ablation("mean_pattern", pattern=pattern))
 
 
 def test_nothing_that_was_asked_for_is_left_out():
@@ -553,4 +651,4 @@ def test_nothing_that_was_asked_for_is_left_out():
 @pytest.mark.parametrize("seed", ["a", -1, 1.5])
 def test_seeds_are_integers(seed):
     with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
-        ablate(native(), some_tokens(), "L0H1", how="resample", seed=seed)
+        ablate(native(), some_tokens(), "L0H1", how=Ablation("resample", seed=seed))
