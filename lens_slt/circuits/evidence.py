@@ -1,10 +1,11 @@
 """The tests that a circuit hypothesis has to pass, each as a function that returns evidence.
 
-Effects are in nats of loss on the pattern's tokens, or in shares of what all components together
-bring to them. Intervals are 95 % and, like p-values, take sequences as the unit; p-values are
-one-sided, against no effect. ``null_share`` is the share of random sets that reach the effect. It
-is no p-value: the sets share no part with the circuit, because in a circuit that works in series
-any part of it does what the whole does.
+Effects are in nats of loss on the pattern's tokens (or in units of the metric, positive where the
+model does worse), or in shares of what all components together bring to them. Intervals are 95 %
+and, like p-values, take sequences as the unit; p-values are one-sided, against no effect.
+``null_share`` is the share of random sets that reach the effect. It is no p-value: the sets share
+no part with the circuit, because in a circuit that works in series any part of it does what the
+whole does.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, Edge
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.null_sets import (
+    Kind,
     NullSets,
     all_paths,
+    kind_of,
     other_paths,
     random_paths,
     same_shape,
@@ -73,9 +76,11 @@ class Case:
     seed: int
     nodes: frozenset[str] = field(init=False)
     outside: str = field(init=False)
+    unit: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.nodes = nodes_of(self.hypothesis.components, self.runs.adapted)
+        self.unit = self.runs.metric.units
         # MLPs stay where the hypothesis speaks of heads only (as in Wang et al. 2211.00593).
         self.outside = "heads" if len(self.hypothesis.heads) == len(self.nodes) else "all"
 
@@ -98,21 +103,22 @@ def necessity(case: Case) -> list[Evidence]:
     found = case.contrast.matched(case.rise(case.nodes))
     sets = same_shape(case.nodes, case.runs, case.n_null, case.seed)
     null = np.array([case.contrast.value(case.rise(members)) for members in sets.members])
-    words = f"loss of the pattern's tokens − matched others; {_matching(case)}"
+    words = case.contrast.words
     return [_against(case, "necessity", "circuit", found, null, sets, case.least_effect, words)]
 
 
 def sufficiency(case: Case) -> list[Evidence]:
     """What the hypothesis names recovers the pattern's loss, more than random sets do.
 
-    A hypothesis with edges speaks about the inputs (Q, K or V) that they go through: every path
-    between heads through these inputs is ablated, except its own. One without edges speaks about
-    its components: everything else is ablated. The effect is the share of the loss that comes back.
+    A hypothesis with edges speaks about paths of their kinds (from heads into heads through K, from
+    heads into MLPs, …): every path of these kinds is ablated, except its own. One without edges,
+    or with none but to the logits, speaks about its components: everything else is ablated. The
+    effect is the share of the loss that comes back.
     """
-    through = {edge.through for edge in case.hypothesis.edges if edge.target != LOGITS}
-    if not through:
+    kinds = {kind_of(edge) for edge in case.hypothesis.edges if edge.target != LOGITS}
+    if not kinds:
         return [replace(faithfulness(case)[0], test="sufficiency", votes=True)]
-    universe = all_paths(case.runs, through)
+    universe = all_paths(case.runs, kinds)
     mine = universe & frozenset(case.hypothesis.edges)
     empty = case.runs.loss(paths=universe)
     sets = random_paths(mine, universe, case.n_null, case.seed)
@@ -120,8 +126,22 @@ def sufficiency(case: Case) -> list[Evidence]:
     def recovered(edges: frozenset[Edge]) -> Losses:
         return empty - case.runs.loss(paths=universe - edges)
 
-    what = f"with all other paths between heads through {', '.join(sorted(through))} ablated"
+    what = f"with all other paths {_kinds_in_words(kinds)} ablated"
     return [_recovery(case, "sufficiency", recovered, mine, sets, empty, what)]
+
+
+def _kinds_in_words(kinds: set[Kind]) -> str:
+    plural = {"head": "heads", "MLP": "MLPs", "embedding": "embeddings"}
+    through: dict[tuple[str, str], list[str]] = {}
+    for source, target, part in sorted(kinds):
+        through.setdefault((source, target), []).append(part)
+    words = []
+    for (source, target), parts in through.items():
+        ends = f"from {plural[source]} into {plural[target]}"
+        if source == target == "head":
+            ends = "between heads"
+        words.append(ends + (f" through {', '.join(parts)}" if any(parts) else ""))
+    return " and ".join(words)
 
 
 def faithfulness(case: Case) -> list[Evidence]:
@@ -152,6 +172,9 @@ def minimality(case: Case) -> list[Evidence]:
     parts = case.hypothesis.components
     base_kept = case.kept(case.nodes)
     others = sorted(outside_of(case.nodes, case.runs, case.outside))
+    if len(others) > case.n_null:  # it is only noted, and each is a run
+        chosen = np.random.default_rng(case.seed).choice(len(others), case.n_null, replace=False)
+        others = [others[i] for i in sorted(chosen)]
     inflated = np.array(
         [
             case.contrast.on_pattern(base_kept - case.kept(case.nodes | {node})).value
@@ -175,7 +198,7 @@ def minimality(case: Case) -> list[Evidence]:
         share = _reached(alone.value, inflated)
         found.append(
             _evidence("minimality", part, best, outcome, inflated, null_words, share,
-                      case.least_effect, f"clearest {words}")
+                      case.least_effect, f"clearest {words}", case.unit)
         )  # fmt: skip
     return found
 
@@ -206,7 +229,7 @@ def edges(case: Case) -> list[Evidence]:
         best, outcome, words = _in_contexts(estimates, case.least_effect, share)
         found.append(
             _evidence("edge", str(edge), best, outcome, null, sets.words, share,
-                      case.least_effect, f"clearest {words}")
+                      case.least_effect, f"clearest {words}", case.unit)
         )  # fmt: skip
     return found
 
@@ -224,7 +247,8 @@ def self_repair(case: Case) -> list[Evidence]:
         words = "less than the sum: parts work in series"
     else:
         words = "no different from the sum"
-    return [_noted("self-repair", found, f"joint ablation − sum of single ones: {words}")]
+    what = f"joint ablation − sum of single ones: {words}"
+    return [_noted("self-repair", found, what, case.unit)]
 
 
 def completeness(case: Case) -> list[Evidence]:
@@ -273,13 +297,17 @@ def _recovery(
     whole = empty - case.runs.base
     gap = case.contrast.on_pattern(whole)
     if not gap.low > 0:
-        words = f"nothing to recover: these tokens lose {gap.value:.2f} nats {what}"
+        words = f"nothing to recover: these tokens lose {gap.value:.2f} {case.unit} {what}"
         return Evidence(test, "circuit", NAN, unit="share", outcome="undecided", votes=True,
                         words=words)  # fmt: skip
     share = case.contrast.share(recovered(mine), whole)
     null = np.array([case.contrast.share_value(recovered(one), whole) for one in sets.members])
-    words = f"of {gap.value:.2f} nats, {what}"
-    return _against(case, test, "circuit", share, null, sets, LEAST_SHARE, words, "share")
+    words = f"of {gap.value:.2f} {case.unit}, {what}"
+    found = _against(case, test, "circuit", share, null, sets, LEAST_SHARE, words, "share")
+    if sets.members or found.outcome == "failed":
+        return found
+    # Nothing was left out, so nothing can be missing: the other tests decide.
+    return replace(found, outcome="held", words=f"{words}; it names all there are")
 
 
 def _against(
@@ -291,16 +319,17 @@ def _against(
     sets: NullSets,
     least: float,
     words: str,
-    unit: str = "nats",
+    unit: str = "",
 ) -> Evidence:
     share = _reached(found.value, null)
     outcome = _outcome(found, least, share)
+    unit = unit or case.unit
     return _evidence(test, part, found, outcome, null, sets.words, share, least, words, unit)
 
 
 def _evidence(
     test: str, part: str, found: Measured, outcome: Outcome, null: FloatArray, null_words: str,
-    null_share: float, least: float, words: str, unit: str = "nats",
+    null_share: float, least: float, words: str, unit: str,
 ) -> Evidence:  # fmt: skip
     low, high = np.quantile(null, [0.025, 0.975]) if len(null) else (NAN, NAN)
     return Evidence(
@@ -309,7 +338,7 @@ def _evidence(
     )  # fmt: skip
 
 
-def _noted(test: str, found: Measured, words: str, unit: str = "nats") -> Evidence:
+def _noted(test: str, found: Measured, words: str, unit: str) -> Evidence:
     return Evidence(test, "circuit", found.value, found.low, found.high, unit, words=words)
 
 
@@ -321,7 +350,7 @@ def _outcome(found: Measured, least: float, null_share: float) -> Outcome:
     """Before correction: see :func:`lens_slt.circuits.trial.cross_check` for the rule."""
     if found.high < least:
         return "failed"
-    beats = null_share <= SIGNIFICANT  # not where there is nothing to compare with
+    beats = not null_share > SIGNIFICANT  # also where there is nothing left to compare with
     return "held" if found.value >= least and found.p < SIGNIFICANT and beats else "undecided"
 
 
@@ -338,7 +367,3 @@ def _in_contexts(
     if outcome == "failed" and any(found.high >= least for found, _ in estimates):
         outcome = "undecided"
     return best, outcome, words
-
-
-def _matching(case: Case) -> str:
-    return f"{100 * case.contrast.matched_share:.0f} % of them matched"

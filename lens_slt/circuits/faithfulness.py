@@ -13,6 +13,7 @@ from scipy.integrate import trapezoid
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.interventions import outside_of
+from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.runs import Runs, nodes_of
 from lens_slt.circuits.statistics import Contrast, rank_p
 from lens_slt.models.adapter import adapt
@@ -31,9 +32,11 @@ def faithfulness_curve(
     ranking: Sequence[str],
     *,
     outside: str = "heads",
-    how: str = "mean",
-    reference: Any = None,
+    how: str | Ablation = "auto",
+    metric: Any = None,
     n_random: int = 20,
+    weights: Any = None,
+    mask: Any = None,
     pad_id: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -48,7 +51,7 @@ def faithfulness_curve(
         tokens: ``[sequence, position]``.
         pattern: bool ``[sequence, position - 1]``, true where the predicted token counts.
         ranking: components, the most important first; those not named follow in random order.
-        outside, how, reference, pad_id: as in :func:`lens_slt.keep_only`.
+        outside, how, metric, weights, mask, pad_id: as in :func:`lens_slt.keep_only`.
         n_random: random rankings that the ranking is compared with.
         seed: of the rankings.
 
@@ -61,14 +64,14 @@ def faithfulness_curve(
     """
     integer("n_random", n_random, at_least=1)
     integer("seed", seed, at_least=0)
-    runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
-    mask = np.asarray(pattern)
-    if mask.dtype != bool or mask.shape != runs.real.shape:
+    runs = Runs(adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric)
+    chosen = np.asarray(pattern)
+    if chosen.dtype != bool or chosen.shape != runs.real.shape:
         raise ValueError(
             f"pattern must be a bool array of shape {runs.real.shape}, [sequence, position - 1]; "
-            f"got {mask.dtype} {mask.shape}"
+            f"got {chosen.dtype} {chosen.shape}"
         )
-    contrast = Contrast(runs.base, mask, seed=seed)
+    contrast = Contrast(runs.base, chosen, weights=runs.weight, seed=seed)
     order: dict[str, None] = {}
     for component in ranking:
         order |= dict.fromkeys(sorted(nodes_of([component], runs.adapted)))

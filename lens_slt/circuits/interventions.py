@@ -73,9 +73,7 @@ def ablate(
             length, a position of ``mean_position`` that the reference does not reach.
     """
     components = components if isinstance(components, str) else list(components)
-    runs = Runs(
-        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
-    )
+    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
     nodes = nodes_of(components, runs.adapted)
     return effects(runs, runs.loss(nodes), f"{runs.how} ablation of {_named(components)}")
 
@@ -105,9 +103,7 @@ def ablate_path(
     nodes do not write straight into the residual stream.
     """
     edges = _edges(paths)
-    runs = Runs(
-        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
-    )
+    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
     ends = {end for edge in edges for end in (edge.source, edge.target)} - {LOGITS}
     parse_components(sorted(ends), runs.adapted)
     what = f"{runs.how} ablation of {', '.join(map(str, edges))}"
@@ -134,9 +130,7 @@ def keep_only(
     ``all`` other heads and MLPs. Other arguments and the result are those of :func:`ablate`.
     """
     components = components if isinstance(components, str) else list(components)
-    runs = Runs(
-        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
-    )
+    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
     rest = outside_of(nodes_of(components, runs.adapted), runs, outside)
     return effects(runs, runs.loss(rest), f"{runs.how} ablation of all but {_named(components)}")
 
@@ -161,9 +155,7 @@ def knock_in(
     their outputs are worth, not whether they can work alone. Arguments and result as there.
     """
     components = components if isinstance(components, str) else list(components)
-    runs = Runs(
-        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id
-    )
+    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
     nodes = nodes_of(components, runs.adapted)
     rest = outside_of(nodes, runs, outside)
     what = f"{_named(components)} knocked into a model under {runs.how} ablation"

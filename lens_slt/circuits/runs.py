@@ -9,8 +9,9 @@ on every TransformerBridge, and a run starts at the first block that it changes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_slt.circuits.frozen_norms import FrozenNorms
-from lens_slt.circuits.hypothesis import Edge
+from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.paths import PathHooks, check_paths, path_hooks, place_of
-from lens_slt.circuits.replacements import Ablation, Replacements, context
+from lens_slt.circuits.replacements import AUTO, Ablation, Replacements, context
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, hooks_note, model_logits_from
 from lens_slt.models.captures import Hook, captured, run_with
@@ -32,7 +33,9 @@ from lens_slt.models.names import (
     HEAD,
     LAYER,
     MLP,
+    depth_of,
     head_name,
+    is_mlp,
     layer_of,
     mlp_name,
     parts_of,
@@ -67,7 +70,7 @@ class Runs:
         self,
         adapted: AdaptedModel,
         tokens: Any,
-        ablation: str | Ablation = Ablation(),
+        ablation: str | Ablation = AUTO,
         *,
         weights: Any = None,
         mask: Any = None,
@@ -96,21 +99,20 @@ class Runs:
             )  # fmt: skip
             reference_counts = weight.numpy() > 0
         self.ablation = ablation.resolved(reference_counts, self._learned_positions)
-        self._replace = Replacements(
-            self.ablation, context(self.real), context(reference_counts)
-        )
-        self._sites = Sites.of(self.tokens, torch.from_numpy(self.real))
+        self._replace = Replacements(self.ablation, context(self.real), context(reference_counts))
+        self.sites = Sites.of(self.tokens, torch.from_numpy(self.real))
         self._values: dict[str, Tensor] = {}
         self._clean: dict[tuple[str, bool], Tensor] = {}
         self._frozen: FrozenNorms | None = None
         self._losses: dict[tuple[frozenset, ...], Losses] = {}
         self._streams: dict[int, Stream] = {}
+        self._notes: dict[Hashable, Any] = {}
         self._resids: list[Tensor] | None = None  # before each block; empty where too many
         self.on_run: Callable[[int], None] = lambda n_runs: None  # told the number of runs so far
         self.metric: Observable = Loss()
         if metric is not None:
-            clean = torch.cat([self._logits(rows) for rows in self._batches(len(self.tokens))])
-            self.metric, _ = prepared(as_observable(metric), clean, self._sites)
+            clean = torch.cat([self._logits(rows) for rows in self.batches()])
+            self.metric, _ = prepared(as_observable(metric), clean, self.sites)
         self.sign = self.metric.cost_sign or 1
 
     @property
@@ -139,6 +141,24 @@ class Runs:
             return self.heads
         return self.heads + tuple(mlp_name(i) for i in range(self.adapted.n_layers))
 
+    def can_read(self, target: str, source: str) -> bool:
+        """Whether a node, or the logits, reads the stream behind another one."""
+        if target == LOGITS:
+            return True
+        same_layer = is_mlp(target) and layer_of(source) == layer_of(target)
+        if same_layer and self._mlps_beside_heads:
+            return False
+        return depth_of(source) < depth_of(target)
+
+    @cached_property
+    def _mlps_beside_heads(self) -> bool:
+        """Whether MLPs read the stream before the heads of their own layer (GPT-J)."""
+        try:
+            reader = self._stream(next(self.batches())).mlp_reader(0)
+        except ValueError:  # a path into one says why
+            return False
+        return reader.place.endswith("hook_resid_pre")
+
     def loss(
         self,
         ablated: Iterable[str] = (),
@@ -164,13 +184,13 @@ class Runs:
         found = np.full(self.real.shape, np.nan, dtype=np.float32)
         changed = [*ablated, *restored, *(edge.source for edge in paths)]
         first = max(min(map(layer_of, changed), default=0), 0)
-        for rows in self._batches(len(self.tokens)):
+        for rows in self.batches():
             on_paths = self._path_hooks(paths, rows) if paths else PathHooks()
             hooks = self._node_hooks(ablated, restored, rows) + on_paths.hooks
             resid = self._resid(first, rows) if first > 0 else None
             with self._norms(rows), on_paths.mlp_inputs():
                 logits = self._logits(rows, hooks, first, resid)
-            sites = self._sites.of_rows(rows)
+            sites = self.sites.of_rows(rows)
             values = self.sign * self.metric(logits, sites)
             found[sites.sequence, sites.position] = values.cpu().numpy()
         return found
@@ -182,7 +202,7 @@ class Runs:
 
         With the stream before block ``first`` the run starts there.
         """
-        sites, inputs = self._sites.of_rows(rows), self.tokens[rows, :-1]
+        sites, inputs = self.sites.of_rows(rows), self.tokens[rows, :-1]
         if resid is None:
             logits = run_with(self.adapted, inputs, hooks)
         else:
@@ -199,7 +219,7 @@ class Runs:
             few = n * (self.tokens.numel() - len(self.tokens)) * self.adapted.d_model
             parts = [
                 captured(self.adapted, self.tokens[batch, :-1], names)
-                for batch in (self._batches(len(self.tokens)) if few <= MOST_STREAMS else ())
+                for batch in (self.batches() if few <= MOST_STREAMS else ())
             ]
             there = bool(parts) and all(name in part for part in parts for name in names)
             self._resids = [torch.cat([p[name] for p in parts]) for name in names if there]
@@ -211,6 +231,16 @@ class Runs:
             self._resids = []
             return None
         return self._resids[layer][rows]
+
+    def remembered(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Whatever else is worth computing once for these tokens."""
+        if key not in self._notes:
+            self._notes[key] = compute()
+        return self._notes[key]
+
+    def batches(self) -> Iterator[slice]:
+        """Sequences that are run at a time."""
+        return self._batches(len(self.tokens))
 
     def _batches(self, n: int) -> Iterator[slice]:
         each = max(1, MOST_LOGITS // (self.real.shape[1] * self.adapted.d_vocab))
@@ -225,7 +255,7 @@ class Runs:
         for node in sorted(ablated):
             place, head = place_of(node)
             some = None if where is None else where[rows, :, None]
-            places.setdefault(place, []).append((head, self._replacement(node, rows), some))
+            places.setdefault(place, []).append((head, self.replacement(node, rows), some))
         for node in sorted(restored):
             place, head = place_of(node)
             places.setdefault(place, []).append((head, self._clean_output(node, rows), None))
@@ -250,7 +280,7 @@ class Runs:
         stream = self._stream(rows)
         check_paths(paths, stream)
         # Found here, because a run cannot start inside the hooks of another.
-        instead = {edge.source: self._replacement(edge.source, rows) for edge in paths}
+        instead = {edge.source: self.replacement(edge.source, rows) for edge in paths}
         where = self._replace.where
         return path_hooks(paths, stream, instead, None if where is None else where[rows])
 
@@ -261,7 +291,7 @@ class Runs:
             self._streams[start] = Stream(self.adapted, self.tokens[rows, :-1])
         return self._streams[start]
 
-    def _replacement(self, node: str, rows: slice) -> Tensor:
+    def replacement(self, node: str, rows: slice) -> Tensor:
         """What an ablated node puts out: broadcasts to ``[row, position, width]``."""
         if node not in self._values:
             self._values[node] = self._replace.value(self._outputs(node, reference=True))

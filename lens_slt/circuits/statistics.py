@@ -22,6 +22,7 @@ SIGNIFICANT = 0.05  # of corrected p-values and of ranks among random sets
 LOSS_BINS, POSITION_BINS = 6, 2  # strata of matched tokens
 FEWEST_TOKENS, FEWEST_SEQUENCES = 20, 8  # of a pattern, for a statement about it
 FEWEST_OTHERS = 5  # tokens to compare those of a stratum with
+TINY = 1e-12  # no division by nothing
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,20 @@ class Contrast:
 
     Raises:
         ValueError: a pattern with fewer than 20 tokens, in fewer than 8 sequences, or that leaves
-            fewer than 20 others.
+            some others, but fewer than 20.
     """
 
     def __init__(
-        self, base_loss: FloatArray, pattern: BoolArray, *, n_bootstrap: int = 1000, seed: int = 0
+        self,
+        base_loss: FloatArray,
+        pattern: BoolArray,
+        *,
+        weights: FloatArray | None = None,
+        n_bootstrap: int = 1000,
+        seed: int = 0,
     ) -> None:
         real = np.isfinite(base_loss)
+        self._weights = np.ones(base_loss.shape) if weights is None else weights
         self.members, self.others = pattern & real, ~pattern & real
         _refuse_few(self.members, self.others)
         self.n_sequences = len(base_loss)
@@ -69,10 +77,20 @@ class Contrast:
         self._like = _nearest_with(n_others >= FEWEST_OTHERS, n_others)
         self._n_others = self._sums(None, self.others)[:, self._like]
         own = self._like == np.arange(len(self._like))
-        self.matched_share = float(self._n_members.sum(0)[own].sum() / self.members.sum())
+        self.matched_share = float(self._n_members.sum(0)[own].sum() / self._n_members.sum())
+
+    @property
+    def words(self) -> str:
+        """What :meth:`matched` compares with."""
+        if not self.others.any():
+            return "loss of all tokens that count; there are no others"
+        share = 100 * self.matched_share
+        return f"loss of the pattern's tokens − matched others; {share:.0f} % of them matched"
 
     def matched(self, effect: FloatArray) -> Measured:
         """Effect on the pattern's tokens minus that on matched others."""
+        if not self.others.any():
+            return self.on_pattern(effect)
         members, others = self._sums(effect, self.members), self._others(effect)
         return self._measured(
             lambda n: _stratified(
@@ -82,6 +100,8 @@ class Contrast:
 
     def value(self, effect: FloatArray) -> float:
         """The value of :meth:`matched` without its interval."""
+        if not self.others.any():
+            return float(self._sums(effect, self.members).sum() / self._n_members.sum())
         members, others = self._sums(effect, self.members), self._others(effect)
         parts = (part.sum(0) for part in (members, others, self._n_members, self._n_others))
         return float(_stratified(*parts))
@@ -90,7 +110,7 @@ class Contrast:
         """Mean effect on the pattern's tokens."""
         total = self._sums(effect, self.members).sum(1)
         tokens = self._n_members.sum(1)
-        return self._measured(lambda n: (n @ total) / np.maximum(n @ tokens, 1))
+        return self._measured(lambda n: (n @ total) / np.maximum(n @ tokens, TINY))
 
     def share(self, part: FloatArray, whole: FloatArray) -> Measured:
         """Mean of ``part`` over the mean of ``whole``, both on the pattern's tokens."""
@@ -100,12 +120,13 @@ class Contrast:
 
     def share_value(self, part: FloatArray, whole: FloatArray) -> float:
         """The value of :meth:`share` without its interval."""
-        return float(part[self.members].sum() / whole[self.members].sum())
+        weight = self._weights[self.members]
+        return float((part[self.members] @ weight) / (whole[self.members] @ weight))
 
     def per_sequence(self, effect: FloatArray) -> FloatArray:
         """Mean over the pattern's tokens of each sequence that has some."""
         tokens = self._n_members.sum(1)
-        return (self._sums(effect, self.members).sum(1) / np.maximum(tokens, 1))[tokens > 0]
+        return (self._sums(effect, self.members).sum(1) / np.maximum(tokens, TINY))[tokens > 0]
 
     @cached_property
     def _ones(self) -> NDArray[np.int_]:
@@ -128,7 +149,9 @@ class Contrast:
         """Sums ``[sequence, stratum]`` of an effect, or numbers of tokens."""
         n_strata = LOSS_BINS * POSITION_BINS
         rows = np.broadcast_to(np.arange(self.n_sequences)[:, None], where.shape)[where]
-        weights = None if effect is None else effect[where].astype(np.float64)
+        weights = self._weights[where].astype(np.float64)
+        if effect is not None:
+            weights = weights * effect[where]
         flat = np.bincount(
             rows * n_strata + self.stratum[where], weights, self.n_sequences * n_strata
         )
@@ -178,9 +201,9 @@ def _stratified(
 ) -> FloatArray:
     """Difference of means within strata (last axis), weighted by the numbers of members."""
     both = (n_members > 0) & (n_others > 0)
-    difference = members / np.maximum(n_members, 1) - others / np.maximum(n_others, 1)
+    difference = members / np.maximum(n_members, TINY) - others / np.maximum(n_others, TINY)
     weight = np.where(both, n_members, 0)
-    return (weight * difference).sum(-1) / np.maximum(weight.sum(-1), 1)
+    return (weight * difference).sum(-1) / np.maximum(weight.sum(-1), TINY)
 
 
 def _nearest_with(enough: BoolArray, n: FloatArray) -> NDArray[np.int_]:
@@ -208,7 +231,7 @@ def _refuse_few(members: BoolArray, others: BoolArray) -> None:
             f"pattern has {tokens} tokens in {sequences} sequences; a trial needs at least "
             f"{FEWEST_TOKENS} tokens in {FEWEST_SEQUENCES} sequences: use more tokens"
         )
-    if int(others.sum()) < FEWEST_TOKENS:
+    if 0 < int(others.sum()) < FEWEST_TOKENS:
         raise ValueError(
             f"pattern covers all but {int(others.sum())} tokens; at least {FEWEST_TOKENS} others "
             "are needed to compare it with"

@@ -11,18 +11,25 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from lens_slt.arguments import choice, did_you_mean, instance, integer, number, typed
-from lens_slt.arrays import BoolArray
+from lens_slt.arguments import choice, instance, integer, number, typed
 from lens_slt.circuits import evidence as tests
 from lens_slt.circuits import faithfulness
 from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.evidence import NAN, Case, Evidence, Outcome
-from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, check_hypothesis, from_record
+from lens_slt.circuits.hypothesis import (
+    CircuitHypothesis,
+    Edge,
+    check_hypothesis,
+    from_record,
+)
 from lens_slt.circuits.interventions import outside_of
+from lens_slt.circuits.neighbours import MOST_TRIED, costs, neighbours
+from lens_slt.circuits.pattern_masks import pattern_masks
+from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.runs import Runs, nodes_of
+from lens_slt.circuits.shortlist import ALL_UP_TO
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
-from lens_slt.data.patterns import label_patterns
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head
@@ -32,7 +39,9 @@ from lens_slt.torch_state import plain_torch
 
 LEAST_EFFECT = 0.05  # nats
 VERDICTS = ("supported", "contradicted", "undecided")
-SHOWN_SETTINGS = ("how", "least_effect", "n_null", "sequences", "length", "model", "weights")
+SHOWN_SETTINGS = (
+    "how", "metric", "units", "least_effect", "n_null", "sequences", "length", "model", "weights",
+)  # fmt: skip
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
 
 
@@ -92,11 +101,13 @@ def cross_check(
     patterns: Any = None,
     slt: SltEvidence | None = None,
     composition: xr.Dataset | None = None,
-    how: str = "mean",
-    reference: Any = None,
+    how: str | Ablation = "auto",
+    metric: Any = None,
     least_effect: float = LEAST_EFFECT,
     n_null: int = N_NULL,
     n_bootstrap: int = 1000,
+    weights: Any = None,
+    mask: Any = None,
     pad_id: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -112,18 +123,20 @@ def cross_check(
     - *minimality* of every component: some context needs it;
     - every *edge*: ablating its path alone hurts the pattern's tokens more than matched others.
 
-    A test **holds** if its effect is at least ``least_effect`` nats (or that tenth), its p-value,
+    A test **holds** if its effect is at least ``least_effect`` (or that tenth), its p-value,
     corrected by Holm over all voting tests of the trial, is under 0.05, and (except minimality) it
     beats 95 % of its null: sets of other components with as many of each layer, sets of as many
     other paths, or other paths between the same layers; all of them where there are fewer than 20.
-    It **fails** if its 95 % interval lies below that effect. Else it is undecided.
+    Where nothing else is left to compare with, its words say so and the p-value decides. It
+    **fails** if its 95 % interval lies below that effect. Else it is undecided.
 
     **Supported**: all hold. **Contradicted**: at least one fails. **Undecided**: anything else.
 
     Noted beside them, without a vote: faithfulness (the components alone), self-repair,
-    completeness, equivalence and independence, the faithfulness curve, composition scores of the
-    edges, and what the matrix of susceptibilities or per-token rLLCs says (``slt``). Where these
-    and the interventions disagree, the trial says so.
+    completeness, equivalence and independence, whether the circuit gets better with one more
+    component or edge, or loses nothing with one less, the faithfulness curve, composition scores of
+    the edges, and what the matrix of susceptibilities or per-token rLLCs says (``slt``). Where
+    these and the interventions disagree, the trial says so.
 
     Args:
         model: HookedTransformer or TransformerBridge; it comes back as it was.
@@ -131,14 +144,16 @@ def cross_check(
         hypothesis: one, or several.
         patterns: bool (pattern, sequence, position) from :func:`lens_slt.label_patterns` of
             ``tokens``; made with the model's tokenizer by default. Or a bool array
-            ``[sequence, position - 1]``, for hypotheses about one pattern.
+            ``[sequence, position - 1]``, for hypotheses about one pattern. The pattern ``all`` is
+            every prediction that counts, such as the answers where ``weights`` leave only these.
         slt: matrix, patterns of its probe and modes.
         composition: from :func:`lens_slt.composition_scores`; computed if there are edges.
-        how, reference: of ablated outputs, as in :func:`lens_slt.ablate`.
-        least_effect: in nats; smaller effects are none.
+        how: of ablated outputs, as in :func:`lens_slt.ablate`.
+        metric: an observable instead of the loss, as in :func:`lens_slt.ablate`.
+        least_effect: in nats, or in units of the metric; smaller effects are none.
         n_null: random sets, and other paths, that the circuit is compared with.
         n_bootstrap: resamples of sequences for intervals.
-        pad_id: id of the padding on the right.
+        weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`.
         seed: of random sets and the bootstrap.
         progress: show a progress bar.
 
@@ -156,25 +171,27 @@ def cross_check(
     integer("n_null", n_null, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=100)
     integer("seed", seed, at_least=0)
-    runs = Runs(adapt(model), tokens, how=how, reference=reference, pad_id=pad_id, seed=seed)
+    runs = Runs(adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric)
     digest = weights_hash(runs.adapted)
     for one in hypotheses:
         check_hypothesis(one, runs.adapted, digest)
         nodes_of(one.components, runs.adapted)
     if composition is not None:
         composition = require(composition, "composition_scores", argument="composition")
-    masks = _masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
+    masks = pattern_masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
     contrasts = {
-        name: Contrast(runs.base, mask, n_bootstrap=n_bootstrap, seed=seed)
-        for name, mask in masks.items()
+        name: Contrast(runs.base, where, weights=runs.weight, n_bootstrap=n_bootstrap, seed=seed)
+        for name, where in masks.items()
     }
-    if composition is None and any(e.target != LOGITS for one in hypotheses for e in one.edges):
+    if composition is None and any(_composes(edge) for one in hypotheses for edge in one.edges):
         composition = composition_scores(model, seed=seed)
     settings = {
-        "how": how, "least_effect": least_effect, "n_null": n_null, "n_bootstrap": n_bootstrap,
+        "how": runs.how, "metric": runs.metric.name, "units": runs.metric.units,
+        "least_effect": least_effect, "n_null": n_null, "n_bootstrap": n_bootstrap,
         "seed": seed, "sequences": len(runs.tokens), "length": int(runs.tokens.shape[1]),
         "model": runs.adapted.name, "weights": digest,
-        "frozen_norm": False, "reference": reference is not None,
+        "frozen_norm": runs.ablation.frozen_norm,
+        "reference": runs.ablation.reference is not None,
     }  # fmt: skip
     trials = []
     with track("Trial", _n_steps(hypotheses, runs, n_null), progress) as advance:
@@ -262,6 +279,7 @@ def _trial(
     corrected = holm(np.array([one.p for one in voting]))
     voting = [_after_correction(one, float(p)) for one, p in zip(voting, corrected, strict=True)]
     noted = [*tests.faithfulness(case), *tests.self_repair(case), *tests.completeness(case)]
+    noted += neighbours(case)
     noted += _composition(case, composition)
     noted += slt_evidence(case, slt) if slt is not None else []
     verdict, reasons = _verdict(voting, noted[0])
@@ -325,24 +343,30 @@ def _disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) ->
             what = "is needed" if vote.outcome == "held" else "is not needed"
             says = "for" if one.outcome == "held" else "against"
             found.append(
-                f"{one.part}: by intervention it {what} ({vote.effect:.2f} nats), {one.test} "
-                f"speaks {says} it ({one.effect:.2f} {one.unit})"
+                f"{one.part}: by intervention it {what} ({vote.effect:.2f} {vote.unit}), "
+                f"{one.test} speaks {says} it ({one.effect:.2f} {one.unit})"
             )
-    inside = [case.contrast.value(case.rise([node])) for node in case.nodes if is_head(node)]
+    cost = costs(case)
+    inside = [cost[node] for node in case.nodes if is_head(node)]
     for head in case.runs.heads if inside else ():
-        effect = case.contrast.value(case.rise([head]))
+        effect = cost.get(head, 0.0)
         if head not in case.nodes and effect >= max(case.least_effect, max(inside) / 2):
             found.append(
                 f"{head} is not in the circuit, but its ablation costs the pattern {effect:.2f} "
-                "nats more than matched tokens"
+                f"{case.unit} more than matched tokens"
             )
     return found
+
+
+def _composes(edge: Edge) -> bool:
+    """Whether there is a composition score of an edge: between heads."""
+    return is_head(edge.source) and is_head(edge.target)
 
 
 def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
     found = []
     for edge in case.hypothesis.edges:
-        if edge.target == LOGITS or composition is None:
+        if composition is None or not _composes(edge):
             continue
         one = composition.sel(source=edge.source, target=edge.target, through=edge.through)
         q = max(float(one["q_random"]), float(one["q_rotation"]))
@@ -361,58 +385,20 @@ def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
 def _curve(case: Case) -> xr.Dataset | None:
     """Faithfulness, the circuit first and the rest by what its ablation costs."""
     universe = outside_of(frozenset(), case.runs, case.outside)
-    cost = {node: case.contrast.value(case.rise([node])) for node in universe}
-    ranking = sorted(universe, key=lambda node: (node not in case.nodes, -cost[node], node))
+    cost = costs(case)
+    ranking = sorted(
+        universe, key=lambda node: (node not in case.nodes, -cost.get(node, 0.0), node)
+    )
     try:
         return faithfulness.curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
     except ValueError:
         return None  # ablating everything does not hurt; sufficiency has said so
 
 
-def _masks(
-    hypotheses: Sequence[CircuitHypothesis], patterns: Any, runs: Runs, tokenizer: Any
-) -> dict[str, BoolArray]:
-    """Labels of the tokens for every hypothesis's pattern."""
-    names = list(dict.fromkeys(one.pattern for one in hypotheses))
-    if patterns is None:
-        patterns = label_patterns(runs.tokens, tokenizer)
-    if not isinstance(patterns, xr.DataArray):
-        mask = np.asarray(patterns)
-        if mask.shape != runs.real.shape or mask.dtype != bool:
-            raise ValueError(
-                "patterns must be a DataArray from label_patterns(tokens), or a bool array of "
-                f"shape {runs.real.shape}; got {mask.dtype} {mask.shape}"
-            )
-        if len(names) > 1:
-            raise ValueError(
-                f"patterns is one array, the hypotheses are about {', '.join(names)}: pass labels "
-                "with names, from label_patterns"
-            )
-        return {names[0]: mask}
-    patterns = require(patterns, "patterns", argument="patterns")
-    known = [str(name) for name in patterns["pattern"].values]
-    for name in names:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ValueError(
-                f"pattern {name!r} is not among those of patterns: {', '.join(known)}{hint}"
-            )
-    if patterns.shape[1:] != runs.real.shape:
-        raise ValueError(
-            f"patterns label {patterns.shape[1]} sequences of {patterns.shape[2]} positions, "
-            f"tokens have {runs.real.shape[0]} of {runs.real.shape[1]}: label these tokens"
-        )
-    there = patterns.coords.get("token_id")
-    if there is not None:
-        same = there.values == runs.tokens[:, 1:].numpy()
-        if not bool((same | ~runs.real).all()):
-            raise ValueError("patterns label other tokens than these: label these tokens")
-    return {name: patterns.sel(pattern=name).values.astype(bool) for name in names}
-
-
 def _n_steps(hypotheses: Sequence[CircuitHypothesis], runs: Runs, n_null: int) -> int:
     """About how often the model will run."""
     sizes = [(len(one.components), len(one.edges)) for one in hypotheses]
-    own = sum(c * (c + 3) + e * (e + 3) // 2 for c, e in sizes)
-    nulls = sum(2 * n_null + e * n_null + len(runs.nodes) for _, e in sizes)
-    return own + nulls + 130 + len(runs.nodes)
+    own = sum(c * (c + 3) + e * (e + 3) // 2 + MOST_TRIED for c, e in sizes)
+    singles = min(len(runs.nodes), ALL_UP_TO)
+    nulls = sum(2 * n_null + e * n_null + min(len(runs.nodes), n_null) for _, e in sizes)
+    return own + nulls + 130 + singles

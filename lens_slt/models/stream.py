@@ -242,13 +242,9 @@ class Stream:
     def _find_norm(self, layer: int) -> nn.Module | None:
         resid = self._at(layer, "hook_resid_pre")
         for norm in _norm_candidates(self.adapted.module.blocks[layer], self.adapted.d_model):
-            with torch.no_grad():
-                try:
-                    x = resid if norm is None else norm(resid)
-                except Exception:  # no norm of the stream, whatever else it is
-                    continue
-                if isinstance(x, Tensor) and x.shape == resid.shape and self._reads(layer, x):
-                    return norm
+            x = _output(norm, resid)
+            if x is not None and x.shape == resid.shape and self._reads(layer, x):
+                return norm
         raise ValueError(
             f"model: what the attention of layer {layer} reads is not a norm of the residual "
             "stream times its weights (norms on queries and keys?), so paths and edges between "
@@ -256,6 +252,7 @@ class Stream:
             f"{self._hooks_hint}"
         )
 
+    @torch.no_grad()
     def _reads(self, layer: int, x: Tensor) -> bool:
         return all(
             self._near(self._project(layer, part, x), self._at(layer, f"attn.hook_{part.lower()}"))
@@ -326,16 +323,11 @@ class Stream:
             finally:
                 handle.remove()
         places = (f"blocks.{layer}.{part}" for part in ("hook_resid_mid", "hook_resid_pre"))
-        for place in places if len(seen) == 1 else ():
-            resid = self._clean.get(place)
-            for norm in () if resid is None else _norm_candidates(block, self.adapted.d_model):
-                with torch.no_grad():
-                    try:
-                        x = resid if norm is None else norm(resid)
-                    except Exception:  # no norm of the stream, whatever else it is
-                        continue
-                same = isinstance(x, Tensor) and x.shape == seen[0].shape
-                if same and self._near(x, seen[0]):
+        called = [place for place in places if place in self._clean and len(seen) == 1]
+        for place in called:
+            for norm in _norm_candidates(block, self.adapted.d_model):
+                x = _output(norm, self._clean[place])
+                if x is not None and x.shape == seen[0].shape and self._near(x, seen[0]):
                     assert module is not None
                     return MlpReader(module, norm, place)
         raise ValueError(
@@ -374,6 +366,18 @@ def _norm_candidates(block: Any, d_model: int) -> Iterator[nn.Module | None]:
     for name, part in parts.items():
         if part is not None and may_be_norm(name, part, d_model):
             yield part
+
+
+def _output(norm: nn.Module | None, resid: Tensor) -> Tensor | None:
+    """What a part of a block makes of the stream; None for what is no norm, whatever it is."""
+    if norm is None:
+        return resid
+    try:
+        with torch.no_grad():
+            x = norm(resid)
+    except Exception:
+        return None
+    return x if isinstance(x, Tensor) else None
 
 
 def _noise_like(x: Tensor, scale: Tensor, seed: int = 0) -> Tensor:

@@ -140,9 +140,7 @@ def plain_path(model, tokens, edge, plus):
             x[:, :, 1] = new[:, :, 1]
             return x
 
-        logits = model.run_with_hooks(
-            tokens[:, :-1], return_type="logits", fwd_hooks=[(plus, put)]
-        )
+        logits = model.run_with_hooks(tokens[:, :-1], return_type="logits", fwd_hooks=[(plus, put)])
     return losses(logits, tokens)
 
 
@@ -196,7 +194,9 @@ def test_frozen_norm_makes_a_last_head_its_path_to_the_logits(name):
     if not adapt(model).attn_only:
         assert np.abs(node - ablate(model, tokens, "L1H2")["effect"].values).max() > 1e-5
         return
-    path = ablate_path(model, tokens, "L1H2 -> logits", how=Ablation(frozen_norm=True))["effect"].values
+    path = ablate_path(model, tokens, "L1H2 -> logits", how=Ablation(frozen_norm=True))[
+        "effect"
+    ].values
     np.testing.assert_allclose(node, path, atol=1e-5)
 
 
@@ -363,9 +363,18 @@ def test_affected_tokens_stand_in_context():
         (lambda m, t: ablate(m, t, "unembed"), "'unembed' cannot be ablated; heads, MLPs, layers"),
         (lambda m, t: ablate(m, t, "L0H1", how="men"), "how must be one of auto, mean.*'mean'"),
         (lambda m, t: ablate(m, t, "L0H1", how="mean_pattern"), "needs pattern"),
-        (lambda m, t: ablate(m, t, "L0H1", how=Ablation("mean_pattern", pattern=t > 0)), "one position less"),
-        (lambda m, t: ablate(m, t, "L0H1", how=Ablation(reference=t[:, :7])), "sequences of 7 tokens"),
-        (lambda m, t: ablate(m, t, "L0H1", how=Ablation(reference=t + 40)), "reference.*between 0 and 49"),
+        (
+            lambda m, t: ablate(m, t, "L0H1", how=Ablation("mean_pattern", pattern=t > 0)),
+            "one position less",
+        ),
+        (
+            lambda m, t: ablate(m, t, "L0H1", how=Ablation(reference=t[:, :7])),
+            "sequences of 7 tokens",
+        ),
+        (
+            lambda m, t: ablate(m, t, "L0H1", how=Ablation(reference=t + 40)),
+            "reference.*between 0 and 49",
+        ),
         (lambda m, t: ablate_path(m, t, "L1H1 -> L0H0.K"), "runs backwards"),
         (lambda m, t: ablate_path(m, t, "L0H1 -> L1H7.K"), "L1H7.*does not exist"),
         (lambda m, t: ablate_path(m, t, "L0H1 -> L1H1"), "through what.*Q, K, V"),
@@ -422,7 +431,13 @@ def test_donors_are_real_and_other_sequences(same):
 def test_mean_position_needs_a_reference_at_every_position():
     tokens = padded_tokens()
     with pytest.raises(ValueError, match="reference has nothing but padding at position 9, where"):
-        ablate(native(), tokens, "L0H1", how=Ablation("mean_position", reference=tokens[[1, 6]]), pad_id=49)
+        ablate(
+            native(),
+            tokens,
+            "L0H1",
+            how=Ablation("mean_position", reference=tokens[[1, 6]]),
+            pad_id=49,
+        )
 
 
 @pytest.mark.skipif(
@@ -499,9 +514,7 @@ def test_interchange_puts_in_what_the_other_prompt_of_a_pair_has(node):
                 x[row, position] = kept["x"][row, position - 1]
         return x
 
-    swap = Ablation(
-        "interchange", reference=other, positions=where, reference_positions=where - 1
-    )
+    swap = Ablation("interchange", reference=other, positions=where, reference_positions=where - 1)
     found = ablate(model, tokens, node, how=swap)
     with torch.no_grad():
         logits = model.run_with_hooks(

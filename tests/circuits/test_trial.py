@@ -201,8 +201,11 @@ def ask(p, text="L0H1", pattern=None, **options):
         (lambda p: ask(p, least_effect=0.0), "least_effect must be a finite number above 0"),
         (lambda p: ask(p, n_null=0), "n_null must be an integer of at least 1"),
         (lambda p: ask(p, n_bootstrap=10), "n_bootstrap must be an integer of at least 100"),
-        (lambda p: ask(p, reference=p.tokens[:, :9]), "reference has sequences of 9"),
-        (lambda p: ask(p, reference=p.tokens + 90), "reference.*token ids"),
+        (
+            lambda p: ask(p, how=ls.Ablation(reference=p.tokens[:, :9])),
+            "reference has sequences of 9",
+        ),
+        (lambda p: ask(p, how=ls.Ablation(reference=p.tokens + 90)), "reference.*token ids"),
     ],
 )
 def test_bad_input_is_refused(induction, call, message):

@@ -1,0 +1,72 @@
+"""Which tokens the patterns of hypotheses are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.arguments import did_you_mean
+from lens_slt.arrays import BoolArray
+from lens_slt.circuits.hypothesis import CircuitHypothesis
+from lens_slt.circuits.runs import Runs
+from lens_slt.data.patterns import label_patterns
+from lens_slt.schema import require
+
+ALL = "all"  # the pattern of every prediction that counts
+
+
+def pattern_masks(
+    hypotheses: Sequence[CircuitHypothesis], patterns: Any, runs: Runs, tokenizer: Any
+) -> dict[str, BoolArray]:
+    """Labels of the tokens for every hypothesis's pattern, bool ``[sequence, position - 1]``.
+
+    Raises ValueError for labels of other tokens, and patterns that they do not have.
+    """
+    names = list(dict.fromkeys(one.pattern for one in hypotheses))
+    if ALL in names and (patterns is None or ALL not in _names_of(patterns)):
+        rest = [one for one in hypotheses if one.pattern != ALL]
+        found = pattern_masks(rest, patterns, runs, tokenizer) if rest else {}
+        return found | {ALL: runs.real}
+    if patterns is None:
+        patterns = label_patterns(runs.tokens, tokenizer)
+    if not isinstance(patterns, xr.DataArray):
+        mask = np.asarray(patterns)
+        if mask.shape != runs.real.shape or mask.dtype != bool:
+            raise ValueError(
+                "patterns must be a DataArray from label_patterns(tokens), or a bool array of "
+                f"shape {runs.real.shape}; got {mask.dtype} {mask.shape}"
+            )
+        if len(names) > 1:
+            raise ValueError(
+                f"patterns is one array, the hypotheses are about {', '.join(names)}: pass labels "
+                "with names, from label_patterns"
+            )
+        return {names[0]: mask}
+    patterns = require(patterns, "patterns", argument="patterns")
+    known = [str(name) for name in patterns["pattern"].values]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(
+                f"pattern {name!r} is not among those of patterns: {', '.join(known)}{hint}"
+            )
+    if patterns.shape[1:] != runs.real.shape:
+        raise ValueError(
+            f"patterns label {patterns.shape[1]} sequences of {patterns.shape[2]} positions, "
+            f"tokens have {runs.real.shape[0]} of {runs.real.shape[1]}: label these tokens"
+        )
+    there = patterns.coords.get("token_id")
+    if there is not None:
+        same = there.values == runs.tokens[:, 1:].numpy()
+        if not bool((same | ~runs.real).all()):
+            raise ValueError("patterns label other tokens than these: label these tokens")
+    return {name: patterns.sel(pattern=name).values.astype(bool) for name in names}
+
+
+def _names_of(patterns: Any) -> set[str]:
+    """Names of the patterns of labels; none for a bare array, which may be of any name."""
+    named = isinstance(patterns, xr.DataArray) and "pattern" in patterns.coords
+    return {str(name) for name in patterns["pattern"].values} if named else {ALL}
