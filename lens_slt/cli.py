@@ -303,8 +303,8 @@ def cross_check(
     trial_sequences: Annotated[int, typer.Option(help="Sequences to ablate on.")] = 32,
     probe_sequences: Annotated[int, typer.Option(help="Sequences that circuits come from.")] = 32,
     how: Annotated[
-        str, typer.Option(help="mean, mean_position, resample or zero: what ablation puts in.")
-    ] = "mean",
+        str, typer.Option(help="auto, mean, mean_position, resample, zero: what ablation puts in.")
+    ] = "auto",
     least_effect: Annotated[float, typer.Option(help="Nats; less is no effect.")] = LEAST_EFFECT,
     null_sets: Annotated[int, typer.Option(help="Random sets to compare with.")] = N_NULL,
     checkpoint: Checkpoint = None,
