@@ -25,6 +25,7 @@ from lens_slt.circuits.propose import propose_circuits
 from lens_slt.circuits.slt_evidence import SltEvidence, evidence_of
 from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, Trial
 from lens_slt.circuits.trial import cross_check as run_trials
+from lens_slt.circuits.trial_cost import trial_seconds
 from lens_slt.cli_support import (
     console,
     finish,
@@ -74,7 +75,7 @@ SEARCH = (
     f"loading the model, up to {MOST_ROUNDS} more values of nβ or γ where no setting is accepted, "
     "tables and figures"
 )
-TRIALS = "loading the model, and the trials, seconds to a minute for every circuit"
+TRIALS = "loading the model, tables and figures"
 
 Model = Annotated[
     str, typer.Option("--model", help="A shipped model, a folder, or a TransformerLens name.")
@@ -338,6 +339,11 @@ def cross_check(
         began = time.monotonic()
         found: SltEvidence | None = None
         llc, record = None, dict[str, Any]()
+        trial_tokens = load_data(data, loaded, trial_sequences, length, bos, seed=2)
+        if dry_run:  # an inferred circuit is about as large as the one that stands in for it
+            likely = given or [circuit("L0H0 -> L1H0.K", "induction")] * most
+            runs, seconds = trial_seconds(loaded, trial_tokens, likely, null_sets)
+            trials_cost = f"the trials (up to {runs} runs of the model, {seconds:.0f} s)"
         if slt or given is None:
             tokens = load_data(data, loaded, sequences, length, bos)
             probe = load_data(data, loaded, probe_sequences, length, bos, seed=1)
@@ -346,7 +352,7 @@ def cross_check(
                     loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
                     device=device,
                 )  # fmt: skip
-                show_estimate(needed, as_json, TRIALS)
+                show_estimate(needed, as_json, f"{TRIALS}, and {trials_cost}")
                 return
             found_steps(path)
             result = sample(
@@ -363,11 +369,10 @@ def cross_check(
             if views:
                 found = evidence_of(views["llc"], label_patterns(probe, loaded.tokenizer))
         if dry_run:
-            show_estimate(None, as_json, TRIALS)
+            show_estimate(None, as_json, f"{TRIALS}, and {trials_cost}")
             return
         if given is None:
             given = [] if found is None else propose_circuits(found, loaded, most=most)
-        trial_tokens = load_data(data, loaded, trial_sequences, length, bos, seed=2)
         trials = run_trials(
             loaded, trial_tokens, given, slt=found, how=how, least_effect=least_effect,
             n_null=null_sets, seed=seed or 0, progress=not as_json,

@@ -23,13 +23,13 @@ from lens_slt.circuits.hypothesis import (
     from_record,
 )
 from lens_slt.circuits.interventions import outside_of
-from lens_slt.circuits.neighbours import MOST_TRIED, costs, neighbours
+from lens_slt.circuits.neighbours import costs, neighbours
 from lens_slt.circuits.pattern_masks import pattern_masks
 from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.runs import Runs, nodes_of
-from lens_slt.circuits.shortlist import ALL_UP_TO
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
+from lens_slt.circuits.trial_cost import n_runs
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head
@@ -194,7 +194,7 @@ def cross_check(
         "reference": runs.ablation.reference is not None,
     }  # fmt: skip
     trials = []
-    with track("Trial", _n_steps(hypotheses, runs, n_null), progress) as advance:
+    with track("Trial", n_runs(hypotheses, runs, n_null), progress) as advance:
         runs.on_run = advance
         for one in hypotheses:
             case = Case(one, runs, contrasts[one.pattern], least_effect, n_null, seed)
@@ -393,12 +393,3 @@ def _curve(case: Case) -> xr.Dataset | None:
         return faithfulness.curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
     except ValueError:
         return None  # ablating everything does not hurt; sufficiency has said so
-
-
-def _n_steps(hypotheses: Sequence[CircuitHypothesis], runs: Runs, n_null: int) -> int:
-    """About how often the model will run."""
-    sizes = [(len(one.components), len(one.edges)) for one in hypotheses]
-    own = sum(c * (c + 3) + e * (e + 3) // 2 + MOST_TRIED for c, e in sizes)
-    singles = min(len(runs.nodes), ALL_UP_TO)
-    nulls = sum(2 * n_null + e * n_null + min(len(runs.nodes), n_null) for _, e in sizes)
-    return own + nulls + 130 + singles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,20 @@ import torch
 import xarray as xr
 
 import lens_slt as ls
-from lens_slt.circuits.null_sets import all_paths, other_paths, random_paths, same_shape
+from lens_slt.circuits import shortlist
+from lens_slt.circuits.null_sets import (
+    all_paths,
+    kind_of,
+    other_paths,
+    random_paths,
+    same_shape,
+)
 from lens_slt.circuits.runs import Runs
-from lens_slt.circuits.slt_evidence import refined_on_pattern
+from lens_slt.circuits.slt_evidence import _idle, refined_on_pattern
+from lens_slt.circuits.statistics import Contrast
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.structure.pattern_enrichment import labels_of
+from tests.tiny_models import native
 
 FEW = dict(n_null=25, n_bootstrap=300, progress=False)
 
@@ -137,15 +147,84 @@ def test_null_sets_have_the_shape_of_the_circuit():
         assert not one & {"L0H1", "L1H2", "L1H3"}
     every = same_shape(frozenset({"L0H1", "L2H2"}), runs, 100, 0)
     assert len(every.members) == 25
-    assert same_shape(frozenset(f"L0H{i}" for i in range(4)), runs, 100, 0).members == ()
+    # Two heads are left in the layer: both, and two of other layers for those that lack.
+    few = same_shape(frozenset(f"L0H{i}" for i in range(4)), runs, 100, 0)
+    assert len(few.members) == 12 * 11 // 2
+    assert all({"L0H4", "L0H5"} < one and len(one) == 4 for one in few.members)
+    assert "as far as layers have them" in few.words
+    assert same_shape(frozenset(runs.heads), runs, 100, 0).members == ()
     edge = ls.Edge("L0H1", "L1H2", "K")
     others = other_paths(edge, [edge], runs, 1000, 0)
     assert len(others.members) == 6 * 6 * 3 - 1
-    universe = all_paths(runs, "KV")
+    universe = all_paths(runs, [("head", "head", "K"), ("head", "head", "V")])
     assert len(universe) == 3 * 36 * 2
     for one in random_paths(frozenset([edge]), universe, 50, 0).members:
         assert one < universe
         assert edge not in one
+    assert random_paths(universe - {edge}, universe, 50, 0).members == (frozenset([edge]),)
+    assert random_paths(universe, universe, 50, 0).members == ()
+
+
+def test_null_paths_of_mlps_are_between_nodes_like_theirs():
+    model = native(attn_only=False)
+    tokens = torch.randint(1, 49, (4, 12), generator=torch.Generator().manual_seed(0))
+    runs = Runs(adapt(model), tokens)
+    edge = ls.Edge("L0H1", "L0MLP")
+    others = {str(e) for one in other_paths(edge, [edge], runs, 100, 0).members for e in one}
+    assert others == {f"L0H{h}→{m}" for h in range(4) for m in ("L0MLP", "L1MLP")} - {str(edge)}
+    into_heads = all_paths(runs, [kind_of(ls.Edge("L0MLP", "L1H2", "K"))])
+    assert {str(e) for e in into_heads} == {f"L0MLP→L1H{h}.K" for h in range(4)}
+
+
+def test_an_answer_alone_is_put_on_trial_with_a_metric_of_its_own(induction, planted_trials):
+    """Only the pattern's tokens count, so there are no others to be matched with."""
+    p = induction
+    counts = p.patterns[:, :64].sel(pattern=p.pattern).values
+    one = replace(p.truth, pattern="all")
+    wrong = ls.LogitDifference(wrong=1)
+    trials = [
+        ls.cross_check(p.model, p.tokens[:64], one, weights=counts, metric=metric, **FEW)
+        for metric in (None, wrong)
+    ]
+    for trial, metric in zip(trials, ("loss", "logit_difference"), strict=True):
+        assert trial.verdict == "supported", str(trial)
+        assert trial.settings["metric"] == metric
+        necessity = trial.evidence[0]
+        assert "there are no others" in necessity.words
+        assert necessity.unit == trial.settings["units"]
+    # On the same tokens, without the matched ones: the loss that ablation costs them.
+    by_hand = ls.ablate(p.model, p.tokens[:64], p.truth.components, how="mean")
+    effect = float(by_hand["effect"].values[counts].mean())
+    assert trials[0].evidence[0].effect == pytest.approx(effect, abs=1e-5)
+
+
+def test_a_step_of_growing_finds_the_missing_edge(induction):
+    """A circuit without one of its edges, and one with an edge too many."""
+    p = ls.plant("induction", seed=3, n_heads=6, vocab=16)
+    labels = {"patterns": p.patterns[:, :64], **FEW}
+    [edge] = p.truth.edges
+    wider = replace(
+        p.truth, components=(*p.truth.components, "L0H0" if edge.source != "L0H0" else "L0H1"),
+        edges=(edge, ls.Edge("L0H0" if edge.source != "L0H0" else "L0H1", edge.target, "K")),
+    )  # fmt: skip
+    trial = ls.cross_check(p.model, p.tokens[:64], wider, **labels)
+    noted = {one.test: one for one in trial.evidence if one.test in ("grown", "shrunk")}
+    assert noted["shrunk"].part == str(wider.edges[1])
+    assert noted["shrunk"].effect == pytest.approx(0, abs=0.05)
+    assert noted["grown"].effect < 0.1
+
+
+def test_idle_heads_are_the_lower_group_of_their_layer():
+    names = [f"L0H{i}" for i in range(4)] + [f"L1H{i}" for i in range(4)] + ["L2H0", "L2H1"]
+    # One that serves the pattern among three that do not; three that do and a dead one; two heads.
+    values = np.array([-1.1, 0.8, -1.2, -1.15, 0.0, 0.8, 1.1, 1.5, 1.0, 0.2])
+    beyond = values - _idle(values, names) @ values
+    np.testing.assert_allclose(beyond[:4], [0.05, 1.95, -0.05, 0], atol=1e-9)
+    np.testing.assert_allclose(beyond[4:8], values[4:8])
+    np.testing.assert_allclose(beyond[8:], values[8:])
+    # A head that the pattern needs less than nothing makes no heroes of the others.
+    lone = np.array([-5.0, 0.1, 0.2, 0.1])
+    np.testing.assert_allclose(lone - _idle(lone, names[:4]) @ lone, lone)
 
 
 def test_faithfulness_curve_ends_at_one_and_beats_random(induction):
@@ -180,6 +259,41 @@ def test_results_as_values(planted_trials, tmp_path):
     assert str(planted_trials[0]).startswith("SUPPORTED: ")
 
 
+def test_first_order_effects_are_the_slope_of_a_growing_ablation(monkeypatch):
+    model = native(attn_only=False).double()
+    tokens = torch.randint(1, 49, (8, 12), generator=torch.Generator().manual_seed(0))
+    runs = Runs(adapt(model), tokens, "mean")
+    pattern = runs.real & (np.arange(11) > 4)
+    nodes = ["L0H1", "L1H2", "L0MLP", "embed"]
+    effects = shortlist.node_effects(runs, pattern, nodes)
+    for node in nodes:
+        place, head = shortlist.place_of(node)
+        new = runs.replacement(node, slice(0, 8))
+        losses = []
+        for share in (1e-3, -1e-3):
+
+            def move(x, hook, share=share, head=head, new=new):
+                x = x.clone()
+                part = x if head is None else x[:, :, head]
+                part += share * (new - part)
+                return x
+
+            with torch.no_grad():
+                logits = model.run_with_hooks(
+                    tokens[:, :-1], return_type="logits", fwd_hooks=[(place, move)]
+                )
+            loss = -logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+            losses.append(float(loss[torch.from_numpy(pattern)].mean()))
+        slope = (losses[0] - losses[1]) / 2e-3
+        assert effects[node] == pytest.approx(slope, rel=1e-2, abs=1e-5)
+    # Of many nodes those with the largest are left.
+    monkeypatch.setattr(shortlist, "ALL_UP_TO", 2)
+    monkeypatch.setattr(shortlist, "KEPT", 1)
+    contrast = Contrast(runs.base, pattern)
+    best = max(nodes, key=lambda node: abs(effects[node]))
+    assert shortlist.shortlist(runs, contrast, nodes) == {best}
+
+
 def ask(p, text="L0H1", pattern=None, **options):
     pattern = pattern or p.pattern
     options = {"patterns": p.patterns[:, :64], **options}
@@ -191,11 +305,14 @@ def ask(p, text="L0H1", pattern=None, **options):
     ("call", "message"),
     [
         (lambda p: ask(p, "L0H99"), "L0H99.*does not exist"),
-        (lambda p: ask(p, "embed"), "'embed' cannot be ablated"),
+        (lambda p: ask(p, "unembed"), "'unembed' cannot be ablated"),
         (lambda p: ask(p, pattern="inductoin"), "'inductoin'.*did you mean 'induction'"),
         (lambda p: ask(p, patterns=p.patterns[:, :32]), "32 sequences.*have 64"),
         (lambda p: ask(p, patterns=p.patterns[:, 64:]), "label other tokens"),
-        (lambda p: ask(p, patterns=np.ones((64, 31), bool)), "covers all but 0 tokens"),
+        (
+            lambda p: ask(p, patterns=np.arange(64 * 31).reshape(64, 31) > 9),
+            "covers all but 10 tokens",
+        ),
         (lambda p: ask(p, patterns=np.zeros((64, 31), bool)), "needs at least 20 tokens in 8"),
         (lambda p: ask(p, patterns=np.zeros((64, 32))), "bool array of shape"),
         (lambda p: ask(p, least_effect=0.0), "least_effect must be a finite number above 0"),
