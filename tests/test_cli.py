@@ -142,6 +142,7 @@ def test_dry_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     circuit = ["--hypothesis", "L0H2->L1H2.K", "--pattern", "induction", "--dry-run"]
     result = call("cross-check", *CIRCUIT, *circuit, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (0, "nothing is sampled\n")
+    assert re.search(r"the trials \(up to \d+ runs of the model, \d+ s\)", result.stderr)
     assert not (tmp_path / "out").exists()
 
 

@@ -183,7 +183,9 @@ def test_an_answer_alone_is_put_on_trial_with_a_metric_of_its_own(induction, pla
     one = replace(p.truth, pattern="all")
     wrong = ls.LogitDifference(wrong=1)
     trials = [
-        ls.cross_check(p.model, p.tokens[:64], one, weights=counts, metric=metric, **FEW)
+        ls.cross_check(
+            p.model, p.tokens[:64], one, how="mean", weights=counts, metric=metric, **FEW
+        )
         for metric in (None, wrong)
     ]
     for trial, metric in zip(trials, ("loss", "logit_difference"), strict=True):
@@ -193,7 +195,7 @@ def test_an_answer_alone_is_put_on_trial_with_a_metric_of_its_own(induction, pla
         assert "there are no others" in necessity.words
         assert necessity.unit == trial.settings["units"]
     # On the same tokens, without the matched ones: the loss that ablation costs them.
-    by_hand = ls.ablate(p.model, p.tokens[:64], p.truth.components, how="mean")
+    by_hand = ls.ablate(p.model, p.tokens[:64], p.truth.components, how="mean", weights=counts)
     effect = float(by_hand["effect"].values[counts].mean())
     assert trials[0].evidence[0].effect == pytest.approx(effect, abs=1e-5)
 
