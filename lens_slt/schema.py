@@ -193,7 +193,7 @@ SCHEMAS: dict[str, Schema] = {
         ),
         Schema(
             "behaviour_scores", "behaviour_scores",
-            needed=over("component", f"{_BEHAVIOUR} copying head_type"),
+            needed=over("component", f"{_BEHAVIOUR} copying written_share head_type"),
             optional=over("component", _each(_BEHAVIOUR, "{}_se")),
         ),
         Schema(

@@ -15,6 +15,8 @@ score               what is averaged
                     (arXiv 2410.02984) call multigrams
 ``copying``         Σλ/Σ|λ| of the eigenvalues λ of W_E·W_V·W_O·W_U (Elhage et al. 2021): 1 where
                     attending to a token raises its own logit, −1 where it lowers it
+``written_share``   RMS of what the head adds to the residual stream, beyond its mean over tokens,
+                    over that of the last residual stream
 =================== ============================================================================
 
 A direct contribution is what a head adds to a logit through the residual stream alone, the size of
@@ -22,13 +24,14 @@ the last norm held, less what it adds to all logits on average (which changes no
 ``copying`` the norms before the heads and before the unembedding are folded in and the unembedding
 is centred; MLPs are left out, also the first one, which in models such as GPT-2 acts as part of the
 embedding. Where what heads write is not read off W_O and W_U (a norm after the attention, a cap on
-logits) these four scores are NaN and the attribute ``why_no_writes`` says why.
+logits) these five scores are NaN and the attribute ``why_no_writes`` says why.
 
 ``head_type`` is the first of these that holds:
 
 =================== ============================================================================
 type                rule
 =================== ============================================================================
+``dead``            written_share is under 0.01: whatever it attends to, nothing comes of it
 ``previous token``  previous_token is at least 0.5
 ``current token``   current_token is at least 0.5
 ``induction``       prefix_matching is at least 0.3 and copying above 0, where that is known
@@ -57,9 +60,8 @@ from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models import forward
-from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights
+from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names
-from lens_slt.models.norms import MeasuredNorm, fold, norm_weight
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
@@ -68,9 +70,12 @@ ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token"
 DIRECT = ("induction", "ngram", "skip_gram")
 SCORES = (*ATTENTION, *DIRECT, "copying")
 TYPES = (
-    "previous token", "current token", "induction", "first token", "multigram", "copying",
-    "other",
+    "dead", "previous token", "current token", "induction", "first token", "multigram",
+    "copying", "other",
 )  # fmt: skip
+
+DEAD = 0.01  # share of the stream that a dead head writes less than
+SHARE_OF = 16  # sequences that this is measured on
 
 SEGMENT = 50  # random tokens that are said twice, by default
 ENTRIES = 2**19  # of one head's attention that are held at a time
@@ -124,7 +129,7 @@ def behaviour_scores(
     queries[:, 0] = False
     again = (torch.arange(random.shape[1]) >= half).expand(random.shape)
     stream = Stream(adapted, random)
-    writes, why_no_writes = _writes(stream)
+    writes, why_no_writes = writes_of(stream)
     measured = _measure(adapted, writes, text, ATTENTION[:3], queries, labels)
     measured |= _measure(
         adapted, writes, random, ATTENTION[3:], again, {"induction": again[:, :-1]}
@@ -134,7 +139,12 @@ def behaviour_scores(
     for name in (*ATTENTION, *DIRECT):
         value, se = measured[name].mean() if name in measured else nothing
         found[name], found[f"{name}_se"] = ("component", value), ("component", se)
-    found["copying"] = ("component", nothing[0] if writes is None else _copying(stream, writes))
+    found["copying"] = ("component", nothing[0] if writes is None else copying(stream, writes))
+    share = nothing[0]
+    if writes is not None:
+        seen = _observe(adapted, text[:SHARE_OF].to(adapted.device), {})
+        share = array_of(writes.share(seen.z, seen.final))
+    found["written_share"] = ("component", share)
     scores = xr.Dataset(
         found,
         coords={"component": head_names(adapted)},
@@ -245,7 +255,7 @@ def _detectors() -> dict[str, Detector]:
 
 def _measure(
     adapted: AdaptedModel,
-    writes: _Writes | None,
+    writes: Writes | None,
     tokens: Tensor,
     scores: Sequence[str],
     queries: Tensor,
@@ -267,12 +277,12 @@ def _measure(
         batch = tokens[rows].to(adapted.device)
         seen = _observe(adapted, batch, where)
         for name, attended in seen.attended.items():
-            parts[name].append(_array(attended))
+            parts[name].append(array_of(attended))
         if writes is None:
             continue
-        contribution = writes.to_next_token(seen, batch)
+        contribution = writes.to_next_token(seen.z, seen.final, batch)
         for name, chosen in predictions.items():
-            parts[name].append(_array((contribution * chosen[rows].to(contribution)).sum(-1)))
+            parts[name].append(array_of((contribution * chosen[rows].to(contribution)).sum(-1)))
     counts = dict.fromkeys(scores, queries) | predictions
     return {
         name: _Sums(np.concatenate(part, axis=1), counts[name].sum(1).double().numpy())
@@ -336,74 +346,12 @@ def attention_pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
     return scores.masked_fill(hidden, -torch.inf).softmax(-1)
 
 
-@dataclass(frozen=True)
-class _Writes:
-    """What turns what the heads write into logits."""
-
-    w_o: Tensor  # what is added to the stream of z, [component, d_head, d_model]
-    unembedding: Tensor  # centred over the vocabulary, last norm folded in, [d_model, d_vocab]
-    final_norm: MeasuredNorm | None
-
-    @classmethod
-    def of(cls, stream: Stream) -> _Writes:
-        adapted, weights = stream.adapted, copy_weights(stream.adapted)
-        w_u = weights.get("unembed.W_U", weights["embed.W_E"].T)
-        norm = stream.final_norm
-        folded = w_u - w_u.mean(-1, keepdim=True)
-        if norm is not None:
-            folded = fold(folded, norm.weight, norm.centres)
-        w_o = [
-            stream.factor(layer) * weights[f"blocks.{layer}.attn.W_O"]
-            for layer in range(adapted.n_layers)
-        ]
-        return cls(torch.cat(w_o), stream.logit_factor * folded, norm)
-
-    def to_next_token(self, seen: _Seen, tokens: Tensor) -> Tensor:
-        """Direct contributions to the next token's logit, ``[component, sequence, position-1]``."""
-        towards = self.unembedding.T[tokens[:, 1:]] / self._size(seen.final[:, :-1])
-        directions = torch.einsum("spd,ced->cspe", towards, self.w_o)
-        return (directions * seen.z[:, :, :-1]).sum(-1)
-
-    def _size(self, final: Tensor) -> Tensor:
-        """What the last norm divides by, ``[sequence, position, 1]``, in units of its weight."""
-        if self.final_norm is None:
-            return torch.ones_like(final[..., :1])
-        with torch.no_grad():
-            return self.final_norm.scale(final, self.final_norm.module(final))
-
-
-def _writes(stream: Stream) -> tuple[_Writes | None, str]:
-    """What turns what heads write into logits, or why there is no such thing."""
-    try:
-        return _Writes.of(stream), ""
-    except ValueError as error:
-        return None, str(error)
-
-
-def _copying(stream: Stream, writes: _Writes) -> FloatArray:
-    """Σλ/Σ|λ| of every head's W_E·W_V·W_O·W_U."""
-    from transformer_lens import FactoredMatrix
-
-    adapted = stream.adapted
-    weights = copy_weights(adapted)
-    around = writes.unembedding @ weights["embed.W_E"]  # [d_model, d_model]
-    group = adapted.n_heads // adapted.n_key_value_heads
-    found = []
-    for layer in range(adapted.n_layers):
-        name = f"blocks.{layer}.attn"
-        norm = norm_weight(stream.norm(layer), around[0])
-        w_v = fold(weights[f"{name}.W_V"], *norm).repeat_interleave(group, dim=0)
-        # The same eigenvalues as W_E·W_V·W_O·W_U, without a matrix over the vocabulary.
-        values = FactoredMatrix(around @ w_v, weights[f"{name}.W_O"]).eigenvalues
-        found.append(values.real.sum(-1) / values.abs().sum(-1))
-    return _array(torch.cat(found))
-
-
 def _types(scores: xr.Dataset) -> list[str]:
     """The first type of the module's table that holds, for each head."""
     multigram = scores["ngram"] + scores["skip_gram"]
     noise = np.hypot(scores["ngram_se"], scores["skip_gram_se"])
     holds = {
+        "dead": scores["written_share"] < DEAD,
         "previous token": scores["previous_token"] >= 0.5,
         "current token": scores["current_token"] >= 0.5,
         "induction": (scores["prefix_matching"] >= 0.3) & ~(scores["copying"] <= 0),
@@ -415,7 +363,3 @@ def _types(scores: xr.Dataset) -> list[str]:
         next((name for name, holding in holds.items() if bool(holding[i])), "other")
         for i in range(scores.sizes["component"])
     ]
-
-
-def _array(tensor: Tensor) -> FloatArray:
-    return tensor.double().cpu().numpy()

@@ -19,7 +19,8 @@ PATTERN_COLOURS = dict(
 ) | {"none": NONE}  # fmt: skip
 HEAD_TYPE_COLOURS = {
     "previous token": "#0072B2", "induction": "#D55E00", "current token": "#56B4E9",
-    "first token": "#CC79A7", "multigram": "#009E73", "copying": "#E69F00", "other": NONE,
+    "first token": "#CC79A7", "multigram": "#009E73", "copying": "#E69F00", "dead": "#777777",
+    "other": NONE,
 }  # fmt: skip
 
 

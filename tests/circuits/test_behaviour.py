@@ -268,3 +268,32 @@ def test_bad_arguments_are_named():
         behaviour_scores(model, length=16)
     with pytest.raises(ValueError, match="d_vocab is 50"):
         behaviour_scores(model, some_tokens() + 40)
+
+
+def test_a_head_that_writes_nothing_is_dead_whatever_it_attends_to():
+    model = ls.load_model("attn-2l")
+    with torch.no_grad():
+        leaf = adapt(model).leaves["blocks.1.attn.W_O"]
+        leaf.view(leaf.parameter)[2] *= 1e-4
+    scores = ls.behaviour_scores(model, n_random=4)
+    dead = scores.sel(component="L1H2")
+    assert float(dead["prefix_matching"]) > 0.3
+    assert str(dead["head_type"].values) == "dead"
+    assert (scores["head_type"] == "dead").sum() == 1
+
+
+def test_what_a_head_writes_is_measured_against_the_stream():
+    model = ls.load_model("attn-1l")
+    tokens = ls.load_tokens("mix", n_sequences=4, length=24)
+    kept = {}
+    names = ["blocks.0.attn.hook_z", "blocks.0.hook_resid_post"]
+    with torch.no_grad():
+        model.run_with_hooks(
+            tokens, fwd_hooks=[(n, lambda x, hook, n=n: kept.update({n: x})) for n in names]
+        )
+    leaf = adapt(model).leaves["blocks.0.attn.W_O"]
+    z, stream = (kept[name].double().flatten(0, 1) for name in names)
+    written = z[:, 3] @ leaf.view(leaf.parameter)[3].double()
+    sizes = [float((x - x.mean(0)).square().sum(-1).mean().sqrt()) for x in (written, stream)]
+    found = ls.behaviour_scores(model, tokens, n_random=4)["written_share"]
+    assert float(found.sel(component="L0H3")) == pytest.approx(sizes[0] / sizes[1], rel=1e-4)
