@@ -143,7 +143,8 @@ def refined_on_pattern(
     serves all heads of the layers before it look needed. What a head has beyond the idle heads of
     its layer, token by token, is its own. Idle is the lower of the two groups into which the values
     of a layer's heads fall apart best (two-means); a minority below zero is not taken for idle, nor
-    is anything in a layer of fewer than three heads: there values stand for themselves.
+    is anything in a layer of fewer than three heads, or where the pattern is all there is: there
+    values stand for themselves.
     Susceptibilities are standardised and negated, so that positive is expression. Errors hold both
     the choice of sequences and the sampling noise.
 
@@ -169,7 +170,9 @@ def refined_on_pattern(
     values = values_of(matrix).T
     scale = -values.std(1) if matrix.attrs["quantity"] == "chi" else np.ones(len(values))
     values = np.asarray(values / scale[:, None], dtype=np.float64)
-    idle = _idle(np.array([contrast.value(grid(row)) for row in values]), names)
+    idle: FloatArray = np.zeros((len(names), len(names)))
+    if contrast.others.any():  # else there is nothing that all heads alike hold more of here
+        idle = _idle(np.array([contrast.value(grid(row)) for row in values]), names)
     own = values - idle @ values
     blocks = []
     if "blocks" in matrix and matrix.sizes["block"] > 1:
