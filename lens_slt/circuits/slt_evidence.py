@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,8 @@ def refined_on_pattern(
     is anything in a layer of fewer than three heads, or where the pattern is all there is: there
     values stand for themselves.
     Susceptibilities are standardised and negated, so that positive is expression. Errors hold both
-    the choice of sequences and the sampling noise.
+    the choice of sequences and the sampling noise, except where the pattern is all there is: an
+    rLLC of all tokens is never below zero whatever they are, so only its noise matters.
 
     Args:
         matrix: from ``per_token_llc`` or ``susceptibility``.
@@ -184,6 +185,8 @@ def refined_on_pattern(
         one = contrast.matched(grid(own[i]))
         if blocks:
             parts = [contrast.value(grid(block[i])) for block in blocks]
+            if not contrast.others.any():  # a mean of what is never below zero, not a difference
+                one = replace(one, low=one.value, high=one.value)
             one = _with_noise(one, np.array(parts), contrast.n_sequences)
         found[name] = one
     return found
