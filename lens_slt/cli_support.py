@@ -23,6 +23,7 @@ from lens_slt.data.checks import usable_device
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.tokens import ARRAY_FILES, load_tokens
 from lens_slt.json_files import read_json
+from lens_slt.models.padding import PaddingWarning
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
 from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
@@ -190,7 +191,7 @@ def _show_own_warning(
     message: Warning | str, category: type[Warning], *rest: Any, **named: Any
 ) -> None:
     """Warnings of this package reach the user, those of the libraries do not."""
-    if issubclass(category, SamplingWarning | TokenizerWarning):
+    if issubclass(category, SamplingWarning | TokenizerWarning | PaddingWarning):
         say(f"warning: {message}")
 
 

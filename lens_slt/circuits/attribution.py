@@ -38,11 +38,13 @@ from torch import Tensor
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.circuits.hypothesis import LOGITS, THROUGH
 from lens_slt.data.checks import check_tokens, loss_mask
+from lens_slt.data.columns import moved
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits_from
 from lens_slt.models.captures import captured, keep_in, run_with
 from lens_slt.models.components import head_names
 from lens_slt.models.forward import Weights
 from lens_slt.models.observable import Loss, Observable, Sites, as_observable, prepared
+from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
@@ -97,12 +99,13 @@ def edge_attribution(
     integer("steps", steps, at_least=1)
     integer("batch_size", batch_size, at_least=1)
     adapted = adapt(model)
-    ids, mask = check_tokens(
+    ids, mask, shift = check_tokens(
         tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, d_vocab_out=adapted.d_vocab_out,
-        pad_id=pad_id,
+        model=adapted.module, pad_id=pad_id,
     )  # fmt: skip
+    warn_of_padding(adapted, ids, shift, "tokens")
     real = loss_mask(mask)
-    chosen = _pattern_mask(pattern_mask, ids) & real
+    chosen = moved(_pattern_mask(pattern_mask, ids), shift) & real
     if not bool(chosen.any()):
         raise ValueError("pattern_mask is false everywhere: there are no tokens to take a loss of")
     weights = copy_weights(adapted)
@@ -112,7 +115,7 @@ def edge_attribution(
     totals = _Totals.empty(adapted)
     rows_with_pattern = chosen.any(1).nonzero()[:, 0]
     n_tokens = int(chosen.sum())
-    value, all_sites = 0.0, Sites.of(ids, chosen)
+    value, all_sites = 0.0, Sites.of(ids, chosen, shift)
     for rows in rows_with_pattern.split(batch_size):
         sites = all_sites.some(torch.isin(all_sites.sequence, rows))
         batch = _Batch.of(stream, weights, ids[rows], rows, sites, observable, replacement)
@@ -233,7 +236,7 @@ class _Batch:
         stream = [kept[name] for name in streams]
         local = torch.searchsorted(rows, sites.sequence)
         sites = replace(sites, index=torch.arange(len(local)))
-        observable, values = prepared(observable, logits[local, sites.position], sites)
+        observable, values = prepared(observable, logits[local, sites.column], sites)
         return cls(
             measured, weights, tokens[:, :-1], sites, local, observable, stream, moved,
             float(values.double().sum()),
@@ -246,8 +249,8 @@ class _Batch:
     def attribute(self, totals: _Totals, steps: int) -> None:
         """Add the effects of all edges on this batch's part of the loss."""
         clean = self._clean_gradients() if steps == 1 else None
-        for layer, moved in enumerate(self.moved):
-            for head, move in enumerate(moved):
+        for layer, moves in enumerate(self.moved):
+            for head, move in enumerate(moves):
                 for place, part in enumerate(THROUGH):
                     changes = self._changes(layer, move, part)
                     gradients = clean or self._path_gradients(layer + 1, changes, steps)
@@ -313,7 +316,7 @@ class _Batch:
         hooks = [(name, add(leaf)) for name, leaf in leaves.items()]
         with torch.enable_grad(), self.adapted.module.hooks(fwd_hooks=hooks):
             logits = model_logits_from(self.adapted, self.inputs, self.stream[start], start)
-            value = self.observable(logits[self.local, self.sites.position], self.sites).sum()
+            value = self.observable(logits[self.local, self.sites.column], self.sites).sum()
             if not value.requires_grad:
                 raise ValueError(
                     f"metric: {self.observable.name} has no gradient, which attribution needs; use "

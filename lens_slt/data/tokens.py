@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lens_slt.arguments import did_you_mean, integer, location, typed
-from lens_slt.data.checks import check_tokens, loss_mask, token_array
+from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.data.corpora import CORPORA, corpus
+from lens_slt.data.inputs import read_inputs, texts_in, token_array
 from lens_slt.data.tokenizer import shipped_tokenizer
 
 __all__ = ["SOURCES", "check_tokens", "load_tokens", "loss_mask"]
@@ -48,7 +49,9 @@ def load_tokens(
       - the path of a text file;
       - the path of a token array: .npy, .pt, or .safetensors with one tensor;
       - ``"hf:NAME"``, ``"hf:NAME:SPLIT"`` or ``"hf:NAME:SPLIT:COLUMN"``: a Hugging Face data set;
-      - a tensor, array or list of integers.
+      - a tensor, array or list of integers; a ``BatchEncoding`` or a Hugging Face ``Dataset`` with
+        ``input_ids``, or that column of one; rows of one length after the cut, without padding;
+      - a list or a column of texts, each a document.
 
     Text becomes a BOS token and ``length - 1`` tokens a sequence (128 in all by default), cut from
     documents in an order that ``seed`` decides; at most 16 come from one document. The tokenizer
@@ -64,7 +67,11 @@ def load_tokens(
         integer("length", length, at_least=2)
     integer("seed", seed, at_least=0)
     if not isinstance(source, str | Path):
-        return _cut(token_array(source, "source"), n_sequences, length, "source")
+        texts = texts_in(source)
+        if texts is None:
+            return _without_padding(source, n_sequences, length)
+        cut = _Cutter(tokenizer, length or DEFAULT_LENGTH, bos, seed)
+        return cut(tuple(texts), n_sequences, "source")
     name = str(source)
     if name not in SOURCES and not name.startswith("hf:"):
         path = _existing_file(name)
@@ -255,6 +262,20 @@ def _read_array(path: Path) -> Tensor:
             f"{', '.join(sorted(found)) or 'none'}"
         )
     return token_array(next(iter(found.values())), name)
+
+
+def _without_padding(source: Any, n_sequences: int | None, length: int | None) -> Tensor:
+    """Rows of ids that have the whole length asked for."""
+    ids, real = read_inputs(source, "source")
+    found = _cut(ids, n_sequences, length, "source")
+    if real is not None and not bool(_cut(real, n_sequences, length, "source").all()):
+        n_padded = int((~real[:n_sequences, :length]).any(1).sum())
+        raise ValueError(
+            f"source has {n_padded} rows that are padded, or shorter than {found.shape[1]} tokens, "
+            "and token sequences come without a mask: pass it as it is where tokens are asked for "
+            "(ls.sample(model, data, …) leaves padding out), or a smaller length"
+        )
+    return found
 
 
 def _cut(tokens: Tensor, n_sequences: int | None, length: int | None, name: str) -> Tensor:
