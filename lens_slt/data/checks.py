@@ -222,7 +222,7 @@ def _mask_of_padding(given: Inputs, mask: Any, name: str) -> Tensor:
             f"mask of {name} has a hole in row {int(gap[0])}: only padding at either end can be "
             "left out here"
         )
-    hidden = (first == 0) & mask.any(1, keepdim=True)
+    hidden = first.eq(0) & mask.any(1, keepdim=True)
     if given.real is None:
         is_padding = not hidden.any() or left_by_mask(given.ids, mask, name) is not None
     else:
