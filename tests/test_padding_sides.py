@@ -60,31 +60,34 @@ def test_ablation(model: Any, how: str, given: str) -> None:
 def test_what_is_passed_by_position(model: Any) -> None:
     pattern = torch.rand(8, 23, generator=torch.Generator().manual_seed(1)) > 0.5
     places = torch.tensor(LENGTHS) - 2  # the last token that predicts one
-    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        ({"positions": places}, {"positions": places + SHIFT}),
-        ({"positions": pattern.numpy()}, {"positions": moved_back(pattern, SHIFT).numpy()}),
+    right_reference = {"input_ids": RIGHT.flip(0), "attention_mask": TRUE.flip(0)}
+    left_reference = {"input_ids": LEFT.flip(0), "attention_mask": REAL.flip(0)}
+    ends = places + SHIFT
+    cases = [
+        (ls.Ablation(positions=places), ls.Ablation(positions=ends)),
         (
-            {"how": "mean_pattern", "pattern": pattern},
-            {"how": "mean_pattern", "pattern": moved_back(pattern, SHIFT)},
+            ls.Ablation(positions=pattern.numpy()),
+            ls.Ablation(positions=moved_back(pattern, SHIFT).numpy()),
         ),
         (
-            {"how": "interchange", "reference": {"input_ids": RIGHT.flip(0), "attention_mask":
-             TRUE.flip(0)}, "positions": places, "reference_positions": places.flip(0)},
-            {"how": "interchange", "reference": {"input_ids": LEFT.flip(0), "attention_mask":
-             REAL.flip(0)}, "positions": places + SHIFT,
-             "reference_positions": (places + SHIFT).flip(0)},
+            ls.Ablation("mean_pattern", pattern=pattern),
+            ls.Ablation("mean_pattern", pattern=moved_back(pattern, SHIFT)),
         ),
-    ]  # fmt: skip
+        (
+            ls.Ablation("interchange", right_reference, None, places, places.flip(0)),
+            ls.Ablation("interchange", left_reference, None, ends, ends.flip(0)),
+        ),
+    ]
     batch = {"input_ids": RIGHT, "attention_mask": TRUE}
     for there, here in cases:
-        right, left = (
-            ls.ablate(model, batch, HEADS, **there),
-            ls.ablate(model, BATCH, HEADS, **here),
-        )
+        right = ls.ablate(model, batch, HEADS, how=there)
+        left = ls.ablate(model, BATCH, HEADS, how=here)
         same_columns(right["effect"], left["effect"])
         assert float(abs(right["effect"]).max()) > 0.01
     with pytest.raises(ValueError, match=r"positions\[1\] is 3, which is padding on the left of"):
-        ls.ablate(model, BATCH, HEADS, positions=np.where(np.arange(8) == 1, 3, 22))
+        ls.ablate(
+            model, BATCH, HEADS, how=ls.Ablation(positions=np.where(np.arange(8) == 1, 3, 22))
+        )
 
 
 def test_sites_are_in_the_callers_columns(model: Any) -> None:
@@ -182,9 +185,15 @@ def test_trials_and_curves(model: Any) -> None:
     """Masks of patterns are in the caller's columns."""
     generator = torch.Generator().manual_seed(3)
     pattern = torch.rand(8, 23, generator=generator) > 0.5
-    found = []
+    found, effects = [], []
+    guess = ls.circuit("L0H2 -> L1H2.K", pattern="mine")
     for tokens, labels, pad in ((RIGHT, pattern, TRUE), (LEFT, moved_back(pattern, SHIFT), REAL)):
         batch = {"input_ids": tokens, "attention_mask": pad}
         curve = ls.faithfulness_curve(model, batch, labels.numpy(), HEADS, n_random=1)
         found.append(curve["faithfulness"].values)
+        trial = ls.cross_check(
+            model, batch, guess, patterns=labels.numpy(), n_null=2, n_bootstrap=100, progress=False
+        )
+        effects.append(trial.table()["effect"].dropna().values)
+    np.testing.assert_allclose(effects[1], effects[0], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3)

@@ -24,6 +24,7 @@ from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.paths import PathHooks, check_paths, path_hooks, place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, Replacements, context
 from lens_slt.data.columns import moved
+from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, hooks_note, model_logits_from
 from lens_slt.models.captures import Hook, captured, run_with
@@ -45,6 +46,7 @@ from lens_slt.models.names import (
 from lens_slt.models.observable import Loss, Observable, Sites, as_observable, prepared
 from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import MOST_LOGITS, Stream
+from lens_slt.sampling.health import in_words_if_guessing
 
 Losses = Float[np.ndarray, "sequence position"]
 
@@ -121,8 +123,7 @@ class Runs:
         self.sign = self.metric.cost_sign or 1
 
     def moved(self, values: Any) -> Any:
-        """What a caller passes by prediction, ``[sequence, position - 1]``, as losses stand here:
-        rows padded on the left are moved. What has another shape is left to be refused."""
+        """What a caller passes by prediction, as losses stand here; other shapes as they are."""
         if values is None or not self.shift.any():
             return values
         array = np.asarray(values)
@@ -188,8 +189,20 @@ class Runs:
         key = frozenset(ablated), frozenset(paths), frozenset(restored)
         if key not in self._losses:
             self._losses[key] = self._run(*key)
+            if not any(key) and isinstance(self.metric, Loss):
+                self._warn_if_guessing(self._losses[key])
             self.on_run(len(self._losses))
         return self._losses[key]
+
+    def _warn_if_guessing(self, base: Losses) -> None:
+        """Say that the model knows nothing of these tokens, as health does of a run's."""
+        weight = self.weight[self.real.any(1)]
+        each = np.average(np.nan_to_num(base[self.real.any(1)]), axis=1, weights=weight)
+        mean = float(np.average(each, weights=weight.sum(1)))
+        error = float(each.std() / np.sqrt(len(each)))
+        words = in_words_if_guessing(mean, error, float(np.log(self.adapted.d_vocab_out)))
+        if words:
+            warnings.warn(f"tokens: {words}", TokenizerWarning, stacklevel=6)
 
     def _run(
         self, ablated: frozenset[str], paths: frozenset[Edge], restored: frozenset[str]

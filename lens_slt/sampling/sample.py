@@ -104,7 +104,10 @@ def sample(
     Args:
         model: HookedTransformer or TransformerBridge, in evaluation mode.
         tokens: integer ``[sequence, position]`` that define L_n, with at most one position more
-            than the model reads: the last token is only predicted.
+            than the model reads: the last token is only predicted. A tensor, an array, a list of
+            lists (ragged ones are padded on the right), a ``BatchEncoding`` or a
+            ``datasets.Dataset`` with ``input_ids`` (its ``attention_mask`` is used), that column of
+            one, a text or a list of texts for the model's own tokenizer.
         components: names such as ``L1H3``, ``L0``, ``embed``, ``full``, ``L0H1+L1H3``, ``heads``;
             see :mod:`lens_slt.models.components`.
         settings: :class:`Settings`, or the name of a preset.
@@ -112,9 +115,12 @@ def sample(
         weights: how much each predicted token counts in the mean L_n = Σ weight·loss / Σ weight, at
             least 0: ``[sequence, position - 1]``, or ``[position - 1]`` for all sequences. The
             scale does not matter; sequences without any weight are left out.
-        mask: tokens that count, ``[sequence, position]``: false at padding on the right, or true at
-            the answers only. Whatever stands before a token that counts is read as its context.
-        pad_id: the padding token, instead of ``mask``.
+        mask: tokens that count, ``[sequence, position]``: false at padding on either side, or true
+            at the answers only. Whatever stands before a token that counts is read as its context,
+            unless all that is hidden at the start of rows is one token id: that is padding on the
+            left (a single one in every row is a BOS).
+        pad_id: the padding token, at either end of rows, instead of ``mask``. Where every row
+            begins with it, the last of each run is a BOS of the same id.
         path: folder that draws are streamed to; an interrupted run continues from there, and a
             finished one is read. Nobody else may write there meanwhile.
         engine: ``auto``, ``functional`` (no batched heads) or ``modules`` (the model's own blocks).
