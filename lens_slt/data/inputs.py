@@ -262,4 +262,4 @@ def checked_mask(ids: Tensor, mask: Any, label: str) -> Tensor:
         )
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"{label} must hold true and false, or 1 and 0")
-    return mask.bool()
+    return mask.bool().clone()  # not the caller's, which others may write into
