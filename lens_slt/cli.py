@@ -33,6 +33,7 @@ from lens_slt.cli_support import (
     guarded,
     load_data,
     load_quietly,
+    load_weighted,
     make_settings,
     parse_probes,
     say,
@@ -78,7 +79,13 @@ SEARCH = (
 TRIALS = "loading the model, tables and figures"
 
 Model = Annotated[
-    str, typer.Option("--model", help="A shipped model, a folder, or a TransformerLens name.")
+    str,
+    typer.Option(
+        "--model", help="A shipped model, a folder, a file of weights, or a TransformerLens name."
+    ),
+]
+Config = Annotated[
+    Path | None, typer.Option(help="JSON of the HookedTransformerConfig of a file of weights.")
 ]
 Checkpoint = Annotated[int | None, typer.Option(help="Training step of the weights.")]
 Data = Annotated[
@@ -97,7 +104,14 @@ Out = Annotated[
 Sequences = Annotated[int | None, typer.Option(help="How many; 256 by default, arrays whole.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per sequence.")]
 Bos = Annotated[bool, typer.Option(help="Begin sequences of text with a BOS token.")]
-PadId = Annotated[int | None, typer.Option(help="Padding token on the right; -1: no padding.")]
+PadId = Annotated[int | None, typer.Option(help="Padding token at either end; -1: no padding.")]
+Positions = Annotated[
+    str | None,
+    typer.Option(
+        help="Predicted tokens of --data that count: last, a file of weights or of a mask, or a "
+        "column of an hf: data set with token ids."
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the model's by default.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 DryRun = Annotated[
@@ -151,6 +165,7 @@ def rllc(
     data: Data,
     out: Out,
     components: Components = "heads",
+    config: Config = None,
     checkpoint: Checkpoint = None,
     preset: Annotated[str | None, typer.Option(help="Published settings by name.")] = None,
     settings: Annotated[
@@ -178,6 +193,7 @@ def rllc(
     sequences: Sequences = None,
     length: Length = None,
     bos: Bos = True,
+    positions: Positions = None,
     pad_id: PadId = None,
     device: Device = None,
     dry_run: DryRun = False,
@@ -192,24 +208,24 @@ def rllc(
             batch_size=batch_size, thin=thin, seed=seed,
         )  # fmt: skip
         sources = parse_probes(probe or [])
-        loaded = load_quietly(model, checkpoint, device)
-        tokens = load_data(data, loaded, sequences, length, bos)
+        loaded = load_quietly(model, checkpoint, device, config)
+        tokens, weights = load_weighted(data, positions, loaded, sequences, length, bos, pad_id)
         probes = {
             name: load_data(source, loaded, probe_sequences, length, bos)
             for name, source in sources.items()
         }
         if dry_run:
             found = estimate(
-                loaded, tokens, components, settings=chosen, probes=probes, pad_id=pad_id,
-                path=path, device=device,
+                loaded, tokens, components, settings=chosen, probes=probes, weights=weights,
+                pad_id=pad_id, path=path, device=device,
             )  # fmt: skip
             show_estimate(found, as_json, "loading the model, tables and figures")
             return
         before = found_steps(path)
         began = time.monotonic()
         result = sample(
-            loaded, tokens, components, settings=chosen, probes=probes, pad_id=pad_id, path=path,
-            device=device, progress=not as_json,
+            loaded, tokens, components, settings=chosen, probes=probes, weights=weights,
+            pad_id=pad_id, path=path, device=device, progress=not as_json,
         )  # fmt: skip
         llc = refined_llc(result)
         record = _show_rllc(result, llc, out, as_json)
@@ -229,6 +245,7 @@ def susceptibility(
     probe_sequences: Annotated[int, typer.Option(help="Sequences of the probe.")] = 32,
     estimator: Annotated[str, typer.Option(help="two_posterior or restricted.")] = "two_posterior",
     control: Annotated[bool, typer.Option("--control", help="nβ = 0: the prior alone.")] = False,
+    config: Config = None,
     checkpoint: Checkpoint = None,
     settings: Annotated[
         Path | None, typer.Option(help="settings.json from lens-slt calibrate.")
@@ -244,6 +261,7 @@ def susceptibility(
     sequences: Sequences = None,
     length: Length = None,
     bos: Bos = True,
+    positions: Positions = None,
     device: Device = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -256,22 +274,22 @@ def susceptibility(
             None, settings, n_beta=0.0 if control else n_beta, gamma=gamma, chains=chains,
             draws=draws, target_se=target_se, batch_size=batch_size, thin=thin, seed=seed,
         )  # fmt: skip
-        loaded = load_quietly(model, checkpoint, device)
-        tokens = load_data(data, loaded, sequences, length, bos)
+        loaded = load_quietly(model, checkpoint, device, config)
+        tokens, weights = load_weighted(data, positions, loaded, sequences, length, bos)
         probe_tokens = load_data(probe or data, loaded, probe_sequences, length, bos, seed=1)
         names = [components, "full"] if estimator == "two_posterior" else [components]
         if dry_run:
             found = estimate(
-                loaded, tokens, names, settings=chosen, probes={"probe": probe_tokens}, path=path,
-                device=device,
+                loaded, tokens, names, settings=chosen, probes={"probe": probe_tokens},
+                weights=weights, path=path, device=device,
             )  # fmt: skip
             show_estimate(found, as_json, "loading the model, matrices, modes and figures")
             return
         before = found_steps(path)
         began = time.monotonic()
         result = sample(
-            loaded, tokens, names, settings=chosen, probes={"probe": probe_tokens}, path=path,
-            device=device, progress=not as_json,
+            loaded, tokens, names, settings=chosen, probes={"probe": probe_tokens},
+            weights=weights, path=path, device=device, progress=not as_json,
         )  # fmt: skip
         views = read_structure(
             result, "probe", probe_tokens, tokenizer=loaded.tokenizer, estimator=estimator,
@@ -308,6 +326,7 @@ def cross_check(
     ] = "auto",
     least_effect: Annotated[float, typer.Option(help="Nats; less is no effect.")] = LEAST_EFFECT,
     null_sets: Annotated[int, typer.Option(help="Random sets to compare with.")] = N_NULL,
+    config: Config = None,
     checkpoint: Checkpoint = None,
     settings: Annotated[
         Path | None, typer.Option(help="settings.json from lens-slt calibrate.")
@@ -335,7 +354,7 @@ def cross_check(
             None, settings, n_beta=n_beta, gamma=gamma, chains=chains, draws=draws,
             target_se=target_se, batch_size=batch_size, thin=thin, seed=seed,
         )  # fmt: skip
-        loaded = load_quietly(model, checkpoint, device)
+        loaded = load_quietly(model, checkpoint, device, config)
         began = time.monotonic()
         found: SltEvidence | None = None
         llc, record = None, dict[str, Any]()
@@ -403,6 +422,7 @@ def calibrate(
     data: Data,
     out: Out,
     components: Components = "heads",
+    config: Config = None,
     checkpoint: Checkpoint = None,
     n_betas: Annotated[str, typer.Option(help="Inverse temperatures to begin with.")] = "10,30,100",
     gammas: Annotated[str, typer.Option(help="Localizations to begin with.")] = "100,300",
@@ -414,6 +434,7 @@ def calibrate(
     sequences: Sequences = None,
     length: Length = None,
     bos: Bos = True,
+    positions: Positions = None,
     pad_id: PadId = None,
     device: Device = None,
     dry_run: DryRun = False,
@@ -426,21 +447,22 @@ def calibrate(
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
         grid = {"n_betas": _numbers("n-betas", n_betas), "gammas": _numbers("gammas", gammas)}
-        loaded = load_quietly(model, checkpoint, device)
-        tokens = load_data(data, loaded, sequences, length, bos)
+        loaded = load_quietly(model, checkpoint, device, config)
+        tokens, weights = load_weighted(data, positions, loaded, sequences, length, bos, pad_id)
         if dry_run:
             runs = sweep(**grid, settings=short)
             hardest = max(runs, key=lambda run: run.n_beta / run.gamma)
             one = estimate(
-                loaded, tokens, components, settings=hardest, pad_id=pad_id, device=device
-            )
+                loaded, tokens, components, settings=hardest, weights=weights, pad_id=pad_id,
+                device=device,
+            )  # fmt: skip
             least = {run: first_course(run).steps_left for run in runs}
             all_runs = one.repeated([one.steps * least[run] // least[hardest] for run in runs])
             show_estimate(all_runs, as_json, SEARCH)
             return
         found = run_calibration(
-            loaded, tokens, components, settings=short, pad_id=pad_id, device=device,
-            progress=not as_json, **grid,
+            loaded, tokens, components, settings=short, weights=weights, pad_id=pad_id,
+            device=device, progress=not as_json, **grid,
         )  # fmt: skip
         files = _write_calibration(out, found, model)
         chosen = None if found.settings is None else found.settings.as_dict()

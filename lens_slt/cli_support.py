@@ -12,17 +12,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 import xarray as xr
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from lens_slt.arguments import choice, instance
-from lens_slt.data.checks import usable_device
+from lens_slt.arguments import choice, instance, location
+from lens_slt.data.checks import mask_from_pad_id, usable_device
+from lens_slt.data.inputs import read_inputs
 from lens_slt.data.tokenizer import TokenizerWarning
-from lens_slt.data.tokens import ARRAY_FILES, load_tokens
+from lens_slt.data.tokens import ARRAY_FILES, dataset_columns, holds_ids, load_tokens, read_file
 from lens_slt.json_files import read_json
+from lens_slt.models.padding import PaddingWarning
 from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
 from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
@@ -101,12 +104,14 @@ def found_steps(path: Path) -> int:
     return step
 
 
-def load_quietly(name: str, checkpoint: int | None, device: str | None) -> Any:
+def load_quietly(
+    name: str, checkpoint: int | None, device: str | None, config: Path | None = None
+) -> Any:
     """A model, without what TransformerLens prints while loading."""
     if device is not None:
         usable_device(device)
     with contextlib.redirect_stdout(io.StringIO()):
-        return load_model(name, checkpoint=checkpoint, device=device)
+        return load_model(name, config=config, checkpoint=checkpoint, device=device)
 
 
 def load_data(
@@ -129,6 +134,66 @@ def load_data(
     return load_tokens(
         source, tokenizer, n_sequences=sequences or N_SEQUENCES, length=length, bos=bos, seed=seed
     )
+
+
+def load_weighted(
+    source: str,
+    positions: str | None,
+    model: Any,
+    sequences: int | None,
+    length: int | None,
+    bos: bool,
+    pad_id: int | None = None,
+) -> tuple[Any, Any]:
+    """Tokens of ``--data`` and the position weights of ``--positions``, None without.
+
+    ``last`` is the last token of every sequence that is no padding; a file holds weights of the
+    predicted tokens ``[position - 1]`` or ``[sequence, position - 1]``, or a mask with one position
+    more; anything else is a column of a data set with token ids. Padding of a data set's rows comes
+    with the tokens.
+    """
+    is_file = positions is not None and Path(positions).suffix in ARRAY_FILES
+    column = None if positions in (None, "last") or is_file else positions
+    if holds_ids(source):
+        more = [] if column is None else [column]
+        tokens: Any = dataset_columns(source, sequences or N_SEQUENCES, more)
+        given = tokens.pop(column) if column is not None else None
+    elif column is not None:
+        raise ValueError(
+            f"--positions {column!r} must be last, a file ({', '.join(ARRAY_FILES)}), or a column "
+            "of a data set with token ids, --data hf:NAME:SPLIT:COLUMN"
+        )
+    else:
+        tokens = load_data(source, model, sequences, length, bos)
+        given = read_file(location("positions", positions), "weights") if is_file else None
+    if positions is None:
+        return tokens, None
+    ids, real = read_inputs(tokens)
+    if real is None:
+        real = torch.ones_like(ids, dtype=torch.bool)
+        real = real if pad_id is None else mask_from_pad_id(ids, pad_id, "tokens")
+    if positions == "last":
+        place = ids.shape[1] - 1 - real.flip(1).int().argmax(1)
+        return tokens, (torch.arange(1, ids.shape[1]) == place[:, None]).double()
+    return tokens, _weights_like(ids, given, positions)
+
+
+def _weights_like(ids: Tensor, given: Any, name: str) -> Tensor:
+    """Weights of predicted tokens from those, or from a mask of all tokens; ragged rows end in 0.
+
+    Of more rows than there are sequences the first are taken, as they are of the tokens.
+    """
+    longest = ids.shape[1]
+    if isinstance(given, list):
+        longest = max(len(row) for row in given)
+        given = [[*row, *[0] * (longest - len(row))] for row in given]
+    try:
+        weights = torch.as_tensor(given).double()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--positions {name!r} must hold numbers: {error}") from None
+    if weights.ndim == 2:
+        weights = weights[: len(ids)]
+    return weights[..., 1:] if weights.shape[-1:] == ids.shape[1:] else weights
 
 
 def make_settings(
@@ -190,7 +255,7 @@ def _show_own_warning(
     message: Warning | str, category: type[Warning], *rest: Any, **named: Any
 ) -> None:
     """Warnings of this package reach the user, those of the libraries do not."""
-    if issubclass(category, SamplingWarning | TokenizerWarning):
+    if issubclass(category, SamplingWarning | TokenizerWarning | PaddingWarning):
         say(f"warning: {message}")
 
 

@@ -63,6 +63,7 @@ from lens_slt.data.patterns import label_patterns
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names
+from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
@@ -125,7 +126,8 @@ def behaviour_scores(
         queries = torch.ones_like(text, dtype=torch.bool)
     else:
         sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx)
-        text, queries = check_tokens(tokens, **sizes, pad_id=pad_id)
+        text, queries, shift = check_tokens(tokens, **sizes, model=adapted.module, pad_id=pad_id)
+        warn_of_padding(adapted, text, shift, "tokens")
         labels = _multigrams(adapted, text, queries)
     queries[:, 0] = False
     again = (torch.arange(random.shape[1]) >= half).expand(random.shape)

@@ -71,7 +71,7 @@ def faithfulness_curve(
             f"pattern must be a bool array of shape {runs.real.shape}, [sequence, position - 1]; "
             f"got {chosen.dtype} {chosen.shape}"
         )
-    contrast = Contrast(runs.base, chosen, weights=runs.weight, seed=seed)
+    contrast = Contrast(runs.base, runs.moved(chosen), weights=runs.weight, seed=seed)
     order: dict[str, None] = {}
     for component in ranking:
         order |= dict.fromkeys(sorted(nodes_of([component], runs.adapted)))

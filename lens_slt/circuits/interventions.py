@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from torch import Tensor
 
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
 from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.runs import Losses, Runs, nodes_of
+from lens_slt.data.columns import moved_back
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import parse_components
 from lens_slt.schema import require, stamped
@@ -207,13 +207,14 @@ def affected_tokens(
 def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
     """Losses under an intervention beside those without it."""
     dims = ("sequence", "position")
-    tokens: Tensor = runs.tokens
+    tokens = moved_back(runs.tokens, runs.shift)
+    base, loss = (moved_back(values, runs.shift) for values in (runs.base, loss))
     name, sign = runs.metric.name, np.float32(runs.sign)
     found = xr.Dataset(
         {
-            f"base_{name}": (dims, sign * runs.base),
+            f"base_{name}": (dims, sign * base),
             name: (dims, sign * loss),
-            "effect": (dims, sign * (loss - runs.base)),
+            "effect": (dims, sign * (loss - base)),
         },
         coords={
             "sequence": np.arange(loss.shape[0]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from lens_slt.arguments import did_you_mean
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.runs import Runs
-from lens_slt.data.patterns import label_patterns
+from lens_slt.data.patterns import PATTERNS, label_patterns
 from lens_slt.schema import require
 
 ALL = "all"  # the pattern of every prediction that counts
@@ -30,8 +30,10 @@ def pattern_masks(
         rest = [one for one in hypotheses if one.pattern != ALL]
         found = pattern_masks(rest, patterns, runs, tokenizer) if rest else {}
         return found | {ALL: runs.real}
+    move: Callable[[Any], Any] = runs.moved
+    given = patterns
     if patterns is None:
-        patterns = label_patterns(runs.tokens, tokenizer)
+        patterns, move = label_patterns(runs.tokens, tokenizer), lambda labels: labels
     if not isinstance(patterns, xr.DataArray):
         mask = np.asarray(patterns)
         if mask.shape != runs.real.shape or mask.dtype != bool:
@@ -44,12 +46,14 @@ def pattern_masks(
                 f"patterns is one array, the hypotheses are about {', '.join(names)}: pass labels "
                 "with names, from label_patterns"
             )
-        return {names[0]: mask}
+        return {names[0]: move(mask)}
     patterns = require(patterns, "patterns", argument="patterns")
     known = [str(name) for name in patterns["pattern"].values]
     for name in names:
         if name not in known:
             hint = did_you_mean(name, known)
+            if name in PATTERNS and given is None and tokenizer is None:
+                hint = "; it is read off the text, and the model has no tokenizer: pass patterns="
             raise ValueError(
                 f"pattern {name!r} is not among those of patterns: {', '.join(known)}{hint}"
             )
@@ -60,10 +64,10 @@ def pattern_masks(
         )
     there = patterns.coords.get("token_id")
     if there is not None:
-        same = there.values == runs.tokens[:, 1:].numpy()
+        same = move(there.values) == runs.tokens[:, 1:].numpy()
         if not bool((same | ~runs.real).all()):
             raise ValueError("patterns label other tokens than these: label these tokens")
-    return {name: patterns.sel(pattern=name).values.astype(bool) for name in names}
+    return {name: move(patterns.sel(pattern=name).values.astype(bool)) for name in names}
 
 
 def _names_of(patterns: Any) -> set[str]:

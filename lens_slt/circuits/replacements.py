@@ -5,6 +5,7 @@ Padding never lends a value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lens_slt.arguments import choice, integer
 from lens_slt.arrays import BoolArray
+from lens_slt.data.columns import moved
 
 AUTO = "auto"
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "interchange", "zero")
@@ -62,6 +64,17 @@ class Ablation:
     def of(cls, how: str | Ablation) -> Ablation:
         """Itself, or one that is named by its kind."""
         return how if isinstance(how, Ablation) else cls(how)
+
+    def moved(self, shift: Tensor, there: Tensor, labels: Callable[[Any], Any]) -> Ablation:
+        """In rows that are moved by ``shift [sequence]``, those of the reference by ``there``."""
+        if not (shift.any() or there.any()):
+            return self
+        return replace(
+            self,
+            pattern=labels(self.pattern),
+            positions=moved_places(self.positions, shift),
+            reference_positions=moved_places(self.reference_positions, there),
+        )
 
     def resolved(self, reference_real: BoolArray, learned_positions: bool) -> Ablation:
         """With ``auto`` decided; ``reference_real [sequence, position]`` can lend values."""
@@ -134,6 +147,29 @@ class Replacements:
             mean = (clean * weight).sum((0, 1)) / weight.sum().clamp(min=1)
             found[chosen] = mean
         return found
+
+
+def moved_places(positions: Any, shift: Tensor) -> Any:
+    """Positions that a caller passes, where they stand in rows moved by ``shift [sequence]``.
+
+    What is neither bool ``[sequence, position]`` nor positions of these sequences is left as it is,
+    to be refused where it is used.
+    """
+    if positions is None or not shift.any():
+        return positions
+    given = np.asarray(positions)
+    if given.dtype == bool and given.ndim == 2 and len(given) == len(shift):
+        return moved(given, shift)
+    if given.dtype.kind not in "iu" or given.ndim not in (1, 2) or len(given) != len(shift):
+        return positions
+    places = given - shift.numpy().reshape(-1, *[1] * (given.ndim - 1))
+    padding = np.argwhere((places < 0) & (given >= 0))
+    if len(padding):
+        raise ValueError(
+            f"positions{padding[0].tolist()} is {given[tuple(padding[0])]}, which is padding on "
+            f"the left of sequence {padding[0][0]}: positions count in the columns of tokens"
+        )
+    return places
 
 
 def context(counts: BoolArray) -> BoolArray:

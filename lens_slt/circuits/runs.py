@@ -23,6 +23,8 @@ from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.paths import PathHooks, check_paths, path_hooks, place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, Replacements, context
+from lens_slt.data.columns import moved
+from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, hooks_note, model_logits_from
 from lens_slt.models.captures import Hook, captured, run_with
@@ -42,7 +44,9 @@ from lens_slt.models.names import (
     read_part,
 )
 from lens_slt.models.observable import Loss, Observable, Sites, as_observable, prepared
+from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import MOST_LOGITS, Stream
+from lens_slt.sampling.health import in_words_if_guessing
 
 Losses = Float[np.ndarray, "sequence position"]
 
@@ -86,21 +90,24 @@ class Runs:
         sizes: dict[str, Any] = dict(
             d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx
         )
-        self.tokens, weight = weighted_tokens(
+        sizes["model"] = adapted.module
+        self.tokens, weight, self.shift = weighted_tokens(
             tokens, **sizes, weights=weights, mask=mask, pad_id=pad_id
         )
+        warn_of_padding(adapted, self.tokens, self.shift, "tokens")
         self.weight = weight.numpy()
         self.real = self.weight > 0
-        self.reference, reference_counts = self.tokens, self.real
+        self.reference, reference_counts, there = self.tokens, self.real, self.shift
         if ablation.reference is not None:
-            self.reference, weight = weighted_tokens(
+            self.reference, weight, there = weighted_tokens(
                 ablation.reference, **sizes, pad_id=pad_id, name="reference",
                 mask=mask if ablation.how == "interchange" else None,
             )  # fmt: skip
             reference_counts = weight.numpy() > 0
+        ablation = ablation.moved(self.shift, there, self.moved)
         self.ablation = ablation.resolved(reference_counts, self._learned_positions)
         self._replace = Replacements(self.ablation, context(self.real), context(reference_counts))
-        self.sites = Sites.of(self.tokens, torch.from_numpy(self.real))
+        self.sites = Sites.of(self.tokens, torch.from_numpy(self.real), self.shift)
         self._values: dict[str, Tensor] = {}
         self._clean: dict[tuple[str, bool], Tensor] = {}
         self._frozen: FrozenNorms | None = None
@@ -114,6 +121,13 @@ class Runs:
             clean = torch.cat([self._logits(rows) for rows in self.batches()])
             self.metric, _ = prepared(as_observable(metric), clean, self.sites)
         self.sign = self.metric.cost_sign or 1
+
+    def moved(self, values: Any) -> Any:
+        """What a caller passes by prediction, as losses stand here; other shapes as they are."""
+        if values is None or not self.shift.any():
+            return values
+        array = np.asarray(values)
+        return moved(array, self.shift) if array.shape[-2:] == self.real.shape else values
 
     @property
     def how(self) -> str:
@@ -174,8 +188,20 @@ class Runs:
         key = frozenset(ablated), frozenset(paths), frozenset(restored)
         if key not in self._losses:
             self._losses[key] = self._run(*key)
+            if not any(key) and isinstance(self.metric, Loss):
+                self._warn_if_guessing(self._losses[key])
             self.on_run(len(self._losses))
         return self._losses[key]
+
+    def _warn_if_guessing(self, base: Losses) -> None:
+        """Say that the model knows nothing of these tokens, as health does of a run's."""
+        weight = self.weight[self.real.any(1)]
+        each = np.average(np.nan_to_num(base[self.real.any(1)]), axis=1, weights=weight)
+        mean = float(np.average(each, weights=weight.sum(1)))
+        error = float(each.std() / np.sqrt(len(each)))
+        words = in_words_if_guessing(mean, error, float(np.log(self.adapted.d_vocab_out)))
+        if words:
+            warnings.warn(f"tokens: {words}", TokenizerWarning, stacklevel=6)
 
     def _run(
         self, ablated: frozenset[str], paths: frozenset[Edge], restored: frozenset[str]
@@ -191,7 +217,7 @@ class Runs:
                 logits = self._logits(rows, hooks, first, resid)
             sites = self.sites.of_rows(rows)
             values = self.sign * self.metric(logits, sites)
-            found[sites.sequence, sites.position] = values.cpu().numpy()
+            found[sites.sequence, sites.column] = values.cpu().numpy()
         return found
 
     def _logits(
@@ -208,7 +234,7 @@ class Runs:
             inputs = inputs.to(self.adapted.device)
             with torch.no_grad(), self.adapted.module.hooks(fwd_hooks=list(hooks)):
                 logits = model_logits_from(self.adapted, inputs, resid, first)
-        return logits[sites.sequence - rows.start, sites.position].float().cpu()
+        return logits[sites.sequence - rows.start, sites.column].float().cpu()
 
     def _resid(self, layer: int, rows: slice) -> Tensor | None:
         """The stream before a block, without interventions; None if a run cannot start there."""

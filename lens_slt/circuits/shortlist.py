@@ -65,12 +65,12 @@ def _gradients(
     adapted = runs.adapted
     inputs = runs.tokens[rows, :-1].to(adapted.device)
     sites = runs.sites.of_rows(rows)
-    chosen = torch.from_numpy(pattern)[sites.sequence, sites.position]
+    chosen = torch.from_numpy(pattern)[sites.sequence, sites.column]
     with torch.enable_grad():
         logits = adapted.module.run_with_hooks(
             inputs, return_type="logits", fwd_hooks=[(name, watch(name)) for name in places]
         )
-        at_sites = logits[sites.sequence - rows.start, sites.position].float()
+        at_sites = logits[sites.sequence - rows.start, sites.column].float()
         loss = (runs.sign * runs.metric(at_sites, sites))[chosen.to(at_sites.device)].sum()
         gradients = torch.autograd.grad(loss, [kept[name] for name in places], allow_unused=True)
     found = {

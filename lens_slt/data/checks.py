@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from lens_slt.data.columns import moved
+from lens_slt.data.inputs import Inputs, checked_mask, read_inputs, text_encoder
 
 _PAD_RUN = 2  # shortest run of one id at the end of a row that may be padding
 _LONG_RUN = 4  # a run that counts although the id is doubled inside rows too, if most rows have one
@@ -38,64 +39,41 @@ def check_tokens(
     n_ctx: int,
     d_vocab_out: int | None = None,
     name: str = "tokens",
+    model: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Tokens as int64 ``[sequence, position]`` and the mask of real tokens, bool, same shape.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens as int64 ``[sequence, position]``, the mask of real ones, and how rows were moved.
+
+    Rows padded on the left come back moved to the left, their padding behind them;
+    :mod:`lens_slt.data.columns` moves arrays by the shift ``[sequence]``, and back.
 
     With ``d_vocab_out`` the real tokens but the first of each row must be among those predicted.
 
-    Padding must be on the right and announced: by ``mask`` (true for real tokens) or by
-    ``pad_id``, whose run at the end of each row is the padding. With neither, tokens that look
-    padded are refused (:func:`padding_side` has the rule); ``pad_id=-1`` says that there is none.
+    Padding must be announced: by an attention mask that comes with the tokens, by ``mask`` (true
+    for real tokens), or by ``pad_id``, whose runs at both ends of each row are the padding. With
+    none of them, tokens that look padded are refused (:func:`padding_side` has the rule);
+    ``pad_id=-1`` says that there is none. A text is read by the tokenizer of ``model``.
 
     Raises TypeError for what is no integer array, ValueError for wrong values; both name the
     argument (``name``), the value and what is allowed.
     """
-    ids = token_array(tokens, name)
+    given = read_inputs(tokens, name, text_encoder(model), fill=pad_id or 0)
+    ids = given.ids
     check_length(ids, n_ctx, name)
-    real = real_tokens(ids, mask, pad_id, name)
+    real = real_tokens(given, mask, pad_id, name)
     check_ids(ids, real, d_vocab, name)
     if d_vocab_out is not None:
-        predicted = real & (torch.arange(ids.shape[1]) > 0)
+        predicted = torch.nn.functional.pad(loss_mask(real), (1, 0))
         check_ids(ids, predicted, d_vocab_out, name, "d_vocab_out")
-    return ids.masked_fill(~real & ((ids < 0) | (ids >= d_vocab)), 0), real
+    ids = ids.masked_fill(~real & ((ids < 0) | (ids >= d_vocab)), 0)
+    shift = left_padding(real)
+    return moved(ids, shift), moved(real, shift), shift
 
 
 def loss_mask(mask: Tensor) -> Tensor:
     """Where there is a loss, ``[sequence, position - 1]``: both tokens of the pair are real."""
     return mask[:, 1:] & mask[:, :-1]
-
-
-def token_array(tokens: Any, name: str = "tokens") -> Tensor:
-    """A tensor, array or list of integers as int64 ``[sequence, position]`` on the CPU."""
-    instead = _instead_of(tokens, name)
-    if instead:
-        raise TypeError(
-            f"{name} must be an integer tensor, array or list of lists, [sequence, position]; got "
-            f"{instead}"
-        )
-    if isinstance(tokens, list | tuple):
-        tokens = _from_rows(tokens, name)
-    if isinstance(tokens, np.ndarray):
-        if not np.issubdtype(tokens.dtype, np.integer):
-            raise TypeError(f"{name} must hold integer token ids; got dtype {tokens.dtype}")
-        tokens = torch.from_numpy(tokens.astype(np.int64))
-    if not isinstance(tokens, Tensor):
-        raise TypeError(
-            f"{name} must be an integer tensor, array or list of lists; got {type(tokens).__name__}"
-        )
-    if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
-        raise TypeError(f"{name} must hold integer token ids; got dtype {tokens.dtype}")
-    if tokens.ndim != 2:
-        hint = "; for a single sequence pass tokens[None]" if tokens.ndim == 1 else ""
-        raise ValueError(
-            f"{name} must have two dimensions, [sequence, position]; "
-            f"got shape {tuple(tokens.shape)}{hint}"
-        )
-    if tokens.numel() == 0:
-        raise ValueError(f"{name} is empty: its shape is {tuple(tokens.shape)}")
-    return tokens.detach().to("cpu", torch.int64)
 
 
 def check_length(ids: Tensor, n_ctx: int, name: str, *, unread: int = 0) -> None:
@@ -125,15 +103,23 @@ def check_ids(ids: Tensor, where: Tensor, size: int, name: str, size_name: str =
         )
 
 
-def real_tokens(ids: Tensor, mask: Any, pad_id: int | None, name: str) -> Tensor:
+def left_padding(real: Tensor) -> Tensor:
+    """How many tokens ``[sequence]`` stand before the first real one."""
+    return (real.int().cummax(1).values == 0).sum(1)
+
+
+def real_tokens(given: Inputs, mask: Any, pad_id: int | None, name: str) -> Tensor:
     """The mask of real tokens, ``[sequence, position]``; raises as :func:`check_tokens`."""
     if mask is not None and pad_id is not None:
         raise ValueError(f"pass mask or pad_id for {name}, not both")
-    if mask is not None:
-        real = _mask_of_padding(ids, mask, name)
+    ids, real = given
+    if real is not None and pad_id is not None:
+        _check_pad_id(given, pad_id, name)
     elif pad_id is not None:
-        real = _mask_from_pad_id(ids, pad_id, name)
-    else:
+        real = mask_from_pad_id(ids, pad_id, name)
+    elif mask is not None:
+        real = _mask_of_padding(given, mask, name)
+    elif real is None:
         refuse_padding(ids, name)
         real = torch.ones_like(ids, dtype=torch.bool)
     short = (real.sum(1) < 2).nonzero()
@@ -158,42 +144,36 @@ def refuse_padding(ids: Tensor, name: str, counts: Tensor | None = None) -> None
     rows = ids if side == "left" else ids.flip(1)
     runs = (rows == pad).int().cumprod(1).sum(1)
     runs[runs < _PAD_RUN] = 0
-    ends = int((runs > 0).sum())
-    if side == "left":
-        raise ValueError(left_padding(name, f"{ends} rows begin with a run of token {pad}"))
     tail = torch.arange(ids.shape[1] - 1, -1, -1) < runs[:, None]
-    if counts is None or (tail[:, 1:] & counts).any():
+    if side == "left" or counts is None or (tail[:, 1:] & counts).any():
+        ends = "begin" if side == "left" else "end"
         raise ValueError(
-            f"{name} looks padded: {ends} of {len(ids)} rows end with a run of token {pad}. "
-            f"Pass pad_id={pad} or mask= to leave the padding out of the loss, or pad_id=-1 to say "
-            "that these are real tokens"
+            f"{name} looks padded: {int((runs > 0).sum())} of {len(ids)} rows {ends} with a run of "
+            f"token {pad}. Pass pad_id={pad} or mask= to leave the padding out of the loss, or "
+            "pad_id=-1 to say that these are real tokens"
         )
 
 
-def checked_mask(ids: Tensor, mask: Any, name: str) -> Tensor:
-    """A mask of tokens as bool ``[sequence, position]``."""
-    try:
-        mask = torch.as_tensor(mask).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"mask of {name} must be an array of true and false; got {str(mask)[:80]!r}"
-        ) from None
-    if mask.shape != ids.shape:
+def left_by_mask(ids: Tensor, mask: Tensor, name: str) -> Tensor | None:
+    """Tokens before the first true of a mask, bool, if they are padding; None if they are context.
+
+    They are padding where all of them are one id, unless it is one token in every row, which is an
+    uncounted BOS. Raises ValueError where rows look padded and the mask hides more than that.
+    """
+    skipped = (mask.int().cummax(1).values == 0) & mask.any(1, keepdim=True)
+    n_skipped = skipped.sum(1)[mask.any(1)]
+    if not skipped.any() or bool((n_skipped == 1).all()):
+        return None
+    if ids[skipped].unique().numel() == 1:
+        return skipped
+    found = padding_side(ids)
+    if found is not None and found[0] == "left":
         raise ValueError(
-            f"mask of {name} must have the shape of the tokens, {tuple(ids.shape)}; "
-            f"got {tuple(mask.shape)}"
+            f"{name} looks padded on the left with token {found[1]}, and its mask is false on more "
+            f"than that: pass pad_id={found[1]}, or tokens with their attention_mask, and what "
+            "counts as weights="
         )
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"mask of {name} must hold true and false, or 1 and 0")
-    return mask.bool()
-
-
-def left_padding(name: str, what: str) -> str:
-    """The words that refuse padding on the left."""
-    return (
-        f"{name} is padded on the left ({what}). Padding on the left changes the positions and the "
-        "attention of the real tokens; pad on the right"
-    )
+    return None
 
 
 def padding_side(ids: Tensor) -> tuple[str, int] | None:
@@ -230,69 +210,57 @@ def _doubled_inside(rows: Tensor, runs: Tensor) -> set[int]:
     return set(rows[:, 1:][pairs].tolist())
 
 
-def _instead_of(tokens: Any, name: str) -> str:
-    """What text, a batch or a data set is, and what to pass in its place; "" for anything else."""
-    rows = tokens if isinstance(tokens, list | tuple) else ()
-    first = rows[0] if len(rows) else None
-    inner = first[0] if isinstance(first, list | tuple) and len(first) else first
-    if isinstance(tokens, str) or isinstance(inner, str):
-        return "text: pass its token ids, such as model.to_tokens(…), or lens_slt.load_tokens(…)"
-    columns = list(getattr(tokens, "column_names", None) or ())
-    if columns or isinstance(tokens, Mapping):
-        what = type(tokens).__name__
-        keys = columns or [str(key) for key in tokens]
-        if "input_ids" not in keys:
-            there = ", ".join(keys) or "nothing"
-            return f"a {what} without 'input_ids' ({there}): tokenize its text and pass the ids"
-        mask = f", with mask={name}['attention_mask']" if "attention_mask" in keys else ""
-        ids = f"list({name}['input_ids'])" if columns else f"{name}['input_ids']"
-        return f"a {what}: pass {ids}{mask}"
-    if isinstance(first, Mapping):
-        return f"a list of {type(first).__name__}: pass [row['input_ids'] for row in {name}]"
-    return ""
-
-
-def _from_rows(rows: Any, name: str) -> Tensor | np.ndarray:
-    """Rows of a list as one array, after checking that they are of one length."""
-    if all(isinstance(row, Tensor) for row in rows) and len(rows):
-        rows = [row.tolist() for row in rows]
-    if not len(rows):
-        raise ValueError(f"{name} is empty")
-    if not all(isinstance(row, list | tuple | np.ndarray) for row in rows):
-        raise ValueError(
-            f"{name} must have two dimensions, [sequence, position]; got a flat list"
-            " (for a single sequence pass [tokens])"
-        )
-    for i, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            raise ValueError(
-                f"{name} is ragged: {name}[{i}] has {len(row)} tokens, {name}[0] has "
-                f"{len(rows[0])}; cut them to one length, or pad on the right and pass pad_id"
-            )
-    return np.asarray(rows) if len(rows[0]) else np.empty((len(rows), 0), dtype=np.int64)
-
-
-def _mask_of_padding(ids: Tensor, mask: Any, name: str) -> Tensor:
-    mask = checked_mask(ids, mask, name)
-    gap = (~mask[:, :-1] & mask[:, 1:]).any(1).nonzero()
+def _mask_of_padding(given: Inputs, mask: Any, name: str) -> Tensor:
+    """A mask that tells padding, and nothing else, from real tokens."""
+    mask = checked_mask(given.ids, mask, f"mask of {name}")
+    if given.real is not None:
+        mask &= given.real
+    first = mask.int().cummax(1).values
+    gap = ((~mask[:, :-1] & mask[:, 1:]) & (first[:, :-1] > 0)).any(1).nonzero()
     if len(gap):
-        row = int(gap[0])
         raise ValueError(
-            left_padding(name, f"row {row} of its mask has padding before real tokens")
+            f"mask of {name} has a hole in row {int(gap[0])}: only padding at either end can be "
+            "left out here"
+        )
+    hidden = first.eq(0) & mask.any(1, keepdim=True)
+    if given.real is None:
+        is_padding = not hidden.any() or left_by_mask(given.ids, mask, name) is not None
+    else:
+        is_padding = not (hidden & given.real).any()
+    if not is_padding:
+        n_hidden = int(hidden[:, 0].sum())
+        raise ValueError(
+            f"mask of {name} is false at the start of {n_hidden} rows, on tokens that are no "
+            "padding (padding is one id, and not as long in all rows where it is a single token)"
         )
     return mask
 
 
-def _mask_from_pad_id(ids: Tensor, pad_id: int, name: str) -> Tensor:
+def mask_from_pad_id(ids: Tensor, pad_id: int, name: str) -> Tensor:
+    """Real tokens: those between the runs of ``pad_id`` at both ends of each row.
+
+    Where every row begins with it, the last of each run on the left is a BOS of the same id.
+    """
     if isinstance(pad_id, bool) or not isinstance(pad_id, int):
         raise TypeError(f"pad_id of {name} must be an integer; got {pad_id!r}")
     is_pad = ids == pad_id
     real = ~is_pad.flip(1).int().cumprod(1).bool().flip(1)
-    # One leading pad_id in every row is a BOS that shares its id; anything else is left padding.
-    leading = is_pad & real
-    doubled = leading[:, 0] & leading[:, 1]
-    some = leading[:, 0].any() and not is_pad[:, 0].all()
-    if doubled.any() or some:
-        row = int((doubled if doubled.any() else leading[:, 0]).nonzero()[0])
-        raise ValueError(left_padding(name, f"row {row} begins with pad_id {pad_id}"))
-    return real
+    n_left = is_pad.int().cumprod(1).sum(1)
+    least = int(n_left.min())
+    if least > 1:
+        raise ValueError(
+            f"every row of {name} begins with at least {least} tokens of pad_id {pad_id}: whether "
+            "the last of them is a BOS of the same id cannot be told; pass mask= or the "
+            "attention_mask"
+        )
+    return real & (torch.arange(ids.shape[1]) >= (n_left - least)[:, None])
+
+
+def _check_pad_id(given: Inputs, pad_id: int, name: str) -> None:
+    """Refuse a ``pad_id`` that contradicts the mask which came with the tokens."""
+    differ = (mask_from_pad_id(given.ids, pad_id, name) != given.real).any(1).nonzero()
+    if len(differ):
+        raise ValueError(
+            f"{name} come with their padding, by attention_mask or length, and pad_id={pad_id} "
+            f"says otherwise in row {int(differ[0])}: leave out pad_id, or pass the ids alone"
+        )

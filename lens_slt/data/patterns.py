@@ -54,7 +54,7 @@ from jaxtyping import Int
 
 from lens_slt.arguments import typed
 from lens_slt.arrays import BoolArray
-from lens_slt.data.checks import token_array
+from lens_slt.data.columns import moved_back
 from lens_slt.data.ngrams import NgramCounts, ngram_counts, ngram_labels
 from lens_slt.data.tokenizer import PASS_TOKENIZER, TokenizerWarning, shipped_tokenizer
 from lens_slt.data.vocabulary import IntArray, Text, is_readable, read_ids, read_text, shifted
@@ -93,20 +93,20 @@ def label_patterns(
 ) -> xr.DataArray:
     """Which patterns each predicted token belongs to: bool, pattern × sequence × position.
 
-    ``tokens`` is int ``[sequence, position]``; position p of the result labels the prediction of
-    ``tokens[:, p + 1]`` from the tokens up to p, so it has one position less. The module's
-    docstring has the rules. ``tokenizer``, that of the model, needs ``decode`` and a length;
-    WordPiece, which does not write spaces, is not understood. It may be left out for tokens that
-    the shipped models' tokenizer made; of others only the patterns that need no text are labelled
-    then, with a warning: repeats, and those of ``counts``. ``mask`` is true for real tokens;
-    padding must be on the right. Without ``counts``, from :func:`ngram_counts`, the patterns ngram
-    and skip_gram are left out.
+    ``tokens`` is int ``[sequence, position]``, or anything else that :func:`lens_slt.sample` takes
+    (text is read by ``tokenizer``, a BOS first where it has one); position p of the result labels
+    the prediction of ``tokens[:, p + 1]`` from the tokens up to p, so it has one position less. The
+    module's docstring has the rules. ``tokenizer``, that of the model, needs ``decode`` and a
+    length; WordPiece, which does not write spaces, is not understood. It may be left out for tokens
+    that the shipped models' tokenizer made; of others only the patterns that need no text are
+    labelled then, with a warning: repeats, and those of ``counts``. ``mask`` is true for real
+    tokens, and false at padding on either side. Without ``counts``, from :func:`ngram_counts`, the
+    patterns ngram and skip_gram are left out.
 
     Raises TypeError for tokens that are no integer array, for what is no tokenizer or no counts;
     ValueError for ids outside the tokenizer's vocabulary, counts of another vocabulary, or a mask
     of another shape.
     """
-    ids = token_array(tokens).numpy()
     if tokenizer is None and is_readable(tokens, mask):
         tokenizer = shipped_tokenizer()
     if tokenizer is not None:
@@ -120,12 +120,13 @@ def label_patterns(
         found |= ngram_labels(text, counts)
     names = [name for name in PATTERNS if name in found]
     here = text.is_text[:, 1:]
+    labels = np.stack([found[name][:, 1:] & here for name in names])
     patterns = xr.DataArray(
-        np.stack([found[name][:, 1:] & here for name in names]),
+        moved_back(labels, text.shift),
         dims=("pattern", "sequence", "position"),
         coords={
             "pattern": names,
-            "token_id": (("sequence", "position"), ids[:, 1:]),  # to tell what was labelled
+            "token_id": (("sequence", "position"), text.given[:, 1:]),  # to tell what was labelled
         },
         name="patterns",
     )
@@ -160,7 +161,8 @@ def bracket_depth(
     in the pattern "matching". Raises as :func:`label_patterns` does.
     """
     text = read_text(tokens, tokenizer, mask)
-    return np.sum([_depth(text, kind)[:, :-1] for kind in _BRACKETS], axis=0)
+    depth = np.sum([_depth(text, kind)[:, :-1] for kind in _BRACKETS], axis=0)
+    return moved_back(depth, text.shift)
 
 
 def _repeats(text: Text) -> dict[str, BoolArray]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lens_slt.arguments import did_you_mean, integer, location, typed
-from lens_slt.data.checks import check_tokens, loss_mask, token_array
+from lens_slt.data.checks import check_tokens, loss_mask
 from lens_slt.data.corpora import CORPORA, corpus
+from lens_slt.data.inputs import ATTENTION, IDS, read_inputs, texts_in, token_array
 from lens_slt.data.tokenizer import shipped_tokenizer
 
 __all__ = ["SOURCES", "check_tokens", "load_tokens", "loss_mask"]
@@ -47,8 +48,11 @@ def load_tokens(
       - ``"code"``, ``"prose"`` or ``"mix"`` (three quarters code): the built-in corpora;
       - the path of a text file;
       - the path of a token array: .npy, .pt, or .safetensors with one tensor;
-      - ``"hf:NAME"``, ``"hf:NAME:SPLIT"`` or ``"hf:NAME:SPLIT:COLUMN"``: a Hugging Face data set;
-      - a tensor, array or list of integers.
+      - ``"hf:NAME"``, ``"hf:NAME:SPLIT"`` or ``"hf:NAME:SPLIT:COLUMN"``: a Hugging Face data set,
+        whose column holds texts or token ids;
+      - a tensor, array or list of integers; a ``BatchEncoding`` or a Hugging Face ``Dataset`` with
+        ``input_ids``, or that column of one; rows of one length after the cut, without padding;
+      - a list or a column of texts, each a document.
 
     Text becomes a BOS token and ``length - 1`` tokens a sequence (128 in all by default), cut from
     documents in an order that ``seed`` decides; at most 16 come from one document. The tokenizer
@@ -64,7 +68,11 @@ def load_tokens(
         integer("length", length, at_least=2)
     integer("seed", seed, at_least=0)
     if not isinstance(source, str | Path):
-        return _cut(token_array(source, "source"), n_sequences, length, "source")
+        texts = texts_in(source)
+        if texts is None:
+            return _without_padding(source, n_sequences, length)
+        cut = _Cutter(tokenizer, length or DEFAULT_LENGTH, bos, seed)
+        return cut(tuple(texts), n_sequences, "source")
     name = str(source)
     if name not in SOURCES and not name.startswith("hf:"):
         path = _existing_file(name)
@@ -78,6 +86,8 @@ def load_tokens(
     if name.startswith("hf:"):
         if n_sequences is None:
             raise ValueError(f"n_sequences must be given for a Hugging Face data set ({name!r})")
+        if holds_ids(name):
+            return _without_padding(dataset_columns(name, n_sequences, seed=seed), None, length)
         return cut.stream(_dataset_documents(name, seed), n_sequences, f"the data set {name!r}")
     blocks = _blocks(path.read_text(encoding="utf-8", errors="replace"))
     return cut(blocks, n_sequences, f"the file {name!r}", most=None)
@@ -176,8 +186,53 @@ def _mix(cut: _Cutter, n_sequences: int | None) -> Tensor:
     return cut.shuffled(torch.cat(rows))
 
 
+def dataset_columns(name: str, n: int, more: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
+    """The first ``n`` rows of ``hf:NAME:SPLIT:COLUMN`` whose column holds token ids.
+
+    Returns ``input_ids``, ``attention_mask`` where there is one, and the columns in ``more``, each
+    a list over rows. Raises as :func:`load_tokens`; ValueError for a column that is not there.
+    """
+    rows, column = _dataset(name, seed)
+    wanted = {IDS: column, ATTENTION: ATTENTION} | {one: one for one in more}
+    taken = list(islice(rows, n))
+    if len(taken) < n:
+        raise ValueError(f"the data set {name!r} has {len(taken)} rows; {n} were asked for")
+    for key in (column, *more):
+        if key not in taken[0]:
+            hint = did_you_mean(key, taken[0])
+            raise ValueError(
+                f"the data set {name!r} has no column {key!r}: {', '.join(taken[0])}{hint}"
+            )
+    return {
+        key: [row[there] for row in taken] for key, there in wanted.items() if there in taken[0]
+    }
+
+
+def holds_ids(name: str) -> bool:
+    """Whether ``hf:NAME:SPLIT:COLUMN`` names a column of token ids."""
+    if not name.startswith("hf:") or name.count(":") < 3:
+        return False
+    rows, column = _dataset(name, 0)
+    return isinstance(next(rows).get(column), list)
+
+
 def _dataset_documents(name: str, seed: int) -> Iterator[str]:
     """Texts of a Hugging Face data set, streamed and shuffled."""
+    rows, column = _dataset(name, seed)
+    first = next(rows)
+    texts = [key for key, value in first.items() if isinstance(value, str)]
+    if not column:
+        column = "text" if "text" in texts else next(iter(texts), "")
+    if column not in texts:
+        raise ValueError(
+            f"the data set {name!r} has no text column {column!r}; "
+            f"its text columns: {', '.join(texts) or 'none'}"
+        )
+    return (row[column] for row in chain([first], rows))
+
+
+def _dataset(name: str, seed: int) -> tuple[Iterator[dict[str, Any]], str]:
+    """Rows of a Hugging Face data set, streamed and shuffled, at least one; the column named."""
     parts = name.split(":")
     if not 2 <= len(parts) <= 4 or not all(parts):
         raise ValueError(
@@ -198,14 +253,7 @@ def _dataset_documents(name: str, seed: int) -> Iterator[str]:
     first = next(rows, None)
     if first is None:
         raise ValueError(f"the data set {name!r} is empty")
-    texts = [key for key, value in first.items() if isinstance(value, str)]
-    column = parts[3] if len(parts) > 3 else ("text" if "text" in texts else next(iter(texts), ""))
-    if column not in texts:
-        raise ValueError(
-            f"the data set {name!r} has no text column {column!r}; "
-            f"its text columns: {', '.join(texts) or 'none'}"
-        )
-    return (row[column] for row in chain([first], rows))
+    return chain([first], rows), parts[3] if len(parts) > 3 else ""
 
 
 def _blocks(text: str) -> tuple[str, ...]:
@@ -238,6 +286,11 @@ def _existing_file(name: str) -> Path:
 
 
 def _read_array(path: Path) -> Tensor:
+    return token_array(read_file(path, "tokens"), str(path))
+
+
+def read_file(path: Path, what: str) -> Any:
+    """The one array in a .npy, .pt or .safetensors file; ValueError for what is none of them."""
     name = str(path)
     try:
         if path.suffix == ".npy":
@@ -248,13 +301,27 @@ def _read_array(path: Path) -> Tensor:
             found = load_file(path)
     except (EOFError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
         why = str(error).strip().split("\n")[0] or "it ends too early"
-        raise ValueError(f"source {name!r} is no {path.suffix} file of tokens: {why}") from error
+        raise ValueError(f"source {name!r} is no {path.suffix} file of {what}: {why}") from error
     if len(found) != 1:
         raise ValueError(
-            f"{name} must hold one tensor of tokens; it holds {len(found)}: "
+            f"{name} must hold one tensor of {what}; it holds {len(found)}: "
             f"{', '.join(sorted(found)) or 'none'}"
         )
-    return token_array(next(iter(found.values())), name)
+    return next(iter(found.values()))
+
+
+def _without_padding(source: Any, n_sequences: int | None, length: int | None) -> Tensor:
+    """Rows of ids that have the whole length asked for."""
+    ids, real = read_inputs(source, "source")
+    found = _cut(ids, n_sequences, length, "source")
+    if real is not None and not bool(_cut(real, n_sequences, length, "source").all()):
+        n_padded = int((~real[:n_sequences, :length]).any(1).sum())
+        raise ValueError(
+            f"source has {n_padded} rows that are padded, or shorter than {found.shape[1]} tokens, "
+            "and token sequences come without a mask: pass it as it is where tokens are asked for "
+            "(ls.sample(model, data, …) leaves padding out), or a smaller length"
+        )
+    return found
 
 
 def _cut(tokens: Tensor, n_sequences: int | None, length: int | None, name: str) -> Tensor:

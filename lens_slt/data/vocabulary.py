@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
 
 from lens_slt.arrays import BoolArray
-from lens_slt.data.checks import check_tokens, token_array
+from lens_slt.data.checks import check_length, left_padding, real_tokens
+from lens_slt.data.columns import moved
+from lens_slt.data.inputs import plain_encoder, read_inputs
 from lens_slt.data.tokenizer import PASS_TOKENIZER, can_be_shipped, shipped_tokenizer
 
 IntArray = NDArray[np.integer[Any]]
@@ -22,9 +24,13 @@ class Text:
     """Token sequences and the text of every vocabulary entry that occurs in them.
 
     ``ids`` is ``[sequence, position]`` and holds ``size``, which is no entry, wherever there is no
-    text: at special tokens and padding. The text there is the empty string.
+    text: at special tokens and padding. The text there is the empty string. Rows begin with their
+    first real token; ``shift [sequence]`` is how far those with padding on the left were moved, and
+    ``given`` holds the ids as they came.
     """
 
+    given: IntArray  # [sequence, position]
+    shift: Tensor
     ids: IntArray
     real: BoolArray  # [sequence, position]: no padding
     size: int  # of the vocabulary
@@ -51,16 +57,17 @@ class Text:
 def read_text(tokens: Any, tokenizer: Any = None, mask: Any = None) -> Text:
     """Checked tokens and their texts; ``mask`` is true for real tokens, as in ``check_tokens``.
 
-    Without a tokenizer the tokens must be the shipped models'. Raises TypeError for what is no
-    integer array or no tokenizer, ValueError for ids outside the tokenizer's vocabulary, a mask of
-    another shape, and tokens of another tokenizer than the shipped one where none is given.
+    Without a tokenizer the tokens must be the shipped models'. Rows padded on the left are moved.
+    Raises TypeError for what is no integer array or no tokenizer, ValueError for ids outside the
+    tokenizer's vocabulary, a mask of another shape, and tokens of another tokenizer than the
+    shipped one where none is given.
     """
     if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
         raise TypeError(
             f"tokenizer must have a decode method, or be None for the shipped models'; "
             f"got {type(tokenizer).__name__}"
         )
-    ids, real = _checked(tokens, mask)
+    ids, real, shift = _checked(tokens, tokenizer, mask)
     if tokenizer is None:
         if not can_be_shipped(ids, real):
             raise ValueError(f"tokens cannot be read as text: {PASS_TOKENIZER}")
@@ -72,8 +79,10 @@ def read_text(tokens: Any, tokenizer: Any = None, mask: Any = None) -> Text:
     is_text = real & ~special[np.where(real, ids, 0)]
     entries = np.flatnonzero(np.bincount(ids[is_text], minlength=size))
     return Text(
-        ids=np.where(is_text, ids, size),
-        real=real,
+        given=ids,
+        shift=shift,
+        ids=moved(np.where(is_text, ids, size), shift),
+        real=moved(real, shift),
         size=size,
         entries=entries,
         texts=_texts(tokenizer, entries.tolist()),
@@ -82,16 +91,18 @@ def read_text(tokens: Any, tokenizer: Any = None, mask: Any = None) -> Text:
 
 def is_readable(tokens: Any, mask: Any = None) -> bool:
     """Whether the shipped models' tokenizer can have made the tokens, so that none is needed."""
-    return can_be_shipped(*_checked(tokens, mask))
+    ids, real, _ = _checked(tokens, None, mask)
+    return can_be_shipped(ids, real)
 
 
 def read_ids(tokens: Any, mask: Any = None, size: int | None = None) -> Text:
     """Checked tokens whose text nobody knows; ``size`` of the vocabulary, where it is known."""
-    ids, real = _checked(tokens, mask)
+    ids, real, shift = _checked(tokens, None, mask)
     size = int(ids[real].max(initial=0)) + 1 if size is None else size
     _check_ids(ids, real, size)
     nothing = np.zeros(0, ids.dtype)
-    return Text(np.where(real, ids, size), real, size, entries=nothing, texts=())
+    found = moved(np.where(real, ids, size), shift), moved(real, shift)
+    return Text(ids, shift, *found, size, entries=nothing, texts=())
 
 
 def vocabulary_size(tokenizer: Any) -> int:
@@ -116,19 +127,21 @@ def shifted(values: NDArray[Any], by: int) -> NDArray[Any]:
     return result
 
 
-def _checked(tokens: Any, mask: Any) -> tuple[IntArray, BoolArray]:
-    """Ids and where they are real, each ``[sequence, position]``; ids of any vocabulary."""
-    checked = token_array(tokens)
-    # The ids have a check of their own: one that is out of range is a mix-up of tokenizers, which
-    # the message about d_vocab would not tell.
-    _, real = check_tokens(
-        torch.zeros_like(checked),
-        d_vocab=1,
-        n_ctx=checked.shape[1],
-        mask=mask,
-        pad_id=-1 if mask is None else None,
-    )
-    return checked.numpy(), real.numpy()
+def _checked(tokens: Any, tokenizer: Any, mask: Any) -> tuple[IntArray, BoolArray, Tensor]:
+    """Ids and where they are real, each ``[sequence, position]``, and the padding on the left.
+
+    Ids may be of any vocabulary: one that is out of range is a mix-up of tokenizers, and has a
+    message of its own. Texts are read by the tokenizer, or the shipped models'.
+    """
+
+    def encode(text: str) -> list[int]:
+        return plain_encoder(shipped_tokenizer() if tokenizer is None else tokenizer)(text)
+
+    given = read_inputs(tokens, encode=encode)
+    check_length(given.ids, given.ids.shape[1], "tokens")
+    nothing_said = mask is None and given.real is None
+    real = real_tokens(given, mask, -1 if nothing_said else None, "tokens")
+    return given.ids.numpy(), real.numpy(), left_padding(real)
 
 
 def _check_ids(ids: IntArray, real: BoolArray, size: int) -> None:

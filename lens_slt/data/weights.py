@@ -11,14 +11,14 @@ from torch import Tensor
 from lens_slt.data.checks import (
     check_ids,
     check_length,
-    checked_mask,
+    left_by_mask,
     left_padding,
     loss_mask,
-    padding_side,
     real_tokens,
     refuse_padding,
-    token_array,
 )
+from lens_slt.data.columns import moved, moved_back
+from lens_slt.data.inputs import Inputs, checked_mask, read_inputs, text_encoder
 
 
 def weighted_tokens(
@@ -28,30 +28,40 @@ def weighted_tokens(
     d_vocab_out: int,
     n_ctx: int,
     name: str = "tokens",
+    model: Any = None,
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Tokens as int64 ``[sequence, position]`` and position weights ``[sequence, position - 1]``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens ``[sequence, position]``, position weights ``[sequence, position - 1]``, and a shift.
 
-    A predicted token counts by its weight in ``weights`` (1 without), and only where ``mask`` and
-    ``pad_id`` let it. A mask that is false before it is true marks what counts: the tokens before
-    are context, unless they look like padding. The last token is never read, so sequences may have
-    ``n_ctx + 1``. Ids on which no loss depends may be anything; 0 stands for those that the model
-    could not embed. Weights come back as float64, the largest is 1.
+    Rows padded on the left come back moved to the left, tokens and weights alike, by the shift
+    ``[sequence]``: see :mod:`lens_slt.data.columns`.
+
+    A predicted token counts by its weight in ``weights`` (1 without), and only where ``mask``,
+    ``pad_id`` and an attention mask that comes with the tokens let it. What an attention mask
+    leaves out is padding. A ``mask`` that is false before it is true marks what counts: the tokens
+    before are context, unless they look like padding (:func:`~lens_slt.data.checks.left_by_mask`).
+    The last token is never read, so sequences may have ``n_ctx + 1``. Ids on which no loss depends
+    may be anything; 0 stands for those that the model could not embed. Tokens are int64, weights
+    float64, the largest is 1. A text is read by the tokenizer of ``model``.
 
     Raises TypeError for what is no integer array, ValueError for wrong values; both name the
     argument, the value and what is allowed.
     """
-    ids = token_array(tokens, name)
+    given = read_inputs(tokens, name, text_encoder(model), fill=pad_id or 0)
+    ids = given.ids
     check_length(ids, n_ctx, name, unread=1)
     weight = _checked_weights(weights, ids, name)
-    if mask is None and pad_id is None and weights is not None:
+    if mask is None and pad_id is None and weights is not None and given.real is None:
         refuse_padding(ids, name, counts=weight > 0)
+        shift = torch.zeros(len(ids), dtype=torch.int64)
     elif mask is not None and pad_id is None:
-        weight = weight * _checked_mask(ids, mask, name)
+        counts, shift = _counts_of_mask(given, mask, name)
+        weight = weight * counts
     else:
-        weight = weight * loss_mask(real_tokens(ids, mask, pad_id, name))
+        real = real_tokens(given, mask, pad_id, name)
+        weight, shift = weight * loss_mask(real), left_padding(real)
     counts = weight > 0
     if not counts.any():
         raise ValueError(
@@ -63,11 +73,16 @@ def weighted_tokens(
     before = counts.int().flip(1).cummax(1).values.flip(1) > 0  # a token that counts depends on it
     before[:, 1:] |= counts[:, :-1]  # and what counts is embedded too, if it is not the last
     embedded = torch.cat([before, nowhere], 1)
+    embedded &= torch.arange(ids.shape[1]) >= shift[:, None]  # no padding is read
     same = d_vocab_out == d_vocab
     check_ids(ids, embedded | predicted if same else embedded, d_vocab, name)
     check_ids(ids, predicted, d_vocab_out, name, "d_vocab_out")
     free = ~embedded & ~predicted & ((ids < 0) | (ids >= d_vocab))
-    return ids.masked_fill(free, 0), weight / weight.max()
+    return (
+        moved(ids.masked_fill(free, 0), shift),
+        moved(weight / weight.max(), shift),
+        shift,
+    )
 
 
 def _checked_weights(weights: Any, ids: Tensor, name: str) -> Tensor:
@@ -103,21 +118,16 @@ def _checked_weights(weights: Any, ids: Tensor, name: str) -> Tensor:
     return weight.expand(n, length)
 
 
-def _checked_mask(ids: Tensor, mask: Any, name: str) -> Tensor:
-    """Which predicted tokens count by a mask of padding, or of what counts."""
-    mask = checked_mask(ids, mask, name)
-    if not (~mask[:, :-1] & mask[:, 1:]).any():
-        return loss_mask(real_tokens(ids, mask, None, name))
-    skipped = (mask.int().cummax(1).values == 0) & mask.any(1, keepdim=True)
-    n_skipped = skipped.sum(1)[mask.any(1)]
-    found = padding_side(ids)
-    if found is not None and found[0] == "left":
-        what = f"rows begin with runs of token {found[1]}"
-    elif ids[skipped].unique().numel() == 1 and not (n_skipped == 1).all():
-        what = f"before its mask is true there is only token {int(ids[skipped][0])}"
+def _counts_of_mask(given: Inputs, mask: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Predicted tokens that count by a mask of padding, or of what counts; and the left padding."""
+    ids, real = given
+    mask = checked_mask(ids, mask, f"mask of {name}")
+    if real is None:
+        hidden = left_by_mask(ids, mask, name)
+        real = torch.ones_like(mask) if hidden is None else ~hidden
+    mask, shift = moved(mask & real, left_padding(real)), left_padding(real)
+    if (~mask[:, :-1] & mask[:, 1:]).any():
+        counts = mask[:, 1:] & loss_mask(moved(real, shift))
     else:
-        return mask[:, 1:]
-    raise ValueError(
-        f"{left_padding(name, what)}. If these tokens are real, pass weights= and pad_id=-1 "
-        "instead of mask="
-    )
+        counts = loss_mask(real_tokens(Inputs(moved(ids, shift), None), mask, None, name))
+    return moved_back(counts, shift), shift

@@ -24,24 +24,33 @@ class Sites:
     """The predictions at which an observable is read; they are ordered by sequence, then position.
 
     ``sequence``, ``position`` and ``target`` are integers ``[site]``: which row of the tokens,
-    which position (0 predicts the second token), and the id of the token that comes next.
+    which position (0 predicts the second token), and the id of the token that comes next. Where
+    rows are padded on the left, ``position`` counts in the columns that were passed, and ``column``
+    in rows that were moved to begin with their first token.
     """
 
     sequence: Int[Tensor, " site"]
     position: Int[Tensor, " site"]
     target: Int[Tensor, " site"]
     index: Int[Tensor, " site"]  # among all sites of these tokens
+    column: Int[Tensor, " site"]
 
     @classmethod
-    def of(cls, tokens: Int[Tensor, "sequence position"], counts: Tensor) -> Sites:
-        """Where ``counts``, bool ``[sequence, position - 1]``, is true."""
-        sequence, position = counts.nonzero(as_tuple=True)
+    def of(
+        cls,
+        tokens: Int[Tensor, "sequence position"],
+        counts: Tensor,
+        shift: Int[Tensor, " sequence"] | None = None,
+    ) -> Sites:
+        """Where ``counts``, bool ``[sequence, position - 1]``, is true, in moved rows."""
+        sequence, column = counts.nonzero(as_tuple=True)
         index = torch.arange(len(sequence), device=sequence.device)
-        return cls(sequence, position, tokens[sequence, position + 1], index)
+        position = column if shift is None else column + shift.to(column.device)[sequence]
+        return cls(sequence, position, tokens[sequence, column + 1], index, column)
 
     def some(self, chosen: Tensor) -> Sites:
         """Those that an index, or a mask over sites, chooses."""
-        fields = (self.sequence, self.position, self.target, self.index)
+        fields = (self.sequence, self.position, self.target, self.index, self.column)
         return Sites(*(field[chosen] for field in fields))
 
     def of_rows(self, rows: slice) -> Sites:

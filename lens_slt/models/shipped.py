@@ -14,6 +14,7 @@ from lens_slt.arguments import choice, did_you_mean, integer, nearest, typed
 from lens_slt.data.checks import usable_device
 from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.models.forward import Architecture, Weights
+from lens_slt.models.own_file import WEIGHT_FILES, load_own
 from lens_slt.models.train import shipped_architecture
 
 if TYPE_CHECKING:
@@ -32,19 +33,32 @@ _TYPO = 0.85  # similarity from which an unknown name is taken for a misspelt sh
 def load_model(
     name: str | Path,
     *,
+    config: Any = None,
     checkpoint: int | None = None,
     backend: Backend = "auto",
     device: str | torch.device | None = None,
 ) -> Any:
     """Load a model, in eval mode and with unprocessed weights; the caller's RNG does not move.
 
-    ``name`` is a shipped model, a folder that ``save_pretrained`` wrote, or any name that
-    TransformerLens knows. ``checkpoint`` is a training step. The result is a HookedTransformer
-    where TransformerLens has it and it knows the model, else a TransformerBridge; ``backend`` asks
-    for one of them. Both give equal logits on the shipped models.
+    ``name`` is a shipped model, a folder that ``save_pretrained`` wrote, any name that
+    TransformerLens knows, or a file of weights: .safetensors, or .pt and its like with a state
+    dict. Such a file needs ``config``: a dict, a ``HookedTransformerConfig``, or the path of a JSON
+    file; its names are those of TransformerLens (``blocks.0.attn.W_Q``), or of a native
+    TransformerBridge. ``checkpoint`` is a training step. The result is a HookedTransformer where
+    TransformerLens has it and it knows the model, else a TransformerBridge; ``backend`` asks for
+    one of them. Both give equal logits on the shipped models.
 
-    Raises ValueError for a misspelt name or an unknown checkpoint, ImportError for ``hooked`` on
-    TransformerLens 4, OSError where a model cannot be reached.
+    Raises ValueError for a misspelt name, an unknown checkpoint, weights that do not fit the
+    config (it names them), ImportError for ``hooked`` on TransformerLens 4, OSError where a model
+    cannot be reached.
+
+    Example:
+        >>> import lens_slt as ls, torch, tempfile
+        >>> mine = ls.load_model("attn-1l")  # any model that you trained
+        >>> folder = tempfile.mkdtemp()
+        >>> torch.save(mine.state_dict(), f"{folder}/mine.pt")
+        >>> type(ls.load_model(f"{folder}/mine.pt", config=mine.cfg)) is type(mine)
+        True
     """
     name = str(name)
     choice("backend", backend, BACKENDS)
@@ -55,9 +69,13 @@ def load_model(
             "backend='hooked' needs HookedTransformer, which TransformerLens 4 removed; "
             "use backend='bridge'"
         )
+    own = _own_file(name, config, checkpoint)
     target = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
-        if _is_shipped(name):
+        if own is not None:
+            hooked = backend != "bridge" and has_hooked_transformer()
+            model = load_own(own, config, hooked=hooked, device=target)
+        elif _is_shipped(name):
             model = build_model(shipped_weights(name, checkpoint), name, backend, target)
         elif Path(name).expanduser().is_dir():
             model = _load_folder(Path(name).expanduser(), checkpoint, backend, target)
@@ -171,6 +189,29 @@ def _config(arch: Architecture, name: str, device: torch.device) -> dict[str, An
         rotary_dim=arch.rotary_dim, rotary_base=int(arch.rotary_base),
         rotary_adjacent_pairs=arch.rotary_adjacent_pairs, init_weights=False, device=str(device),
     )  # fmt: skip
+
+
+def _own_file(name: str, config: Any, checkpoint: int | None) -> Path | None:
+    """The file of weights that a name is; None for another name."""
+    path = Path(name).expanduser()
+    if path.suffix not in WEIGHT_FILES and (config is None or not path.is_file()):
+        if config is not None:
+            raise ValueError(
+                f"config is for files of weights ({', '.join(WEIGHT_FILES)}); {name!r} is none"
+            )
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {name!r}")
+    if path.suffix not in WEIGHT_FILES:
+        raise ValueError(f"{name!r} must be a file of weights: {', '.join(WEIGHT_FILES)}")
+    if config is None:
+        raise ValueError(
+            f"{name!r} is a file of weights and needs config=, the model's HookedTransformerConfig "
+            "as a dict, as a JSON file or as it is (--config FILE on the command line)"
+        )
+    if checkpoint is not None:
+        raise ValueError(f"checkpoint must be None for a file of weights; got {checkpoint!r}")
+    return path
 
 
 def _load_folder(

@@ -15,6 +15,7 @@ from lens_slt.circuits.behaviour import attention_pattern
 from lens_slt.data.checks import check_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
+from lens_slt.models.padding import warn_of_padding
 from lens_slt.structure.contexts import visible_text
 from lens_slt.text import script_data
 from lens_slt.torch_state import plain_torch
@@ -50,7 +51,7 @@ def show_attention(
             default, in the order asked for.
         sequence: which row of ``tokens``.
         tokenizer: needs ``decode``; by default the model's. Without any, token ids are shown.
-        pad_id: id of the padding on the right; it is not shown.
+        pad_id: id of the padding, which is not shown.
 
     Returns:
         CircuitsVis's ``RenderedHTML``, which a notebook displays.
@@ -61,7 +62,10 @@ def show_attention(
     """
     adapted = adapt(model)
     names = _heads(heads, adapted)
-    ids, real = check_tokens(tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
+    ids, real, shift = check_tokens(
+        tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, model=adapted.module, pad_id=pad_id
+    )
+    warn_of_padding(adapted, ids, shift, "tokens")
     there = f"tokens has {len(ids)} sequence{'s' * (len(ids) > 1)}"
     integer("sequence", sequence, at_least=0, at_most=len(ids) - 1, note=there)
     row = ids[sequence, : int(real[sequence].sum())]

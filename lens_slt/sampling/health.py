@@ -266,7 +266,13 @@ def _no_better_than_a_guess(record: Mapping[Any, Any]) -> str:
     """Whether the model knows nothing of the tokens, in words."""
     if "uniform_loss" not in record:
         return ""
-    base, error, uniform = (record[key] for key in ("base_loss", "base_loss_se", "uniform_loss"))
+    return in_words_if_guessing(
+        *(record[key] for key in ("base_loss", "base_loss_se", "uniform_loss"))
+    )
+
+
+def in_words_if_guessing(base: float, error: float, uniform: float) -> str:
+    """Whether a loss is no better than that of a uniform guess, in words; "" where it is."""
     if base < uniform - max(NOISE * error, LEAST_GAIN * uniform):
         return ""
     return (

@@ -14,6 +14,7 @@ import xarray as xr
 
 from lens_slt.arguments import typed
 from lens_slt.data.checks import check_length, usable_device
+from lens_slt.data.columns import moved_back
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models import forward
 from lens_slt.models.adapter import (
@@ -28,6 +29,7 @@ from lens_slt.models.components import Component, parse_components
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
 from lens_slt.models.observable import named_observables
+from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.prefix import Batch
 from lens_slt.models.processing import weight_processing
 from lens_slt.models.suffix import Group, make_groups, prefix_for
@@ -102,7 +104,10 @@ def sample(
     Args:
         model: HookedTransformer or TransformerBridge, in evaluation mode.
         tokens: integer ``[sequence, position]`` that define L_n, with at most one position more
-            than the model reads: the last token is only predicted.
+            than the model reads: the last token is only predicted. A tensor, an array, a list of
+            lists (ragged ones are padded on the right), a ``BatchEncoding`` or a
+            ``datasets.Dataset`` with ``input_ids`` (its ``attention_mask`` is used), that column of
+            one, a text or a list of texts for the model's own tokenizer.
         components: names such as ``L1H3``, ``L0``, ``embed``, ``full``, ``L0H1+L1H3``, ``heads``;
             see :mod:`lens_slt.models.components`.
         settings: :class:`Settings`, or the name of a preset.
@@ -110,9 +115,12 @@ def sample(
         weights: how much each predicted token counts in the mean L_n = Σ weight·loss / Σ weight, at
             least 0: ``[sequence, position - 1]``, or ``[position - 1]`` for all sequences. The
             scale does not matter; sequences without any weight are left out.
-        mask: tokens that count, ``[sequence, position]``: false at padding on the right, or true at
-            the answers only. Whatever stands before a token that counts is read as its context.
-        pad_id: the padding token, instead of ``mask``.
+        mask: tokens that count, ``[sequence, position]``: false at padding on either side, or true
+            at the answers only. Whatever stands before a token that counts is read as its context,
+            unless all that is hidden at the start of rows is one token id: that is padding on the
+            left (a single one in every row is a BOS).
+        pad_id: the padding token, at either end of rows, instead of ``mask``. Where every row
+            begins with it, the last of each run is a BOS of the same id.
         path: folder that draws are streamed to; an interrupted run continues from there, and a
             finished one is read. Nobody else may write there meanwhile.
         engine: ``auto``, ``functional`` (no batched heads) or ``modules`` (the model's own blocks).
@@ -157,8 +165,8 @@ def _sampled(job: Job, store: DrawStore, progress: bool) -> xr.DataTree:
     fixed = {
         name: {
             "base_loss": base[name].float().cpu().numpy(),
-            "tokens": probe.tokens[:, 1:].cpu().numpy(),
-            "weight": probe.weight.float().cpu().numpy(),
+            "tokens": moved_back(probe.tokens, probe.shift)[:, 1:].cpu().numpy(),
+            "weight": moved_back(probe.weight, probe.shift).float().cpu().numpy(),
         }
         | {
             f"base_{key}": values.float().cpu().numpy()
@@ -284,12 +292,13 @@ def _target(
 
 
 def _token_set(adapted: AdaptedModel, tokens: Probe, name: str, device: torch.device) -> TokenSet:
-    checked, weight = weighted_tokens(
+    checked, weight, shift = weighted_tokens(
         tokens.tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out,
-        n_ctx=adapted.n_ctx, name=name, weights=tokens.weights, mask=tokens.mask,
-        pad_id=tokens.pad_id,
+        n_ctx=adapted.n_ctx, name=name, model=adapted.module, weights=tokens.weights,
+        mask=tokens.mask, pad_id=tokens.pad_id,
     )  # fmt: skip
-    return TokenSet(checked.to(device), weight.to(device, adapted.dtype))
+    warn_of_padding(adapted, checked, shift, name)
+    return TokenSet(checked.to(device), weight.to(device, adapted.dtype), shift)
 
 
 def _with_weight(data: TokenSet, batch_size: int | None) -> TokenSet:
@@ -304,7 +313,9 @@ def _with_weight(data: TokenSet, batch_size: int | None) -> TokenSet:
             f"tokens has {what}, fewer than a batch of {batch_size}; pass more sequences or a "
             "smaller batch_size"
         )
-    return data if n == n_given else TokenSet(data.tokens[some], data.weight[some])
+    if n == n_given:
+        return data
+    return TokenSet(data.tokens[some], data.weight[some], data.shift[some.cpu()])
 
 
 def _probe_set(adapted: AdaptedModel, name: str, probe: Any, device: torch.device) -> TokenSet:

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lens_slt.data.columns import moved_back
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
@@ -26,21 +27,26 @@ MOST_BASE_SEQUENCES = 64  # on which the loss at the given weights is taken
 
 @dataclass(frozen=True)
 class TokenSet:
-    """Checked tokens on the compute device, and how much each predicted one counts."""
+    """Checked tokens on the compute device, and how much each predicted one counts.
+
+    Rows padded on the left are moved to the left by ``shift [sequence]``, weights with them; what
+    is recorded of a probe is moved back (:mod:`lens_slt.data.columns`).
+    """
 
     tokens: Tensor  # [sequence, position]
     weight: Tensor  # [sequence, position - 1], at least 0, in the model's precision
+    shift: Tensor  # [sequence]
     reference: ReferenceState | None = None
     observables: dict[str, Observable] = field(default_factory=dict)
 
     @cached_property
     def sites(self) -> Sites:
         """The predictions at which observables are read."""
-        return Sites.of(self.tokens, self.mask)
+        return Sites.of(self.tokens, self.mask, self.shift)
 
     def per_sequence(self, values: Tensor, sites: Sites, rows: slice) -> Tensor:
         """Weighted means ``[sequence]`` of values at sites; NaN where a sequence has none."""
-        weight = self.weight[sites.sequence, sites.position]
+        weight = self.weight[sites.sequence, sites.column]
         total = values.new_zeros(2, rows.stop - rows.start)
         local = sites.sequence - rows.start
         total.index_add_(1, local, torch.stack([weight * values, weight]).to(values.dtype))
@@ -154,7 +160,7 @@ class TransformerTarget:
                 for key, values in self._read(name, suffix, v, prefix, rows).items():
                     read[key].append(values)
             values = torch.cat(losses, dim=2).masked_fill(~probe.mask, float("nan"))
-            found[probe_array(name)] = values
+            found[probe_array(name)] = moved_back(values, probe.shift)
             for key, pieces in read.items():
                 found[probe_array(name, key)] = torch.cat(pieces, dim=2)
         return found
@@ -232,14 +238,16 @@ class TransformerTarget:
         return self._parts[key]
 
     def probe_base_losses(self) -> dict[str, Tensor]:
-        """Per-token losses at the given weights ``[sequence, position]`` of every probe."""
+        """Per-token losses at the given weights ``[sequence, position]`` of every probe, in the
+        caller's columns."""
         found = {}
         for name, probe in self.probes.items():
             pieces = [
                 prefix.base_loss.view(prefix.batch.weight.shape)
                 for prefix in self._fixed(f"probe {name}", probe)
             ]
-            found[name] = torch.cat(pieces).masked_fill(~probe.mask, float("nan"))
+            loss = torch.cat(pieces).masked_fill(~probe.mask, float("nan"))
+            found[name] = moved_back(loss, probe.shift)
         return found
 
     @cached_property
@@ -311,7 +319,7 @@ class _Recomputed:
 
 def _flat(sites: Sites, rows: slice, prefix: Prefix) -> Tensor:
     """Where sites stand among the flattened predictions of a piece."""
-    return (sites.sequence - rows.start) * prefix.batch.weight.shape[1] + sites.position
+    return (sites.sequence - rows.start) * prefix.batch.weight.shape[1] + sites.column
 
 
 def _paired_mean(token_loss: Tensor, prefix: Prefix) -> Tensor:

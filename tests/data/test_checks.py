@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from lens_slt.data.checks import check_tokens, loss_mask, padding_side
+from lens_slt.data.columns import moved_back
 from lens_slt.data.tokens import load_tokens
 
 RANDOM = torch.randint(1, 50, (8, 12), generator=torch.Generator().manual_seed(0))
 
 
 def check(tokens: Any, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return check_tokens(tokens, **({"d_vocab": 50, "n_ctx": 16} | arguments))
+    """Of tokens that are not padded on the left."""
+    ids, real, shift = check_tokens(tokens, **({"d_vocab": 50, "n_ctx": 16} | arguments))
+    assert not shift.any()
+    return ids, real
 
 
 def padded(side: str = "right", pad: int = 0) -> torch.Tensor:
@@ -40,9 +44,10 @@ def test_good_tokens_come_back_as_int64_with_everything_real() -> None:
         (RANDOM > 3, r"integer token ids; got dtype torch.bool"),
         (RANDOM.numpy() * 1.0, r"integer token ids; got dtype float64"),
         ([[1.5, 2.0]], r"integer token ids; got dtype float64"),
-        ([["a", "b"]], r"integer tensor, array or list of lists, .*; got text: pass its token ids"),
-        ("some text", r"integer tensor, array or list of lists, .*; got text: pass its token ids"),
-        (None, r"integer tensor, array or list of lists; got NoneType"),
+        ([["a", "b"]], r"token ids, or texts alone, one for each sequence; got list"),
+        (["a", 1], r"token ids, or texts alone, one for each sequence; got str 'a'"),
+        ("some text", r"tokens is text, and there is no tokenizer to read it with: pass token ids"),
+        (None, r"integer tensor, array, list of lists, BatchEncoding, .*; got NoneType"),
     ],
 )
 def test_wrong_types(tokens: Any, message: str) -> None:
@@ -56,7 +61,7 @@ def test_wrong_types(tokens: Any, message: str) -> None:
         (RANDOM[0], {}, r"two dimensions.*got shape \(12,\); for a single sequence pass tokens\[N"),
         (RANDOM[None], {}, r"two dimensions, \[sequence, position\]; got shape \(1, 8, 12\)"),
         ([1, 2, 3], {}, r"got a flat list \(for a single sequence pass \[tokens\]\)"),
-        ([[1, 2, 3], [1, 2]], {}, r"ragged: tokens\[1\] has 2 tokens, tokens\[0\] has 3"),
+        ([[1, 2, 3], [1]], {}, r"tokens\[1\] has 1 real tokens after its padding is left out"),
         (
             RANDOM + 40,
             {},
@@ -102,15 +107,53 @@ def test_a_bos_that_shares_the_padding_id_is_real() -> None:
     assert torch.equal(real[:, 1:], tokens[:, 1:] != 0)
 
 
-def test_left_padding_is_refused() -> None:
+def test_unannounced_left_padding_is_refused() -> None:
     tokens = padded("left")
-    reason = "on the left .* changes the positions and the attention .*; pad on the right"
-    with pytest.raises(ValueError, match=reason):
-        check(tokens, pad_id=0)
-    with pytest.raises(ValueError, match=reason):
-        check(tokens, mask=tokens != 0)
-    with pytest.raises(ValueError, match=r"left \(\d rows begin with a run of token 0\)"):
+    with pytest.raises(ValueError, match=r"looks padded: \d of 8 rows begin with a run of token 0"):
         check(tokens)
+
+
+@pytest.mark.parametrize("how", ["pad_id", "mask"])
+def test_rows_padded_on_the_left_are_moved(how: str) -> None:
+    tokens = padded("left")
+    n = (tokens == 0).sum(1)
+    given = {"pad_id": 0} if how == "pad_id" else {"mask": tokens != 0}
+    ids, real, shift = check_tokens(tokens, d_vocab=50, n_ctx=16, **given)
+    assert torch.equal(shift, n)
+    assert torch.equal(real, torch.arange(12) < 12 - n[:, None])
+    for row, k in enumerate(n.tolist()):
+        assert torch.equal(ids[row, : 12 - k], tokens[row, k:])
+    assert torch.equal(moved_back(ids, shift), tokens)
+
+
+def test_padding_on_both_sides() -> None:
+    tokens = padded("left")
+    tokens[2, -3:] = 0
+    _, real, shift = check_tokens(tokens, d_vocab=50, n_ctx=16, pad_id=0)
+    assert int(shift[2]) == 5
+    assert real[2].tolist() == [True] * 4 + [False] * 8
+
+
+def test_a_bos_of_the_same_id_stays_on_the_left() -> None:
+    tokens = padded("left")
+    tokens = torch.cat([torch.zeros_like(tokens[:, :1]), tokens], 1)
+    ids, real, shift = check_tokens(tokens, d_vocab=50, n_ctx=16, pad_id=0)
+    assert torch.equal(shift, (tokens == 0).sum(1) - 1)
+    assert (ids[:, 0] == 0).all() and real[:, 0].all() and (ids[:, 1] != 0).all()
+    twice = torch.cat([torch.zeros_like(tokens[:, :1]), tokens], 1)
+    with pytest.raises(ValueError, match=r"begins with at least 2 tokens of pad_id 0: whether"):
+        check(twice, pad_id=0)
+
+
+def test_a_mask_that_hides_text_is_no_mask_of_padding() -> None:
+    mask = torch.ones(8, 12, dtype=torch.bool)
+    mask[:, :3] = False
+    with pytest.raises(ValueError, match=r"false at the start of 8 rows, on tokens that are no"):
+        check(RANDOM, mask=mask)
+    mask = torch.ones(8, 12, dtype=torch.bool)
+    mask[3, 5] = False
+    with pytest.raises(ValueError, match=r"mask of tokens has a hole in row 3"):
+        check(RANDOM, mask=mask)
 
 
 def test_a_row_that_is_nothing_but_padding_is_refused() -> None:

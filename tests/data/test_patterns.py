@@ -276,7 +276,7 @@ def test_spaces_that_a_decoder_strips_come_back() -> None:
     ("tokens", "arguments", "message"),
     [
         ([[1.5, 2.0]], {}, r"tokens must hold integer token ids; got dtype float64"),
-        ("text", {}, r"tokens must be an integer tensor, array or list of lists, .* got text"),
+        (None, {}, r"tokens must be an integer tensor, array, list of lists, .*; got NoneType"),
         (
             [[1, 2]],
             {"tokenizer": 3},
@@ -324,7 +324,11 @@ OTHER_COUNTS = NgramCounts(
         ),
         ([[1, -2]], {}, r"tokens\[0, 1\] is -2; ids of this tokenizer lie between 0 and 1"),
         ([[1, 2]], {"mask": [[True]]}, r"the shape of the tokens, \(1, 2\); got \(1, 1\)"),
-        ([[1, 2, 3]], {"mask": [[0, 1, 1]]}, r"padded on the left"),
+        (
+            [[1, 2, 3]],
+            {"mask": [[0, 1, 1]]},
+            r"mask of tokens is false at the start of 1 rows, on tokens that are no pad",
+        ),
         (
             [[1, 2]],
             {"counts": OTHER_COUNTS, "tokenizer": shipped_tokenizer()},

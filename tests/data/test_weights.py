@@ -19,7 +19,9 @@ for row, n in enumerate([0, 3, 5, 1, 2, 0, 4, 7]):
 
 def weigh(tokens: Any = RANDOM, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     sizes = {"d_vocab": 50, "d_vocab_out": 50, "n_ctx": 16}
-    return weighted_tokens(tokens, **(sizes | arguments))
+    ids, weight, shift = weighted_tokens(tokens, **(sizes | arguments))
+    assert not shift.any()
+    return ids, weight
 
 
 def changed(place: tuple[int, int], value: float) -> torch.Tensor:
@@ -106,10 +108,13 @@ def test_padding_that_weighs_nothing_needs_no_announcement() -> None:
             {"tokens": changed((2, 5), 49), "d_vocab_out": 49},
             r"\[2, 5\] is 49; predicted tokens that count must lie between 0 and 48 \(d_vocab_out",
         ),
-        ({"tokens": LEFT, "mask": LEFT != 0}, r"on the left .*rows begin with runs of token 0.*"),
+        (
+            {"tokens": LEFT, "mask": LAST},
+            r"padded on the left with token 0, and its mask is false on more.*what counts as weigh",
+        ),
         (
             {"tokens": torch.cat([LAST[:, 1:] * 0 + 7, RANDOM[:, :1]], 1), "mask": LAST},
-            r"on the left \(before its mask is true there is only token 7\).*pass weights= and pad",
+            r"tokens\[0\] has 1 real tokens after its padding is left out",
         ),
     ],
 )
@@ -150,3 +155,38 @@ def test_ids_on_which_no_loss_depends_may_be_anything() -> None:
     weights[0, 10] = 1
     with pytest.raises(ValueError, match=r"tokens\[0, 11\] is -100"):
         weigh(tokens, weights=weights)
+
+
+@pytest.mark.parametrize("how", ["pad_id", "mask", "attention_mask"])
+def test_padding_on_the_left_is_moved_with_its_weights(how: str) -> None:
+    weights = torch.rand(8, 11, generator=torch.Generator().manual_seed(1))
+    sizes = {"d_vocab": 50, "d_vocab_out": 50, "n_ctx": 16, "weights": weights}
+    tokens = {"input_ids": LEFT, "attention_mask": LEFT != 0} if how == "attention_mask" else LEFT
+    given = {"pad_id": {"pad_id": 0}, "mask": {"mask": LEFT != 0}}.get(how, {})
+    ids, weight, shift = weighted_tokens(tokens, **sizes, **given)
+    assert torch.equal(shift, (LEFT == 0).sum(1))
+    counts = torch.zeros_like(weights)
+    for row, k in enumerate(shift.tolist()):
+        assert torch.equal(ids[row, : 12 - k], LEFT[row, k:])
+        counts[row, : 11 - k] = weights[row, k:]
+    torch.testing.assert_close(weight, (counts / counts.max()).double(), rtol=1e-6, atol=0)
+
+
+def test_answers_of_rows_padded_on_the_left() -> None:
+    """What an attention mask leaves out is padding, whatever a mask of answers says."""
+    tokens = {"input_ids": LEFT, "attention_mask": LEFT != 0}
+    sizes = {"d_vocab": 50, "d_vocab_out": 50, "n_ctx": 16}
+    _, weight, shift = weighted_tokens(tokens, mask=LAST, **sizes)
+    assert torch.equal(shift, (LEFT == 0).sum(1))
+    assert torch.equal(weight.argmax(1), 10 - shift)
+    assert (weight.sum(1) == 1).all()
+
+
+def test_ids_of_padding_on_the_left_may_be_anything() -> None:
+    tokens = LEFT.masked_fill(LEFT == 0, -100)
+    sizes = {"d_vocab": 50, "d_vocab_out": 50, "n_ctx": 16}
+    ids, _, shift = weighted_tokens(tokens, pad_id=-100, **sizes)
+    assert (ids >= 0).all() and torch.equal(shift, (LEFT == 0).sum(1))
+    tokens[1, 6] = 77
+    with pytest.raises(ValueError, match=r"tokens\[1, 6\] is 77"):  # in the caller's columns
+        weighted_tokens(tokens, pad_id=-100, **sizes)

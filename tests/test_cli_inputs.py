@@ -1,0 +1,132 @@
+"""The command line's own models and position weights, from files and data sets."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+import lens_slt as ls
+from lens_slt import cli
+from lens_slt.cli_support import load_weighted
+from tests.tiny_models import SIZES, native
+
+CONFIG = {**SIZES, "attn_only": True}
+TINY = ("--batch-size", "2", "--draws", "6", "--burn-in", "2", "--chains", "2")
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one's own, tokens for it, and weights of theirs."""
+    folder = tmp_path_factory.mktemp("mine")
+    torch.save(dict(native(**CONFIG).state_dict()), folder / "mine.pt")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    tokens = torch.randint(1, 49, (6, 10), generator=torch.Generator().manual_seed(0))
+    np.save(folder / "tokens.npy", tokens.numpy())
+    weights = torch.rand(6, 9, generator=torch.Generator().manual_seed(1))
+    torch.save(weights, folder / "weights.pt")
+    rows = [
+        {"input_ids": row[: 4 + i].tolist(), "answer": [0] * (3 + i) + [1]}
+        for i, row in enumerate(tokens)
+    ]
+    (folder / "data").mkdir()
+    lines = "\n".join(map(json.dumps, rows))
+    (folder / "data" / "train.jsonl").write_text(lines)
+    return folder
+
+
+def rllc(mine: Path, out: Path, *more: str | Path) -> Result:
+    return call(
+        "rllc", "--model", mine / "mine.pt", "--config", mine / "config.json", "--components",
+        "L1H2", "--out", out, "--json", *TINY, *more,
+    )  # fmt: skip
+
+
+def test_a_model_of_ones_own_with_weights_from_a_file(mine: Path, tmp_path: Path) -> None:
+    found = rllc(
+        mine, tmp_path, "--data", mine / "tokens.npy", "--positions", mine / "weights.pt",
+        "--sequences", "4",
+    )  # fmt: skip
+    assert found.exit_code in (0, 1), found.stderr
+    record = json.loads(found.stdout)
+    model = ls.load_model(mine / "mine.pt", config=CONFIG)
+    settings = ls.Settings(batch_size=2, draws=6, burn_in=2, chains=2)
+    draws = ls.sample(
+        model, np.load(mine / "tokens.npy")[:4], "L1H2", settings=settings, progress=False,
+        weights=torch.load(mine / "weights.pt")[:4],
+    )  # fmt: skip
+    assert record["components"][0]["llc"] == pytest.approx(float(ls.refined_llc(draws)["llc"][0]))
+    assert record["model"] == "mine"
+
+
+def test_weights_of_the_last_token(mine: Path) -> None:
+    model: Any = native(**CONFIG)
+    _, weights = load_weighted(str(mine / "tokens.npy"), "last", model, None, None, True)
+    assert torch.equal(weights.nonzero()[:, 1], torch.full((6,), 8))
+    tokens = np.load(mine / "tokens.npy")
+    tokens[1, 6:] = tokens[2, :4] = 49
+    np.save(mine / "padded.npy", tokens)
+    _, weights = load_weighted(str(mine / "padded.npy"), "last", model, None, None, True, 49)
+    assert weights.sum(1).tolist() == [1] * 6
+    assert weights.argmax(1).tolist() == [8, 4, 8, 8, 8, 8]
+
+
+def test_weights_of_a_column(mine: Path) -> None:
+    name = f"hf:{mine / 'data'}:train:input_ids"
+    model: Any = native(**CONFIG)
+    tokens, weights = load_weighted(name, "answer", model, 6, None, True)
+    assert sorted(map(len, tokens["input_ids"])) == [4, 5, 6, 7, 8, 9]
+    last = torch.tensor([len(row) - 2 for row in tokens["input_ids"]])
+    assert torch.equal(weights.argmax(1), last) and (weights.sum(1) == 1).all()
+    _, same = load_weighted(name, "last", model, 6, None, True)
+    assert torch.equal(same, weights)
+    settings = ls.Settings(batch_size=2, draws=2, burn_in=1, chains=2)
+    ls.sample(model, tokens, "L1H2", weights=weights, settings=settings, progress=False)
+
+
+def test_a_mask_of_all_tokens_loses_its_first_position(mine: Path) -> None:
+    mask = np.zeros((6, 10), dtype=bool)
+    mask[:, [0, 4]] = True
+    np.save(mine / "mask.npy", mask)
+    model: Any = native(**CONFIG)
+    _, weights = load_weighted(
+        str(mine / "tokens.npy"), str(mine / "mask.npy"), model, None, None, True
+    )
+    assert torch.equal(weights, torch.from_numpy(mask[:, 1:]).double())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--positions", "first"), r"--positions 'first' must be last, a file \(.npy, .pt, .safe"),
+        (("--positions", "absent.npy"), r"absent.npy"),
+        (("--positions", "tokens.pt"), r"tokens.pt"),
+    ],
+)
+def test_bad_positions(mine: Path, tmp_path: Path, more: tuple[str, str], message: str) -> None:
+    found = rllc(mine, tmp_path / "out", "--data", mine / "tokens.npy", *more)
+    assert found.exit_code == 2
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+    assert re.search(message, found.stderr), found.stderr
+
+
+def test_bad_columns_and_configs(mine: Path, tmp_path: Path) -> None:
+    name = f"hf:{mine / 'data'}:train:input_ids"
+    found = rllc(mine, tmp_path, "--data", name, "--sequences", "6", "--positions", "anser")
+    assert found.exit_code == 2
+    assert "has no column 'anser': input_ids, answer; did you mean 'answer'?" in found.stderr
+    found = call("rllc", "--model", mine / "mine.pt", "--data", name, "--out", tmp_path)
+    assert found.exit_code == 2 and "needs config=" in found.stderr
+    found = rllc(mine, tmp_path, "--data", "code")
+    assert found.exit_code == 2 and "is text and the model has no tokenizer" in found.stderr
