@@ -143,7 +143,7 @@ said twice. Induction in text: tokens of Python and its documentation that repea
 their sequence. Paths are direct ones, from what a head writes to the Q, K or V of another; what
 passes through MLPs or heads in between stays.
 
-{_lines(_circuits(model) for model in models)}
+{_lines(_circuits(model.name, model.circuits) for model in models if model.circuits)}
 ## Transitions
 
 Of the checkpoints: loss on text, and on both halves of random tokens said twice; the heads with the
@@ -210,19 +210,16 @@ def _head_rows(model: Trained) -> list[str]:
     ]
 
 
-def _circuits(model: Trained) -> str:
+def _circuits(name: str, found: Circuits) -> str:
     """Tables of the components and of the paths that matter most."""
-    found = model.circuits
-    if found is None:
-        return ""
-    parts = [f"### `{model.name}`", "", "The components with the largest effects."]
-    parts += _table(
-        ("component", "type", *SITUATIONS),
-        [
-            (name, found.head_types.get(name, "MLP"), *effects.values())
-            for name, effects in _ranked(found.components)
-        ],
-    )
+    rows = [
+        (component, found.head_types.get(component, "MLP"), *effects.values())
+        for component, effects in _ranked(found.components)
+    ]
+    if found.induction_heads is not None:
+        rows.append(("all induction heads", "induction", *found.induction_heads.values()))
+    parts = [f"### `{name}`", "", "The components with the largest effects."]
+    parts += _table(("component", "type", *SITUATIONS), rows)
     if found.edges:
         parts.append("The paths into induction heads with the largest effects, on repeats.")
         parts += _table(
@@ -236,8 +233,8 @@ def _circuits(model: Trained) -> str:
         parts += _table(
             ("source", "type", *THROUGH),
             [
-                (name, found.head_types[name], *effects.values())
-                for name, effects in _ranked(found.together)
+                (source, found.head_types[source], *effects.values())
+                for source, effects in _ranked(found.together)
             ],
         )
     return _lines(parts)

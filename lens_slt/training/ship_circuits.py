@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -47,6 +47,7 @@ class Circuits:
 
     head_types: dict[str, str]
     components: dict[str, dict[str, Effect]]  # component → situation → effect
+    induction_heads: dict[str, Effect] | None  # all of them at once: one stands in for another
     edges: dict[Edge, Effect]  # into the induction heads, on repeats; the largest first
     together: dict[str, dict[str, Effect]]  # head → Q, K, V → its paths into all induction heads
 
@@ -75,16 +76,17 @@ def circuits(model: Any, sequences: int = SEQUENCES) -> Circuits:
     types = dict(zip(scores["component"].values.tolist(), scores["head_type"].values, strict=True))
     mlps = [] if cfg.attn_only else [mlp_name(layer) for layer in range(cfg.n_layers)]
 
-    def effects(name: str) -> dict[str, Effect]:
-        on_repeats = ablate(model, repeats, name, how=HOW)
-        on_text = ablate(model, text, name, how=HOW)
+    def effects(names: Sequence[str]) -> dict[str, Effect]:
+        on_repeats = ablate(model, repeats, names, how=HOW)
+        on_text = ablate(model, text, names, how=HOW)
         found = ((on_repeats, again), (on_text, np.ones_like(labels)), (on_text, labels))
         return {situation: _mean(*one) for situation, one in zip(SITUATIONS, found, strict=True)}
 
     def path_effect(edges: Sequence[Edge]) -> Effect:
         return _mean(ablate_path(model, repeats, edges, how=HOW), again)
 
-    edges = _edges_into_induction(types)
+    heads = [name for name, kind in types.items() if kind == INDUCTION]
+    edges = _edges_into(heads, types)
     alone = {edge: path_effect([edge]) for edge in edges}
     together: dict[str, dict[str, Effect]] = {}
     for source, through in dict.fromkeys((edge.source, edge.through) for edge in edges):
@@ -92,7 +94,8 @@ def circuits(model: Any, sequences: int = SEQUENCES) -> Circuits:
         together.setdefault(source, {})[through] = path_effect(mine)
     return Circuits(
         head_types=types,
-        components={name: effects(name) for name in (*types, *mlps)},
+        components={name: effects([name]) for name in (*types, *mlps)},
+        induction_heads=effects(heads) if len(heads) > 1 else None,
         edges=dict(sorted(alone.items(), key=lambda item: -item[1].mean)),
         together=together,
     )
@@ -123,13 +126,12 @@ def _text(sequences: int) -> torch.Tensor:
     return load_tokens("mix", n_sequences=sequences, seed=SEED)
 
 
-def _edges_into_induction(types: dict[str, str]) -> list[Edge]:
-    """Every earlier head to every induction head, through Q, K and V."""
+def _edges_into(targets: Sequence[str], heads: Iterable[str]) -> list[Edge]:
+    """Every earlier head to every target, through Q, K and V."""
     return [
         Edge(source, target, through)
-        for target, kind in types.items()
-        if kind == INDUCTION
-        for source in types
+        for target in targets
+        for source in heads
         if layer_of(source) < layer_of(target)
         for through in THROUGH
     ]

@@ -20,6 +20,7 @@ from lens_slt.models.shipped import (
     architecture_of,
     has_hooked_transformer,
     load_model,
+    shipped_architecture,
     shipped_checkpoints,
     shipped_training,
     shipped_weights,

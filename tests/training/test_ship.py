@@ -128,6 +128,7 @@ def test_the_card_shows_circuits_and_transitions() -> None:
     found = Circuits(
         head_types={"L0H0": "previous token", "L1H1": "induction", "L1H0": "other"},
         components={name: effects(repeats) for name, repeats in measured.items()},
+        induction_heads=effects(2.5),
         edges={Edge("L0H0", "L1H1", "K"): Effect(0.9, 0.05)},
         together={"L0H0": {"Q": Effect(0, 0), "K": Effect(1.5, 0.25), "V": Effect(0, 0)}},
     )
@@ -138,6 +139,7 @@ def test_the_card_shows_circuits_and_transitions() -> None:
     stages = [Stage(step, 4.0, 6.5, 6.0, ("L0H0", 0.6), ("L1H1", 0.25)) for step in (0, 100)]
     model = Trained("tiny", RECIPE, curve(200, 300), 100, 6.5, 2.0, 200, scores, found, stages)
     card = model_card([model], 10**6)
+    assert "| all induction heads | induction | 2.50 ± 0.10 | 0.00 ± 0.00 | 0.00 ± 0.00 |" in card
     rows = [line for line in card.splitlines() if line.startswith("| L")]
     assert rows[0] == "| L0MLP | MLP | 3.00 ± 0.10 | 0.00 ± 0.00 | 0.00 ± 0.00 |"
     assert [row.split()[1] for row in rows[:4]] == ["L0MLP", "L1H1", "L0H0", "L1H0"]
@@ -157,6 +159,8 @@ def test_ablations_find_the_induction_circuit() -> None:
     assert next(iter(found.edges)) == Edge("L0H2", "L1H2", "K")
     repeats = {name: effects["repeats"].mean for name, effects in found.components.items()}
     assert sorted(repeats, key=repeats.__getitem__)[-2:] == ["L1H2", "L0H2"]
+    assert found.induction_heads is not None
+    assert found.induction_heads["repeats"].mean > repeats["L1H2"]
     keys = {name: effects["K"] for name, effects in found.together.items()}
     assert keys["L0H2"].mean > 4
     assert 0 < keys["L0H2"].se < 0.5
