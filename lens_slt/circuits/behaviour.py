@@ -56,6 +56,7 @@ from torch import Tensor
 
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.circuits.writes import Writes, array_of, copying, writes_of
 from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
 from lens_slt.data.patterns import label_patterns
