@@ -19,7 +19,7 @@ from benchmarks.common import cpu_seconds, say
 from benchmarks.engine import random_model
 from lens_slt.models import forward
 from lens_slt.models.adapter import adapt, copy_weights
-from lens_slt.models.train import loss_and_gradients
+from lens_slt.training.train import loss_and_gradients
 
 N_CLASSES = 50  # of tokens in the synthetic source
 LEARNING_RATE = 3e-3

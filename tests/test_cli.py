@@ -244,9 +244,11 @@ def test_calibrate_refuses_what_is_no_list_of_numbers(tmp_path: Path) -> None:
 def test_models_lists_checkpoints() -> None:
     record = json.loads(call("models", "--json").stdout)
     rows = {row["model"]: row for row in record["models"]}
-    assert list(rows) == ["attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l"]
+    assert list(rows) == ["attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l", "gelu-4l"]
     assert rows["attn-2l"]["checkpoints"] == ls.shipped_checkpoints("attn-2l")
     assert (rows["attn-2l"]["layers"], rows["attn-2l"]["heads"]) == (2, 16)
+    assert rows["gelu-4l"]["checkpoints"] == ls.shipped_checkpoints("gelu-4l")
+    assert (rows["gelu-4l"]["layers"], rows["gelu-4l"]["heads"]) == (4, 24)
     assert "attn-2l-seed1" in call("models").stdout
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from lens_slt.arguments import choice, did_you_mean, integer, nearest, typed
 from lens_slt.data.checks import usable_device
-from lens_slt.data.tokenizer import shipped_tokenizer
+from lens_slt.data.tokenizer import VOCABULARY_SIZE, shipped_tokenizer
 from lens_slt.models.forward import Architecture, Weights
+from lens_slt.models.leaves import bridge_leaves
 from lens_slt.models.own_file import WEIGHT_FILES, load_own
-from lens_slt.models.train import shipped_architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,10 +23,30 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "hooked", "bridge"]
 BACKENDS = get_args(Backend)
 
-SHIPPED = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l")
+SHIPPED = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l", "gelu-4l")
 ALIASES = {"attn-2l": "attn-2l-seed0"}  # name → name of its files
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _TYPO = 0.85  # similarity from which an unknown name is taken for a misspelt shipped one
+
+
+def shipped_architecture(n_layers: int, mlps: bool = False) -> Architecture:
+    """Architecture of the shipped models: attention-only, or with ``mlps`` much like GPT-2's."""
+    if mlps:
+        return Architecture(
+            n_layers=n_layers, d_model=96, n_heads=6, n_key_value_heads=6, d_head=16,
+            d_vocab=VOCABULARY_SIZE, n_ctx=128, attn_scale=4.0, attn_only=False,
+        )  # fmt: skip
+    return Architecture(
+        n_layers=n_layers, d_model=128, n_heads=8, n_key_value_heads=8, d_head=16,
+        d_vocab=VOCABULARY_SIZE, n_ctx=128, attn_scale=4.0, norm="LNPre", final_norm="LNPre",
+        positions="rotary", rotary_dim=16, rotary_adjacent_pairs=True,
+    )  # fmt: skip
+
+
+def architecture_of(weights: Weights) -> Architecture:
+    """The shipped architecture that has these weights."""
+    n_layers = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
+    return shipped_architecture(n_layers, mlps="blocks.0.mlp.W_in" in weights)
 
 
 @typed
@@ -130,8 +150,7 @@ def tokenizer_of(record: Mapping[Any, Any]) -> PreTrainedTokenizerFast | None:
 
 def build_model(weights: Weights, name: str, backend: Backend, device: torch.device) -> Any:
     """A model of the shipped architecture with these weights, in eval mode."""
-    n_layers = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
-    config = _config(shipped_architecture(n_layers), name, device)
+    config = _config(architecture_of(weights), name, device)
     hooked = backend != "bridge" and has_hooked_transformer()
     return (build_hooked if hooked else build_bridge)(config, weights, model_tokenizer()).eval()
 
@@ -157,7 +176,7 @@ def build_hooked(config: dict[str, Any], weights: Weights, tokenizer: Any = None
 
 
 def build_bridge(config: dict[str, Any], weights: Weights, tokenizer: Any = None) -> Any:
-    """A native attention-only TransformerBridge with these weights and zero elsewhere."""
+    """A native TransformerBridge with these weights and zero elsewhere."""
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -168,27 +187,27 @@ def build_bridge(config: dict[str, Any], weights: Weights, tokenizer: Any = None
     with torch.no_grad():
         for parameter in bridge.parameters():
             parameter.zero_()
-        bridge.embed.weight.copy_(weights["embed.W_E"])
-        if "pos_embed.W_pos" in weights:
-            bridge.pos_embed.weight.copy_(weights["pos_embed.W_pos"])
-        bridge.unembed.weight.copy_(weights["unembed.W_U"].T)
-        for layer, block in enumerate(bridge.blocks):
-            for part in "QKV":
-                matrix = weights[f"blocks.{layer}.attn.W_{part}"]  # [head, d_model, d_head]
-                leaf = getattr(block.attn, part.lower()).weight
-                leaf.copy_(matrix.transpose(1, 2).flatten(0, 1))
-            block.attn.o.weight.copy_(weights[f"blocks.{layer}.attn.W_O"].flatten(0, 1).T)
+        for key, leaf in bridge_leaves(bridge).items():
+            if key in weights:
+                leaf.view(leaf.parameter).copy_(weights[key])
     return bridge
 
 
 def _config(arch: Architecture, name: str, device: torch.device) -> dict[str, Any]:
-    return dict(
+    config: dict[str, Any] = dict(
         model_name=name, n_layers=arch.n_layers, d_model=arch.d_model, n_heads=arch.n_heads,
-        d_head=arch.d_head, d_vocab=arch.d_vocab, n_ctx=arch.n_ctx, attn_only=True,
-        normalization_type=arch.norm, eps=arch.norm_eps, positional_embedding_type="rotary",
-        rotary_dim=arch.rotary_dim, rotary_base=int(arch.rotary_base),
-        rotary_adjacent_pairs=arch.rotary_adjacent_pairs, init_weights=False, device=str(device),
+        d_head=arch.d_head, d_vocab=arch.d_vocab, n_ctx=arch.n_ctx, attn_only=arch.attn_only,
+        normalization_type=arch.norm, eps=arch.norm_eps, positional_embedding_type=arch.positions,
+        init_weights=False, device=str(device),
     )  # fmt: skip
+    if not arch.attn_only:
+        config |= dict(d_mlp=4 * arch.d_model, act_fn=arch.activation)
+    if arch.positions == "rotary":
+        config |= dict(
+            rotary_dim=arch.rotary_dim, rotary_base=int(arch.rotary_base),
+            rotary_adjacent_pairs=arch.rotary_adjacent_pairs,
+        )  # fmt: skip
+    return config
 
 
 def _own_file(name: str, config: Any, checkpoint: int | None) -> Path | None:

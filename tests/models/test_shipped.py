@@ -10,22 +10,26 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.data.tokenizer import BOS_ID
 from lens_slt.models import forward
-from lens_slt.models.ship import head_scores
 from lens_slt.models.shipped import (
     ALIASES,
     SHIPPED,
     SHIPPED_FOLDER,
+    architecture_of,
     has_hooked_transformer,
     load_model,
+    shipped_architecture,
     shipped_checkpoints,
     shipped_training,
     shipped_weights,
 )
-from lens_slt.models.train import repeat_losses, shipped_architecture
+from lens_slt.training.train import repeat_losses
 
 TWO_LAYERS = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2")
+# name → checkpoints before step 100, and within 500 steps of the transition, at least
+WITH_CHECKPOINTS = {"attn-2l": (6, 8), "gelu-4l": (3, 6)}
 BACKENDS = ("hooked", "bridge") if has_hooked_transformer() else ("bridge",)
 
 
@@ -38,7 +42,7 @@ def random_tokens(length: int = 128) -> Tensor:
 def test_both_backends_give_the_logits_of_the_weights(name: str, backend: str) -> None:
     tokens = random_tokens()
     weights = shipped_weights(name)
-    arch = shipped_architecture(1 if name == "attn-1l" else 2)
+    arch = architecture_of(weights)
     model = load_model(name, backend=backend, device="cpu")
     with torch.no_grad():
         expected = forward.logits(arch, weights, tokens)
@@ -47,17 +51,27 @@ def test_both_backends_give_the_logits_of_the_weights(name: str, backend: str) -
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    biases = [p for key, p in model.named_parameters() if re.search(r"\.b_|\.bias$", key)]
-    assert biases
-    assert all((p == 0).all() for p in biases)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_biases_are_zero_in_the_attention_only_models_alone(backend: str) -> None:
+    def biases(name: str) -> list[Tensor]:
+        named = load_model(name, backend=backend, device="cpu").named_parameters()
+        return [p for key, p in named if re.search(r"\.b_[^U]|\.bias$", key)]
+
+    assert biases("attn-2l")
+    assert all((bias == 0).all() for bias in biases("attn-2l"))
+    assert all((bias != 0).any() for bias in biases("gelu-4l") if bias.shape[-1] != 512)
 
 
 @pytest.mark.skipif(not has_hooked_transformer(), reason="TransformerLens 4 has the bridge only")
-def test_hooked_transformer_and_bridge_agree() -> None:
+@pytest.mark.parametrize("name", ["attn-2l", "gelu-4l"])
+def test_hooked_transformer_and_bridge_agree(name: str) -> None:
     tokens = random_tokens()
     with torch.no_grad():
-        hooked = load_model("attn-2l", backend="hooked", device="cpu")(tokens)
-        bridge = load_model("attn-2l", backend="bridge", device="cpu")(tokens)
+        hooked = load_model(name, backend="hooked", device="cpu")(tokens)
+        bridge = load_model(name, backend="bridge", device="cpu")(tokens)
     torch.testing.assert_close(hooked, bridge, atol=2e-4, rtol=1e-4)
 
 
@@ -87,39 +101,66 @@ def test_loading_leaves_every_generator_alone(backend: str) -> None:
     assert (np.random.get_state()[1] == states[2][1]).all()  # noqa: NPY002
 
 
-def test_checkpoints_lead_from_the_first_step_to_the_shipped_weights() -> None:
-    steps = shipped_checkpoints("attn-2l")
-    assert steps == shipped_checkpoints("attn-2l-seed0")
+@pytest.mark.parametrize("name", WITH_CHECKPOINTS)
+def test_checkpoints_lead_from_the_first_step_to_the_shipped_weights(name: str) -> None:
+    steps = shipped_checkpoints(name)
+    assert steps == shipped_checkpoints(ALIASES.get(name, name))
     assert len(steps) >= 16
     assert steps[0] == 0
-    last, final = shipped_weights("attn-2l", steps[-1]), shipped_weights("attn-2l")
+    last, final = shipped_weights(name, steps[-1]), shipped_weights(name)
     assert all(torch.equal(last[key], final[key]) for key in final)
-    early, late = (
-        load_model("attn-2l", checkpoint=step, device="cpu") for step in (steps[0], steps[-1])
-    )
+    early, late = (load_model(name, checkpoint=step, device="cpu") for step in (0, steps[-1]))
     assert not torch.equal(early.embed.W_E, late.embed.W_E)
     # Log-spaced, so that early training is not lost, and dense where induction forms.
-    assert sum(0 < step < 100 for step in steps) >= 6
-    curve = shipped_training("attn-2l")["curve"]
+    curve = shipped_training(name)["curve"]
     formed = next(p["step"] for p in curve if p["first"] - p["second"] > 2)
-    assert sum(abs(step - formed) <= 500 for step in steps) >= 8
+    early_steps, dense = WITH_CHECKPOINTS[name]
+    assert sum(0 < step < 100 for step in steps) >= early_steps
+    assert sum(abs(step - formed) <= 500 for step in steps) >= dense
     assert shipped_checkpoints("attn-1l") == []
+
+
+def test_every_checkpoint_loads() -> None:
+    for name in WITH_CHECKPOINTS:
+        final = shipped_weights(name)
+        for step in shipped_checkpoints(name):
+            weights = shipped_weights(name, step)
+            assert {k: t.shape for k, t in weights.items()} == {
+                k: t.shape for k, t in final.items()
+            }
+            assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_four_layers_with_mlps_learn_induction() -> None:
+    steps = shipped_checkpoints("gelu-4l")
+    arch = shipped_architecture(4, mlps=True)
+    gains = []
+    for step in (steps[0], steps[-1]):
+        first, second = repeat_losses(arch, shipped_weights("gelu-4l", step), arch.n_ctx)
+        gains.append(first - second)
+    assert abs(gains[0]) < 0.1
+    assert gains[1] > 4
+    scores = behaviour_scores(load_model("gelu-4l", device="cpu"))
+    assert (scores["head_type"] == "induction").any()
+    assert (scores["head_type"] == "previous token").any()
 
 
 @pytest.mark.parametrize("name", TWO_LAYERS)
 def test_two_layers_have_an_induction_circuit(name: str) -> None:
     first, second = repeat_losses(shipped_architecture(2), shipped_weights(name), 128)
     assert first - second >= 2
-    scores = head_scores(load_model(name, device="cpu"))
-    assert scores.prefix[1].max() > 0.4
-    assert scores.previous[0].max() > 0.5
-    assert scores.prefix[0].max() < 0.2
+    scores = behaviour_scores(load_model(name, device="cpu"))
+    prefix, previous = (scores[key].values for key in ("prefix_matching", "previous_token"))
+    assert prefix[8:].max() > 0.4
+    assert previous[:8].max() > 0.5
+    assert prefix[:8].max() < 0.2
 
 
 def test_one_layer_has_no_induction() -> None:
     first, second = repeat_losses(shipped_architecture(1), shipped_weights("attn-1l"), 128)
     assert first - second < 1
-    assert head_scores(load_model("attn-1l", device="cpu")).prefix.max() < 0.2
+    scores = behaviour_scores(load_model("attn-1l", device="cpu"))
+    assert scores["prefix_matching"].max() < 0.2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -129,14 +170,14 @@ def test_the_detector_of_transformer_lens_finds_the_previous_token_head(backend:
     model = load_model("attn-2l", backend=backend, device="cpu")
     text = "The parser reads one line at a time and returns the tokens that it has found.\n"
     scores = detect_head(model, text, "previous_token_head")
-    ours = head_scores(model)
+    ours = behaviour_scores(model)["previous_token"].values[:8]
     assert scores[0].max() > 0.5
-    assert scores[0].argmax() == ours.previous[0].argmax()
+    assert int(scores[0].argmax()) == ours.argmax()
 
 
-def test_the_repository_holds_at_most_40_megabytes_and_a_card() -> None:
+def test_the_package_holds_at_most_45_megabytes_and_a_card() -> None:
     files = [path for path in SHIPPED_FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 40e6
+    assert sum(path.stat().st_size for path in files) < 45e6
     card = (SHIPPED_FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "training-curve.svg" in card
     assert (SHIPPED_FOLDER / "training-curve.svg").is_file()

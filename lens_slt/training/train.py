@@ -1,4 +1,4 @@
-"""Train a shipped model: ``python -m lens_slt.models.train --out runs/attn-2l-seed0``.
+"""Train a shipped model: ``python -m lens_slt.training.train --out runs/attn-2l-seed0``.
 
 The recipe grows an induction circuit in minutes on a CPU: rotary positions, parameter-free
 LayerNorm, a byte-level vocabulary of 512, and three eighths of every batch made of repeated
@@ -24,6 +24,7 @@ from lens_slt.data.tokenizer import BOS_ID, VOCABULARY_SIZE, shipped_tokenizer
 from lens_slt.models import forward
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.loss import unembed_loss
+from lens_slt.models.shipped import shipped_architecture
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Recipe:
     """Everything that decides the weights, written beside them."""
 
     n_layers: int = 2
+    mlps: bool = False
     seed: int = 0
     most_steps: int = 12000
     batch: int = 32
@@ -46,15 +48,6 @@ class Recipe:
     settle: int = 1500  # steps at the full rate after induction has formed
     decay: int = 1500  # steps of linear decay at the end
     last_rate: float = 0.02  # share of the learning rate that is left at the end
-
-
-def shipped_architecture(n_layers: int) -> Architecture:
-    """Architecture of the shipped models."""
-    return Architecture(
-        n_layers=n_layers, d_model=128, n_heads=8, n_key_value_heads=8, d_head=16,
-        d_vocab=VOCABULARY_SIZE, n_ctx=128, attn_scale=4.0, norm="LNPre", final_norm="LNPre",
-        positions="rotary", rotary_dim=16, rotary_adjacent_pairs=True,
-    )  # fmt: skip
 
 
 def training_batch(
@@ -99,13 +92,17 @@ def loss_and_gradients(arch: Architecture, weights: Weights, tokens: Tensor) -> 
     return float(loss.mean())
 
 
+def repeated_tokens(d_vocab: int, length: int, seed: int, sequences: int = 32) -> Tensor:
+    """A BOS token and random tokens said twice, ``[sequence, position]``, at most ``length``."""
+    generator = torch.Generator().manual_seed(seed)
+    segment = torch.randint(1, d_vocab, (sequences, (length - 1) // 2), generator=generator)
+    return torch.cat([torch.full((sequences, 1), BOS_ID), segment, segment], dim=1)
+
+
 def repeat_losses(arch: Architecture, weights: Weights, length: int) -> tuple[float, float]:
     """Loss on the first and on the second half of random tokens said twice."""
-    generator = torch.Generator().manual_seed(1234)
-    half = (length - 1) // 2
-    segment = torch.randint(1, arch.d_vocab, (32, half), generator=generator)
-    bos = torch.full((32, 1), BOS_ID)
-    tokens = torch.cat([bos, segment, segment], dim=1)
+    tokens = repeated_tokens(arch.d_vocab, length, seed=1234)
+    half = tokens.shape[1] // 2
     with torch.no_grad():
         logits = forward.logits(arch, weights, tokens[:, :-1])
     loss = torch.nn.functional.cross_entropy(
@@ -115,8 +112,8 @@ def repeat_losses(arch: Architecture, weights: Weights, length: int) -> tuple[fl
 
 
 def is_checkpoint(step: int) -> bool:
-    """Every 100 steps, and log-spaced before that."""
-    return step % 100 == 0 or step in {round(10 ** (i / 4)) for i in range(8)}
+    """Every 50 steps, and log-spaced before that."""
+    return step % 50 == 0 or step in {round(10 ** (i / 4)) for i in range(8)}
 
 
 def rate(recipe: Recipe, step: int, end: int) -> float:
@@ -134,7 +131,7 @@ def train(recipe: Recipe, out: Path) -> None:
     far beyond its own transition.
     """
     out.mkdir(parents=True, exist_ok=True)
-    arch = shipped_architecture(recipe.n_layers)
+    arch = shipped_architecture(recipe.n_layers, recipe.mlps)
     generator = torch.Generator().manual_seed(recipe.seed)
     weights = forward.initial_weights(arch, generator)
     for tensor in weights.values():
@@ -189,9 +186,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--mlps", action="store_true", help="like GPT-2: MLPs, learned positions")
+    parser.add_argument("--rate", type=float, default=Recipe.learning_rate, help="learning rate")
     parser.add_argument("--steps", type=int, default=Recipe.most_steps)
     args = parser.parse_args()
-    train(Recipe(n_layers=args.layers, seed=args.seed, most_steps=args.steps), args.out)
+    recipe = Recipe(
+        n_layers=args.layers, mlps=args.mlps, seed=args.seed, most_steps=args.steps,
+        learning_rate=args.rate,
+    )  # fmt: skip
+    train(recipe, args.out)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,37 @@
-"""Put trained weights into the package: ``python -m lens_slt.models.ship --runs runs``.
+"""Put trained weights into the package: ``python -m lens_slt.training.ship --runs runs``.
 
-Reads the folders that :mod:`lens_slt.models.train` wrote, copies the final weights of every model
-and checkpoints of the first one, and writes the model card with its training curve.
+Reads the folders that :mod:`lens_slt.training.train` wrote, copies the final weights of every model
+and checkpoints of some, and writes the model card with the training curves and what ablations say.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from lens_slt.data.tokenizer import BOS_ID
-from lens_slt.models.ship_card import Trained, model_card, training_figure
-from lens_slt.models.shipped import ALIASES, SHIPPED, SHIPPED_FOLDER, build_model, read_weights
-from lens_slt.models.train import repeat_losses, shipped_architecture
+from lens_slt.circuits.behaviour import behaviour_scores
+from lens_slt.models.shipped import (
+    ALIASES,
+    SHIPPED,
+    SHIPPED_FOLDER,
+    architecture_of,
+    build_model,
+    read_weights,
+)
+from lens_slt.training.ship_card import Trained, model_card, training_figure
+from lens_slt.training.ship_circuits import SEQUENCES, circuits, stage
+from lens_slt.training.train import repeat_losses
 
-WITH_CHECKPOINTS = SHIPPED[0]
+WITH_CHECKPOINTS = {"attn-2l": 32, "gelu-4l": 22}  # at most so many
 TRAINING, CARD, FIGURE = "training.json", "MODEL_CARD.md", "training-curve.svg"
-MOST_BYTES = 40 * 10**6
-MOST_CHECKPOINTS = 32
-PER_DECADE = 4
-AROUND_TRANSITION = 600  # steps before and after it that are kept densely
+MOST_BYTES = 45 * 10**6
 TRANSITION = 2.0  # nats by which the second half of a repeat becomes cheaper
-
-
-@dataclass(frozen=True)
-class HeadScores:
-    """Attention of every head ``[layer, head]`` on random tokens said twice."""
-
-    previous: Tensor  # share that goes to the token before
-    prefix: Tensor  # share, in the second half, that goes to the token after the earlier copy
-
-
-def head_scores(model: Any, sequences: int = 16, seed: int = 7) -> HeadScores:
-    """Previous-token and prefix-matching scores of every head."""
-    half = (model.cfg.n_ctx - 1) // 2
-    generator = torch.Generator().manual_seed(seed)
-    segment = torch.randint(1, model.cfg.d_vocab, (sequences, half), generator=generator)
-    tokens = torch.cat([torch.full((sequences, 1), BOS_ID), segment, segment], dim=1)
-    with torch.no_grad():
-        _, cache = model.run_with_cache(
-            tokens.to(model.cfg.device), names_filter=lambda name: name.endswith("hook_pattern")
-        )
-    layers = range(model.cfg.n_layers)
-    patterns = torch.stack([cache["pattern", layer].mean(0) for layer in layers]).cpu()
-    previous = patterns.diagonal(-1, dim1=-2, dim2=-1).mean(-1)
-    prefix = patterns.diagonal(1 - half, dim1=-2, dim2=-1)[..., 1:].mean(-1)
-    return HeadScores(previous, prefix)
 
 
 def transition_step(curve: list[dict[str, float]]) -> int | None:
@@ -64,24 +42,25 @@ def transition_step(curve: list[dict[str, float]]) -> int | None:
     return None
 
 
-def choose_checkpoints(steps: list[int], transition: int | None) -> list[int]:
-    """Log-spaced steps, the first and the last, and dense ones around the transition."""
-    steps = sorted(steps)
+def choose_checkpoints(steps: list[int], curve: list[dict[str, float]], most: int) -> list[int]:
+    """The first, the last, and between them those that leave the smallest gaps in what happens.
+
+    That is measured in decades of steps, plus nats by which the training loss and the loss of
+    repeated tokens have fallen: steps are log-spaced where little happens and dense in transitions.
+    """
     if not steps:
         return []
-
-    def nearest(target: float) -> int:
-        return min(steps, key=lambda step: abs(step - target))
-
-    decades = math.log10(max(steps[-1], 1))
-    targets = [10 ** (i / PER_DECADE) for i in range(int(decades * PER_DECADE) + 1)]
-    spaced = {nearest(target) for target in targets} | {steps[0], steps[-1]}
-    if transition is None:
-        return sorted(spaced)[-MOST_CHECKPOINTS:]
-    near = [step for step in steps if abs(step - transition) <= AROUND_TRANSITION]
-    near.sort(key=lambda step: abs(step - transition))
-    room = max(0, MOST_CHECKPOINTS - len(spaced))
-    return sorted(spaced | set([step for step in near if step not in spaced][:room]))
+    at = [point["step"] for point in curve]
+    happened = np.log10(1 + np.array(steps, dtype=float))
+    for loss in ("loss", "second"):
+        lowest = np.minimum.accumulate([point[loss] for point in curve])
+        happened -= np.interp(steps, at, lowest)
+    place = dict(zip(steps, happened, strict=True))
+    chosen = {min(steps), max(steps)}
+    while len(chosen) < min(most, len(steps)):
+        left = [step for step in steps if step not in chosen]
+        chosen.add(max(left, key=lambda step: min(abs(place[step] - place[c]) for c in chosen)))
+    return sorted(chosen)
 
 
 def ship(runs: Path, target: Path = SHIPPED_FOLDER) -> list[str]:
@@ -103,8 +82,9 @@ def ship(runs: Path, target: Path = SHIPPED_FOLDER) -> list[str]:
         folder.mkdir(parents=True)
         shutil.copyfile(checkpoints[last], path)
         (folder / TRAINING).write_text(json.dumps(training), encoding="utf-8")
-        if name == WITH_CHECKPOINTS:
-            for step in choose_checkpoints(list(checkpoints), transition_step(training["curve"])):
+        if name in WITH_CHECKPOINTS:
+            most = WITH_CHECKPOINTS[name]
+            for step in choose_checkpoints(list(checkpoints), training["curve"], most):
                 shutil.copyfile(checkpoints[step], folder / checkpoints[step].name)
         print(f"{name}: weights of step {last}, {len(_steps(folder))} checkpoints")
     return skipped
@@ -119,9 +99,13 @@ def is_finished(training: dict[str, Any], last: int) -> bool:
     return last == end
 
 
-def write_card(target: Path = SHIPPED_FOLDER) -> None:
-    """Write the model card and the training curve of the models that ``target`` holds."""
-    models = [_describe(name, target) for name in SHIPPED if _weights_file(name, target).is_file()]
+def write_card(target: Path = SHIPPED_FOLDER, sequences: int = SEQUENCES) -> None:
+    """Write the model card and the training curves of the models that ``target`` holds."""
+    models = [
+        _describe(name, target, sequences)
+        for name in SHIPPED
+        if _weights_file(name, target).is_file()
+    ]
     (target / FIGURE).write_text(training_figure(models), encoding="utf-8")
     (target / CARD).write_text(model_card(models, _size(target)), encoding="utf-8")
 
@@ -138,20 +122,19 @@ def main() -> None:
         raise SystemExit(f"more than {MOST_BYTES / 1e6:.0f} MB: keep fewer checkpoints")
 
 
-def _describe(name: str, target: Path) -> Trained:
+def _describe(name: str, target: Path, sequences: int) -> Trained:
     path = _weights_file(name, target)
     folder = path.with_suffix("")
     training = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-    weights = read_weights(path)
+    weights, checkpoints = read_weights(path), sorted(_steps(folder).items())
     model = build_model(weights, name, "auto", torch.device("cpu"))
-    arch = shipped_architecture(model.cfg.n_layers)
-    first, second = repeat_losses(arch, weights, arch.n_ctx)
-    scores = head_scores(model)
+    first, second = repeat_losses(architecture_of(weights), weights, model.cfg.n_ctx)
     return Trained(
         name=name, recipe=training["recipe"], curve=training["curve"],
         parameters=sum(tensor.numel() for tensor in weights.values()), first=first, second=second,
-        transition=transition_step(training["curve"]), checkpoints=sorted(_steps(folder)),
-        previous=scores.previous, prefix=scores.prefix,
+        transition=transition_step(training["curve"]), scores=behaviour_scores(model),
+        circuits=circuits(model, sequences) if name in WITH_CHECKPOINTS else None,
+        stages=[stage(step, read_weights(file), sequences) for step, file in checkpoints],
     )  # fmt: skip
 
 
