@@ -1,9 +1,9 @@
 """Does an observable move as its response says, when the data are really shifted?
 
 Three models: two of the zoo (:mod:`benchmarks.zoo`: one repeats segments, one looks for a source)
-and the shipped one; two heads of each. Three shifts of the data's weight: to a *pattern* (answers
-of even ids; induction tokens), to *other data* (sequences of low ids in the zoo, code in prose for
-the shipped model), to four *single sequences*. Two observables on held-out sequences: the loss at
+and the shipped one; two heads of each. Three shifts of the data's weight: to a *pattern* (even ids
+in the zoo, word starts in text), to *other data* (sequences of low ids; code in prose), to four
+*single sequences*. Two observables on held-out sequences: the loss at
 one answer, and the logit of the right answer less that of a wrong one.
 
 :func:`lens_slt.response` predicts from draws at the original data. Then the posterior is sampled at
@@ -91,20 +91,19 @@ def zoo_case(place: int, seed: int, cache: Path | None, quick: bool) -> Case:
     probe = ls.Probe(asked[told], weights=last, observables=difference)
     counts = np.array(task.answer if entry.weighted else (1.0,) * (task.length - 1))
     counts = np.broadcast_to(counts, (N_SEQUENCES, len(counts)))
-    answers = np.broadcast_to(task.answer, counts.shape)
-    even = answers * (tokens[:, 1:] % 2 == 0).numpy()
+    even = (tokens[:, 1:] % 2 == 0).numpy()
     assert entry.shape is not None
     heads = _heads(entry.shape.n_layers, entry.shape.n_heads, seed)
     return Case(entry.name, built.model, tokens, _unit(counts), shifts(counts, even), probe, heads)
 
 
 def shipped_case(seed: int) -> Case:
-    """Prose with some code; induction tokens are the pattern, prompts are asked."""
+    """Prose with some code; word starts are the pattern, prompts are asked."""
     model = ls.load_model("attn-2l")
     prose = ls.load_tokens("prose", n_sequences=N_SEQUENCES - N_OTHER, length=LENGTH, seed=seed)
     code = ls.load_tokens("code", n_sequences=N_OTHER, length=LENGTH, seed=seed)
     tokens = torch.cat([prose, code])
-    pattern = ls.label_patterns(tokens).sel(pattern="induction").values
+    pattern = ls.label_patterns(tokens).sel(pattern="word_start").values
     prompts = ls.make_prompts("ioi", model.tokenizer, n=N_ASKED, seed=seed)
     difference = ls.LogitDifference(wrong=prompts.wrong, right=prompts.right)
     probe = ls.Probe(prompts.tokens, weights=prompts.counts, observables=difference)
@@ -190,10 +189,11 @@ def sampled(case: Case, settings: Settings, weights: np.ndarray) -> Sampled:
     weight = np.full((n, loss[0].size), np.nan)
     for i, row in enumerate(rows):
         paired = draws["posterior"]["paired_loss"].values[row].ravel()
-        found = settings.method.draw_weights(paired, settings.n_beta)
-        assert found is not None
-        if not found[1]:
-            weight[i] = found[0]
+        smoothed = settings.method.draw_weights(paired, settings.n_beta)
+        assert smoothed is not None
+        if not smoothed[1]:
+            # Unsmoothed: tails are fitted anew in every run, and weights would not change evenly.
+            weight[i] = _unit(np.exp(-settings.n_beta * (paired - paired.min()).astype(float)))
     traces = {"loss": loss, "logit_difference": difference}
     return Sampled({key: x[rows].reshape(n, -1) for key, x in traces.items()}, weight)
 
@@ -234,10 +234,7 @@ def outcomes(case: Case, predicting: Settings, checking: Settings) -> list[Outco
     at_data = sampled(case, checking, case.weights)
     found = []
     for shift, weights in case.shifts.items():
-        moved = [
-            sampled(case, checking, np.maximum((1 - e) * case.weights + e * weights, 0))
-            for e in STRENGTHS
-        ]
+        moved = [sampled(case, checking, (1 - e) * case.weights + e * weights) for e in STRENGTHS]
         for key in OBSERVABLES:
             answer = answers[shift, key]
             for row, component in enumerate(case.components):
