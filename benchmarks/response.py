@@ -1,10 +1,10 @@
 """Does an observable move as its response says, when the data are really shifted?
 
 Three models: two of the zoo (:mod:`benchmarks.zoo`: one repeats segments, one looks for a source)
-and the shipped one; two heads of each. Three shifts of the data's weight: to a *pattern* (even ids
-in the zoo, word starts in text), to *other data* (sequences of low ids; code in prose), to four
-*single sequences*. Two observables on held-out sequences: the loss at
-one answer, and the logit of the right answer less that of a wrong one.
+and the shipped one; the two heads of each that matter most under mean ablation. Three shifts of the
+data's weight: to a *pattern* (even ids in the zoo, word starts in text), to *other data* (sequences
+of low ids; code in prose), to four *single sequences*. Two observables at the last prediction of
+held-out sequences: the loss, and the logit of the right answer less that of a wrong one.
 
 :func:`lens_slt.response` predicts from draws at the original data. Then the posterior is sampled at
 the shifted data: the same tokens, each prediction weighted (1 − ε)/n + ε·share. Both use exact
@@ -40,6 +40,7 @@ from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.slopes import Points, slope
 from benchmarks.zoo import ZooEntry, zoo
+from lens_slt.models.adapter import adapt
 from lens_slt.sampling.result import component_names
 from lens_slt.sampling.settings import Settings
 
@@ -52,7 +53,7 @@ PLACES = (0, 15)  # in the zoo: induction and skip_trigram, fully trained
 SHIFT, LARGE = 0.1, 0.4  # ε
 STRENGTHS = (-SHIFT, SHIFT, LARGE)
 N_SEQUENCES, N_OTHER, N_SINGLE, N_ASKED, N_HEADS = 24, 6, 4, 24, 2
-LENGTH = 20  # of the shipped model's text
+LENGTH = 10  # of the shipped model's text
 GAMMA = 1000.0  # importance sampling needs a prior that the data do not narrow too much
 CHAINS = 16
 MISS = 4.0  # combined standard errors
@@ -82,34 +83,34 @@ def zoo_case(place: int, seed: int, cache: Path | None, quick: bool) -> Case:
     many = task.draw(4 * N_OTHER, generator)
     other = many[many.sum(1).argsort()[:N_OTHER]]
     tokens = torch.cat([task.draw(N_SEQUENCES - N_OTHER, generator), other])
-    asked = task.draw(2 * N_ASKED, generator)
-    wrong = asked[:, -1].roll(1)
-    told = (asked[:, -1] != wrong).nonzero()[:N_ASKED, 0]
-    last = torch.zeros(task.length - 1)
-    last[-1] = 1
-    difference = ls.LogitDifference(wrong=wrong[told])
-    probe = ls.Probe(asked[told], weights=last, observables=difference)
+    asked = asked_at(task.draw(2 * N_ASKED, generator))
     counts = np.array(task.answer if entry.weighted else (1.0,) * (task.length - 1))
     counts = np.broadcast_to(counts, (N_SEQUENCES, len(counts)))
     even = (tokens[:, 1:] % 2 == 0).numpy()
-    assert entry.shape is not None
-    heads = _heads(entry.shape.n_layers, entry.shape.n_heads, seed)
-    return Case(entry.name, built.model, tokens, _unit(counts), shifts(counts, even), probe, heads)
+    heads = _heads(built.model, tokens, counts)
+    return Case(entry.name, built.model, tokens, _unit(counts), shifts(counts, even), asked, heads)
 
 
 def shipped_case(seed: int) -> Case:
-    """Prose with some code; word starts are the pattern, prompts are asked."""
+    """Prose with some code; word starts are the pattern, prose and code are asked."""
     model = ls.load_model("attn-2l")
-    prose = ls.load_tokens("prose", n_sequences=N_SEQUENCES - N_OTHER, length=LENGTH, seed=seed)
-    code = ls.load_tokens("code", n_sequences=N_OTHER, length=LENGTH, seed=seed)
-    tokens = torch.cat([prose, code])
+    prose = ls.load_tokens("prose", n_sequences=N_SEQUENCES + N_ASKED, length=LENGTH, seed=seed)
+    code = ls.load_tokens("code", n_sequences=N_OTHER + N_ASKED, length=LENGTH, seed=seed)
+    tokens = torch.cat([prose[: N_SEQUENCES - N_OTHER], code[:N_OTHER]])
+    asked = asked_at(torch.cat([prose[-N_ASKED:], code[-N_ASKED:]])[::2])
     pattern = ls.label_patterns(tokens).sel(pattern="word_start").values
-    prompts = ls.make_prompts("ioi", model.tokenizer, n=N_ASKED, seed=seed)
-    difference = ls.LogitDifference(wrong=prompts.wrong, right=prompts.right)
-    probe = ls.Probe(prompts.tokens, weights=prompts.counts, observables=difference)
     counts = np.ones(pattern.shape)
-    heads = _heads(2, model.cfg.n_heads, seed)
-    return Case("attn-2l", model, tokens, _unit(counts), shifts(counts, pattern), probe, heads)
+    heads = _heads(model, tokens, counts)
+    return Case("attn-2l", model, tokens, _unit(counts), shifts(counts, pattern), asked, heads)
+
+
+def asked_at(tokens: Tensor) -> ls.Probe:
+    """The last prediction of sequences, against what follows the sequence before."""
+    wrong = tokens[:, -1].roll(1)
+    told = (tokens[:, -1] != wrong).nonzero()[:N_ASKED, 0]
+    last = torch.zeros(tokens.shape[1] - 1)
+    last[-1] = 1
+    return ls.Probe(tokens[told], weights=last, observables=ls.LogitDifference(wrong=wrong[told]))
 
 
 def shifts(counts: np.ndarray, pattern: np.ndarray) -> dict[str, np.ndarray]:
@@ -124,12 +125,15 @@ def _unit(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _heads(n_layers: int, n_heads: int, seed: int) -> list[str]:
-    """Some heads, of different layers where there are several."""
-    rng = np.random.default_rng(seed)
-    layers = np.resize(rng.permutation(n_layers), N_HEADS)
-    heads = rng.permutation(n_heads)
-    return list(dict.fromkeys(f"L{a}H{b}" for a, b in zip(layers, heads, strict=False)))
+def _heads(model: Any, tokens: Tensor, weights: np.ndarray) -> list[str]:
+    """The heads whose mean ablation changes the loss most: dead ones have nothing to respond."""
+    adapted = adapt(model)
+    names = [f"L{a}H{b}" for a in range(adapted.n_layers) for b in range(adapted.n_heads)]
+    effects = []
+    for name in names:
+        effect = ls.ablate(model, tokens, name, weights=weights)["effect"].values
+        effects.append(abs(float(np.nansum(weights * effect))))
+    return [names[i] for i in np.argsort(effects)[::-1][:N_HEADS]]
 
 
 def settings_of_runs(args: Any) -> tuple[Settings, Settings]:
