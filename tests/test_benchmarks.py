@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from benchmarks.slopes import Points, slope
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,3 +140,34 @@ def test_kills():
     found = figures("kills", "--quick")
     assert found["resumed_identical"] == 1.0
     assert found["kills"] == 6
+
+
+def test_slope_is_not_pulled_to_zero_by_errors_of_x():
+    rng = np.random.default_rng(0)
+    scale = np.repeat([0.01, 1.0, 100.0], 200)  # components differ in scale
+    true, se = scale * rng.normal(size=600), 0.7 * scale
+    x, y = true + se * rng.normal(size=600), 0.8 * true + 0.5 * se * rng.normal(size=600)
+    found = slope(Points(x, se, y, 0.5 * se, np.arange(600) // 20))
+    assert abs(found.value - 0.8) < 3 * found.se
+    assert found.se < 0.05
+    plain = (x * y / scale**2).sum() / (x * x / scale**2).sum()
+    assert plain < 0.8 / 1.3  # what errors of x do to least squares
+
+
+def test_slope_of_two_groups_has_no_error():
+    two = Points(*np.ones((4, 6)), np.arange(6) // 3)
+    assert np.isnan(slope(two).value)
+
+
+@pytest.mark.slow
+def test_response():
+    found = figures("response", "--quick")
+    assert {"slope_first", "slope_second", "overclaimed", "signal_second"} <= set(found)
+    assert found["heads"] >= 4 and found["predictions"] == 18 * found["heads"]
+
+
+@pytest.mark.slow
+def test_answers():
+    found = figures("answers", "--quick")
+    wanted = {"certified_share", "rank_correlation_llc", "rank_correlation_observable"}
+    assert {f"{key}_{model}" for key in wanted for model in ("addition", "names")} <= set(found)
