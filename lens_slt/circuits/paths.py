@@ -62,7 +62,7 @@ def check_paths(paths: Iterable[Edge], stream: Stream) -> None:
             stream.check_logits()
         elif is_mlp(edge.target):
             reader = stream.mlp_reader(last)
-            if layer_of(edge.source) == last and reader.place.endswith("hook_resid_pre"):
+            if layer_of(edge.source) == last and reader.beside_heads:
                 raise ValueError(
                     f"paths: the MLP of layer {last} reads the stream before the heads of its own "
                     f"layer in {stream.adapted.name}, so there is no edge {edge}"

@@ -154,10 +154,9 @@ class Runs:
     def _mlps_beside_heads(self) -> bool:
         """Whether MLPs read the stream before the heads of their own layer (GPT-J)."""
         try:
-            reader = self._stream(next(self.batches())).mlp_reader(0)
+            return self._stream(next(self.batches())).mlp_reader(0).beside_heads
         except ValueError:  # a path into one says why
             return False
-        return reader.place.endswith("hook_resid_pre")
 
     def loss(
         self,

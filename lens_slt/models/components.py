@@ -31,6 +31,7 @@ from lens_slt.arguments import nearest
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.names import (
     ATTENTION,
+    EMBEDDINGS,
     FORMS,
     HEADS,
     LAYER,
@@ -109,6 +110,19 @@ def parse_components(spec: str | Sequence[str], model: AdaptedModel) -> list[Com
 def head_names(model: AdaptedModel) -> list[str]:
     """All heads, by layer and index."""
     return [head_name(i, j) for i in range(model.n_layers) for j in range(model.n_heads)]
+
+
+def node_names(model: AdaptedModel, *, embeddings: bool = False) -> list[str]:
+    """Heads and MLPs as they stand along the residual stream, behind what begins it if asked for.
+
+    These are the embeddings that are added to the stream: positions only where they are learned.
+    """
+    positions = EMBEDDINGS if model.positions == "standard" else EMBEDDINGS[:1]
+    found = list(positions) if embeddings else []
+    for layer in range(model.n_layers):
+        found += [head_name(layer, head) for head in range(model.n_heads)]
+        found += [] if model.attn_only else [mlp_name(layer)]
+    return found
 
 
 def _entries(spec: str | Sequence[str]) -> list[str]:

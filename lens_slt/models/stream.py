@@ -10,8 +10,9 @@ before anything relies on them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ class MlpReader:
     module: nn.Module  # the MLP, which is called with what it reads
     norm: nn.Module | None
     place: str
+
+    @property
+    def beside_heads(self) -> bool:
+        """Whether it reads the stream before the heads of its own layer (GPT-J)."""
+        return self.place.endswith("hook_resid_pre")
 
     def read(self, resid: Tensor) -> Tensor:
         """The MLP's input from a residual stream."""
@@ -310,26 +316,33 @@ class Stream:
             self._factors[node] = 1.0 if near_one else factor
         return self._factors[node]
 
+    @cached_property
+    def _mlp_inputs(self) -> dict[int, list[Tensor]]:
+        """What the MLP of every layer is called with, once for each call."""
+        seen: dict[int, list[Tensor]] = {}
+
+        def keep(layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            seen.setdefault(layer, []).extend(x.detach() for x in inputs[:1])
+
+        with ExitStack() as stack:
+            for layer, block in enumerate(self.adapted.module.blocks):
+                module = block._modules.get("mlp")
+                if module is not None:
+                    handle = module.register_forward_pre_hook(partial(keep, layer))
+                    stack.callback(handle.remove)
+            run_with(self.adapted, self.tokens, [])
+        return seen
+
     def _find_mlp_reader(self, layer: int) -> MlpReader:
         block = self.adapted.module.blocks[layer]
-        module = block._modules.get("mlp")
-        seen: list[Tensor] = []
-        if module is not None:
-            handle = module.register_forward_pre_hook(
-                lambda module, inputs: seen.extend(x.detach() for x in inputs[:1])
-            )
-            try:
-                run_with(self.adapted, self.tokens, [])
-            finally:
-                handle.remove()
+        seen = self._mlp_inputs.get(layer, [])
         places = (f"blocks.{layer}.{part}" for part in ("hook_resid_mid", "hook_resid_pre"))
         called = [place for place in places if place in self._clean and len(seen) == 1]
         for place in called:
             for norm in _norm_candidates(block, self.adapted.d_model):
                 x = _output(norm, self._clean[place])
                 if x is not None and x.shape == seen[0].shape and self._near(x, seen[0]):
-                    assert module is not None
-                    return MlpReader(module, norm, place)
+                    return MlpReader(block._modules["mlp"], norm, place)
         raise ValueError(
             f"model: what the MLP of layer {layer} reads is not a norm of the residual stream that "
             "it is called with, so paths into MLPs of this model cannot be told apart; ablate "

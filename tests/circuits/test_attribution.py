@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -14,6 +15,7 @@ import lens_slt as ls
 from lens_slt.circuits.attribution import edge_attribution
 from lens_slt.circuits.hypothesis import Edge
 from lens_slt.circuits.interventions import ablate_path
+from lens_slt.circuits.runs import Runs
 from lens_slt.models.adapter import adapt, copy_weights, weights_hash
 from tests.tiny_models import GENERIC_MODELS, TINY_MODELS, has_hooked_transformer, native
 
@@ -209,7 +211,9 @@ def test_bad_arguments_are_named():
     for name, value in (("steps", 0), ("batch_size", 1.5)):
         with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1; got"):
             edge_attribution(model, tokens, mask, **{name: value})
-    with pytest.raises(ValueError, match="ablate must be one of mean, zero; got 'men'; did you"):
+    with pytest.raises(
+        ValueError, match="ablate must be one of mean, mean_position, zero, auto; got 'men'"
+    ):
         edge_attribution(model, tokens, mask, ablate="men")
     with pytest.raises(ValueError, match=r"here \[4, 9\], for tokens .* got bool \[4, 10\]"):
         edge_attribution(model, tokens, torch.ones(4, 10, dtype=torch.bool))
@@ -236,3 +240,169 @@ def test_a_metric_is_attributed_as_it_is_ablated():
         assert float(estimate) == pytest.approx(effect, rel=2e-2, abs=1e-4)
     with pytest.raises(ValueError, match="metric: accuracy has no gradient"):
         edge_attribution(model, tokens, mask, metric=ls.Accuracy())
+
+
+def test_position_weights_are_those_of_the_mean():
+    """Against runs on single sequences, whose losses are weighted here."""
+    model, tokens = native(), some_tokens(3)
+    everywhere = torch.ones(3, 9, dtype=torch.bool)
+    weights = torch.rand(3, 9, generator=torch.Generator().manual_seed(5))
+    weights[1, 4:] = 0
+    found = edge_attribution(model, tokens, everywhere, steps=1, ablate="zero", weights=weights)
+    parts = []
+    for row in range(3):
+        for position in weights[row].nonzero()[:, 0]:
+            one = torch.zeros(1, 9, dtype=torch.bool)
+            one[0, position] = True
+            part = edge_attribution(model, tokens[[row]], one, steps=1, ablate="zero")["effect"]
+            parts.append(float(weights[row, position]) * part)
+    expected = sum(parts) / float(weights.sum())
+    np.testing.assert_allclose(found["effect"], expected, rtol=1e-3, atol=1e-6)
+    marked = torch.cat([torch.zeros(3, 1, dtype=torch.bool), weights > 0.5], 1)
+    by_mask = edge_attribution(model, tokens, everywhere, steps=1, ablate="zero", mask=marked)
+    by_pattern = edge_attribution(model, tokens, marked[:, 1:], steps=1, ablate="zero")
+    np.testing.assert_allclose(by_mask["effect"], by_pattern["effect"], rtol=1e-3, atol=1e-6)
+
+
+def test_what_stands_in_for_an_output_is_what_ablation_puts_there():
+    model, tokens = native(n_layers=1, attn_only=False), some_tokens(9, seed=4)
+    mask, options = some_mask(tokens, seed=4), dict(steps=6, embeddings=True, batch_size=9)
+    for ablate in ("auto", "mean"):
+        found = edge_attribution(model, tokens, mask, ablate=ablate, **options)
+        how = "mean" if ablate == "mean" else "mean_position"
+        assert found.attrs["ablate"] == how  # positions are learned, nine sequences are enough
+        for source in ("L0H1", "L0MLP", "pos_embed"):
+            truth = true_effect(model, tokens, mask, [Edge(source, "logits")], how)
+            effect = float(found["effect"].sel(source=source, target="logits", through=""))
+            assert effect == pytest.approx(truth, rel=0.02, abs=3e-4)
+
+
+MLP_MODELS = ["hooked_gated", "native_mlp", "wrapped_llama"]
+PARALLEL = ["hooked_parallel", "wrapped_neox"]
+
+
+def edges_of(effect):
+    """All edges with an estimate."""
+    for index in np.argwhere(np.isfinite(effect.values)):
+        yield Edge(*(str(effect[dim].values[i]) for dim, i in zip(effect.dims, index, strict=True)))
+
+
+@pytest.mark.parametrize("name", usable([*MLP_MODELS, *PARALLEL]))
+def test_edges_of_mlps_and_embeddings_add_up_to_ablating_them_together(name):
+    model, tokens = ALL[name](), some_tokens()
+    mask = some_mask(tokens)
+    found = edge_attribution(model, tokens, mask, steps=6, embeddings=True)
+    assert found.attrs["left_out"] == ""
+    effect = found["effect"]
+    learned = adapt(model).positions == "standard"
+    layers = [[*(f"L{i}H{j}" for j in range(4)), f"L{i}MLP"] for i in range(2)]
+    embeddings = ["embed", "pos_embed"] if learned else ["embed"]
+    assert list(effect["source"].values) == [*embeddings, *layers[0], *layers[1]]
+    single = [("L0MLP", "L1MLP"), ("L1MLP", "logits"), ("embed", "logits"), ("L0MLP", "logits")]
+    if name not in PARALLEL:
+        single += [("L1H2", "L1MLP")]
+    groups = [[Edge(*ends)] for ends in single]
+    groups += [[Edge("L0MLP", f"L1H{i}", x) for i in range(4)] for x in "QKV"]
+    for edges in groups:
+        group = 1
+        if edges[0].through in ("K", "V"):
+            group = 4 // adapt(model).n_key_value_heads
+        parts = [effect.sel(source=e.source, target=e.target, through=e.through) for e in edges]
+        truth = true_effect(model, tokens, mask, edges)
+        assert float(sum(parts[::group])) == pytest.approx(truth, rel=0.03, abs=5e-4), edges
+
+
+@pytest.mark.parametrize("name", usable(["hooked_gated", "hooked_parallel", "native_mlp"]))
+def test_every_edge_that_can_be_ablated_has_an_estimate(name):
+    model, tokens = ALL[name](), some_tokens(2)
+    effect = edge_attribution(model, tokens, some_mask(tokens), steps=1, embeddings=True)["effect"]
+    there, runs = {str(edge) for edge in edges_of(effect)}, Runs(adapt(model), tokens)
+    for source in effect["source"].values:
+        for target in effect["target"].values:
+            for through in effect["through"].values:
+                try:
+                    edge = str(Edge(str(source), str(target), str(through)))
+                except ValueError:
+                    assert f"{source}→{target}" + f".{through}" * bool(through) not in there
+                else:
+                    assert (edge in there) == runs.can_read(str(target), str(source)), edge
+
+
+def mlp_slope(model, tokens, mask, source):
+    """Slope of the loss when what the MLP of layer 1 is called with begins to move to its value
+    without what a source wrote, from hooks alone; float64."""
+    adapted = adapt(model)
+    weights, inputs, kept = copy_weights(adapted), tokens[:, :-1], {}
+
+    def keep(name):
+        def hook(value, hook):
+            kept[name] = value.detach().clone()
+
+        return hook
+
+    written = {"L0H1": "blocks.0.attn.hook_z", "L1H2": "blocks.1.attn.hook_z"}
+    names = {"L0MLP": "blocks.0.hook_mlp_out", "embed": "hook_embed", **written}
+    names = [names[source], "blocks.1.hook_resid_mid"]
+    model.run_with_hooks(inputs, fwd_hooks=[(n, keep(n)) for n in names], return_type="logits")
+    out, stream = (kept[name] for name in names)
+    if source in written:
+        layer, head = int(source[1]), int(source[3])
+        out = out[:, :, head] @ weights[f"blocks.{layer}.attn.W_O"][head]
+    norm = model.blocks[1].ln2
+    change = norm(stream - out + out.mean((0, 1))) - norm(stream)
+
+    def loss(scale):
+        handle = model.blocks[1].mlp.register_forward_pre_hook(
+            lambda module, args: (args[0] + scale * change, *args[1:])
+        )
+        logits = model(inputs, return_type="logits")
+        handle.remove()
+        return float(F.cross_entropy(logits[mask], tokens[:, 1:][mask]))
+
+    with torch.no_grad():
+        return (loss(1e-5) - loss(-1e-5)) / 2e-5
+
+
+@pytest.mark.parametrize("name", usable(["hooked_mlp", "native_gated", "wrapped_gpt2"]))
+def test_one_step_into_an_mlp_is_the_slope_of_the_loss(name):
+    model, tokens = ALL[name]().to(torch.float64), some_tokens(seed=1)
+    mask = some_mask(tokens, seed=1)
+    found = edge_attribution(model, tokens, mask, steps=1, embeddings=True)["effect"]
+    for source in ("L0H1", "L1H2", "L0MLP", "embed"):
+        slope = float(mlp_slope(model, tokens, mask, source))
+        one = float(found.sel(source=source, target="L1MLP", through=""))
+        assert one == pytest.approx(slope, rel=1e-4), source
+
+
+@pytest.mark.parametrize("name", usable(["hooked_mlp", "wrapped_gpt2"]))
+def test_single_edges_of_mlps_come_near_true_ablation(name):
+    model, tokens = ALL[name](), some_tokens(6, seed=3)
+    mask = some_mask(tokens, seed=3)
+    effect = edge_attribution(model, tokens, mask, steps=4, embeddings=True)["effect"]
+    edges = [e for e in edges_of(effect) if "MLP" in str(e) or "embed" in e.source]
+    edges = edges[:: max(1, len(edges) // 30)]
+    truth = np.array([true_effect(model, tokens, mask, [edge]) for edge in edges])
+    estimate = np.array(
+        [float(effect.sel(source=e.source, target=e.target, through=e.through)) for e in edges]
+    )
+    assert stats.pearsonr(estimate, truth).statistic > 0.97
+    assert np.abs(truth).max() > 0.05
+
+
+def test_mlps_that_read_otherwise_are_left_out_by_name():
+    """Something stands between the stream and the MLP of layer 0: all other edges are estimated."""
+    model, tokens = native(attn_only=False), some_tokens()
+    model.blocks[0].mlp.register_forward_pre_hook(lambda module, args: (args[0] ** 2, *args[1:]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = edge_attribution(model, tokens, some_mask(tokens), steps=1, embeddings=True)
+        with pytest.raises(ValueError, match="what the MLP of layer 0 reads is not a norm"):
+            ablate_path(model, tokens, "L0H1 -> L0MLP")
+    assert "L0MLP: model: what the MLP of layer 0 reads is not a norm" in found.attrs["left_out"]
+    effect = found["effect"]
+    assert effect.sel(source="L0MLP").isnull().all() and effect.sel(target="L0MLP").isnull().all()
+    assert np.isfinite(effect.sel(source="L0H1", target="L1MLP", through=""))
+    scores = ls.composition_scores(model, n_null=2)
+    assert "L0MLP: model: what the MLP" in scores.attrs["left_out"]
+    assert scores["score"].sel(source="L0MLP").isnull().all()
+    assert np.isfinite(scores["score"].sel(source="L0H1", target="L1MLP", through=""))
