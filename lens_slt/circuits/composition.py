@@ -1,4 +1,4 @@
-r"""Which heads are wired together: composition scores against two nulls, from the weights alone.
+r"""Which nodes are wired together: composition scores against two nulls, from the weights alone.
 
 Elhage et al. 2021, A Mathematical Framework for Transformer Circuits: how much of what a source
 head writes, W_OV = W_V·W_O, a later target head reads through its queries, keys or values,
@@ -7,102 +7,113 @@ head writes, W_OV = W_V·W_O, a later target head reads through its queries, key
 
 with M = W_QK for Q, its transpose for K, W_OV for V. It is TransformerLens's
 ``all_composition_scores``, with the norms before the heads folded into what the heads read.
+An MLP writes W_out and reads with M = W_in, a gated one with W_in and W_gate side by side, [W_in,
+W_gate]: what either of them reads counts, by its size. An embedding writes W_E, or W_pos. What the
+nonlinearity makes of it is not asked: a score says what can be heard, not what is done with it.
 
-A bare score says little: the chance level of the squared score is 1/d_model, and heads whose
-singular values are concentrated scatter more around it. With p and q the shares of the squared
-singular values, and R a rotation, the squared score is tr(diag(p)·R·diag(q)·Rᵀ). For a uniformly
-random R its moments follow from zonal polynomials (James 1964, Distributions of matrix variates and
-latent roots): E[score²ᵏ] = Σ_κ C_κ(p)·C_κ(q)/C_κ(1) over the partitions κ of k. The tail is that of
-the shifted gamma distribution with the first three of them (Imhof 1961, Computing the distribution
-of quadratic forms in normal variables). Against a million sampled rotations of heads of a shipped
-model (d_model 128) its p-values are within 7 % of the true ones at 0.001 and within 25 % at 1e-4;
-below 1e-5 read them as "very small". With few dimensions (16) they are up to twice too large at
-1e-4, never much too small. A fit of two moments gives p-values five times too small there, a normal
-distribution hundreds of times.
+A bare score says little: the chance level of the squared score is 1/d_model, and nodes whose
+singular values are concentrated scatter more around it (:mod:`lens_slt.circuits.composition_nulls`
+has the moments). Against a million sampled rotations of heads of a shipped model (d_model 128) the
+p-values are within 7 % of the true ones at 0.001 and within 25 % at 1e-4; below 1e-5 read them as
+"very small". With few dimensions (16) they are up to twice too large at 1e-4, never much too small.
+A fit of two moments gives p-values five times too small there, a normal distribution hundreds of
+times.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from scipy import stats
 from torch import Tensor
 
-from lens_slt.arguments import integer, typed
+from lens_slt.arguments import instance, integer, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.circuits import composition_nulls as nulls
+from lens_slt.circuits.composition_weights import (
+    HeadMatrices,
+    Other,
+    head_matrices,
+    others,
+    stream_of,
+)
 from lens_slt.circuits.hypothesis import THROUGH, Edge
-from lens_slt.models.adapter import AdaptedModel, adapt, check_tokens, copy_weights
-from lens_slt.models.components import head_names
-from lens_slt.models.names import head_name, head_place
-from lens_slt.models.norms import fold, norm_weight
-from lens_slt.models.stream import Stream
+from lens_slt.models.adapter import AdaptedModel, adapt
+from lens_slt.models.components import head_names, node_names
+from lens_slt.models.names import depth_of, head_name, head_place
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
 
-if TYPE_CHECKING:
-    from transformer_lens import FactoredMatrix
-
 NULLS = ("random", "rotation")
+DIMS = ("source", "target", "through")
+MLP_INPUT = ""  # through what an MLP reads, as in an Edge
 
 
 @typed
 @plain_torch
-def composition_scores(model: Any, *, n_null: int = 200, seed: int = 0) -> xr.Dataset:
-    """Composition scores of all pairs of heads, how unusual they are, and after how many looks.
+def composition_scores(
+    model: Any, *, n_null: int = 200, seed: int = 0, embeddings: bool = False
+) -> xr.Dataset:
+    """Composition scores of all pairs of nodes, how unusual they are, and after how many looks.
 
-    The norm before each layer is folded into W_Q, W_K, W_V for the computation (the model is not
-    touched): its weight multiplied in, and the mean over d_model taken out where the norm takes it
-    out. Under grouped-query attention the keys and values of a head are those of its group.
-    Norms of each head's queries and keys are folded in likewise. Models whose heads are not wired
-    by these matrices alone are refused (norms after the attention).
+    Nodes are heads and MLPs. The norm before each is folded into W_Q, W_K, W_V, W_in and W_gate for
+    the computation (the model is not touched): its weight multiplied in, and the mean over d_model
+    taken out where the norm takes it out. Under grouped-query attention the keys and values of a
+    head are those of its group. Norms of each head's queries and keys are folded in likewise.
+    Models whose heads are not wired by these matrices alone are refused (norms after the
+    attention); MLPs that are not have no scores.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
-        n_null: matrices of normal random numbers whose singular values stand for those of the null
-            ``random``; the null ``rotation`` needs none.
+        n_null: matrices of normal random numbers whose singular values stand for those of heads
+            under the null ``random``; MLPs, and the null ``rotation``, need none.
         seed: of these.
+        embeddings: whether W_E, and learned positions that are added to it, are sources as well.
 
     Returns:
-        Dataset over (source, target, through), NaN where the source's layer is not before the
-        target's: ``score``; ``z_random``, ``p_random``, ``q_random`` against heads of normal random
-        weights of the same shape (is there any composition?), ``z_rotation``, ``p_rotation``,
-        ``q_rotation`` against the same two heads, the residual stream between them rotated at
-        random, both spectra kept (is it more than their spectra make likely?). z is in standard
-        deviations of the squared score; p is the chance of a higher score; q is p after
-        Benjamini–Hochberg over all entries.
+        Dataset over (source, target, through), NaN where the source is not before the target along
+        the residual stream: ``score``; ``z_random``, ``p_random``, ``q_random`` against nodes of
+        normal random weights of the same shapes (is there any composition?), ``z_rotation``,
+        ``p_rotation``, ``q_rotation`` against the same two nodes, the residual stream between them
+        rotated at random, both spectra kept (is it more than their spectra make likely?). z is in
+        standard deviations of the squared score; p is the chance of a higher score; q is p after
+        Benjamini–Hochberg over all entries. Heads read through Q, K and V; where there are MLPs,
+        they read through ``""``. The attribute ``left_out`` names MLPs and embeddings without
+        scores, and says why.
 
     Raises:
         TypeError, ValueError: no such model (as :func:`lens_slt.sample`); bad arguments.
     """
     integer("n_null", n_null, at_least=2)
     integer("seed", seed, at_least=0)
+    instance("embeddings", embeddings, bool)
     adapted = adapt(model)
-    reads = _all_reads(adapted)
-    names = head_names(adapted)
-    score = _all_scores(adapted, reads)
-    shares = {through: reads[through].shares() for through in THROUGH}
-    nulls = {
-        "random": _random_null(adapted, n_null, seed),
-        "rotation": np.stack([_moments(shares["V"], shares[t]) for t in THROUGH], axis=-1),
-    }
-    dims = ("source", "target", "through")
-    found: dict[str, tuple[tuple[str, ...], FloatArray]] = {"score": (dims, score)}
+    stream = stream_of(adapted)
+    heads = head_matrices(adapted, stream)
+    rest, left_out = others(adapted, stream, embeddings=embeddings)
+    pairs = _Pairs(
+        adapted, heads, rest, node_names(adapted, embeddings=embeddings), node_names(adapted)
+    )
+    score = pairs.scores()
+    random = pairs.random_null(n_null, seed)
+    by_null = dict(zip(NULLS, (random, pairs.rotation_null()), strict=True))
+    found: dict[str, tuple[tuple[str, ...], FloatArray]] = {"score": (DIMS, score)}
     for null in NULLS:
-        z, p = _against(score**2, _cumulants(nulls[null], adapted.d_model))
-        for name, value in (("z", z), ("p", p), ("q", _false_discovery(p))):
-            found[f"{name}_{null}"] = (dims, value)
+        z, p = nulls.against(score**2, nulls.cumulants(*by_null[null], adapted.d_model))
+        for name, value in (("z", z), ("p", p), ("q", nulls.false_discovery(p))):
+            found[f"{name}_{null}"] = (DIMS, value)
     scores = xr.Dataset(
         found,
-        coords={"source": names, "target": names, "through": list(THROUGH)},
+        coords={"source": pairs.sources, "target": pairs.targets, "through": pairs.through},
         attrs={
             "chance_score": adapted.d_model**-0.5,
             "n_scores": int(np.isfinite(score).sum()),
             "n_null": n_null,
             "seed": seed,
+            "left_out": "; ".join(f"{node}: {why}" for node, why in left_out.items()),
         },
     )
     return stamped(scores, "composition_scores")
@@ -136,7 +147,7 @@ def composition_by_component(
         _check_head(adapted, role, name)
     n = adapted.d_head if n is None else n
     integer("n", n, at_least=1, at_most=adapted.d_head, note="d_head")
-    reads = _all_reads(adapted)
+    reads = head_matrices(adapted, stream_of(adapted))
     (i, h), (j, k) = head_place(edge.source), head_place(edge.target)
     written = reads["V"].written[i][h]  # [direction, d_model]
     read = reads[edge.through].read[j][k]
@@ -159,84 +170,104 @@ def composition_by_component(
 
 
 @dataclass(frozen=True)
-class _Reads:
-    """A matrix of every head, d_model × d_model of rank d_head, as what is left of it on each side.
+class _Pairs:
+    """All pairs of nodes; arrays are ``[source, target, through]``."""
 
-    Lists run over layers. ``read`` is [head, d_model, d_head], U·S of its singular value
-    decomposition: what remains when something is multiplied from the left, up to a rotation.
-    ``written`` is [head, d_head, d_model], S·Vᵀ; ``sizes`` are the singular values.
-    """
+    adapted: AdaptedModel
+    heads: dict[str, HeadMatrices]
+    rest: list[Other]  # MLPs and embeddings, along the stream
+    sources: list[str]
+    targets: list[str]
 
-    read: list[Tensor]
-    written: list[Tensor]
-    sizes: list[Tensor]
+    @property
+    def through(self) -> list[str]:
+        return [*THROUGH] if self.adapted.attn_only else [*THROUGH, MLP_INPUT]
 
-    @classmethod
-    def of(cls, matrices: list[FactoredMatrix]) -> _Reads:
-        return cls(
-            [matrix.collapse_r() for matrix in matrices],
-            [matrix.collapse_l() for matrix in matrices],
-            [matrix.S for matrix in matrices],
-        )
+    def _at(self, names: list[str], *, source: bool) -> list[int]:
+        return [(self.sources if source else self.targets).index(name) for name in names]
 
-    def shares(self) -> FloatArray:
-        """Shares of the squared singular values, ``[head of any layer, d_head]``."""
-        squared = torch.cat(self.sizes).double().cpu().numpy() ** 2
-        with np.errstate(invalid="ignore"):  # a head of zeros has none
-            return squared / squared.sum(-1, keepdims=True)
+    def scores(self) -> FloatArray:
+        score = np.full((len(self.sources), len(self.targets), len(self.through)), np.nan)
+        heads = head_names(self.adapted)
+        rows, columns = self._at(heads, source=True), self._at(heads, source=False)
+        score[np.ix_(rows, columns, range(3))] = _head_scores(self.adapted, self.heads)
+        if self.rest:
+            self._add_rest(score)
+        return score
+
+    def _add_rest(self, score: FloatArray) -> None:
+        """Scores of MLPs and embeddings, from and to heads and among each other."""
+        mlps = [one for one in self.rest if one.read is not None]
+        written = torch.stack([one.written.flatten() for one in self.rest])
+        read = torch.stack([one.read.flatten() for one in mlps if one.read is not None])
+        rows = self._at([one.name for one in self.rest], source=True)
+        columns = self._at([one.name for one in mlps], source=False)
+        among = _root(written @ read.T)
+        for k, mlp in enumerate(mlps):
+            before = [i for i, one in enumerate(self.rest) if _stands_before(one.name, mlp)]
+            score[[rows[i] for i in before], columns[k], 3] = among[before, k]
+        for layer in range(self.adapted.n_layers):
+            heads = [head_name(layer, head) for head in range(self.adapted.n_heads)]
+            here = self._at(heads, source=True), self._at(heads, source=False)
+            behind = [k for k, mlp in enumerate(mlps) if _stands_before(heads[0], mlp)]
+            if behind:
+                found = _root(self.heads["V"].products(layer, written=True) @ read[behind].T)
+                score[np.ix_(here[0], [columns[k] for k in behind], [3])] = found[..., None]
+            n_before = sum(depth_of(one.name) < depth_of(heads[0]) for one in self.rest)
+            for place, through in enumerate(THROUGH if n_before else ()):
+                product = self.heads[through].products(layer, written=False)
+                found = _root(written[:n_before] @ product.T)
+                score[np.ix_(rows[:n_before], here[1], [place])] = found[..., None]
+
+    def random_null(self, n_null: int, seed: int) -> tuple[FloatArray, FloatArray]:
+        """Zonal polynomials of random sources and targets, ``[partition, source, target, 1]``."""
+        d_model = self.adapted.d_model
+        source, target = nulls.random_heads(d_model, self.adapted.d_head, n_null, seed)
+        sources = np.repeat(source[:, None], len(self.sources), 1)
+        targets = np.repeat(target[:, None], len(self.targets), 1)
+        for one in self.rest:
+            row = self.sources.index(one.name)
+            sources[:, row] = nulls.random_matrix(d_model, one.n_written)
+            if one.read is not None:
+                column = self.targets.index(one.name)
+                targets[:, column] = nulls.random_matrix(d_model, one.n_read)
+        return sources[:, :, None, None], targets[:, None, :, None]
+
+    def rotation_null(self) -> tuple[FloatArray, FloatArray]:
+        """Zonal polynomials of the shares of these nodes, NaN where they do not read through it."""
+        heads = head_names(self.adapted)
+        sums = {x: nulls.power_sums(self.heads[x].shares()) for x in THROUGH}
+        sources = np.full((3, len(self.sources)), np.nan)
+        targets = np.full((3, len(self.targets), len(self.through)), np.nan)
+        sources[:, self._at(heads, source=True)] = sums["V"]
+        for place, through in enumerate(THROUGH):
+            targets[:, self._at(heads, source=False), place] = sums[through]
+        for one in self.rest:
+            sources[:, self.sources.index(one.name)] = one.power_sums(written=True)
+            if one.read is not None:
+                targets[:, self.targets.index(one.name), 3] = one.power_sums(written=False)
+        return nulls.zonal(sources)[:, :, None, None], nulls.zonal(targets)[:, None]
 
 
-def _all_reads(adapted: AdaptedModel) -> dict[str, _Reads]:
-    """The matrices of all heads that a source meets, by what it is read through; V is W_OV."""
-    from transformer_lens import FactoredMatrix
-
-    weights, stream = copy_weights(adapted), Stream(adapted, check_tokens(adapted))
-    group = adapted.n_heads // adapted.n_key_value_heads
-    qk, ov = [], []
-    for layer in range(adapted.n_layers):
-        name = f"blocks.{layer}.attn"
-        stream.factor(layer)
-        scale, centres = norm_weight(stream.norm(layer), weights[f"{name}.W_Q"][0, :, 0])
-        q, k, v = (fold(weights[f"{name}.W_{part}"], scale, centres) for part in THROUGH)
-        q, k = (_inner_norm(adapted, layer, part, x) for part, x in (("Q", q), ("K", k)))
-        k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))
-        qk.append(FactoredMatrix(q, k.transpose(-2, -1)))
-        ov.append(FactoredMatrix(v, weights[f"{name}.W_O"]))
-    return {"Q": _Reads.of(qk), "K": _Reads.of([m.T for m in qk]), "V": _Reads.of(ov)}
+def _stands_before(source: str, mlp: Other) -> bool:
+    """Whether an MLP reads a node: heads of its own layer only where it reads behind them."""
+    return depth_of(source) < depth_of(mlp.name) - mlp.beside_heads
 
 
-def _inner_norm(adapted: AdaptedModel, layer: int, through: str, matrix: Tensor) -> Tensor:
-    """W_Q or W_K ``[head, d_model, d_head]`` with the norm of queries or keys folded in."""
-    inner = [
-        name for name in adapted.leaves
-        if name.startswith(f"blocks.{layer}.") and "attn" in name and "norm" in name
-    ]  # fmt: skip
-    if not inner:
-        return matrix
-    norm = adapted.module.blocks[layer].attn._modules.get(f"{through.lower()}_norm")
-    try:
-        assert norm is not None
-        assert sum(p.numel() for p in norm.parameters()) <= 2 * adapted.d_head  # one for all heads
-        scale, centres = norm_weight(norm, matrix[0, 0])
-    except Exception:  # over all heads at once (OLMo 2), or of another name
-        raise ValueError(
-            f"model: the norm of queries and keys of {adapted.name} ({inner[0]}) is not one of "
-            "each head, so composition scores cannot fold it in; ablate paths instead"
-        ) from None
-    folded = matrix - matrix.mean(-1, keepdim=True) if centres else matrix
-    return folded * scale
+def _root(squared: Tensor) -> FloatArray:
+    return squared.clamp(min=0).sqrt().double().cpu().numpy()
 
 
-def _all_scores(adapted: AdaptedModel, reads: dict[str, _Reads]) -> FloatArray:
-    """Scores ``[source, target, through]``, one product for all heads of two layers.
+def _head_scores(adapted: AdaptedModel, matrices: dict[str, HeadMatrices]) -> FloatArray:
+    """Scores ``[source, target, through]`` of heads, one product for all heads of two layers.
 
     TransformerLens's own function would hold every pair of factors at once, 8 GiB for GPT-2.
     """
     n_layers, n_heads = adapted.n_layers, adapted.n_heads
     score = np.full((n_layers, n_heads, n_layers, n_heads, len(THROUGH)), np.nan)
-    left = [x / x.norm(dim=(-2, -1), keepdim=True) for x in reads["V"].written]
+    left = [x / x.norm(dim=(-2, -1), keepdim=True) for x in matrices["V"].written]
     for place, through in enumerate(THROUGH):
-        right = [x / x.norm(dim=(-2, -1), keepdim=True) for x in reads[through].read]
+        right = [x / x.norm(dim=(-2, -1), keepdim=True) for x in matrices[through].read]
         for j in range(n_layers):
             columns = right[j].transpose(0, 1).flatten(1)  # [d_model, head · d_head]
             for i in range(j):
@@ -244,74 +275,6 @@ def _all_scores(adapted: AdaptedModel, reads: dict[str, _Reads]) -> FloatArray:
                 parts = product.view(n_heads, adapted.d_head, n_heads, adapted.d_head)
                 score[i, :, j, :, place] = parts.norm(dim=(1, 3)).cpu().numpy()
     return score.reshape(n_layers * n_heads, n_layers * n_heads, len(THROUGH))
-
-
-def _random_null(adapted: AdaptedModel, n_null: int, seed: int) -> FloatArray:
-    """Numerators of the moments of two heads of normal random weights, ``[moment part, 1, 1, 3]``.
-
-    Their singular vectors are uniform whatever their singular values, so that the moments are those
-    of the rotation null averaged over spectra; those of source and target are independent.
-    """
-    generator = np.random.default_rng(seed)
-    shape = (adapted.d_model, adapted.d_head)
-    spectra = np.empty((2, n_null, adapted.d_head))
-    for row in spectra.reshape(-1, adapted.d_head):
-        a, b = (generator.normal(size=shape) for _ in range(2))
-        row[:] = np.maximum(np.linalg.eigvals((a.T @ a) @ (b.T @ b)).real, 0)
-    spectra /= spectra.sum(-1, keepdims=True)
-    source, target = (_zonal(*_power_sums(part)).mean(-1) for part in spectra)
-    return np.broadcast_to((source * target)[:, None, None, None], (5, 1, 1, len(THROUGH)))
-
-
-def _moments(source: FloatArray, target: FloatArray) -> FloatArray:
-    """Numerators of the moments of each pair, ``[moment part, source, target]``."""
-    return _zonal(*_power_sums(source))[:, :, None] * _zonal(*_power_sums(target))[:, None, :]
-
-
-def _power_sums(shares: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    return shares.sum(-1), (shares**2).sum(-1), (shares**3).sum(-1)
-
-
-def _zonal(one: FloatArray, two: FloatArray, three: FloatArray) -> FloatArray:
-    """Zonal polynomials of degree 2 and 3 from power sums: (2), (1,1), (3), (2,1), (1,1,1)."""
-    return np.stack(
-        [
-            (one**2 + 2 * two) / 3,
-            (one**2 - two) * 2 / 3,
-            (one**3 + 6 * one * two + 8 * three) / 15,
-            (one**3 + one * two - 2 * three) * 3 / 5,
-            (one**3 - 3 * one * two + 2 * three) / 3,
-        ]
-    )
-
-
-def _cumulants(numerators: FloatArray, d_model: int) -> tuple[float, FloatArray, FloatArray]:
-    """Mean, variance and third cumulant of the squared score of a null."""
-    whole = np.float64(d_model)
-    identity = _zonal(whole, whole, whole)  # type: ignore[arg-type]
-    parts = numerators / np.maximum(identity, 1e-300).reshape(-1, *[1] * (numerators.ndim - 1))
-    mean, second, third = 1 / d_model, parts[:2].sum(0), parts[2:].sum(0)
-    return mean, second - mean**2, third - 3 * mean * second + 2 * mean**3
-
-
-def _against(
-    squared: FloatArray, null: tuple[float, FloatArray, FloatArray]
-) -> tuple[FloatArray, FloatArray]:
-    """Standard deviations over the null's mean, and the chance of more."""
-    mean, variance, third = null
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = (squared - mean) / np.sqrt(np.where(variance > 0, variance, np.nan))
-        # A gamma distribution is never skewed to the left; with no skew left it is a normal one.
-        skew = np.maximum(third / np.abs(variance) ** 1.5, 1e-3)
-    return z, stats.pearson3.sf(z, np.broadcast_to(skew, z.shape))
-
-
-def _false_discovery(p: FloatArray) -> FloatArray:
-    q = np.full_like(p, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known])
-    return q
 
 
 def _check_head(adapted: AdaptedModel, role: str, name: str) -> None:

@@ -17,6 +17,7 @@ from lens_slt.circuits import faithfulness
 from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.evidence import NAN, Case, Evidence, Outcome
 from lens_slt.circuits.hypothesis import (
+    LOGITS,
     CircuitHypothesis,
     Edge,
     check_hypothesis,
@@ -32,7 +33,7 @@ from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
 from lens_slt.circuits.trial_cost import n_runs
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.models.names import is_head
+from lens_slt.models.names import EMBEDDINGS, is_head
 from lens_slt.progress import track
 from lens_slt.schema import require
 from lens_slt.torch_state import plain_torch
@@ -359,23 +360,26 @@ def _disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) ->
 
 
 def _composes(edge: Edge) -> bool:
-    """Whether there is a composition score of an edge: between heads."""
-    return is_head(edge.source) and is_head(edge.target)
+    """Whether there is a composition score of an edge: between heads and MLPs."""
+    return edge.source not in EMBEDDINGS and edge.target != LOGITS
 
 
 def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
     found = []
     for edge in case.hypothesis.edges:
-        if composition is None or not _composes(edge):
+        ends = {"source": edge.source, "target": edge.target, "through": edge.through}
+        if composition is None or any(end not in composition[d] for d, end in ends.items()):
             continue
-        one = composition.sel(source=edge.source, target=edge.target, through=edge.through)
+        one = composition.sel(ends)
+        if bool(one["score"].isnull()):  # an MLP that is left out
+            continue
         q = max(float(one["q_random"]), float(one["q_rotation"]))
         p = max(float(one["p_random"]), float(one["p_rotation"]))
         z = f"z {float(one['z_random']):.1f}, {float(one['z_rotation']):.1f}"
         found.append(
             Evidence(
                 "composition", str(edge), float(one["score"]), unit="score", p=p, corrected_p=q,
-                null="random matrices and random rotations, over all pairs of heads",
+                null="random matrices and random rotations, over all pairs",
                 outcome="held" if q < SIGNIFICANT else "failed", words=f"{z} against the two nulls",
             )
         )  # fmt: skip

@@ -10,13 +10,8 @@ import torch
 from scipy import stats
 
 import lens_slt as ls
-from lens_slt.circuits.composition import (
-    _against,
-    _cumulants,
-    _moments,
-    composition_by_component,
-    composition_scores,
-)
+from lens_slt.circuits import composition_nulls as nulls
+from lens_slt.circuits.composition import composition_by_component, composition_scores
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.norms import norm_weight
 from tests.tiny_models import (
@@ -45,7 +40,8 @@ def assert_equal_scores(found, model):
         scores = model.all_composition_scores(through)
         scores = getattr(scores, "scores", scores).detach().numpy()
         n = scores.shape[0] * scores.shape[1]
-        mine = found["score"].sel(through=through).values
+        heads = [f"L{i}H{j}" for i in range(scores.shape[0]) for j in range(scores.shape[1])]
+        mine = found["score"].sel(through=through, source=heads, target=heads).values
         np.testing.assert_allclose(np.nan_to_num(mine), scores.reshape(n, n), rtol=2e-5)
         assert np.isfinite(mine).sum() == (scores > 0).sum() > 0
 
@@ -149,6 +145,12 @@ def spectrum(matrix, rank):
     return squared / squared.sum()
 
 
+def rotation_null(source, target, d):
+    """Cumulants of one pair from the shares of both."""
+    left, right = (nulls.zonal(nulls.power_sums(shares)) for shares in (source, target))
+    return nulls.cumulants(left[:, :, None, None], right[:, None, :, None], d)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.7])
 def test_the_rotation_null_has_the_moments_and_the_tail_of_sampled_rotations(decay):
     """Rotations keep both spectra; those of real heads are as uneven as ``decay`` 0.7."""
@@ -163,13 +165,13 @@ def test_the_rotation_null_has_the_moments_and_the_tail_of_sampled_rotations(dec
     np.testing.assert_allclose(spectrum(left @ rotation, rank), spectrum(left, rank), rtol=1e-10)
     squared = rotated_scores(left, right, n)
     shares = [spectrum(matrix, rank)[None] for matrix in (left, right)]
-    null = _cumulants(_moments(*shares)[..., None], d)
+    null = rotation_null(*shares, d)
     mean, variance, third = (float(np.squeeze(x)) for x in null)
     assert mean == 1 / d
     assert squared.mean() == pytest.approx(mean, rel=5 * np.sqrt(variance / n) / mean)
     assert squared.var() == pytest.approx(variance, rel=0.12)
     assert stats.moment(squared, 3) == pytest.approx(third, rel=0.4)
-    _, p = _against(squared[:, None, None], null)
+    _, p = nulls.against(squared[:, None, None], null)
     assert stats.kstest(p.ravel()[:1000], "uniform").pvalue > 0.001
     for level in (0.1, 0.01):
         expected = level * n
@@ -179,9 +181,7 @@ def test_the_rotation_null_has_the_moments_and_the_tail_of_sampled_rotations(dec
 def test_moments_of_rank_one_matrices_are_those_of_the_beta_distribution():
     """A squared entry of a random rotation has the distribution Beta(1/2, (d − 1)/2)."""
     one = np.ones((1, 1))
-    mean, variance, third = (
-        float(np.squeeze(x)) for x in _cumulants(_moments(one, one)[..., None], 20)
-    )
+    mean, variance, third = (float(np.squeeze(x)) for x in rotation_null(one, one, 20))
     truth = stats.beta(0.5, 9.5)
     assert mean == pytest.approx(truth.mean())
     assert variance == pytest.approx(truth.var())
@@ -288,3 +288,129 @@ def test_norms_of_queries_and_keys_are_folded_in():
     found = ls.composition_scores(model, n_null=2)["score"]
     one = found.sel(source="L0H3", target="L1H1", through="Q")
     assert float(one) == pytest.approx(float(expected), rel=1e-4)
+
+
+MLPS = ["hooked_gated", "hooked_parallel", "native_mlp", "wrapped_gpt2", "wrapped_llama"]
+
+
+def plain_matrices(model):
+    """What every node writes, and reads with, from the model's own modules; norms folded in."""
+    adapted = adapt(model)
+    view = {
+        name: leaf.view(leaf.parameter.detach()).double() for name, leaf in adapted.leaves.items()
+    }
+    centred = str(model.cfg.normalization_type).upper().startswith("LN")
+    group = adapted.n_heads // adapted.n_key_value_heads
+    writes, reads = {"embed": view["embed.W_E"]}, {}
+    if adapted.positions == "standard":
+        writes["pos_embed"] = view["pos_embed.W_pos"]
+    for i in range(adapted.n_layers):
+        w = {key.split(".", 2)[2]: value for key, value in view.items() if f"blocks.{i}." in key}
+
+        def fold(matrix, norm, w=w):
+            matrix = w[f"{norm}.w"][:, None] * matrix
+            return matrix - matrix.mean(0) if centred else matrix
+
+        for j in range(adapted.n_heads):
+            q, k, v = (
+                fold(w[f"attn.W_{x}"][j if x == "Q" else j // group], "ln1") for x in THROUGH
+            )
+            ov = v @ w["attn.W_O"][j]
+            writes[f"L{i}H{j}"] = ov
+            reads |= {
+                (f"L{i}H{j}", x): m for x, m in zip("QKV", (q @ k.T, k @ q.T, ov), strict=True)
+            }
+        ln2 = "ln2" if "ln2.w" in w else "ln1"
+        into = [fold(w[f"mlp.{x}"], ln2) for x in ("W_in", "W_gate") if f"mlp.{x}" in w]
+        writes[f"L{i}MLP"], reads[f"L{i}MLP", ""] = w["mlp.W_out"], torch.cat(into, 1)
+    return writes, reads
+
+
+@pytest.mark.parametrize("name", [n for n in MLPS if has_hooked_transformer() or "hooked" not in n])
+def test_scores_of_mlps_and_embeddings_are_those_of_the_formula(name):
+    model = TINY_MODELS[name]()
+    found = composition_scores(model, n_null=2, embeddings=True)
+    assert found.attrs["left_out"] == ""
+    writes, reads = plain_matrices(model)
+    there = {}
+    for (target, through), read in reads.items():
+        for source, written in writes.items():
+            one = float(found["score"].sel(source=source, target=target, through=through))
+            expected = float((written @ read).norm() / written.norm() / read.norm())
+            order = [(-1, 0) if "embed" in n else (int(n[1]), "MLP" in n) for n in (source, target)]
+            beside = name == "hooked_parallel" and order[0][0] == order[1][0]
+            edge = order[0] < order[1] and not beside
+            there[source, target, through] = edge
+            assert np.isnan(one) if not edge else one == pytest.approx(expected, rel=2e-4)
+    assert found.attrs["n_scores"] == sum(there.values())
+    assert np.isfinite(found["score"]).sum() == sum(there.values())
+    for key in ("z_random", "p_random", "z_rotation", "q_rotation"):
+        assert (np.isfinite(found[key]) == np.isfinite(found["score"])).all()
+    alone = composition_scores(model, n_null=2)
+    assert "embed" not in alone["source"].values
+    np.testing.assert_allclose(
+        alone["score"], found["score"].sel(source=alone["source"]), rtol=1e-4
+    )
+
+
+def test_shares_of_an_mlp_are_those_of_its_singular_values():
+    model = TINY_MODELS["native_gated"]()
+    writes, reads = plain_matrices(model)
+    pairs = [("L0MLP", "L1MLP", ""), ("L0H1", "L0MLP", ""), ("L0MLP", "L1H2", "K")]
+    found = composition_scores(model, n_null=2)
+    for source, target, through in pairs:
+        shares = [
+            np.linalg.svd(m, compute_uv=False)[None] ** 2
+            for m in (writes[source], reads[target, through])
+        ]
+        shares = [x / x.sum() for x in shares]
+        one = found.sel(source=source, target=target, through=through)
+        z, p = nulls.against(
+            np.full((1, 1, 1), float(one["score"]) ** 2), rotation_null(*shares, 16)
+        )
+        assert float(one["z_rotation"]) == pytest.approx(float(z[0, 0, 0]), rel=1e-3, abs=1e-4)
+        assert float(one["p_rotation"]) == pytest.approx(float(p[0, 0, 0]), rel=1e-3)
+
+
+@pytest.mark.parametrize(("d", "width"), [(6, 3), (5, 40)])
+def test_moments_of_random_matrices_are_those_of_sampled_ones(d, width):
+    generator = np.random.default_rng(2)
+    shares = np.linalg.svd(generator.normal(size=(20000, d, width)), compute_uv=False) ** 2
+    shares /= shares.sum(-1, keepdims=True)
+    sampled = nulls.zonal(nulls.power_sums(shares))
+    exact = nulls.random_matrix(d, width)
+    error = sampled.std(-1) / np.sqrt(sampled.shape[-1])
+    assert (abs(sampled.mean(-1) - exact) < 4 * error + 1e-12).all()
+    assert exact[:2].sum() == pytest.approx(1) and exact[2:].sum() == pytest.approx(1)
+
+
+def test_random_mlps_have_uniform_p_values():
+    model = native(n_layers=6, d_model=32, n_heads=2, d_head=8, attn_only=False, d_mlp=48)
+    leaves = adapt(model).leaves
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            if name.endswith((".ln1.w", ".ln2.w")):
+                leaf.parameter.fill_(1.0)
+    found = composition_scores(model, embeddings=True)
+    mlps = found.sel(source=[n for n in found["source"].values if "H" not in n])
+    for null in ("random", "rotation"):
+        p = np.concatenate(
+            [mlps[f"p_{null}"].values.ravel(), found[f"p_{null}"].sel(through="").values.ravel()]
+        )
+        p = p[np.isfinite(p)]
+        assert len(p) > 200
+        assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_an_mlp_that_reads_what_a_head_writes_stands_out():
+    model = native(**WIDE, normalization_type=None, attn_only=False, d_mlp=32)
+    leaves = adapt(model).leaves
+    w_o, w_in = leaves["blocks.0.attn.W_O"], leaves["blocks.1.mlp.W_in"]
+    with torch.no_grad():
+        w_in.view(w_in.parameter)[:, :8] = 3 * w_o.view(w_o.parameter)[3].T
+    found = composition_scores(model)
+    into = found["score"].sel(through="")
+    best = into.where(into == into.max(), drop=True)
+    assert (best["source"].item(), best["target"].item()) == ("L0H3", "L1MLP")
+    one = found.sel(source="L0H3", target="L1MLP", through="")
+    assert one["q_rotation"] < 1e-9 and one["q_random"] < 1e-9
