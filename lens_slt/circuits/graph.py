@@ -10,9 +10,11 @@ import xarray as xr
 from lens_slt.arguments import typed
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.trial import Trial
-from lens_slt.models.names import layer_of
+from lens_slt.models.names import EMBEDDINGS, MLP, depth_of, is_head, is_mlp, parts_of, read_part
 from lens_slt.schema import require
 from lens_slt.text import dot_text
+
+LAST = 10**6  # the layer of what stands behind all others
 
 # Outcomes by colour, dash and word (colours of Okabe & Ito 2008).
 LOOKS = {
@@ -34,9 +36,11 @@ def circuit_graph(
         behaviour: from :func:`lens_slt.behaviour_scores`, for the types of heads.
 
     Returns:
-        Nodes with ``layer`` (−1 for other than heads), ``outcome`` and ``effect`` of their
-        minimality, and ``head_type``; edges with ``through``, ``outcome`` and ``effect``. Outcomes
-        are "" without a trial.
+        Nodes with ``kind`` (head, mlp, embedding, logits, or other for layers and unions),
+        ``layer`` (−1 for embeddings), ``depth``, which orders them along the residual stream (the
+        heads of a layer, then its MLP), ``outcome`` and ``effect`` of their minimality, and
+        ``head_type``; edges with ``through``, ``outcome`` and ``effect``. Outcomes are "" without a
+        trial. The graph has the ``pattern`` and the ``units`` of effects.
     """
     if behaviour is not None:
         behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
@@ -52,18 +56,29 @@ def circuit_graph(
             "outcome": vote.outcome, "effect": vote.effect
         }  # fmt: skip
 
-    graph = nx.MultiDiGraph(name=str(hypothesis), pattern=hypothesis.pattern)
+    units = circuit.settings["units"] if isinstance(circuit, Trial) else ""
+    graph = nx.MultiDiGraph(name=str(hypothesis), pattern=hypothesis.pattern, units=units)
     for name in hypothesis.components:
-        kind = ""
+        head_type = ""
         if behaviour is not None and name in behaviour["component"].values:
-            kind = str(behaviour["head_type"].sel(component=name).values)
-        layer = layer_of(name) if name in hypothesis.heads else -1
-        graph.add_node(name, layer=layer, head_type=kind, **found(name))
+            head_type = str(behaviour["head_type"].sel(component=name).values)
+        graph.add_node(name, **_place(name), head_type=head_type, **found(name))
     for edge in hypothesis.edges:
         if edge.target == LOGITS and LOGITS not in graph:
-            graph.add_node(LOGITS, layer=10**6, head_type="", **found(LOGITS))
+            graph.add_node(LOGITS, **_place(LOGITS), head_type="", **found(LOGITS))
         graph.add_edge(edge.source, edge.target, through=edge.through, **found(str(edge)))
     return graph
+
+
+def _place(name: str) -> dict[str, Any]:
+    """What a node is, and where it stands."""
+    if name in EMBEDDINGS:
+        return {"kind": "embedding", "layer": -1, "depth": depth_of(name)}
+    part = read_part(parts_of(name)[0])
+    if part is None:  # the logits, the unembedding, the whole model
+        return {"kind": LOGITS if name == LOGITS else "other", "layer": LAST, "depth": 2 * LAST}
+    kind = "head" if is_head(name) else "mlp" if is_mlp(name) else "other"
+    return {"kind": kind, "layer": part.layer, "depth": 2 * part.layer + (part.kind == MLP)}
 
 
 @typed
@@ -72,13 +87,13 @@ def to_dot(graph: nx.MultiDiGraph) -> str:
     lines = [f"digraph {dot_text(graph.graph['name'])} {{", "  rankdir=LR;"]
     lines.append('  node [shape=box, fontname="sans-serif"]; edge [fontname="sans-serif"];')
     for name, node in graph.nodes(data=True):
-        words = [name, *([node["head_type"]] if node["head_type"] else []), *_said(node)]
+        words = [name, *([node["head_type"]] if node["head_type"] else []), *_said(graph, node)]
         colour, dash = LOOKS[node["outcome"]]
         label = dot_text(*words)
         lines.append(f'  {dot_text(name)} [label={label}, color="{colour}", style="{dash}"];')
     for source, target, edge in graph.edges(data=True):
         colour, dash = LOOKS[edge["outcome"]]
-        label = dot_text(" ".join([edge["through"], *_said(edge)]).strip())
+        label = dot_text(" ".join([edge["through"], *_said(graph, edge)]).strip())
         lines.append(
             f"  {dot_text(source)} -> {dot_text(target)} "
             f'[label={label}, color="{colour}", style="{dash}"];'
@@ -86,5 +101,7 @@ def to_dot(graph: nx.MultiDiGraph) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def _said(part: dict[str, Any]) -> list[str]:
-    return [] if part["effect"] is None else [f"{part['outcome']} ({part['effect']:.2f} nats)"]
+def _said(graph: nx.MultiDiGraph, part: dict[str, Any]) -> list[str]:
+    if part["effect"] is None:
+        return []
+    return [f"{part['outcome']} ({part['effect']:.2f} {graph.graph['units']})"]

@@ -100,7 +100,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
 
 @typed
 def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
-    """Effects of a trial in nats with 95 % intervals, beside the middle 95 % of their nulls.
+    """Effects of a trial with 95 % intervals, beside the middle 95 % of their nulls.
 
     Filled circles hold, crosses fail, open circles are undecided, diamonds have no vote.
 
@@ -108,8 +108,9 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
         trial: from :func:`lens_slt.cross_check`.
         width: of the figure in inches.
     """
+    units = trial.settings["units"]
     shown: list[Evidence] = [
-        one for one in trial.evidence if one.unit == "nats" and np.isfinite(one.effect)
+        one for one in trial.evidence if one.unit == units and np.isfinite(one.effect)
     ]
     figure, (axes,) = _figure(width, len(shown))
     for row, one in enumerate(shown):
@@ -131,7 +132,7 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     )
     axes.invert_yaxis()
     axes.axvline(0, color="grey", linewidth=0.6)
-    axes.set_xlabel("effect (nats per token)")
+    axes.set_xlabel(f"effect ({units} per token)", parse_math=False)
     return figure
 
 

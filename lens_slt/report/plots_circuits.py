@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import networkx as nx
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from lens_slt.arguments import typed
 from lens_slt.circuits.graph import LOOKS, circuit_graph
-from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
+from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS, DASHES, HEAD_TYPE_COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
@@ -18,6 +19,11 @@ from lens_slt.text import figure_text
 
 DASH_NAMES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open", "noted": "diamond"}
+NODE_SYMBOLS = {
+    "head": "circle", "mlp": "diamond", "embedding": "triangle-right", "logits": "square",
+    "other": "circle",
+}  # fmt: skip
+CLEAR = 0.25  # of a line from nodes that it does not end in
 VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": COLOURS[6]}
 
 
@@ -30,24 +36,20 @@ def plot_circuit(
     ``behaviour`` from :func:`lens_slt.behaviour_scores` adds the types of heads.
     """
     graph = circuit_graph(circuit, behaviour)
-    layers = sorted({node["layer"] for _, node in graph.nodes(data=True)})
-    place: dict[str, tuple[float, float]] = {}
-    for x, layer in enumerate(layers):
-        names = [name for name, node in graph.nodes(data=True) if node["layer"] == layer]
-        for i, name in enumerate(names):
-            place[name] = float(x), (len(names) - 1) / 2 - i
+    place = _places(graph)
+    units = figure_text(graph.graph["units"])
     figure = Figure()
     between: dict[tuple[str, str], int] = {}
     for source, target, edge in graph.edges(data=True):
         colour, dash = LOOKS[edge["outcome"]]
-        # Several edges between two heads bend away from each other.
+        # Several edges between two nodes bend away from each other, all from nodes in between.
         shift = 0.25 * between.get((source, target), 0)
         between[source, target] = between.get((source, target), 0) + 1
         (x0, y0), (x1, y1) = place[source], place[target]
-        bend = (x0 + x1) / 2, (y0 + y1) / 2 + shift
+        bend = _bend(place, source, target, shift)
         words = labels([f"{source}→{target}", edge["through"] or "logits", edge["outcome"]])
         if edge["effect"] is not None:
-            words.append(f"{edge['effect']:.2f} nats")
+            words.append(f"{edge['effect']:.2f} {units}")
         figure.add_trace(
             go.Scatter(
                 x=[x0, bend[0], x1], y=[y0, bend[1], y1],
@@ -67,7 +69,7 @@ def plot_circuit(
         colour, _ = LOOKS[node["outcome"]]
         words = labels([node["head_type"], node["outcome"]])
         if node["effect"] is not None:
-            words.append(f"{node['effect']:.2f} nats")
+            words.append(f"{node['effect']:.2f} {units}")
         said, label = ", ".join(filter(None, words)), figure_text(name)
         figure.add_trace(
             go.Scatter(
@@ -77,29 +79,68 @@ def plot_circuit(
                 marker=dict(
                     size=26, color=HEAD_TYPE_COLOURS.get(node["head_type"], "white"),
                     line=dict(color=colour, width=4),
-                    symbol="square" if name == LOGITS else "circle",
+                    symbol=NODE_SYMBOLS[node["kind"]],
                 ),
                 hovertemplate=f"{label}: {said or 'component'}<extra></extra>",
             )
         )  # fmt: skip
-    tallest = max(abs(y) for _, y in place.values())
-    figure.update_xaxes(visible=False, range=[-0.5, len(layers) - 0.5])
-    figure.update_yaxes(visible=False, range=[-tallest - 0.8, tallest + 0.6])
+    xs, ys = zip(*place.values(), strict=True)
+    bends = [y for trace in figure.data for y in trace.y]
+    low, high = min(*ys, *bends), max(*ys, *bends)
+    figure.update_xaxes(visible=False, range=[-0.5, max(xs) + 0.5])
+    figure.update_yaxes(visible=False, range=[low - 0.8, high + 0.6])
     verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
     what = figure_text(f"{graph.graph['pattern']}{verdict}")
+    shapes = "; ".join(
+        f"{NODE_SYMBOLS[kind].split('-')[0]}: {word}"
+        for kind, word in (("mlp", "MLP"), ("embedding", "embedding"))
+        if any(node["kind"] == kind for _, node in graph.nodes(data=True))
+    )
+    words = ["layers from left to right", shapes, "solid: holds, dashed: fails, dotted: undecided"]
+    words.append(f"{units}: what its ablation costs" if units else "")
     figure.update_layout(
-        template="plotly_white", height=int(260 + 130 * tallest * 2), title=(
-            f"Circuit for {what}<br><sup>layers from left to right; "
-            "solid: holds, dashed: fails, dotted: undecided; nats: what its ablation costs</sup>"
-        ),
+        template="plotly_white", height=int(260 + 130 * (high - low)),
+        title=f"Circuit for {what}<br><sup>{'; '.join(filter(None, words))}</sup>",
     )  # fmt: skip
     return figure
+
+
+def _places(graph: nx.MultiDiGraph) -> dict[str, tuple[float, float]]:
+    """Where nodes are drawn: along the residual stream, MLPs below the heads."""
+    nodes = dict(graph.nodes(data=True))
+    depths = sorted({node["depth"] for node in nodes.values()})
+    columns = [[name for name in nodes if nodes[name]["depth"] == depth] for depth in depths]
+    low = -(max(len(names) for names in columns) - 1) / 2
+    place = {}
+    for x, names in enumerate(columns):
+        for i, name in enumerate(names):
+            below = nodes[name]["kind"] == "mlp"
+            place[name] = float(x), low - 1 if below else (len(names) - 1) / 2 - i
+    return place
+
+
+def _bend(
+    place: dict[str, tuple[float, float]], source: str, target: str, shift: float
+) -> tuple[float, float]:
+    """Where an edge bends so that it does not run through other nodes."""
+    (x0, y0), (x1, y1) = place[source], place[target]
+    middle = (x0 + x1) / 2
+    others = [place[name] for name in place if name not in (source, target)]
+
+    def clear(y: float) -> bool:
+        line = [x0, middle, x1], [y0, y, y1]
+        return all(abs(np.interp(x, *line) - at) > CLEAR for x, at in others if x0 < x < x1)
+
+    tried = [(y0 + y1) / 2 + shift + more for more in (0, 0.4, -0.4, 0.8, -0.8, 1.2, -1.2)]
+    return middle, next(filter(clear, tried), tried[0])
 
 
 @typed
 def plot_evidence(trial: Trial) -> go.Figure:
     """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null."""
-    units = [u for u in ("nats", "share") if any(e.unit == u for e in trial.evidence)]
+    metric = trial.settings["units"]
+    both = dict.fromkeys((metric, "share"))
+    units = [u for u in both if any(e.unit == u for e in trial.evidence)]
     figure = subplots(
         rows=len(units), subplot_titles=["" for _ in units], vertical_spacing=0.2,
         row_heights=[sum(e.unit == u for e in trial.evidence) + 1 for u in units],
@@ -134,7 +175,8 @@ def plot_evidence(trial: Trial) -> go.Figure:
             ),
             row=row, col=1,
         )  # fmt: skip
-        title = "effect (nats per token)" if unit == "nats" else "share of the pattern's loss"
+        effect = f"effect ({figure_text(unit)} per token)"
+        title = effect if unit == metric else "share of the pattern's loss"
         figure.update_xaxes(title_text=title, zeroline=True, row=row, col=1)
         figure.update_yaxes(autorange="reversed", row=row, col=1)
     n_rows = sum(e.unit in units for e in trial.evidence)

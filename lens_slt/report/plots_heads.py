@@ -62,21 +62,20 @@ def plot_behaviour(scores: xr.Dataset) -> go.Figure:
 
 
 def plot_composition(scores: xr.Dataset) -> go.Figure:
-    """Composition scores of all pairs of heads, a panel each for Q, K and V; * clear of both nulls.
+    """Composition scores of all pairs, a panel each for Q, K, V and MLPs; * clear of both nulls.
 
     ``scores`` is from :func:`lens_slt.composition_scores`.
     """
     scores = require(scores, "composition_scores", argument="scores")
     panels = [str(name) for name in scores["through"].values]
     value = scores["score"].values
-    used = np.isfinite(value).any((1, 2)), np.isfinite(value).any((0, 2))
-    sources = scores["source"].values[used[0]]
-    targets = scores["target"].values[used[1]]
+    sources = scores["source"].values[np.isfinite(value).any((1, 2))]
     figure = subplots(
         cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
-        subplot_titles=[f"through {name}" for name in labels(panels)],
+        subplot_titles=[f"through {name}" if name else "into MLPs" for name in labels(panels)],
     )  # fmt: skip
     for i, through in enumerate(panels):
+        targets = scores["target"].values[np.isfinite(value[:, :, i]).any(0)]
         one = scores.sel(through=through, source=sources, target=targets)
         clear = (one["q_random"] < CLEAR) & (one["q_rotation"] < CLEAR)
         figure.add_trace(
@@ -96,7 +95,7 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     figure.update_layout(
         template="plotly_white", height=240 + ROW_PIXELS * len(sources), margin=dict(t=130),
         coloraxis=dict(colorscale="Cividis", colorbar=dict(title="score")),
-        title="Composition scores of pairs of heads<br><sup>*: q &lt; 0.05 against random heads "
+        title="Composition scores of pairs<br><sup>*: q &lt; 0.05 against random weights "
         f"and random rotations; by chance {float(scores.attrs['chance_score']):.2f}</sup>",
     )  # fmt: skip
     return figure
@@ -111,6 +110,9 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
     flat = found["effect"].to_series().dropna()
     flat = flat.reindex(flat.abs().sort_values(ascending=False).index)[:STRONGEST]
     names = labels(f"{s}→{t}" + (f".{through}" if through else "") for s, t, through in flat.index)
+    metric = figure_text(found.attrs.get("metric", "loss").replace("_", " "))
+    units = figure_text(found.attrs.get("units", "nats"))
+    change = "rise of the pattern's loss" if metric == "loss" else f"change of the {metric}"
     figure = Figure(
         go.Scatter(
             x=flat.values, y=names, mode="markers",
@@ -118,7 +120,7 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
                 size=9, color=[COLOURS[0] if value > 0 else COLOURS[1] for value in flat],
                 symbol=[SYMBOLS[0] if value > 0 else SYMBOLS[1] for value in flat],
             ),
-            hovertemplate="%{y}: %{x:.3f} nats<extra></extra>",
+            hovertemplate=f"%{{y}}: %{{x:.3f}} {units}<extra></extra>",
         )
     )  # fmt: skip
     figure.add_vline(x=0, line=dict(color="grey", width=1))
@@ -126,8 +128,8 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
     figure.update_layout(
         template="plotly_white", height=170 + ROW_PIXELS * len(names), margin=dict(t=100),
         title=f"The {len(names)} strongest of {int(found['effect'].count())} edges by attribution"
-        "<br><sup>estimated rise of the pattern's loss when the edge is ablated</sup>",
-        xaxis_title="effect (nats per token)", yaxis_title="edge",
+        f"<br><sup>estimated {change} when the edge is ablated</sup>",
+        xaxis_title=f"effect ({units} per token)", yaxis_title="edge",
     )  # fmt: skip
     return figure
 

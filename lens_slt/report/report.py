@@ -196,7 +196,8 @@ def _run(draws: xr.DataTree | None, trials: Sequence[Trial], about: Mapping[str,
         s = trials[0].settings
         values |= {
             "trials": f"{s['sequences']} sequences of {s['length']} tokens, {s['how']} ablation, "
-            f"{s['n_null']} null sets, effects of at least {s['least_effect']:g} nats"
+            f"{s['n_null']} null sets, effects of at least {s['least_effect']:g} "
+            f"{s['units']}"
         }
         if draws is None:
             values |= {"model": s["model"], "weights, SHA-256": str(s["weights"])[:16]}

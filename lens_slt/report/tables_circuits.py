@@ -26,11 +26,13 @@ STYLES = {
 
 def verdicts_table(trials: Sequence[Trial]) -> Table:
     """One row per hypothesis, the best first."""
+    units = dict.fromkeys(trial.settings["units"] for trial in trials)
     table = PlainTable(
         "Circuit hypotheses on trial",
-        "necessity: nats that ablating the circuit costs the pattern's tokens more than matched "
-        "others; sufficiency: share of the pattern's loss that comes back with all other paths "
-        "through the inputs its edges name ablated; alone: with all other heads ablated",
+        f"necessity: {', '.join(units)} that ablating the circuit costs the pattern's tokens more "
+        "than matched others; sufficiency: share of the pattern's loss that comes back with all "
+        "other paths through the inputs its edges name ablated; alone: with all other heads "
+        "ablated",
     )
     for name, justify in (("verdict", "left"), ("hypothesis", "left"), ("necessity", "right")):
         table.add_column(name, justify=justify)

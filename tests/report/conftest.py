@@ -14,7 +14,7 @@ from lens_slt.structure.overview import open_views, read_structure
 
 SETTINGS = {
     "how": "mean", "least_effect": 0.05, "n_null": 60, "sequences": 8, "length": 24,
-    "model": "attn-1l", "weights": "0123456789abcdef",
+    "model": "attn-1l", "weights": "0123456789abcdef", "metric": "loss", "units": "nats",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -42,7 +43,8 @@ def test_the_graph_holds_parts_and_outcomes(trial, behaviour):
     graph = ls.circuit_graph(trial, behaviour)
     assert nx.is_directed_acyclic_graph(graph)
     assert graph.nodes["L0H2"] == {
-        "layer": 0, "head_type": "previous token", "outcome": "held", "effect": 1.4
+        "kind": "head", "layer": 0, "depth": 0, "head_type": "previous token", "outcome": "held",
+        "effect": 1.4,
     }  # fmt: skip
     edges = {d["through"]: d["outcome"] for _, _, d in graph.edges(data=True)}
     assert edges == {"K": "held", "Q": "failed", "": ""}
@@ -76,3 +78,54 @@ def test_files_can_be_read_again(trial, behaviour, tmp_path):
     assert len(pd.read_csv(files["evidence"])) == 6
     (again,) = ls.read_trials(tmp_path / "trials.json")
     assert str(again) == str(trial)
+
+
+MIXED = (
+    "embed -> L0H2.Q; L0H2 -> L0MLP -> L1H2.K -> L1MLP -> logits; embed -> logits; L0H1 -> L1MLP"
+)
+
+
+def test_mlps_and_embeddings_stand_along_the_stream():
+    graph = ls.circuit_graph(ls.circuit(MIXED + "; L2+L3", "induction"))
+    depth = dict(graph.nodes(data="depth"))
+    order = ["embed", "L0H2", "L0MLP", "L1H2", "L1MLP", "L2+L3", "logits"]
+    assert sorted(order, key=depth.get) == order and depth["L0H1"] == depth["L0H2"]
+    kinds = dict(graph.nodes(data="kind"))
+    assert [kinds[name] for name in order] == [
+        "embedding", "head", "mlp", "head", "mlp", "other", "logits"
+    ]  # fmt: skip
+    assert dict(graph.nodes(data="layer"))["L1MLP"] == 1
+
+
+def test_no_edge_of_the_figure_runs_through_a_node():
+    figure = plot_circuit(ls.circuit(MIXED, "induction"))
+    points = {}
+    for trace in figure.data:
+        if "markers" in trace.mode:
+            name = trace.text[0].split("<b>")[1].split("</b>")[0]
+            points[name] = trace.x[0], trace.y[0]
+    across = {name: x for name, (x, _) in points.items()}
+    order = ["embed", "L0H2", "L0MLP", "L1H2", "L1MLP", "logits"]
+    assert sorted(order, key=across.get) == order and len(set(across.values())) == 6
+    lines = [trace for trace in figure.data if "lines" in trace.mode]
+    assert len(lines) == 7
+    for line in lines:
+        for x, y in points.values():
+            if line.x[0] < x < line.x[-1]:
+                assert abs(np.interp(x, line.x, line.y) - y) > 0.2
+
+
+def test_effects_are_in_the_units_of_the_metric(trial):
+    settings = {**trial.settings, "metric": "logit_difference", "units": "logits"}
+    evidence = [replace(e, unit="logits" if e.unit == "nats" else e.unit) for e in trial.evidence]
+    made = replace(trial, settings=settings, evidence=tuple(evidence))
+    hover = " ".join(trace.hovertemplate for trace in plot_circuit(made).data)
+    assert "1.10 logits" in hover and "nats" not in hover
+    figure = plot_evidence(made)
+    assert figure.layout.xaxis.title.text == "effect (logits per token)"
+    assert {str(y) for t in figure.data for y in t.y} >= {"necessity", "faithfulness"}
+    assert "Q failed (0.01 logits)" in ls.to_dot(ls.circuit_graph(made))
+    assert "necessity: logits" in shown(verdicts_table([made]))
+    (axes,) = ls.paper_evidence(made).axes
+    assert axes.get_xlabel() == "effect (logits per token)"
+    assert len(axes.get_yticklabels()) == 5
