@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.attribution import edge_attribution
     from lens_slt.circuits.behaviour import behaviour_scores
     from lens_slt.circuits.composition import composition_by_component, composition_scores
+    from lens_slt.circuits.exchange import read_circuit, write_circuit
     from lens_slt.circuits.faithfulness import faithfulness_curve
     from lens_slt.circuits.graph import circuit_graph, to_dot
     from lens_slt.circuits.hypothesis import (
@@ -175,6 +176,7 @@ __all__ = [
     "plot_traces",
     "preset",
     "propose_circuits",
+    "read_circuit",
     "read_hypotheses",
     "read_slt_evidence",
     "read_trials",
@@ -190,6 +192,7 @@ __all__ = [
     "to_dot",
     "token_map",
     "top_tokens",
+    "write_circuit",
     "write_hypotheses",
     "write_report",
 ]
