@@ -23,7 +23,7 @@ NODE_SYMBOLS = {
     "head": "circle", "mlp": "diamond", "embedding": "triangle-right", "logits": "square",
     "other": "circle",
 }  # fmt: skip
-CLEAR = 0.25  # of a line from nodes that it does not end in
+CLEAR = 0.3  # of a line from nodes that it does not end in
 VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": COLOURS[6]}
 
 
@@ -97,7 +97,7 @@ def plot_circuit(
         if any(node["kind"] == kind for _, node in graph.nodes(data=True))
     )
     words = ["layers from left to right", shapes, "solid: holds, dashed: fails, dotted: undecided"]
-    words.append(f"{units}: what its ablation costs" if units else "")
+    words.append(f"in {units}: what its ablation costs" if units else "")
     figure.update_layout(
         template="plotly_white", height=int(260 + 130 * (high - low)),
         title=f"Circuit for {what}<br><sup>{'; '.join(filter(None, words))}</sup>",
