@@ -237,10 +237,16 @@ def _checked(key: Any) -> Key:
     if not isinstance(key, tuple) or len(key) != 4:
         raise ValueError(f"an edge has two hooks and two indices; got {str(key)[:80]}")
     reader, at, writer, there = key
-    indices = [tuple(getattr(index, "hashable_tuple", index)) for index in (at, there)]
     if not (isinstance(reader, str) and isinstance(writer, str)):
         raise TypeError(f"hooks are texts; got {reader!r} and {writer!r}")
-    return reader, indices[0], writer, indices[1]
+    return reader, _index(at), writer, _index(there)
+
+
+def _index(found: Any) -> Index:
+    plain = getattr(found, "hashable_tuple", found)
+    if not isinstance(plain, tuple | list):
+        raise TypeError(f"an index is a tuple such as (None, None, 2); got {str(plain)[:40]}")
+    return tuple(plain)
 
 
 class _Index:

@@ -103,11 +103,13 @@ def _edge(name: str) -> Edge:
 def _sizes(cfg: Any) -> Sizes:
     if not isinstance(cfg, Mapping):
         raise TypeError("'cfg' must be an object with n_layers and n_heads")
-    counts = [cfg.get(key) for key in ("n_layers", "n_heads")]
-    if not all(isinstance(one, int) and one > 0 for one in counts):
-        raise ValueError(f"'cfg' must have n_layers and n_heads above 0; got {dict(cfg)}")
+    n_layers, n_heads = cfg.get("n_layers"), cfg.get("n_heads")
+    for count in (n_layers, n_heads):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"'cfg' must have n_layers and n_heads above 0; got {dict(cfg)}")
+    assert isinstance(n_layers, int) and isinstance(n_heads, int)
     parallel = bool(cfg.get("parallel_attn_mlp", False))
-    return Sizes(*counts, int(cfg.get("d_model", 0)), parallel=parallel)  # type: ignore[arg-type]
+    return Sizes(n_layers, n_heads, int(cfg.get("d_model", 0)), parallel=parallel)
 
 
 def _from_json(content: Any) -> Graph:
