@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models.adapter import AdaptedModel, model_logits_from
 
 Hook = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 
@@ -46,17 +46,30 @@ def captured(
 
 
 def captured_until(
-    adapted: AdaptedModel, tokens: Tensor, name: str, changes: Iterable[Hook]
+    adapted: AdaptedModel,
+    tokens: Tensor,
+    name: str,
+    changes: Iterable[Hook],
+    start: tuple[int, Tensor] | None = None,
 ) -> Tensor:
-    """Value at one hook of a pass under changes that ends there."""
+    """Value at one hook of a pass under changes that ends there.
+
+    With ``start``, a block and the stream before it, the pass begins there.
+    """
     found: list[Tensor] = []
 
     def stop(value: Tensor, hook: Any) -> None:
         found.append(value.detach())
         raise _Stop
 
+    hooks = [*changes, (name, stop)]
     try:
-        run_with(adapted, tokens, [*changes, (name, stop)])
+        if start is None:
+            run_with(adapted, tokens, hooks)
+        else:
+            layer, resid = start
+            with torch.no_grad(), adapted.module.hooks(fwd_hooks=hooks):
+                model_logits_from(adapted, tokens.to(adapted.device), resid, layer)
     except _Stop:
         return found[0]
     raise ValueError(f"model: {adapted.name} does not call its {name}")

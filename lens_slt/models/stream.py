@@ -10,9 +10,7 @@ before anything relies on them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,30 +25,13 @@ from lens_slt.models.adapter import (
     model_resid_pre,
 )
 from lens_slt.models.captures import Hook, captured, captured_until, run_with
+from lens_slt.models.mlp_reader import MlpReader, mlp_inputs
 from lens_slt.models.names import EMBEDDINGS, is_mlp, layer_of
 from lens_slt.models.norms import MeasuredNorm, may_be_norm, norms_of
 
 THROUGH = ("Q", "K", "V")
 MOST_LOGITS = 2**24  # that one batch of sequences may have
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative
-
-
-@dataclass(frozen=True)
-class MlpReader:
-    """How an MLP reads the residual stream: ``norm`` of what stands at the hook ``place``."""
-
-    module: nn.Module  # the MLP, which is called with what it reads
-    norm: nn.Module | None
-    place: str
-
-    @property
-    def beside_heads(self) -> bool:
-        """Whether it reads the stream before the heads of its own layer (GPT-J)."""
-        return self.place.endswith("hook_resid_pre")
-
-    def read(self, resid: Tensor) -> Tensor:
-        """The MLP's input from a residual stream."""
-        return resid if self.norm is None else self.norm(resid)
 
 
 class Stream:
@@ -71,6 +52,7 @@ class Stream:
         self._norms: dict[int, nn.Module | None] = {}
         self._factors: dict[str | int, float] = {}
         self._mlp_readers: dict[int, MlpReader] = {}
+        self._starts: dict[int, tuple[int, Tensor] | None] = {}
         self._checked: set[tuple[Any, ...]] = set()
 
     def norm(self, layer: int) -> nn.Module | None:
@@ -294,13 +276,29 @@ class Stream:
             hooks.append((mlp, lambda x, hook: pinned))
         return change, hooks
 
+    def _start(self, layer: int) -> tuple[int, Tensor] | None:
+        """A layer and the stream before it, where the layer does the same as in the whole model."""
+        if layer not in self._starts:
+            pre, post = (f"blocks.{layer}.hook_resid_{when}" for when in ("pre", "post"))
+            start = None
+            if pre in self._clean and post in self._clean:
+                start = layer, self._clean[pre]
+                try:
+                    again = captured_until(self.adapted, self.tokens, post, [], start)
+                    start = start if self._near(again, self._clean[post]) else None
+                except Exception:  # whatever a model says that cannot start there
+                    start = None
+            self._starts[layer] = start
+        return self._starts[layer]
+
     def _added(self, node: str, place: str, into: str, what: str) -> float:
         """Factor by which a change at one hook enters the stream at another, alone."""
         if node not in self._factors:
             out, before = self._value(place), self._value(into)
             noise = _noise_like(before, before)
+            start = None if node in EMBEDDINGS else self._start(layer_of(node))
             moved = captured_until(
-                self.adapted, self.tokens, into, [(place, lambda x, hook: x + noise)]
+                self.adapted, self.tokens, into, [(place, lambda x, hook: x + noise)], start
             )
             change = moved - before
             factor = float((change * noise).sum() / noise.square().sum())
@@ -318,20 +316,7 @@ class Stream:
 
     @cached_property
     def _mlp_inputs(self) -> dict[int, list[Tensor]]:
-        """What the MLP of every layer is called with, once for each call."""
-        seen: dict[int, list[Tensor]] = {}
-
-        def keep(layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            seen.setdefault(layer, []).extend(x.detach() for x in inputs[:1])
-
-        with ExitStack() as stack:
-            for layer, block in enumerate(self.adapted.module.blocks):
-                module = block._modules.get("mlp")
-                if module is not None:
-                    handle = module.register_forward_pre_hook(partial(keep, layer))
-                    stack.callback(handle.remove)
-            run_with(self.adapted, self.tokens, [])
-        return seen
+        return mlp_inputs(self.adapted, self.tokens)
 
     def _find_mlp_reader(self, layer: int) -> MlpReader:
         block = self.adapted.module.blocks[layer]
@@ -354,7 +339,7 @@ class Stream:
         change, hooks = self._shifted_z(layer)
         passing = _noise_like(change, change, seed=1)
         hooks = [(pre, lambda x, hook: x + passing), *hooks]
-        moved = captured_until(self.adapted, self.tokens, post, hooks)
+        moved = captured_until(self.adapted, self.tokens, post, hooks, self._start(layer))
         moved = moved - self._at(layer, "hook_resid_post")
         # Both changes are as large as the stream itself, so that rounding is far below the
         # tolerance.

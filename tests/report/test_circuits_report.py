@@ -16,6 +16,7 @@ import lens_slt as ls
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
+from tests.tiny_models import native
 
 
 def shown(table) -> str:
@@ -129,3 +130,15 @@ def test_effects_are_in_the_units_of_the_metric(trial):
     (axes,) = ls.paper_evidence(made).axes
     assert axes.get_xlabel() == "effect (logits per token)"
     assert len(axes.get_yticklabels()) == 5
+
+
+def test_composition_with_mlps_has_a_panel_of_what_they_read():
+    scores = ls.composition_scores(native(attn_only=False), n_null=2)
+    figure = ls.plot(scores)
+    assert [note.text for note in figure.layout.annotations][3] == "into MLPs"
+    panel = figure.data[3]
+    assert list(panel.x) == ["L0MLP", "L1MLP"] and "L0MLP" in panel.y
+    row, column = list(panel.y).index("L0H2"), list(panel.x).index("L1MLP")
+    one = scores["score"].sel(source="L0H2", target="L1MLP", through="")
+    assert panel.z[row][column] == float(one)
+    assert "L1MLP" not in figure.data[0].x
