@@ -23,6 +23,10 @@ several heads do the same work each of their edges is overrated, up to twice, be
 ablates them together. With ``steps=1`` they are 0.94 and more for queries and keys, where the sizes
 are nearer to the truth if heads share the work, but 0.83 to 0.97 for values and 0.45 to 0.71 for
 the logits, where they are up to four times too small.
+
+On two tiny random models with MLPs they are 0.995 and more for edges from and into MLPs with
+``steps=4`` (0.80 to 0.93 with ``steps=1``), but 0.94 (0.69 to 0.79) for edges of the embeddings, of
+which the path ablates all at once.
 """
 
 from __future__ import annotations
