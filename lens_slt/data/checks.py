@@ -258,7 +258,8 @@ def mask_from_pad_id(ids: Tensor, pad_id: int, name: str) -> Tensor:
 
 def _check_pad_id(given: Inputs, pad_id: int, name: str) -> None:
     """Refuse a ``pad_id`` that contradicts the mask which came with the tokens."""
-    differ = (mask_from_pad_id(given.ids, pad_id, name) != given.real).any(1).nonzero()
+    assert given.real is not None
+    differ = torch.ne(mask_from_pad_id(given.ids, pad_id, name), given.real).any(1).nonzero()
     if len(differ):
         raise ValueError(
             f"{name} come with their padding, by attention_mask or length, and pad_id={pad_id} "
