@@ -47,19 +47,13 @@ from lens_slt.circuits.hypothesis import LOGITS, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, context
 from lens_slt.circuits.runs import LEARNED_POSITIONS
-<<<<<<< HEAD
 from lens_slt.data.columns import moved
-=======
->>>>>>> edges
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.captures import captured
 from lens_slt.models.components import node_names
 from lens_slt.models.observable import Loss, Observable, Sites, as_observable
-<<<<<<< HEAD
 from lens_slt.models.padding import warn_of_padding
-=======
->>>>>>> edges
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
@@ -123,7 +117,6 @@ def edge_attribution(
     integer("batch_size", batch_size, at_least=1)
     instance("embeddings", embeddings, bool)
     adapted = adapt(model)
-<<<<<<< HEAD
     ids, weight, shift = weighted_tokens(
         tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,
         model=adapted.module, weights=weights, mask=mask, pad_id=pad_id,
@@ -131,14 +124,6 @@ def edge_attribution(
     warn_of_padding(adapted, ids, shift, "tokens")
     real = weight > 0
     chosen = moved(_pattern_mask(pattern_mask, ids), shift) & real
-=======
-    ids, weight = weighted_tokens(
-        tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,
-        weights=weights, mask=mask, pad_id=pad_id,
-    )  # fmt: skip
-    real = weight > 0
-    chosen = _pattern_mask(pattern_mask, ids) & real
->>>>>>> edges
     if not bool(chosen.any()):
         raise ValueError("pattern_mask is false everywhere: there are no tokens to take a loss of")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings)
@@ -150,17 +135,10 @@ def edge_attribution(
     observable: Observable = Loss() if metric is None else as_observable(metric)
     totals = _Totals.of(wiring, embeddings)
     size = float(weight[chosen].sum())
-<<<<<<< HEAD
     value, all_sites = 0.0, Sites.of(ids, chosen, shift)
     for rows in chosen.any(1).nonzero()[:, 0].split(batch_size):
         sites = all_sites.some(torch.isin(all_sites.sequence, rows))
         counts = weight[sites.sequence, sites.column]
-=======
-    value, all_sites = 0.0, Sites.of(ids, chosen)
-    for rows in chosen.any(1).nonzero()[:, 0].split(batch_size):
-        sites = all_sites.some(torch.isin(all_sites.sequence, rows))
-        counts = weight[sites.sequence, sites.position]
->>>>>>> edges
         batch = Batch.of(wiring, ids[rows, :-1], rows, sites, counts, observable, replacement)
         value += batch.value / size
         for source, reader, effects in batch.effects(steps):

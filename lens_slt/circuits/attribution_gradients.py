@@ -140,11 +140,7 @@ class Batch:
         logits = run_with(adapted, inputs, [keep_in(kept, name) for name in sorted(names)])
         local = torch.searchsorted(rows, sites.sequence)
         sites = replace(sites, index=torch.arange(len(local)))
-<<<<<<< HEAD
         observable, values = prepared(observable, logits[local, sites.column], sites)
-=======
-        observable, values = prepared(observable, logits[local, sites.position], sites)
->>>>>>> edges
         value = float((values.double() * weight.to(values.device)).sum())
         return cls(wiring, inputs, sites, local, weight, observable, kept, replacement, value)
 
@@ -231,11 +227,7 @@ class Batch:
                     stack.callback(handle.remove)
             stack.enter_context(self.adapted.module.hooks(fwd_hooks=hooks))
             logits = self._logits_from(min(reader.layer for reader in leaves))
-<<<<<<< HEAD
             values = self.observable(logits[self.local, self.sites.column], self.sites)
-=======
-            values = self.observable(logits[self.local, self.sites.position], self.sites)
->>>>>>> edges
             value = (values * self.weight.to(values)).sum()
             if not value.requires_grad:
                 raise ValueError(
