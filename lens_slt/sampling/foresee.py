@@ -12,11 +12,8 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-from torch import Tensor
 
 from lens_slt.sampling.certificate import Virial
 from lens_slt.sampling.course import (
@@ -31,7 +28,7 @@ from lens_slt.sampling.course import (
 from lens_slt.sampling.driver import SUMMED, Book, run_chains
 from lens_slt.sampling.half_step import half_step_draws, is_short, rings
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
-from lens_slt.sampling.pilot import CURVATURE_BATCHES, PILOT, pilot
+from lens_slt.sampling.pilot import CURVATURE_BATCHES, pilot
 from lens_slt.sampling.plan import StepCosts, Stretch
 from lens_slt.sampling.result import trace_specs
 from lens_slt.sampling.sample import Job
@@ -139,29 +136,12 @@ class _Diary:
         self.began[place] = last
 
 
-class _Store(DrawStore):
-    """In memory; remembers how large what was measured before the first step is."""
-
-    pilot_bytes = 0
-
-    def save(
-        self,
-        state: dict[str, Tensor],
-        about: dict[str, Any],
-        counts: Mapping[str, list[int]] | None = None,
-    ) -> None:
-        super().save(state, about, counts)
-        self.pilot_bytes = state_bytes(
-            {key: tensor for key, tensor in state.items() if key.startswith(PILOT)}
-        )
-
-
 def _begun(job: Job, times: StepTimes) -> Foreseen:
     """Courses that are really begun, and then continued on paper."""
     s = job.settings.but(full_loss=False)
     n = len(job.names)
     trial, diary = Trial(job.target), _Diary(n, first_course(s))
-    store = _Store(open_store(None, trace_specs(n, s), {}).arrays)
+    store = open_store(None, trace_specs(n, s), {})
 
     def on_step(book: Book) -> None:
         trial.end_step()
@@ -189,7 +169,7 @@ def _begun(job: Job, times: StepTimes) -> Foreseen:
     costs = replace(times.costs, fixed=steps.fixed, each=steps.each)
     return Foreseen(
         tuple(courses), tuple(diary.stretches), tuple(sorted(half)), costs, trial.pilot,
-        store.pilot_bytes,
+        _vector_bytes(job),
     )  # fmt: skip
 
 

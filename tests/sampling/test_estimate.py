@@ -190,6 +190,16 @@ def on_disk(path: Path) -> int:
     return total
 
 
+def test_disk_holds_the_directions_of_preconditioners(tmp_path):
+    """Of a whole layer they are far larger than its draws."""
+    model, tokens = ls.load_model("attn-1l"), ls.load_tokens("code", n_sequences=8, length=16)
+    chosen = dict(settings=ls.Settings(draws=10, batch_size=4, chains=2), path=tmp_path / "draws")
+    found = ls.estimate(model, tokens, "L0", **chosen)
+    ls.sample(model, tokens, "L0", progress=False, **chosen)
+    assert found.disk_bytes == pytest.approx(on_disk(tmp_path / "draws"), rel=0.2)
+    assert found.disk_bytes > 2**20
+
+
 def test_disk_is_what_the_run_writes(tmp_path, monkeypatch):
     probes = {"a": tokens_for(8, 30), "b": tokens_for(2, 12)}
     found = ls.estimate(**arguments(probes=probes), path=tmp_path / "draws")
