@@ -114,7 +114,7 @@ def real_tokens(given: Inputs, mask: Any, pad_id: int | None, name: str) -> Tens
         raise ValueError(f"pass mask or pad_id for {name}, not both")
     ids, real = given
     if real is not None and pad_id is not None:
-        _check_pad_id(given, pad_id, name)
+        _check_pad_id(ids, real, pad_id, name)
     elif pad_id is not None:
         real = mask_from_pad_id(ids, pad_id, name)
     elif mask is not None:
@@ -256,10 +256,9 @@ def mask_from_pad_id(ids: Tensor, pad_id: int, name: str) -> Tensor:
     return real & (torch.arange(ids.shape[1]) >= (n_left - least)[:, None])
 
 
-def _check_pad_id(given: Inputs, pad_id: int, name: str) -> None:
+def _check_pad_id(ids: Tensor, real: Tensor, pad_id: int, name: str) -> None:
     """Refuse a ``pad_id`` that contradicts the mask which came with the tokens."""
-    assert given.real is not None
-    differ = torch.ne(mask_from_pad_id(given.ids, pad_id, name), given.real).any(1).nonzero()
+    differ = (mask_from_pad_id(ids, pad_id, name) != real).any(1).nonzero()
     if len(differ):
         raise ValueError(
             f"{name} come with their padding, by attention_mask or length, and pad_id={pad_id} "
