@@ -16,7 +16,7 @@ score               what is averaged
 ``copying``         Σλ/Σ|λ| of the eigenvalues λ of W_E·W_V·W_O·W_U (Elhage et al. 2021): 1 where
                     attending to a token raises its own logit, −1 where it lowers it
 ``written_share``   RMS of what the head adds to the residual stream, beyond its mean over tokens,
-                    over that of the last residual stream
+                    over that of the stream that its layer reads
 =================== ============================================================================
 
 A direct contribution is what a head adds to a logit through the residual stream alone, the size of
@@ -144,9 +144,9 @@ def behaviour_scores(
         found[name], found[f"{name}_se"] = ("component", value), ("component", se)
     found["copying"] = ("component", nothing[0] if writes is None else copying(stream, writes))
     share = nothing[0]
-    if writes is not None:
-        seen = _observe(adapted, text[:SHARE_OF].to(adapted.device), {})
-        share = array_of(writes.share(seen.z, seen.final))
+    if writes is not None:  # an induction head writes nothing where nothing is said twice
+        seen = _observe(adapted, (random if tokens is None else text)[:SHARE_OF], {})
+        share = array_of(writes.share(seen.z, seen.spread))
     found["written_share"] = ("component", share)
     scores = xr.Dataset(
         found,
@@ -300,6 +300,7 @@ class _Seen:
     attended: dict[str, Tensor]  # [component, sequence], summed over queries
     z: Tensor  # [component, sequence, position, d_head]
     final: Tensor  # the last residual stream, [sequence, position, d_model]
+    spread: Tensor  # mean square of the stream before each layer, beyond its mean, [layer]
 
 
 def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) -> _Seen:
@@ -308,6 +309,7 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
     layers = range(adapted.n_layers)
     attended: dict[tuple[str, int], Tensor] = {}
     kept: dict[str, Tensor] = {}
+    spread: dict[int, Tensor] = {}
 
     def look(pattern: Tensor, layer: int) -> None:
         for name, mask in masks.items():
@@ -316,12 +318,17 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
     def keep(value: Tensor, hook: Any, name: str) -> None:
         kept[name] = value
 
+    def measure(stream: Tensor, hook: Any, layer: int) -> None:
+        spread[layer] = (stream - stream.mean((0, 1))).square().sum(-1).mean()
+
     last = f"blocks.{adapted.n_layers - 1}.hook_resid_post"
     names = [last] + [f"blocks.{i}.attn.hook_{part}" for i in layers for part in "qkz"]
     hooks: list[tuple[str, Any]] = [(name, partial(keep, name=name)) for name in names]
     for i in layers:  # looked at on the spot: to keep all patterns takes much memory
         hooks.append((f"blocks.{i}.attn.hook_pattern", lambda x, hook, i=i: look(x, i)))
+        hooks.append((f"blocks.{i}.hook_resid_pre", partial(measure, layer=i)))
     with torch.no_grad():
+        tokens = tokens.to(adapted.device)
         adapted.module.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
         for i in layers:
             if any((name, i) not in attended for name in masks):
@@ -331,6 +338,7 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
         {name: torch.cat([attended[name, i] for i in layers]) for name in masks},
         torch.cat([kept[f"blocks.{i}.attn.hook_z"].permute(2, 0, 1, 3) for i in layers]),
         kept[last],
+        torch.stack([spread[i] for i in layers]),
     )
 
 

@@ -45,12 +45,16 @@ class Writes:
         directions = torch.einsum("spd,ced->cspe", towards, self.w_o)
         return (directions * z[:, :, :-1]).sum(-1)
 
-    def share(self, z: Tensor, final: Tensor) -> Tensor:
-        """RMS of what each head adds to the stream beyond its mean, over that of the stream."""
+    def share(self, z: Tensor, spread: Tensor) -> Tensor:
+        """RMS of what each head adds to the stream beyond its mean, over that of the stream.
+
+        ``spread [layer]`` is the mean square of the stream before each layer: where it grows with
+        depth, everything that early layers write is little beside the last one.
+        """
         z = z - z.mean((1, 2), keepdim=True)
         gram = self.w_o @ self.w_o.transpose(-2, -1)
         added = (torch.einsum("cspe,cef->cspf", z, gram) * z).sum(-1).mean((1, 2))
-        stream = (final - final.mean((0, 1))).square().sum(-1).mean()
+        stream = spread.repeat_interleave(len(z) // len(spread))
         return (added.clamp(min=0) / stream).sqrt()
 
     def _size(self, final: Tensor) -> Tensor:

@@ -286,7 +286,7 @@ def test_what_a_head_writes_is_measured_against_the_stream():
     model = ls.load_model("attn-1l")
     tokens = ls.load_tokens("mix", n_sequences=4, length=24)
     kept = {}
-    names = ["blocks.0.attn.hook_z", "blocks.0.hook_resid_post"]
+    names = ["blocks.0.attn.hook_z", "blocks.0.hook_resid_pre"]
     with torch.no_grad():
         model.run_with_hooks(
             tokens, fwd_hooks=[(n, lambda x, hook, n=n: kept.update({n: x})) for n in names]
