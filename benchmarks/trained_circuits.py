@@ -40,10 +40,10 @@ from benchmarks.zoo.models import Shape, new_model
 from benchmarks.zoo.tasks import Task, make_task
 from benchmarks.zoo.train import Training, full_steps, train, weighted_loss
 from lens_slt.circuits.null_sets import all_paths
+from lens_slt.circuits.pattern_masks import every_prediction
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import Contrast, Measured, holm
 from lens_slt.models.adapter import adapt
-from lens_slt.schema import stamped
 
 TARGETS = {
     "trained_head_f1": Target(least=0.9), "trained_edge_f1": Target(least=0.8),
@@ -131,20 +131,6 @@ def _certain(effects: dict[str, Measured]) -> set[str]:
     }  # fmt: skip
 
 
-def everything(tokens: Tensor, counts: Tensor) -> xr.DataArray:
-    """Labels with one pattern: every prediction that counts."""
-    patterns = xr.DataArray(
-        counts.numpy()[None] > 0,
-        dims=("pattern", "sequence", "position"),
-        coords={
-            "pattern": ["all"],
-            "token_id": (("sequence", "position"), tokens[:, 1:].numpy()),
-        },
-        name="patterns",
-    )
-    return stamped(patterns, "patterns")
-
-
 def inferred(
     subject: Subject, composition: xr.Dataset, settings: ls.Settings
 ) -> ls.CircuitHypothesis | None:
@@ -155,7 +141,7 @@ def inferred(
         subject.model, tokens, "heads", settings=settings, weights=counts, pad_id=-1,
         probes={"probe": ls.Probe(probe, weights=counts, pad_id=-1)}, progress=False,
     )  # fmt: skip
-    evidence = ls.SltEvidence(ls.per_token_llc(draws), everything(probe, counts))
+    evidence = ls.SltEvidence(ls.per_token_llc(draws), every_prediction(probe))
     found = ls.propose_circuits(evidence, subject.model, composition=composition)
     return found[0] if found else None
 

@@ -21,6 +21,7 @@ from lens_slt.calibration import MOST_ROUNDS, SHORT, sweep
 from lens_slt.calibration import calibrate as run_calibration
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
+from lens_slt.circuits.pattern_masks import every_prediction
 from lens_slt.circuits.propose import propose_circuits
 from lens_slt.circuits.slt_evidence import SltEvidence, evidence_of
 from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, Trial
@@ -41,6 +42,7 @@ from lens_slt.cli_support import (
     show_estimate,
     show_health,
 )
+from lens_slt.data.inputs import read_inputs
 from lens_slt.data.patterns import label_patterns
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import ESTIMATORS
@@ -63,7 +65,7 @@ from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.sampling.course import first_course
 from lens_slt.sampling.estimate import estimate
 from lens_slt.sampling.result import settings_of
-from lens_slt.sampling.sample import sample
+from lens_slt.sampling.sample import Probe, sample
 from lens_slt.structure.overview import View, read_structure
 from lens_slt.text import visible
 
@@ -342,6 +344,7 @@ def cross_check(
     sequences: Sequences = None,
     length: Length = None,
     bos: Bos = True,
+    positions: Positions = None,
     device: Device = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -358,25 +361,30 @@ def cross_check(
         began = time.monotonic()
         found: SltEvidence | None = None
         llc, record = None, dict[str, Any]()
-        trial_tokens = load_data(data, loaded, trial_sequences, length, bos, seed=2)
+        trial_tokens, trial_weights = load_weighted(
+            data, positions, loaded, trial_sequences, length, bos, seed=2
+        )
         if dry_run:  # an inferred circuit is about as large as the one that stands in for it
             likely = given or [circuit("L0H0 -> L1H0.K", "induction")] * most
             runs, seconds = trial_seconds(loaded, trial_tokens, likely, null_sets)
             trials_cost = f"the trials (up to {runs} runs of the model, {seconds:.0f} s)"
         if slt or given is None:
-            tokens = load_data(data, loaded, sequences, length, bos)
-            probe = load_data(data, loaded, probe_sequences, length, bos, seed=1)
+            tokens, weights = load_weighted(data, positions, loaded, sequences, length, bos)
+            probe, counts = load_weighted(
+                data, positions, loaded, probe_sequences, length, bos, seed=1
+            )
+            probes = {"probe": Probe(probe, weights=counts)}
             if dry_run:
                 needed = estimate(
-                    loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
-                    device=device,
+                    loaded, tokens, "heads", settings=chosen, weights=weights, probes=probes,
+                    path=path, device=device,
                 )  # fmt: skip
                 show_estimate(needed, as_json, f"{TRIALS}, and {trials_cost}")
                 return
             found_steps(path)
             result = sample(
-                loaded, tokens, "heads", settings=chosen, probes={"probe": probe}, path=path,
-                device=device, progress=not as_json,
+                loaded, tokens, "heads", settings=chosen, weights=weights, probes=probes,
+                path=path, device=device, progress=not as_json,
             )  # fmt: skip
             llc = refined_llc(result)
             if not as_json:
@@ -386,17 +394,22 @@ def cross_check(
             )
             record = {"health": health_summary(llc)} | _show_structure(views, out, as_json)
             if views:
-                found = evidence_of(views["llc"], label_patterns(probe, loaded.tokenizer))
+                everything = positions is not None  # that counts
+                labels = (
+                    every_prediction(read_inputs(probe).ids) if everything
+                    else label_patterns(probe, loaded.tokenizer)
+                )  # fmt: skip
+                found = evidence_of(views["llc"], labels)
         if dry_run:
             show_estimate(None, as_json, f"{TRIALS}, and {trials_cost}")
             return
         if given is None:
             given = [] if found is None else propose_circuits(found, loaded, most=most)
         trials = run_trials(
-            loaded, trial_tokens, given, slt=found, how=how, least_effect=least_effect,
-            n_null=null_sets, seed=seed or 0, progress=not as_json,
+            loaded, trial_tokens, given, slt=found, how=how, weights=trial_weights,
+            least_effect=least_effect, n_null=null_sets, seed=seed or 0, progress=not as_json,
         )  # fmt: skip
-        behaviour = behaviour_scores(loaded, trial_tokens)
+        behaviour = behaviour_scores(loaded, trial_tokens, weights=trial_weights)
         record |= _show_trials(trials, behaviour, llc, out, as_json)
         record["files"] = record.pop("structure_files", {}) | record.pop("trial_files")
         _finish_report(record, out, as_json, began, _about(f"Circuits of {model} on trial", data))

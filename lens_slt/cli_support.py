@@ -144,6 +144,7 @@ def load_weighted(
     length: int | None,
     bos: bool,
     pad_id: int | None = None,
+    seed: int = 0,
 ) -> tuple[Any, Any]:
     """Tokens of ``--data`` and the position weights of ``--positions``, None without.
 
@@ -164,7 +165,7 @@ def load_weighted(
             "of a data set with token ids, --data hf:NAME:SPLIT:COLUMN"
         )
     else:
-        tokens = load_data(source, model, sequences, length, bos)
+        tokens = load_data(source, model, sequences, length, bos, seed)
         given = read_file(location("positions", positions), "weights") if is_file else None
     if positions is None:
         return tokens, None

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -378,3 +379,24 @@ def test_cross_check_bad_input_is_one_line(
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
+
+
+def test_circuits_of_the_last_token_are_put_on_trial(tmp_path: Path) -> None:
+    """The pattern ``all`` is what --positions leaves; nothing is sampled for a given circuit."""
+    tokens = ls.load_tokens("mix", n_sequences=24, length=24)
+    file = tmp_path / "tokens.npy"
+    np.save(file, tokens.numpy())
+    options = ["--hypothesis", "L1H2", "--pattern", "all", "--positions", "last"]
+    result = call(
+        "cross-check", "--model", "attn-2l", "--data", file, "--trial-sequences", 24,
+        "--null-sets", 5, *options, "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    [trial] = ls.read_trials(tmp_path / "out" / "trials.json")
+    last = torch.zeros(24, 23)
+    last[:, -1] = 1
+    again = ls.cross_check(
+        ls.load_model("attn-2l"), tokens, trial.hypothesis, weights=last, n_null=5, progress=False
+    )
+    assert "there are no others" in trial.evidence[0].words
+    assert trial.evidence[0].effect == pytest.approx(again.evidence[0].effect, abs=1e-5)

@@ -56,10 +56,12 @@ from torch import Tensor
 
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.circuits.replacements import context
 from lens_slt.circuits.writes import Writes, array_of, copying, writes_of
 from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
 from lens_slt.data.patterns import label_patterns
+from lens_slt.data.weights import weighted_tokens
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names
@@ -94,6 +96,8 @@ def behaviour_scores(
     n_random: int = 16,
     length: int | None = None,
     seed: int = 0,
+    weights: Any = None,
+    mask: Any = None,
     pad_id: int | None = None,
 ) -> xr.Dataset:
     """What every head attends to and writes, and a type for it, by this module's tables.
@@ -107,7 +111,8 @@ def behaviour_scores(
             tokens that all differ, said twice.
         length: tokens of that segment; by default 50, fewer where the context is short.
         seed: of the random tokens.
-        pad_id: as in :func:`lens_slt.sample`.
+        weights, mask, pad_id: which predictions of ``tokens`` count, as in :func:`lens_slt.sample`;
+            weights above zero count alike.
 
     Returns:
         Dataset over component (the heads): the scores and ``{score}_se``, their standard errors
@@ -125,10 +130,9 @@ def behaviour_scores(
         text = random[:, :half]
         queries = torch.ones_like(text, dtype=torch.bool)
     else:
-        sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx)
-        text, queries, shift = check_tokens(tokens, **sizes, model=adapted.module, pad_id=pad_id)
-        warn_of_padding(adapted, text, shift, "tokens")
-        labels = _multigrams(adapted, text, queries)
+        text, real, queries = _counted(adapted, tokens, weights, mask, pad_id)
+        labels = _multigrams(adapted, text, real)
+        labels = {name: chosen & queries[:, :-1] for name, chosen in labels.items()}
     queries[:, 0] = False
     again = (torch.arange(random.shape[1]) >= half).expand(random.shape)
     stream = Stream(adapted, random)
@@ -162,6 +166,27 @@ def behaviour_scores(
     )
     scores = scores.assign(head_type=("component", _types(scores)))
     return stamped(scores, "behaviour_scores")
+
+
+def _counted(
+    adapted: AdaptedModel, tokens: Any, weights: Any, mask: Any, pad_id: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, which of them are real, and which make a prediction that counts."""
+    sizes: dict[str, Any] = dict(d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, pad_id=pad_id)
+    if weights is None and mask is None:
+        text, real, shift = check_tokens(tokens, **sizes, model=adapted.module)
+        queries = real.clone()
+    else:
+        text, weight, shift = weighted_tokens(
+            tokens, **sizes, d_vocab_out=adapted.d_vocab_out, model=adapted.module,
+            weights=weights, mask=mask,
+        )  # fmt: skip
+        counts = weight > 0
+        queries = torch.cat([counts, torch.zeros_like(counts[:, :1])], 1)
+        real = torch.from_numpy(context(queries.numpy()))
+        real[:, 1:] |= counts
+    warn_of_padding(adapted, text, shift, "tokens")
+    return text, real, queries
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from lens_slt.arguments import did_you_mean
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.runs import Runs
 from lens_slt.data.patterns import PATTERNS, label_patterns
-from lens_slt.schema import require
+from lens_slt.schema import require, stamped
 
 ALL = "all"  # the pattern of every prediction that counts
 
@@ -68,6 +69,21 @@ def pattern_masks(
         if not bool((same | ~runs.real).all()):
             raise ValueError("patterns label other tokens than these: label these tokens")
     return {name: move(patterns.sel(pattern=name).values.astype(bool)) for name in names}
+
+
+def every_prediction(tokens: Tensor) -> xr.DataArray:
+    """Labels of tokens ``[sequence, position]`` with one pattern, ``all``, which all of them have.
+
+    Of a probe with position weights only those that count are in its matrices.
+    """
+    ids = tokens[:, 1:].numpy()
+    patterns = xr.DataArray(
+        np.ones((1, *ids.shape), dtype=bool),
+        dims=("pattern", "sequence", "position"),
+        coords={"pattern": [ALL], "token_id": (("sequence", "position"), ids)},
+        name="patterns",
+    )
+    return stamped(patterns, "patterns")
 
 
 def _names_of(patterns: Any) -> set[str]:

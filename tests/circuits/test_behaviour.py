@@ -297,3 +297,20 @@ def test_what_a_head_writes_is_measured_against_the_stream():
     sizes = [float((x - x.mean(0)).square().sum(-1).mean().sqrt()) for x in (written, stream)]
     found = ls.behaviour_scores(model, tokens, n_random=4)["written_share"]
     assert float(found.sel(component="L0H3")) == pytest.approx(sizes[0] / sizes[1], rel=1e-4)
+
+
+def test_only_predictions_that_count_enter_attention_scores():
+    model, tokens = (
+        native(),
+        torch.randint(1, 49, (4, 12), generator=torch.Generator().manual_seed(0)),
+    )
+    weights = torch.zeros(4, 11)
+    weights[:, 7] = 1.0
+    kept = {}
+    with torch.no_grad():
+        model.run_with_hooks(
+            tokens, fwd_hooks=[("blocks.1.attn.hook_pattern", lambda x, hook: kept.update(x=x))]
+        )
+    found = ls.behaviour_scores(model, tokens, weights=weights, n_random=2, length=5)
+    want = float(kept["x"][:, 2, 7, 6].mean())
+    assert float(found["previous_token"].sel(component="L1H2")) == pytest.approx(want, abs=1e-6)
