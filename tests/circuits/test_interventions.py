@@ -528,6 +528,37 @@ def test_interchange_puts_in_what_the_other_prompt_of_a_pair_has(node):
     np.testing.assert_allclose(itself["effect"], 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_observables_of_every_architecture_are_those_of_plain_hooks(name):
+    """A head written out of the first layer, and what the logits at the answers then are."""
+    model, tokens = make(name), some_tokens()
+    rows, places, right, wrong = torch.arange(4), torch.tensor([3, 5, 10, 8]), [7] * 4, [9] * 4
+    mask = torch.zeros(4, 12, dtype=torch.bool)
+    mask[rows, places + 1] = True
+
+    def zero(z, hook):
+        z = z.clone()
+        z[:, :, 1] = 0
+        return z
+
+    with torch.no_grad():
+        clean = model(tokens[:, :-1], return_type="logits")[rows, places].double()
+        logits = model.run_with_hooks(
+            tokens[:, :-1], return_type="logits", fwd_hooks=[("blocks.0.attn.hook_z", zero)]
+        )[rows, places].double()
+    p, q = (x.log_softmax(-1) for x in (clean, logits))
+    want = [
+        (ls.LogitDifference(wrong, right), logits[:, 7] - logits[:, 9]),
+        (ls.Probability([[7, 9]] * 4), q.exp()[:, [7, 9]].sum(-1)),
+        (ls.Accuracy(), (logits.argmax(-1) == tokens[rows, places + 1]).double()),
+        (ls.Divergence(), (p.exp() * (p - q)).sum(-1)),
+    ]
+    for observable, value in want:
+        found = ablate(model, tokens, "L0H1", how="zero", metric=observable, mask=mask)
+        got = found[observable.name].values[rows, places]
+        np.testing.assert_allclose(got, value.numpy(), atol=1e-6 * max(1, float(value.abs().max())))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
