@@ -14,11 +14,20 @@ from tests.tiny_models import native
 
 def test_one_line_makes_heads_and_edges():
     found = ls.circuit("L0H2 -> L1H3.k -> logits; L0H10, L1MLP", pattern="induction")
-    assert found.components == ("L0H2", "L0H10", "L1MLP", "L1H3")
+    assert found.components == ("L0H2", "L0H10", "L1H3", "L1MLP")
     assert found.heads == ("L0H2", "L0H10", "L1H3")
     assert found.edges == (Edge("L0H2", "L1H3", "K"), Edge("L1H3", "logits"))
     assert str(found) == "circuit for induction: L0H2→L1H3.K; L1H3→logits; L0H10; L1MLP"
     assert ls.circuit("L0H2→L1H3.K", "x") == ls.circuit("L0H2->L1H3.K", "x")
+
+
+def test_edges_lead_through_mlps_and_from_embeddings():
+    found = ls.circuit("embed -> L0MLP -> L1H2.V -> L1MLP -> logits", pattern="x")
+    assert found.components == ("embed", "L0MLP", "L1H2", "L1MLP")
+    assert [str(edge) for edge in found.edges] == [
+        "embed→L0MLP", "L0MLP→L1H2.V", "L1H2→L1MLP", "L1MLP→logits"
+    ]  # fmt: skip
+    assert ls.circuit("; ".join(map(str, found.edges)), "x") == found
 
 
 def test_json_keeps_everything(tmp_path):
@@ -42,7 +51,10 @@ def test_json_keeps_everything(tmp_path):
         ("L0H1 -> L1H2", r"must say through what.*L0H1 -> L1H2.K.*Q, K, V; got ''"),
         ("L0H1 -> L1H2.W", "got 'W'"),
         ("L0H1 -> logits.K", "goes through ''"),
-        ("L0MLP -> L1H2.K", "edge source must be a head such as 'L0H2'; got 'L0MLP'"),
+        ("L0ATTN -> L1H2.K", "edge source must be a head such as 'L0H2', an MLP .*'L0ATTN'"),
+        ("L0H2 -> L1ATTN", "edge target must be a head such as 'L1H2', an MLP .*'L1ATTN'"),
+        ("L1H2 -> L0MLP", "runs backwards"),
+        ("L0MLP -> L1MLP.K", "an edge into an MLP goes through ''"),
         ("L0H1.K -> L1H2.K", "a source has no '.'"),
         (" ; ", "at least one component, such as 'L0H2'; got ' ; '"),
     ],

@@ -76,12 +76,23 @@ def test_tokens_without_like_others_are_compared_with_the_nearest():
     [
         (np.zeros((20, 30), bool), "0 tokens in 0 sequences; a trial needs at least 20 tokens"),
         (np.arange(30)[None] < np.array([[10]] * 3 + [[0]] * 17), "30 tokens in 3 sequences"),
-        (np.ones((20, 30), bool), "covers all but 0 tokens; at least 20 others"),
+        (np.arange(600).reshape(20, 30) > 9, "covers all but 10 tokens; at least 20 others"),
     ],
 )
 def test_too_few_tokens_are_refused(pattern, message):
     with pytest.raises(ValueError, match=message):
         Contrast(np.ones((20, 30)), pattern)
+
+
+def test_effects_on_a_pattern_that_is_all_there_is_stand_for_themselves():
+    """Weighted by how much each token counts."""
+    base, _, effect = made(5)
+    weights = np.random.default_rng(0).random(base.shape)
+    found = Contrast(base, np.ones(base.shape, bool), weights=weights)
+    want = float(np.average(effect, weights=weights))
+    assert found.matched(effect).value == pytest.approx(want)
+    assert found.value(effect) == pytest.approx(want)
+    assert "there are no others" in found.words
 
 
 def test_padding_counts_nowhere():
