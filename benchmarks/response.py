@@ -1,8 +1,9 @@
 """Does an observable move as its response says, when the data are really shifted?
 
-Three models: two of the zoo (:mod:`benchmarks.zoo`: one repeats segments, one looks for a source)
-and the shipped one; the two heads of each that matter most under mean ablation. Three shifts of the
-data's weight: to a *pattern* (even ids in the zoo, word starts in text), to *other data* (sequences
+Three models: two of the zoo (:mod:`benchmarks.zoo`: one counts bits, one looks for a source; half
+trained, for a model that has learned its task has no loss left that data could move) and the
+shipped one; the two heads of each that matter most under mean ablation. Three shifts of the data's
+weight: to a *pattern* (even ids in the zoo, word starts in text), to *other data* (sequences
 of low ids; code in prose), to four *single sequences*. Two observables at the last prediction of
 held-out sequences: the loss, and the logit of the right answer less that of a wrong one.
 
@@ -49,7 +50,7 @@ TARGETS = {
     "slope_second": Target(0.8, 1.2),
     "overclaimed": Target(most=0),
 }
-PLACES = (0, 15)  # in the zoo: induction and skip_trigram, fully trained
+PLACES = (24, 27)  # in the zoo: majority and skip_trigram, half trained
 SHIFT, LARGE = 0.1, 0.4  # ε
 STRENGTHS = (-SHIFT, SHIFT, LARGE)
 N_SEQUENCES, N_OTHER, N_SINGLE, N_ASKED, N_HEADS = 24, 6, 4, 24, 2

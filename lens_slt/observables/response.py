@@ -28,7 +28,8 @@ from lens_slt.schema import require, stamped
 
 LEAST_DRAWS = 20  # effective number of reweighted draws that can be believed
 LEAST_SHARE = 0.1  # of all draws
-MOST_ERRORS = 3.0  # by which expansion and reweighting may differ
+MOST_ERRORS = 3.0  # of their difference, by which expansion and reweighting may differ
+NEGLIGIBLE = 0.5  # of the prediction's standard error: orders left out that its interval covers
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def response(
         ``predicted_se``, ``reweighted_se`` from leaving out one block of draws after the other;
         ``ess``, the effective number of reweighted draws; ``reliable``: that is at least a tenth of
         the draws and 20, and expansion and reweighting agree within three standard errors of their
-        difference. Where it is false the prediction is an extrapolation; sample at the shifted
-        data. ``certificate`` per component.
+        difference or half a standard error of the prediction. Where it is false the prediction is
+        an extrapolation; sample at the shifted data. ``certificate`` per component.
 
     Raises:
         ValueError: draws without full losses, no such probe or observable, weights of another shape
@@ -183,7 +184,9 @@ def _of_component(
     errors = np.sqrt((n - 1) / n * ((left - left.mean(0)) ** 2).sum(0))
     found = dict(zip(ESTIMATES, values, strict=True))
     found |= {f"{key}_se": errors[i] for i, key in enumerate(ESTIMATES)}
-    agree = np.abs(found.pop("gap")) <= MOST_ERRORS * found.pop("gap_se")
+    # Draws are shared, so the difference is known far better than what is predicted.
+    noise, left_out = MOST_ERRORS * found.pop("gap_se"), NEGLIGIBLE * found["predicted_se"]
+    agree = np.abs(found.pop("gap")) <= np.maximum(noise, left_out)
     total = counts[alive].astype(bool).sum()
     found["ess"] = ess
     found["reliable"] = agree & (ess >= LEAST_DRAWS) & (ess >= LEAST_SHARE * total)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import lens_slt as ls
 from lens_slt.observables.response import _estimates
+from tests.made_draws import labelled
 from tests.tiny_models import native
 
 SETTINGS = ls.Settings(draws=40, burn_in=10, chains=4, batch_size=4, step_size=2e-3, full_loss=True)
@@ -69,6 +70,31 @@ def test_first_order_is_the_covariance_of_the_draws(draws: xr.DataTree) -> None:
     small = ls.response(draws, "other", observable="probability", strengths=1e-4)
     assert small["reliable"].all()
     np.testing.assert_allclose(small["predicted"], small["reweighted"], rtol=1e-2)
+
+
+def test_orders_left_out_matter_where_the_interval_does_not_cover_them() -> None:
+    """An exponential of scale θ, tilted by s, has the mean θ/(1 + θs): two orders leave −θ(θs)³.
+
+    With 80 000 draws that is known to differ from 0 long before it reaches the error of the first
+    order, 0.01·θ·θs: the prediction at θs = 0.03 is off by 0.1 standard errors, at 0.3 by 8.
+    """
+    scale, n_beta = 0.01, 30.0
+    loss = np.random.default_rng(0).exponential(scale, (1, 4, 20_000))
+    settings = ls.Settings(n_beta=n_beta, draws=20_000, antithetic=False, full_loss=True)
+    one = np.ones((1, 1))
+    made = labelled(
+        loss, ["L0H0"], settings, traces={"full_loss": np.zeros_like(loss)},
+        per_token={"p": loss[..., None, None]},
+        fixed={"p": {"base_loss": one, "tokens": one, "weight": one}},
+    )  # fmt: skip
+    tilt = np.array([0.03, 0.3])
+    found = ls.response(made, "p", strengths=list(tilt / (scale * n_beta))).isel(component=0)
+    truth = scale / (1 + tilt) - scale
+    off = np.abs(found["predicted"] - truth) / found["predicted_se"]
+    assert off[0] < 4 and off[1] > 4
+    assert found["reliable"].values.tolist() == [True, False]
+    third = np.abs(found["predicted"] - found["reweighted"])
+    np.testing.assert_allclose(third[0], scale * tilt[0] ** 3, rtol=0.5)
 
 
 def test_what_cannot_be_answered_is_refused(draws: xr.DataTree) -> None:
