@@ -94,6 +94,12 @@ def test_planted_circuits():
 
 
 @pytest.mark.slow
+def test_trained_circuits():
+    found = figures("trained_circuits", "--quick")
+    assert {"trained_edge_f1", "true_undecided_rate", "false_support_rate"} <= set(found)
+
+
+@pytest.mark.slow
 def test_shipped_circuits():
     found = figures("shipped_circuits", "--quick", "--models", "attn-2l")
     assert {"proposed", "supported", "false_supported"} <= set(found)
