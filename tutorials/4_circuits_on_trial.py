@@ -92,7 +92,7 @@ assert found.pattern == "induction" and [str(e) for e in found.edges] == ["L0H2�
 pd.DataFrame(found.provenance["heads"]).T.round(3)
 
 # %% [markdown]
-# `value` is the excess of λ̂ on induction tokens, beyond the idle heads of the layer; `q` its
+# `value` is the excess of λ̂ on induction tokens, beyond the median head of the layer; `q` its
 # p-value, corrected for all the heads and patterns that were looked at.
 #
 # ## Composition scores, and hypotheses of our own

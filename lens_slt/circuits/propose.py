@@ -39,7 +39,7 @@ def propose_circuits(
     For every pattern of tokens:
 
     1. *heads*: those whose rLLC (or expression) on the pattern's tokens exceeds that on matched
-       other tokens, beyond the idle heads of their layer (:func:`refined_on_pattern`): p < 0.05
+       other tokens, beyond the median head of their layer (:func:`refined_on_pattern`): p < 0.05
        after Benjamini–Hochberg over all heads and patterns, and at least a quarter of the largest
        such value in their layer;
     2. *edges*: pairs of these heads whose composition score is significant against both nulls and

@@ -25,7 +25,7 @@ from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import values_of
 
 RELIABLE = 0.5  # split-half correlation below which a column says little
-FEWEST_HEADS = 3  # of a layer, for some of them to be taken for idle
+FEWEST_HEADS = 4  # of a layer, for its median head to mean something
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
     """Per head: does the matrix single out the pattern, does that come back, is it reliable?
 
     - ``data-refined rLLC``: rLLC of the head on the pattern's tokens minus that on matched others,
-      as far as it exceeds the idle heads of its layer (see :func:`refined_on_pattern`);
+      as far as it exceeds the median head of its layer (see :func:`refined_on_pattern`);
     - ``reliability``: split-half correlation of the head's column.
     - ``loading``: the head's loading on the mode that tells the pattern best, on its side.
 
@@ -120,7 +120,7 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
                 "data-refined rLLC", name, one.value, one.low, one.high,
                 "λ̂" if matrix.attrs["quantity"] == "llc" else "SD", one.p,
                 outcome=_sign(one),
-                words="on the pattern's tokens − matched others, above the layer's idle heads",
+                words="on the pattern's tokens − matched others, above the layer's median head",
             )
         )  # fmt: skip
         reliability = float(matrix["split_half"].sel(component=name))
@@ -140,11 +140,9 @@ def refined_on_pattern(
     """Of every component: what it holds on the pattern's tokens more than on matched others.
 
     Noise in any head disturbs whatever later heads do with the stream, so on tokens that a circuit
-    serves all heads of the layers before it look needed. What a head has beyond the idle heads of
-    its layer, token by token, is its own. Idle is the lower of the two groups into which the values
-    of a layer's heads fall apart best (two-means); a minority below zero is not taken for idle, nor
-    is anything in a layer of fewer than three heads, or where the pattern is all there is: there
-    values stand for themselves.
+    serves all heads of the layers before it look needed. What a head has beyond the median head of
+    its layer, token by token, is its own (layers of fewer than four heads, and patterns that are
+    all there is, are taken as they are).
     Susceptibilities are standardised and negated, so that positive is expression. Errors hold both
     the choice of sequences and the sampling noise, except where the pattern is all there is: an
     rLLC of all tokens is never below zero whatever they are, so only its noise matters.
@@ -170,52 +168,35 @@ def refined_on_pattern(
     names = [str(name) for name in matrix["component"].values]
     values = values_of(matrix).T
     scale = -values.std(1) if matrix.attrs["quantity"] == "chi" else np.ones(len(values))
-    values = np.asarray(values / scale[:, None], dtype=np.float64)
-    idle: FloatArray = np.zeros((len(names), len(names)))
-    if contrast.others.any():  # else there is nothing that all heads alike hold more of here
-        idle = _idle(np.array([contrast.value(grid(row)) for row in values]), names)
-    own = values - idle @ values
+    own = np.asarray(values / scale[:, None], dtype=np.float64)
+    alone = not contrast.others.any()  # nothing that all heads alike hold more of here
+    own = own if alone else _beyond_layer(own, names)
     blocks = []
     if "blocks" in matrix and matrix.sizes["block"] > 1:
         for block in matrix["blocks"].transpose("block", "component", "token").values:
             scaled = np.asarray(block / scale[:, None], dtype=np.float64)
-            blocks.append(scaled - idle @ scaled)
+            blocks.append(scaled if alone else _beyond_layer(scaled, names))
     found = {}
     for i, name in enumerate(names):
         one = contrast.matched(grid(own[i]))
         if blocks:
             parts = [contrast.value(grid(block[i])) for block in blocks]
-            if not contrast.others.any():  # a mean of what is never below zero, not a difference
+            if alone:  # a mean of what is never below zero, not a difference
                 one = replace(one, low=one.value, high=one.value)
             one = _with_noise(one, np.array(parts), contrast.n_sequences)
         found[name] = one
     return found
 
 
-def _idle(values: FloatArray, names: list[str]) -> FloatArray:
-    """The idle components that each is compared with, as shares ``[component, component]``.
-
-    ``values [component]`` are what each holds on the pattern beyond matched tokens.
-    """
+def _beyond_layer(values: FloatArray, names: list[str]) -> FloatArray:
+    """``values [component, token]`` minus the median head of each layer."""
     layers = np.array([layer_of(name) if is_head(name) else -1 for name in names])
-    shares = np.zeros((len(names), len(names)))
+    values = np.array(values, dtype=np.float64)
     for layer in set(layers.tolist()) - {-1}:
-        members = np.flatnonzero(layers == layer)
-        if len(members) < FEWEST_HEADS:
-            continue
-        order = members[np.argsort(values[members])]
-        lower = order[: _split(values[order])]
-        if 2 * len(lower) >= len(members) or values[lower].mean() > 0:
-            shares[np.ix_(members, lower)] = 1 / len(lower)
-    return shares
-
-
-def _split(ascending: FloatArray) -> int:
-    """How many of some values in ascending order belong to the lower of two groups."""
-    n = np.arange(1, len(ascending))
-    total = np.cumsum(ascending)
-    low, high = total[:-1] / n, (total[-1] - total[:-1]) / n[::-1]
-    return int(n[np.argmax(n * n[::-1] * (high - low) ** 2)])
+        members = layers == layer
+        if members.sum() >= FEWEST_HEADS:
+            values[members] -= np.median(values[members], axis=0)
+    return values
 
 
 def _with_noise(found: Measured, blocks: FloatArray, n_sequences: int) -> Measured:

@@ -21,7 +21,7 @@ from lens_slt.circuits.null_sets import (
     same_shape,
 )
 from lens_slt.circuits.runs import Runs
-from lens_slt.circuits.slt_evidence import _idle, refined_on_pattern
+from lens_slt.circuits.slt_evidence import refined_on_pattern
 from lens_slt.circuits.statistics import Contrast
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.structure.pattern_enrichment import labels_of
@@ -214,19 +214,6 @@ def test_a_step_of_growing_finds_the_missing_edge(induction):
     assert noted["shrunk"].part == str(wider.edges[1])
     assert noted["shrunk"].effect == pytest.approx(0, abs=0.05)
     assert noted["grown"].effect < 0.1
-
-
-def test_idle_heads_are_the_lower_group_of_their_layer():
-    names = [f"L0H{i}" for i in range(4)] + [f"L1H{i}" for i in range(4)] + ["L2H0", "L2H1"]
-    # One that serves the pattern among three that do not; three that do and a dead one; two heads.
-    values = np.array([-1.1, 0.8, -1.2, -1.15, 0.0, 0.8, 1.1, 1.5, 1.0, 0.2])
-    beyond = values - _idle(values, names) @ values
-    np.testing.assert_allclose(beyond[:4], [0.05, 1.95, -0.05, 0], atol=1e-9)
-    np.testing.assert_allclose(beyond[4:8], values[4:8])
-    np.testing.assert_allclose(beyond[8:], values[8:])
-    # A head that the pattern needs less than nothing makes no heroes of the others.
-    lone = np.array([-5.0, 0.1, 0.2, 0.1])
-    np.testing.assert_allclose(lone - _idle(lone, names[:4]) @ lone, lone)
 
 
 def test_faithfulness_curve_ends_at_one_and_beats_random(induction):
