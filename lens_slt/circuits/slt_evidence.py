@@ -168,7 +168,7 @@ def refined_on_pattern(
     names = [str(name) for name in matrix["component"].values]
     values = values_of(matrix).T
     scale = -values.std(1) if matrix.attrs["quantity"] == "chi" else np.ones(len(values))
-    own = np.asarray(values / scale[:, None], dtype=np.float64)
+    own: FloatArray = np.asarray(values / scale[:, None], dtype=np.float64)
     alone = not contrast.others.any()  # nothing that all heads alike hold more of here
     own = own if alone else _beyond_layer(own, names)
     blocks = []
