@@ -42,9 +42,9 @@ import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.slopes import Points, slope
-from benchmarks.zoo import ZooEntry, zoo
+from benchmarks.zoo import ModelCase, ZooEntry, zoo
 from lens_slt.models.adapter import adapt
-from lens_slt.sampling.result import component_names
+from lens_slt.sampling.result import component_names, dataset
 from lens_slt.sampling.settings import Settings
 
 TARGETS = {
@@ -90,6 +90,7 @@ def zoo_case(place: int, seed: int, cache: Path | None, quick: bool) -> Case:
     counts = np.array(task.answer if entry.weighted else (1.0,) * (task.length - 1))
     counts = np.broadcast_to(counts, (N_SEQUENCES, len(counts)))
     even = (tokens[:, 1:] % 2 == 0).numpy()
+    assert isinstance(built, ModelCase)
     heads = _heads(built.model, tokens, counts)
     return Case(entry.name, built.model, tokens, _unit(counts), shifts(counts, even), asked, heads)
 
@@ -189,13 +190,13 @@ def sampled(case: Case, settings: Settings, weights: np.ndarray) -> Sampled:
         case.model, case.tokens, case.components, settings=settings,
         probes={"asked": case.asked}, weights=weights, progress=False,
     )  # fmt: skip
-    probe, n = draws["probes/asked"], len(case.components)
+    probe, n = dataset(draws, "probes/asked"), len(case.components)
     rows = [component_names(draws).index(name) for name in case.components]
     loss = np.nanmean(probe["paired_loss"].values.astype(float), axis=(-1, -2))
     difference = probe["logit_difference"].values.astype(float).mean(-1)
     weight = np.full((n, loss[0].size), np.nan)
     for i, row in enumerate(rows):
-        paired = draws["posterior"]["paired_loss"].values[row].ravel()
+        paired = dataset(draws, "posterior")["paired_loss"].values[row].ravel()
         smoothed = settings.method.draw_weights(paired, settings.n_beta)
         assert smoothed is not None
         if not smoothed[1]:
@@ -264,9 +265,9 @@ def _outcome(
     part = np.stack([part for _, part in changes])
     odd, even = (part[1] - part[0]) / 2, (part[1] + part[0]) / 2
     return Outcome(
-        case.name, component, shift, key,
-        *(answer[name].values for name in ("first", "first_se", "second", "second_se")),
-        *(answer[name].values for name in ("predicted", "predicted_se", "reliable")),
+        case.name, component, shift, key, answer["first"].values, answer["first_se"].values,
+        answer["second"].values, answer["second_se"].values, answer["predicted"].values,
+        answer["predicted_se"].values, answer["reliable"].values,
         value, np.sqrt((part**2).sum(1)),
         common.WithError(float(value[1] - value[0]) / 2, float(np.sqrt((odd**2).sum()))),
         common.WithError(float(value[1] + value[0]) / 2, float(np.sqrt((even**2).sum()))),
