@@ -42,8 +42,8 @@ from torch import Tensor
 
 from lens_slt.arguments import choice, instance, integer, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.attribution_gradients import MLP_INPUT, Batch, Wiring
-from lens_slt.circuits.hypothesis import LOGITS, THROUGH
+from lens_slt.circuits.attribution_gradients import Batch, Wiring
+from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, context
 from lens_slt.circuits.runs import LEARNED_POSITIONS

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lens_slt.circuits.hypothesis import LOGITS, THROUGH
+from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.models.adapter import AdaptedModel, model_logits, model_logits_from
 from lens_slt.models.captures import Hook, keep_in, run_with
@@ -20,7 +20,6 @@ from lens_slt.models.names import depth_of, head_name, head_place, is_mlp, layer
 from lens_slt.models.observable import Observable, Sites, prepared
 from lens_slt.models.stream import Stream
 
-MLP_INPUT = ""  # through what an MLP reads, as in an Edge
 KINDS = (*THROUGH, MLP_INPUT, LOGITS)  # of readers; a source's edges of one kind share a path
 
 Gradients = dict["Reader", Tensor]

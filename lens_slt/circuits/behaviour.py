@@ -57,6 +57,7 @@ from torch import Tensor
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.replacements import context
+from lens_slt.circuits.statistics import token_mean
 from lens_slt.circuits.writes import Writes, array_of, copying, writes_of
 from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
@@ -198,15 +199,7 @@ class _Sums:
 
     def mean(self) -> tuple[FloatArray, FloatArray]:
         """Mean over tokens and its standard error, whole sequences being the unit."""
-        n, n_tokens = len(self.count), self.count.sum()
-        if n_tokens == 0:
-            nothing = np.full(len(self.total), np.nan)
-            return nothing, nothing
-        mean = self.total.sum(1) / n_tokens
-        rest = self.total - mean[:, None] * self.count
-        if n < 2:
-            return mean, np.full_like(mean, np.nan)
-        return mean, np.sqrt(n / (n - 1) * (rest**2).sum(1)) / n_tokens
+        return token_mean(self.total, self.count)
 
 
 def _segment(adapted: AdaptedModel, length: int | None) -> int:

@@ -40,7 +40,7 @@ from lens_slt.circuits.composition_weights import (
     others,
     stream_of,
 )
-from lens_slt.circuits.hypothesis import THROUGH, Edge
+from lens_slt.circuits.hypothesis import MLP_INPUT, THROUGH, Edge
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, node_names
 from lens_slt.models.names import depth_of, head_name, head_place
@@ -49,7 +49,6 @@ from lens_slt.torch_state import plain_torch
 
 NULLS = ("random", "rotation")
 DIMS = ("source", "target", "through")
-MLP_INPUT = ""  # through what an MLP reads, as in an Edge
 
 
 @typed

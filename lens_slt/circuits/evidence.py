@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -84,6 +85,25 @@ class Case:
         # MLPs stay where the hypothesis speaks of heads only (as in Wang et al. 2211.00593).
         self.outside = "heads" if len(self.hypothesis.heads) == len(self.nodes) else "all"
 
+    @cached_property
+    def kinds(self) -> frozenset[Kind]:
+        """Of its edges between nodes; those to the logits speak of no other reader."""
+        return frozenset(kind_of(e) for e in self.hypothesis.edges if e.target != LOGITS)
+
+    @cached_property
+    def universe(self) -> frozenset[Edge]:
+        """Every path of these kinds."""
+        return all_paths(self.runs, self.kinds)
+
+    @property
+    def own_paths(self) -> frozenset[Edge]:
+        """Those that the hypothesis names."""
+        return self.universe & frozenset(self.hypothesis.edges)
+
+    def along(self, edges: frozenset[Edge]) -> Losses:
+        """Losses where every path of these kinds but some is ablated."""
+        return self.runs.loss(paths=self.universe - edges)
+
     def rise(self, nodes: Iterable[str] = (), paths: Iterable[Edge] = ()) -> Losses:
         """Rise of the loss of every token under an ablation."""
         return self.runs.loss(nodes, paths) - self.runs.base
@@ -115,22 +135,20 @@ def sufficiency(case: Case) -> list[Evidence]:
     or with none but to the logits, speaks about its components: everything else is ablated. The
     effect is the share of the loss that comes back.
     """
-    kinds = {kind_of(edge) for edge in case.hypothesis.edges if edge.target != LOGITS}
-    if not kinds:
+    if not case.kinds:
         return [replace(faithfulness(case)[0], test="sufficiency", votes=True)]
-    universe = all_paths(case.runs, kinds)
-    mine = universe & frozenset(case.hypothesis.edges)
-    empty = case.runs.loss(paths=universe)
-    sets = random_paths(mine, universe, case.n_null, case.seed)
+    mine = case.own_paths
+    empty = case.along(frozenset())
+    sets = random_paths(mine, case.universe, case.n_null, case.seed)
 
     def recovered(edges: frozenset[Edge]) -> Losses:
-        return empty - case.runs.loss(paths=universe - edges)
+        return empty - case.along(edges)
 
-    what = f"with all other paths {_kinds_in_words(kinds)} ablated"
+    what = f"with all other paths {_kinds_in_words(case.kinds)} ablated"
     return [_recovery(case, "sufficiency", recovered, mine, sets, empty, what)]
 
 
-def _kinds_in_words(kinds: set[Kind]) -> str:
+def _kinds_in_words(kinds: Iterable[Kind]) -> str:
     plural = {"head": "heads", "MLP": "MLPs", "embedding": "embeddings"}
     through: dict[tuple[str, str], list[str]] = {}
     for source, target, part in sorted(kinds):

@@ -53,7 +53,7 @@ def faithfulness_curve(
         ranking: components, the most important first; those not named follow in random order.
         outside, how, metric, weights, mask, pad_id: as in :func:`lens_slt.keep_only`.
         n_random: random rankings that the ranking is compared with.
-        seed: of the rankings.
+        seed: of the rankings, and of ``how="resample"``.
 
     Returns:
         Dataset over ``size`` (number of heads and MLPs kept): ``faithfulness``, with ``low`` and
@@ -64,6 +64,7 @@ def faithfulness_curve(
     """
     integer("n_random", n_random, at_least=1)
     integer("seed", seed, at_least=0)
+    how = Ablation.of(how, seed)
     runs = Runs(adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric)
     chosen = np.asarray(pattern)
     if chosen.dtype != bool or chosen.shape != runs.real.shape:

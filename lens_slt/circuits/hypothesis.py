@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -33,6 +34,7 @@ from lens_slt.models.names import (
 from lens_slt.text import visible
 
 THROUGH = ("Q", "K", "V")
+MLP_INPUT = ""  # through what an MLP reads
 LOGITS = "logits"
 FIELDS = ("components", "edges", "pattern", "name", "provenance", "model")
 
@@ -109,7 +111,7 @@ class CircuitHypothesis:
         if not self.pattern:
             raise ValueError("pattern must name the tokens that the circuit is for; got ''")
         for kind, parts in (("component", self.components), ("edge", self.edges)):
-            twice = sorted({str(part) for part in parts if parts.count(part) > 1})
+            twice = sorted(str(part) for part, n in Counter(parts).items() if n > 1)
             if twice:
                 raise ValueError(f"{kind} {twice[0]} is named twice")
         ends = {end for edge in self.edges for end in (edge.source, edge.target)} - {LOGITS}
@@ -247,7 +249,7 @@ def from_record(record: Any) -> CircuitHypothesis:
     for name in ("edges", "components"):
         here = record.get(name, [])
         instance(name, here, Sequence[str])
-        twice = sorted({part for part in here if here.count(part) > 1})
+        twice = [part for part, n in sorted(Counter[str](here).items()) if n > 1]
         if twice:
             raise ValueError(f"{name} has {twice[0]!r} twice: keep one")
         parts += here

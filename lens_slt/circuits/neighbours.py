@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lens_slt.circuits.evidence import Case, Evidence
-from lens_slt.circuits.hypothesis import LOGITS, Edge
+from lens_slt.circuits.hypothesis import Edge
 from lens_slt.circuits.interventions import outside_of
-from lens_slt.circuits.null_sets import all_paths, kind_of
 from lens_slt.circuits.runs import Losses
 from lens_slt.circuits.shortlist import shortlist
 
@@ -31,32 +30,26 @@ def neighbours(case: Case) -> list[Evidence]:
     whose ends cost the pattern most. Each is the best of several, so its interval is optimistic; it
     has no vote.
     """
-    kinds = {kind_of(edge) for edge in case.hypothesis.edges if edge.target != LOGITS}
     cost = costs(case)
-    if kinds:
-        universe = all_paths(case.runs, kinds)
-        mine = universe & frozenset(case.hypothesis.edges)
-        empty = case.runs.loss(paths=universe)
+    if case.kinds:
+        mine = case.own_paths
         ends = {end for edge in mine for end in (edge.source, edge.target)}
-        joined = [e for e in universe - mine if e.source in ends or e.target in ends]
+        joined = [e for e in case.universe - mine if e.source in ends or e.target in ends]
 
         def promise(edge: Edge) -> tuple[float, str]:
             return -cost.get(edge.source, 0.0) - cost.get(edge.target, 0.0), str(edge)
 
-        def lost(parts: frozenset) -> Losses:
-            return case.runs.loss(paths=universe - parts)
-
-        return _steps(case, mine, sorted(joined, key=promise)[:MOST_TRIED], empty, lost)
+        return _steps(case, mine, sorted(joined, key=promise)[:MOST_TRIED], case.along)
     others = [node for node in cost if node not in case.nodes]
     others.sort(key=lambda node: (-cost[node], node))
-    return _steps(case, case.nodes, others[:MOST_TRIED], case.kept(()), case.kept)
+    return _steps(case, case.nodes, others[:MOST_TRIED], case.kept)
 
 
 def _steps(
-    case: Case, mine: frozenset, others: list, empty: Losses, lost: Callable[[frozenset], Losses]
+    case: Case, mine: frozenset, others: list, lost: Callable[[frozenset], Losses]
 ) -> list[Evidence]:
     """The best part to add and the one that is missed least, by the share of what comes back."""
-    whole = empty - case.runs.base
+    whole = lost(frozenset()) - case.runs.base
     if not case.contrast.on_pattern(whole).low > 0:
         return []
     now = lost(mine)

@@ -61,9 +61,9 @@ class Ablation:
         integer("seed", self.seed, at_least=0)
 
     @classmethod
-    def of(cls, how: str | Ablation) -> Ablation:
-        """Itself, or one that is named by its kind."""
-        return how if isinstance(how, Ablation) else cls(how)
+    def of(cls, how: str | Ablation, seed: int = 0) -> Ablation:
+        """Itself, or one that is named by its kind, with this seed."""
+        return how if isinstance(how, Ablation) else cls(how, seed=seed)
 
     def moved(self, shift: Tensor, there: Tensor, labels: Callable[[Any], Any]) -> Ablation:
         """In rows that are moved by ``shift [sequence]``, those of the reference by ``there``."""

@@ -158,6 +158,23 @@ class Contrast:
         return flat.reshape(self.n_sequences, n_strata).astype(np.float64)
 
 
+def token_mean(total: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean over tokens and its standard error, whole sequences being the unit.
+
+    ``total [..., sequence]`` are sums over the tokens of each sequence, ``count [sequence]`` how
+    many these are; NaN where there are none, or no error of a single sequence.
+    """
+    n, n_tokens = len(count), count.sum()
+    if n_tokens == 0:
+        nothing = np.full(total.shape[:-1], np.nan)
+        return nothing, nothing
+    mean = total.sum(-1) / n_tokens
+    if n < 2:
+        return mean, np.full_like(mean, np.nan)
+    rest = total - mean[..., None] * count
+    return mean, np.sqrt(n / (n - 1) * (rest**2).sum(-1)) / n_tokens
+
+
 def rank_p(value: float, null: FloatArray) -> float:
     """p-value from a random sample of the null, the tested value counted in (Phipson & Smyth)."""
     return (int((null >= value - 1e-12).sum()) + 1) / (len(null) + 1)

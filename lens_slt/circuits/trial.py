@@ -155,7 +155,7 @@ def cross_check(
         n_null: random sets, and other paths, that the circuit is compared with.
         n_bootstrap: resamples of sequences for intervals.
         weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`.
-        seed: of random sets and the bootstrap.
+        seed: of random sets, the bootstrap, and ``how="resample"``.
         progress: show a progress bar.
 
     Returns:
@@ -172,6 +172,7 @@ def cross_check(
     integer("n_null", n_null, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=100)
     integer("seed", seed, at_least=0)
+    how = Ablation.of(how, seed)
     runs = Runs(adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric)
     digest = weights_hash(runs.adapted)
     for one in hypotheses:

@@ -15,6 +15,7 @@ from lens_slt.arrays import BoolArray
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.circuits.interventions import ablate, ablate_path
+from lens_slt.circuits.statistics import token_mean
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models import forward
@@ -140,7 +141,5 @@ def _edges_into(targets: Sequence[str], heads: Iterable[str]) -> list[Edge]:
 def _mean(found: xr.Dataset, where: BoolArray) -> Effect:
     """Mean effect on some tokens; whole sequences are the unit of its standard error."""
     total = np.where(where, found["effect"].values, 0.0).sum(1)
-    count = where.sum(1)
-    mean, n = total.sum() / count.sum(), len(count)
-    rest = total - mean * count
-    return Effect(float(mean), float(np.sqrt(n / (n - 1) * (rest**2).sum()) / count.sum()))
+    mean, se = token_mean(total, where.sum(1))
+    return Effect(float(mean), float(se))

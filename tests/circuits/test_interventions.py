@@ -696,3 +696,23 @@ def test_nothing_that_was_asked_for_is_left_out():
 def test_seeds_are_integers(seed):
     with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
         ablate(native(), some_tokens(), "L0H1", how=Ablation("resample", seed=seed))
+
+
+def test_the_seed_of_a_curve_chooses_the_donors_of_resample():
+    """Of a trained model, for which losing its heads costs something."""
+    model, tokens = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=12, length=24)
+    pattern = np.ones((12, 23), bool)
+    pattern[:, ::2] = False
+    losses = []
+    for seed in (3, 4):
+        resample = Ablation("resample", seed=seed)
+        kept = ls.keep_only(model, tokens, "L0H1", how=resample)
+        empty = ls.ablate(model, tokens, "heads", how=resample)
+        gone = (empty["loss"] - kept["loss"]).values[pattern].sum()
+        share = gone / empty["effect"].values[pattern].sum()
+        curve = ls.faithfulness_curve(
+            model, tokens, pattern, ["L0H1"], how="resample", n_random=1, seed=seed
+        )
+        assert float(curve["faithfulness"].sel(size=1)) == pytest.approx(share, abs=1e-4)
+        losses.append(kept["loss"].values)
+    assert np.abs(losses[0] - losses[1]).max() > 1e-3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lens_slt.circuits.statistics import Contrast, holm, hsic_p, rank_p
+from lens_slt.circuits.statistics import Contrast, holm, hsic_p, rank_p, token_mean
 
 
 def made(seed: int, n: int = 40, length: int = 30, share: float = 0.3):
@@ -122,3 +122,17 @@ def test_hsic_tells_dependence_without_correlation():
     assert hsic_p(x, x**2 + 0.1 * rng.normal(size=80), n_permutations=200) < 0.02
     p = [hsic_p(rng.normal(size=30), rng.normal(size=30), n_permutations=99) for _ in range(60)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_the_error_of_a_mean_over_tokens_is_that_of_its_sequences():
+    """Against the bootstrap over sequences."""
+    rng = np.random.default_rng(0)
+    count = rng.integers(1, 9, 400).astype(float)
+    total = count * rng.normal(2.0, 1.0, 400)
+    mean, se = token_mean(total, count)
+    draws = rng.integers(0, 400, (2000, 400))
+    means = total[draws].sum(1) / count[draws].sum(1)
+    assert mean == pytest.approx(total.sum() / count.sum())
+    assert se == pytest.approx(means.std(), rel=0.08)  # its own standard error is 1.6 %
+    assert np.isnan(token_mean(total[:1], count[:1])[1])
+    assert np.isnan(token_mean(total, np.zeros(400))[0])
