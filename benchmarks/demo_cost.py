@@ -15,7 +15,7 @@ import xarray as xr
 import lens_slt as ls
 from benchmarks.common import Target, cpu_seconds, finish, one_thread, parser, say, show_table
 
-MODEL, SEQUENCES, BATCH = "attn-2l", 512, 8
+MODEL, SEQUENCES, LENGTH, BATCH = "attn-2l", 512, 128, 8
 WANTED = 0.02  # relative standard error
 RECIPE = ls.Settings(batch_size=BATCH, step_size=0.8 / 200, burn_in=20, draws=200)
 TARGETS = {"demo_cost_ratio": Target(most=1.0)}
@@ -33,9 +33,10 @@ class Timed:
         return (self.llc["se"] / abs(self.llc["llc"])).values
 
 
-def run(settings: ls.Settings, sequences: int) -> Timed:
+def run(settings: ls.Settings, sequences: int, length: int) -> Timed:
     """Sample all heads."""
-    model, tokens = ls.load_model(MODEL), ls.load_tokens("mix", n_sequences=sequences)
+    model = ls.load_model(MODEL)
+    tokens = ls.load_tokens("mix", n_sequences=sequences, length=length)
     began = cpu_seconds()
     draws = ls.sample(model, tokens, "heads", settings=settings, progress=False)
     return Timed(ls.refined_llc(draws), cpu_seconds() - began)
@@ -44,13 +45,13 @@ def run(settings: ls.Settings, sequences: int) -> Timed:
 def main() -> None:
     args = parser(__doc__).parse_args()
     one_thread()
-    sequences = 32 if args.quick else SEQUENCES
-    recipe = RECIPE.but(seed=args.seed, draws=10 if args.quick else 200)
+    size = (16, 24) if args.quick else (SEQUENCES, LENGTH)
+    recipe = RECIPE.but(seed=args.seed, draws=4 if args.quick else 200)
     now = ls.Settings(
-        batch_size=BATCH, target_se=WANTED, seed=args.seed, draws=60 if args.quick else None
+        batch_size=BATCH, target_se=WANTED, seed=args.seed, draws=8 if args.quick else None
     )
-    run(recipe.but(draws=2, burn_in=0), sequences)  # loads and warms up
-    before, here = run(recipe, sequences), run(now, sequences)
+    run(recipe.but(draws=2, burn_in=0), *size)  # loads and warms up
+    before, here = run(recipe, *size), run(now, *size)
     assert recipe.draws is not None and recipe.burn_in is not None
     step = before.seconds / (recipe.draws + recipe.burn_in)
     draws = recipe.draws * float((before.relative_se / WANTED).max()) ** 2

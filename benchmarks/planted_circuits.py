@@ -264,7 +264,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     settings, n_null, n_trials, seeds = SETTINGS, 50, args.trials, args.seeds
     if args.quick:
-        settings, n_null, n_trials, seeds = SETTINGS.but(draws=8, thin=1), 8, 2, 1
+        settings, n_null, n_trials, seeds = SETTINGS.but(draws=8, thin=1), 4, 1, 1
     records = []
     for p in ls.planted_suite(seeds, n_sequences=3 * THIRD):
         if args.quick and p.family not in ("induction", "decoy"):

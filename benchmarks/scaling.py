@@ -119,7 +119,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     columns = ["", "CPU ms per head-step", "memory, MiB", "gemm_fraction"]
     for name, cases in chosen.items():
-        found = [in_own_process(case) for case in cases]
+        found = [(measure if args.quick else in_own_process)(case) for case in cases]
         rows = [
             [_label(name, case), one["ms"], one["mib"], one["gemm_fraction"]]
             for case, one in zip(cases, found, strict=True)

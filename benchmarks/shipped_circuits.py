@@ -60,11 +60,11 @@ def false_hypotheses(
 def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Proposals, trials and their tables for one seed."""
     model = ls.load_model(name)
-    few = 16 if args.quick else 32
-    probe = ls.load_tokens("mix", n_sequences=few, length=128, seed=1)
+    few, length = (12, 32) if args.quick else (32, 128)
+    probe = ls.load_tokens("mix", n_sequences=few, length=length, seed=1)
     settings = demo_settings(8 if args.quick else 160, args.seed)
     draws = ls.sample(
-        model, ls.load_tokens("mix", n_sequences=16 if args.quick else 512, length=128),
+        model, ls.load_tokens("mix", n_sequences=16 if args.quick else 512, length=length),
         ["heads", "full"], settings=settings.but(thin=1) if args.quick else settings,
         probes={"mix": probe}, path=None if args.cache is None else args.cache / name,
         progress=False,
@@ -77,7 +77,7 @@ def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
     ours = next((h for h in proposed if h.pattern == "induction" and h.edges), None)
     if ours is None:
         return {"proposed": 0.0, "supported": 0.0, "false_supported": 0.0, "seconds": 0.0}
-    tokens = ls.load_tokens("mix", n_sequences=few, length=128, seed=2)
+    tokens = ls.load_tokens("mix", n_sequences=few, length=length, seed=2)
     false = false_hypotheses(ours, model, args.seed)
     began = time.perf_counter()
     trials = ls.cross_check(model, tokens, [ours, *false], slt=slt, progress=False)

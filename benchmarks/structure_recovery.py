@@ -156,10 +156,9 @@ def main() -> None:
     made.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     args = made.parse_args()
     warnings.filterwarnings("ignore")
-    probe = ls.load_tokens("mix", n_sequences=8 if args.quick else 32, length=128, seed=1)
-    counts = ls.ngram_counts(
-        ls.load_tokens("mix", n_sequences=200 if args.quick else 4000, length=128, seed=2)
-    )
+    few, many, length = (8, 100, 48) if args.quick else (32, 4000, 128)
+    probe = ls.load_tokens("mix", n_sequences=few, length=length, seed=1)
+    counts = ls.ngram_counts(ls.load_tokens("mix", n_sequences=many, length=length, seed=2))
     patterns = ls.label_patterns(probe, counts=counts)
     by_model = {name: one_model(name, probe, patterns, args) for name in args.models}
     figures: dict[str, Any] = {}

@@ -88,9 +88,9 @@ def small_model_runs(args: Any) -> tuple[xr.DataTree, xr.DataTree]:
     base = Settings(n_beta=N_BETA, gamma=GAMMA, batch_size=len(tokens), seed=args.seed)
     pcn = base.but(
         sampler="pcn", chains=8 if args.quick else 64, antithetic=False,
-        draws=50 if args.quick else 6000, burn_in=20 if args.quick else 500, thin=5,
+        draws=20 if args.quick else 6000, burn_in=5 if args.quick else 500, thin=5,
     )  # fmt: skip
-    lm = base.but(draws=40 if args.quick else 3200, chains=4, thin=2, seed=args.seed + 1)
+    lm = base.but(draws=20 if args.quick else 3200, chains=4, thin=2, seed=args.seed + 1)
     long, own = (
         ls.sample(model, tokens, COMPONENTS, settings=s, probes=probe, progress=False)
         for s in (pcn, lm)

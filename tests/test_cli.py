@@ -36,6 +36,7 @@ def rllc(out: Path, *more: str | Path) -> Result:
     return call("rllc", *HEAD, *TINY, "--out", out, *more)
 
 
+@pytest.mark.slow
 def test_rllc_as_json_agrees_with_the_library(tmp_path: Path) -> None:
     result = rllc(tmp_path, "--json", "--probe", "text=prose", "--n-beta", "20")
     assert result.exit_code == 0, result.stderr
@@ -64,6 +65,7 @@ def test_rllc_prints_health_before_the_table(tmp_path: Path) -> None:
     assert "L1H3" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lens_slt.sampling.timing.TRIAL_SECONDS", 0.1)
     result = rllc(tmp_path / "out", "--dry-run")
@@ -147,6 +150,7 @@ def test_dry_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_only_the_package_s_own_warnings_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +213,7 @@ def test_text_needs_a_tokenizer_and_arrays_do_not(
     assert result.exit_code == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_calibrate_writes_what_rllc_reads(tmp_path: Path) -> None:
     result = call(
         "calibrate", *HEAD, "--out", tmp_path, "--sequences", "16", "--length", "32",
@@ -253,6 +258,7 @@ def test_models_lists_checkpoints() -> None:
     assert "attn-2l-seed1" in call("models").stdout
 
 
+@pytest.mark.slow
 def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
     arguments = ["demo", "--out", tmp_path, "--draws", "4", "--sequences", "8", "--length", "24"]
     first = call(*arguments, "--json")
@@ -273,6 +279,7 @@ def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
     assert again["components"] == record["components"]
 
 
+@pytest.mark.slow
 def test_susceptibility_as_json_agrees_with_the_library(tmp_path: Path) -> None:
     options = [*TINY, "--probe-sequences", "4", "--draws", "12", "--batch-size", "8"]
     tiny = ["--model", "attn-1l", "--data", "code", "--components", "L0H1,L0H2,L0H3"]
@@ -308,6 +315,7 @@ def test_susceptibility_bad_input_is_one_line(tmp_path: Path) -> None:
 FEW_SETS = ["--null-sets", "8"]
 
 
+@pytest.mark.slow
 def test_cross_check_of_a_given_circuit(tmp_path: Path) -> None:
     result = call(
         "cross-check", *CIRCUIT, *FEW_SETS, "--out", tmp_path, "--json",
@@ -328,6 +336,7 @@ def test_cross_check_of_a_given_circuit(tmp_path: Path) -> None:
     assert again.stdout.index("Heads by behaviour") < again.stdout.index("on trial")
 
 
+@pytest.mark.slow
 def test_cross_check_infers_and_says_so_where_nothing_stands_out(tmp_path: Path) -> None:
     result = call(
         "cross-check", *CIRCUIT, *FEW_SETS, "--out", tmp_path, "--probe-sequences", "24",

@@ -31,6 +31,7 @@ def numbers(model: torch.nn.Module, tokens: torch.Tensor, engine: str) -> list[f
     return [*ls.refined_llc(draws)["llc"].values.tolist(), float(effect.mean())]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize(

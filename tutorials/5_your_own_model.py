@@ -161,7 +161,7 @@ print("with pad_id:", draws["health"]["summary"].to_pandas().to_dict())
 # %%
 corpus = ls.load_tokens("mix", pythia.tokenizer, n_sequences=64, length=48)
 chosen = ["L0H1", "L1H*", "mlps"]
-settings = ls.Settings(draws=30, batch_size=8)
+settings = ls.Settings(draws=20, batch_size=8)
 draws = ls.sample(pythia, corpus, chosen, settings=settings, progress=False)
 print(draws["health"]["summary"].to_pandas().to_string())
 try:
@@ -244,13 +244,12 @@ assert cost.seconds > 0 and cost.steps >= plan.draws
 #
 # **On a GPU** everything runs on the model's device (`device=` of `ls.sample` moves the job alone).
 # Batch sizes of 32 and more fill it. `drift_dtype="bfloat16"` computes gradients in half precision:
-# faster on a GPU that has it, slower on a CPU. Recorded losses stay in float32, so what changes is
-# the noise of the drift, not the numbers you read:
+# faster on a GPU that has it, many times slower on a CPU (hence few draws here). Recorded losses
+# stay in float32, so what changes is the noise of the drift, not the numbers you read:
 
 # %%
-half = ls.sample(
-    trained, text, "L1H2", settings=settings.but(drift_dtype="bfloat16"), progress=False
-)
+few = settings.but(draws=20, drift_dtype="bfloat16")
+half = ls.sample(trained, text, "L1H2", settings=few, progress=False)
 half = ls.refined_llc(half).isel(component=0)
 full = found["as trained"]
 z = float((half["llc"] - full["llc"]) / (half["se"] ** 2 + full["se"] ** 2) ** 0.5)

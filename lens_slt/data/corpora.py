@@ -59,8 +59,16 @@ def _docstrings() -> Iterator[str]:
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        for node in ast.walk(tree):
+        for node in _statements(tree):
             if isinstance(node, kinds):
                 docstring = ast.get_docstring(node)
                 if docstring and len(docstring) > _SHORTEST_DOCSTRING:
                     yield docstring
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """A tree without its expressions, which hold no docstring and are most of it."""
+    yield tree
+    for blocks in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for node in getattr(tree, blocks, ()):
+            yield from _statements(node)

@@ -85,6 +85,7 @@ def test_two_wells_are_no_truth() -> None:
     assert not found.converged
 
 
+@pytest.mark.slow
 def test_agrees_with_crank_nicolson_on_an_easy_head() -> None:
     case = easy_model()
     name = case.components[0]

@@ -176,6 +176,7 @@ def test_null_paths_of_mlps_are_between_nodes_like_theirs():
     assert {str(e) for e in into_heads} == {f"L0MLP→L1H{h}.K" for h in range(4)}
 
 
+@pytest.mark.slow
 def test_an_answer_alone_is_put_on_trial_with_a_metric_of_its_own(induction, planted_trials):
     """Only the pattern's tokens count, so there are no others to be matched with."""
     p = induction

@@ -43,6 +43,7 @@ def test_quadrature_of_a_product_equals_its_closed_form():
     assert normal_crossing_exact((1, 1), 100.0, 1.0) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exponents", "step_size"), [((1,), 0.02), ((2,), 5e-3), ((1, 1), 3e-3)])
 def test_lm_matches_quadrature(exponents, step_size):
     case = normal_crossing(exponents)
@@ -56,6 +57,7 @@ def test_lm_matches_quadrature(exponents, step_size):
     assert abs(got.value - exact) < 4 * got.se
 
 
+@pytest.mark.slow
 def test_lm_finds_the_llc_of_reduced_rank_regression():
     case = deep_linear((2, 2, 6), rank=1, seed=0)
     settings = Settings(

@@ -58,6 +58,7 @@ def test_restricted_estimator_and_per_token_llc():
     assert (chi["mean_term"] == 0).all()
 
 
+@pytest.mark.slow
 def test_standard_errors_cover_and_are_not_too_large():
     """z-scores of pieces of a long run against the whole: Student's t, 7 degrees of freedom."""
     long = per_token_draws(settings=SETTINGS.but(draws=50 * 320))

@@ -78,6 +78,7 @@ def test_the_pure_prior_has_no_llc_but_a_loss():
     assert abs(float(table["mean_paired_loss"][0])) > 0
 
 
+@pytest.mark.slow
 def test_importance_reweights_towards_the_prior_result():
     """Heads of the shipped model: lm and the exact sampler agree within their errors."""
     model = ls.load_model("attn-2l")

@@ -106,6 +106,7 @@ def open_page(browser, run):
     assert {url.partition(":")[0] for url in fetched} <= {"file", "data", "blob"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_overlaps_or_sticks_out(width, theme, open_page):

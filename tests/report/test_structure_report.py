@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pytest
 import xarray as xr
 from rich.console import Console
 
@@ -62,6 +63,7 @@ def test_files(views, tmp_path):
     assert set(record["llc"]["modes"][0]["loadings"]) == {f"L0H{h}" for h in range(8)}
 
 
+@pytest.mark.slow
 def test_matrices_are_streamed_and_replaced(tmp_path):
     tokens = ls.load_tokens("code", n_sequences=6, length=24)
     draws = ls.sample(

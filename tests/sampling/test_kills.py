@@ -9,10 +9,11 @@ import pytest
 from benchmarks.kills import killed_runs
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_twenty_kills(tmp_path):
-    tally = killed_runs(20, seed=0, folder=tmp_path)
+def test_ten_kills(tmp_path):
+    tally = killed_runs(10, seed=0, folder=tmp_path)
     assert tally.failures == []
-    assert tally.identical == tally.runs >= 7
-    assert tally.killed.total() == 20
-    assert tally.killed["finished"] + tally.killed["sampled"] < 20  # some hit a run at work
+    assert tally.identical == tally.runs >= 3
+    assert tally.killed.total() == 10
+    assert tally.killed["finished"] + tally.killed["sampled"] < 10  # some hit a run at work

@@ -83,6 +83,7 @@ def sample_regression(**options):
     return ls.sample_function(regression, STAR, settings=settings, data=data), right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

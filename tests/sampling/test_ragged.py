@@ -210,6 +210,7 @@ def test_nothing_is_left_of_courses_that_were_given_up(monkeypatch, tmp_path):
             assert np.isfinite(found[i, :, : -(-n // THIN)]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(3, 15, 16, 30, 55), (20, 54, 130, 500)])
 def test_a_run_killed_anywhere_ends_bit_equal(uneven, stops, tmp_path):
     for step in stops:
@@ -243,6 +244,7 @@ def killed_at_save(target, path, nth):
             run(target, path)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_it_saves_ends_bit_equal(uneven, tmp_path):
     for nth in (1, 2, 2, 1, 3, 8, 20):
         killed_at_save(target_of(RUN), tmp_path / "run", nth)
@@ -303,6 +305,7 @@ def same(a, b):
             np.testing.assert_array_equal(x[key].values, y[key].values, err_msg=f"{path} {key}")
 
 
+@pytest.mark.slow
 def test_many_small_writes_are_the_same_run(uneven, tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "LARGEST_PENDING", 1)
     same(run(target_of(RUN), tmp_path / "run"), uneven)

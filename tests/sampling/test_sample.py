@@ -40,6 +40,7 @@ def loss_of(draws):
     return draws["posterior"]["paired_loss"].values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "step_size", "tolerance"),
     [
@@ -267,6 +268,7 @@ run(settings=LONG, probes=PROBES, path=sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_resume_after_kill_9_equals_an_uninterrupted_run(tmp_path):
     path = tmp_path / "draws"
     root = Path(__file__).parents[2]

@@ -198,6 +198,7 @@ def test_a_run_is_the_same_in_other_company(name):
                 np.testing.assert_array_equal(a[key].values, b[key].values, err_msg=str(key))
 
 
+@pytest.mark.slow
 @EVERY
 def test_an_interrupted_run_resumes_bit_equal(name, tmp_path, monkeypatch):
     settings = Settings(sampler=name, draws=60, burn_in=4, chains=2, thin=7)

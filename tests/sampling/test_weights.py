@@ -128,6 +128,7 @@ def loss_of(draws):
     return draws["posterior"]["paired_loss"].values
 
 
+@pytest.mark.slow
 def test_the_scale_of_weights_does_not_matter():
     expected = loss_of(run(weights=WEIGHTS))
     assert np.array_equal(loss_of(run(weights=1e6 * WEIGHTS.double())), expected)
@@ -218,6 +219,7 @@ def test_the_half_precision_drift_is_weighted(engine):
             assert scale == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_estimates_and_calibration_take_weights():
     with pytest.raises(ValueError, match="weights of tokens are 0 everywhere"):
         ls.estimate(native(), TOKENS, weights=torch.zeros(11))
