@@ -161,7 +161,7 @@ print("with pad_id:", draws["health"]["summary"].to_pandas().to_dict())
 # %%
 corpus = ls.load_tokens("mix", pythia.tokenizer, n_sequences=64, length=48)
 chosen = ["L0H1", "L1H*", "mlps"]
-settings = ls.Settings(draws=20, batch_size=8)
+settings = ls.Settings(draws=30, batch_size=8)
 draws = ls.sample(pythia, corpus, chosen, settings=settings, progress=False)
 print(draws["health"]["summary"].to_pandas().to_string())
 try:
@@ -264,12 +264,12 @@ assert abs(z) < 4
 # The defaults (nβ 30, γ 200) suit small models. `ls.calibrate` sweeps both, keeps settings at which
 # every chain is healthy and stands clear of the prior, searches on where there is none, and returns
 # one setting for all components, or the reason why there is none. A narrow sweep of two heads here;
-# leave out `n_betas` and `gammas` for the real one.
+# leave out `settings`, `n_betas` and `gammas` for the real one.
 
 # %%
-calibration = ls.calibrate(
-    trained, text, "L0H1, L1H2", n_betas=(30.0, 100.0), gammas=(100.0, 300.0), progress=False
-)
+short = ls.Settings(draws=60, batch_size=16)
+grid = dict(n_betas=(20.0, 40.0), gammas=(100.0, 300.0))
+calibration = ls.calibrate(trained, text, "L0H1, L1H2", settings=short, **grid, progress=False)
 print(calibration.reason)
 chosen = calibration.settings or settings
 print(f"to use: nβ = {chosen.n_beta:g}, γ = {chosen.gamma:g}")
