@@ -6,7 +6,7 @@ doing anything. Of every instance a third of the sequences is sampled on, a thir
 a third is for the trial.
 
 - *inferred*: the first hypothesis of ``propose_circuits`` for the planted pattern, from per-token
-  rLLCs and composition scores; nothing is ablated;
+  rLLCs and composition on tokens; nothing is ablated;
 - *composition only*: pairs significant against both nulls that exceed chance by at least half as
   much as the strongest pair;
 - *ablation only*: heads whose mean ablation hurts the pattern more than matched tokens (q < 0.05,
@@ -64,16 +64,14 @@ def part(p: PlantedCircuit, place: int) -> tuple[Any, xr.DataArray]:
     return p.tokens[rows], p.patterns.isel(sequence=rows)
 
 
-def inferred(
-    p: PlantedCircuit, composition: xr.Dataset, settings: ls.Settings
-) -> list[ls.CircuitHypothesis]:
+def inferred(p: PlantedCircuit, settings: ls.Settings) -> list[ls.CircuitHypothesis]:
     """What singular learning theory proposes for the planted pattern."""
     probe, patterns = part(p, 1)
     draws = ls.sample(
         p.model, part(p, 0)[0], "heads", settings=settings, probes={"probe": probe}, progress=False
     )
     evidence = ls.SltEvidence(ls.per_token_llc(draws), patterns)
-    proposed = ls.propose_circuits(evidence, p.model, most=20, composition=composition)
+    proposed = ls.propose_circuits(evidence, p.model, probe, most=20)
     return [h for h in proposed if h.pattern == p.pattern]
 
 
@@ -118,7 +116,7 @@ def by_attribution(p: PlantedCircuit) -> Found:
 def one_instance(p: PlantedCircuit, settings: ls.Settings, n_null: int) -> dict[str, Any]:
     """What each method finds, and the verdicts of all hypotheses, as plain values."""
     composition = ls.composition_scores(p.model)
-    proposed = inferred(p, composition, settings)
+    proposed = inferred(p, settings)
     first = proposed[0] if proposed else None
     found = {
         "inferred": (set(first.heads), {str(e) for e in first.edges}) if first else (set(), set()),

@@ -70,7 +70,7 @@ def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
         progress=False,
     )  # fmt: skip
     slt = ls.read_slt_evidence(draws, "mix", probe)
-    proposed = ls.propose_circuits(slt, model)
+    proposed = ls.propose_circuits(slt, model, probe)
     common.say(f"\n{name}: proposed, in this order")
     for hypothesis in proposed:
         common.say(f"  {hypothesis}")

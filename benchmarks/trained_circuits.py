@@ -7,8 +7,8 @@ intervention that trials do not make and on other tokens: every path between hea
 ablated by resampling on 128 sequences; what costs the answer at least 0.1 nats and a quarter of the
 largest effect, with p < 0.01 after Holm's correction over all, is the circuit.
 
-- *inferred*: the first hypothesis of ``propose_circuits`` from draws at default settings and
-  composition scores, on other tokens; nothing is ablated;
+- *inferred*: the first hypothesis of ``propose_circuits`` from draws at default settings, on other
+  tokens; nothing is ablated;
 - *edge attribution*: ``edge_attribution`` (integrated gradients, EAP-IG): edges with at least 0.05
   nats and a quarter of the largest effect;
 - *either, after a trial*: the inferred edges that hold in a trial of their own.
@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Generator, Tensor
 
 import lens_slt as ls
@@ -131,9 +130,7 @@ def _certain(effects: dict[str, Measured]) -> set[str]:
     }  # fmt: skip
 
 
-def inferred(
-    subject: Subject, composition: xr.Dataset, settings: ls.Settings
-) -> ls.CircuitHypothesis | None:
+def inferred(subject: Subject, settings: ls.Settings) -> ls.CircuitHypothesis | None:
     """What singular learning theory proposes for the answer."""
     tokens, probe = subject.tokens(PROBE, 1), subject.tokens(PROBE, 2)
     counts = subject.weights(PROBE)
@@ -142,7 +139,7 @@ def inferred(
         probes={"probe": ls.Probe(probe, weights=counts, pad_id=-1)}, progress=False,
     )  # fmt: skip
     evidence = ls.SltEvidence(ls.per_token_llc(draws), every_prediction(probe))
-    found = ls.propose_circuits(evidence, subject.model, composition=composition)
+    found = ls.propose_circuits(evidence, subject.model, probe, weights=counts, pad_id=-1)
     return found[0] if found else None
 
 
@@ -176,7 +173,7 @@ def one_subject(subject: Subject, settings: ls.Settings, n_null: int, seed: int)
     heads, edges = truth_of(subject)
     tokens, counts = subject.tokens(TRIAL, 4), subject.weights(TRIAL)
     composition = ls.composition_scores(subject.model)
-    first = inferred(subject, composition, settings)
+    first = inferred(subject, settings)
     runs = Runs(adapt(subject.model), tokens, weights=counts, pad_id=-1)
     tried = {
         "true": "; ".join([*sorted(edges), *sorted(heads)]),

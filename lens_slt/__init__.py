@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.attribution import edge_attribution
     from lens_slt.circuits.behaviour import behaviour_scores
     from lens_slt.circuits.composition import composition_by_component, composition_scores
+    from lens_slt.circuits.composition_on_tokens import composition_on_tokens
     from lens_slt.circuits.exchange import read_circuit, write_circuit
     from lens_slt.circuits.faithfulness import faithfulness_curve
     from lens_slt.circuits.graph import circuit_graph, to_dot
@@ -124,6 +125,7 @@ __all__ = [
     "clusters",
     "compare",
     "composition_by_component",
+    "composition_on_tokens",
     "composition_scores",
     "contexts",
     "cross_check",

@@ -404,7 +404,11 @@ def cross_check(
             show_estimate(None, as_json, f"{TRIALS}, and {trials_cost}")
             return
         if given is None:
-            given = [] if found is None else propose_circuits(found, loaded, most=most)
+            given = (
+                []
+                if found is None
+                else propose_circuits(found, loaded, probe, most=most, weights=counts)
+            )
         trials = run_trials(
             loaded, trial_tokens, given, slt=found, how=how, weights=trial_weights,
             least_effect=least_effect, n_null=null_sets, seed=seed or 0, progress=not as_json,

@@ -51,10 +51,11 @@ HOW_TO_READ_MODES = (
 )
 
 HOW_TO_READ_CIRCUITS = (
-    "How to read it: hypotheses come from the draws alone (heads that hold more on a pattern's "
-    "tokens than on others like them, edges from composition scores); nothing was ablated for "
-    "them. The trial then ablates, on text that was not sampled: supported is what held in every "
-    "test that votes, contradicted what failed in at least one. Green holds, red fails."
+    "How to read it: hypotheses come from the draws (heads that hold more on a pattern's tokens "
+    "than on others like them) and from what drives these heads' attention on the same text "
+    "(edges); nothing was ablated for them. The trial then ablates, on text that was not sampled: "
+    "supported is what held in every test that votes, contradicted what failed in at least one. "
+    "Green holds, red fails."
 )
 
 
@@ -92,8 +93,9 @@ def run_trials(
     """Circuits that the modes and per-token rLLCs shown suggest, tried on other text; heads by
     behaviour."""
     model = load_model(MODEL)
-    slt = evidence_of(views["llc"], label_patterns(_structure_tokens(length), model.tokenizer))
-    hypotheses = propose_circuits(slt, model, most=HYPOTHESES)
+    probe = _structure_tokens(length)
+    slt = evidence_of(views["llc"], label_patterns(probe, model.tokenizer))
+    hypotheses = propose_circuits(slt, model, probe, most=HYPOTHESES)
     tokens = load_tokens("mix", n_sequences=TRIAL_SEQUENCES, length=length, seed=2)
     trials = cross_check(model, tokens, hypotheses, slt=slt, progress=progress)
     return trials, behaviour_scores(model, tokens)

@@ -185,6 +185,10 @@ SCHEMAS: dict[str, Schema] = {
             ),
         ),
         Schema(
+            "composition_on_tokens", "composition_on_tokens", attrs=("n_positions", "left_out"),
+            needed=over("source target through", "share se") | over("target", "drive"),
+        ),
+        Schema(
             "composition_by_component", "composition_by_component", attrs=("edge", "score"),
             needed=over(
                 "direction",

@@ -54,6 +54,7 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         "composition_scores": ls.composition_scores(model, n_null=2),
         "composition_by_component": ls.composition_by_component(model, "L0H2", "L1H2", "K"),
         "behaviour_scores": ls.behaviour_scores(model, n_random=2),
+        "composition_on_tokens": ls.composition_on_tokens(model, tokens),
         "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),
         "faithfulness_curve": ls.faithfulness_curve(
             model, tokens, pattern.numpy(), ["L0H2"], n_random=1

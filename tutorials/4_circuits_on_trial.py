@@ -73,12 +73,11 @@ ls.plot_modes(slt.modes)
 # is nearly one pattern. An AUC of 0.5 would be chance.
 #
 # `propose_circuits` turns this into hypotheses. For each pattern it takes the heads whose rLLC on
-# the pattern's tokens exceeds that on other tokens like them, then the edges between these whose
-# composition scores stand out against two nulls. Nothing is ablated for it.
+# the pattern's tokens exceeds that on other tokens like them, then the edges from whatever drives
+# their attention, or what they write. Nothing is ablated for it.
 
 # %%
-composition = ls.composition_scores(model)
-proposed = ls.propose_circuits(slt, model, composition=composition, most=3)
+proposed = ls.propose_circuits(slt, model, probe, most=3)
 for hypothesis in proposed:
     print(hypothesis)
 found = proposed[0]
@@ -92,8 +91,14 @@ assert found.pattern == "induction" and [str(e) for e in found.edges] == ["L0H2�
 pd.DataFrame(found.provenance["heads"]).T.round(3)
 
 # %% [markdown]
-# `value` is the excess of λ̂ on induction tokens, beyond the median head of the layer; `q` its
-# p-value, corrected for all the heads and patterns that were looked at.
+# `value` is the excess of λ̂ on induction tokens; `q` its p-value, corrected for all the heads and
+# patterns that were looked at. A head of the hypothesis without a value of its own came in by its
+# edge: the share of what drives `L1H2` through its keys that `L0H2` brings.
+
+# %%
+print(found.provenance["shares"])
+
+# %% [markdown]
 #
 # ## Composition scores, and hypotheses of our own
 #
@@ -102,6 +107,7 @@ pd.DataFrame(found.provenance["heads"]).T.round(3)
 # rotated at random.
 
 # %%
+composition = ls.composition_scores(model)
 edges = composition.stack(edge=("source", "target", "through")).dropna("edge").to_dataframe()
 columns = ["score", "z_random", "z_rotation", "q_random", "q_rotation"]
 edges = edges[columns].sort_values("z_rotation", ascending=False)

@@ -307,7 +307,7 @@ by_llc[["λ̂ said twice", "SE", "restores", "breaks"]].head(8).round(2)
 # λ̂ all other heads of layer 0 follow, well above those of layer 1, by patching they do little. The
 # two ask different questions. Patching swaps one output for another that is just as ordinary; λ̂
 # shakes the *weights*, and shaken heads of layer 0 disturb whatever layer 1 reads. So ask for what
-# a head holds **beyond the median head of its layer**, as `ls.propose_circuits` does:
+# a head holds **beyond the median head of its layer**:
 
 # %%
 excess = table["λ̂ said twice"].copy()

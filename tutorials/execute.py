@@ -2,6 +2,7 @@
 
     python tutorials/execute.py                    # run every notebook, each in a fresh kernel
     python tutorials/execute.py 1_quickstart       # only these
+    python tutorials/execute.py --jobs 2           # two at a time, one thread each
     python tutorials/execute.py --out executed     # keep the executed notebooks
     python tutorials/execute.py --make             # write every .ipynb from its .py; run nothing
 
@@ -19,6 +20,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jupytext
@@ -27,6 +30,7 @@ import nbformat
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parent
 LONGEST = 300  # seconds that a tutorial may take
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def sources() -> list[Path]:
@@ -57,7 +61,7 @@ def make(chosen: Sequence[Path]) -> None:
         print(f"wrote {source.stem}.ipynb")
 
 
-def execute(path: Path, out: Path | None) -> tuple[int, float, str]:
+def execute(path: Path, out: Path | None, alone: bool = True) -> tuple[int, float, str]:
     """Number of code cells, seconds, and what went wrong ("" if nothing did)."""
     # On use: the test that compares .py with .ipynb needs no kernel.
     from jupyter_client.manager import AsyncKernelManager
@@ -83,7 +87,7 @@ def execute(path: Path, out: Path | None) -> tuple[int, float, str]:
         )
         start = time.perf_counter()
         try:
-            client.execute(env=_environment())
+            client.execute(env=_environment() if alone else _environment() | ONE_THREAD)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             problem = str(error)
         seconds = time.perf_counter() - start
@@ -123,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="tutorials; all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="tutorials at a time")
     parser.add_argument("--out", type=Path, help="folder for the executed notebooks")
     parser.add_argument("--make", action="store_true", help="write the .ipynb files; run nothing")
     given = parser.parse_args(arguments)
@@ -132,8 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     rows, problems = [], {}
     print(f"{'tutorial':<30} {'cells':>5} {'seconds':>8}  result", flush=True)
-    for source in chosen:
-        n_cells, seconds, problem = execute(source.with_suffix(".ipynb"), given.out)
+    run = partial(execute, out=given.out, alone=given.jobs == 1)
+    pool = ThreadPoolExecutor(given.jobs)  # of waiting threads: each kernel is a process
+    results = pool.map(run, [source.with_suffix(".ipynb") for source in chosen])
+    for source, (n_cells, seconds, problem) in zip(chosen, results, strict=True):
         rows.append(seconds)
         if problem:
             problems[source.stem] = problem

@@ -220,9 +220,9 @@ class Batch:
         with torch.enable_grad(), ExitStack() as stack:
             for reader, leaf in leaves.items():
                 if reader.module is None:
-                    hooks.append((reader.hook, partial(_shifted, leaf)))
+                    hooks.append((reader.hook, partial(shifted, leaf)))
                 else:
-                    handle = reader.module.register_forward_pre_hook(partial(_called_with, leaf))
+                    handle = reader.module.register_forward_pre_hook(partial(called_with, leaf))
                     stack.callback(handle.remove)
             stack.enter_context(self.adapted.module.hooks(fwd_hooks=hooks))
             logits = self._logits_from(min(reader.layer for reader in leaves))
@@ -243,9 +243,11 @@ class Batch:
         return model_logits_from(self.adapted, self.inputs, resid, start)
 
 
-def _shifted(leaf: Tensor, value: Tensor, hook: Any) -> Tensor:
+def shifted(leaf: Tensor, value: Tensor, hook: Any) -> Tensor:
+    """A hook, but for its first argument, which it adds."""
     return value + leaf
 
 
-def _called_with(leaf: Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def called_with(leaf: Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward pre-hook, but for its first argument, which it adds."""
     return inputs[0] + leaf, *inputs[1:]

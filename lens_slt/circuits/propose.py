@@ -1,4 +1,4 @@
-"""Guess circuits from per-token rLLCs or susceptibilities, their modes, and composition scores."""
+"""Guess circuits from per-token rLLCs or susceptibilities, modes, and composition on tokens."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.arguments import integer, typed
-from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
+from lens_slt.circuits.composition_on_tokens import composition_on_tokens
+from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge, circuit
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
 from lens_slt.circuits.statistics import SIGNIFICANT, Measured
+from lens_slt.data.inputs import read_inputs
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.models.names import is_head, layer_of
-from lens_slt.schema import require
+from lens_slt.models.names import is_head, is_mlp, layer_of
 from lens_slt.structure.pattern_enrichment import enrichment
 
-LEAST_SHARE = 0.25  # of the largest value in its layer, for a head
-LEAST_EXCESS = 0.5  # of the largest excess of a composition score over chance, for an edge
+LEAST_SHARE = 0.5  # of the largest value in its layer, for a node
+LEAST_PART = 0.3  # of what drives a head, or of what a node writes, for an edge
 NOISE = "may be noise"
 
 
@@ -29,39 +29,47 @@ NOISE = "may be noise"
 def propose_circuits(
     slt: SltEvidence,
     model: Any,
+    tokens: Any,
     *,
     most: int = 6,
-    composition: xr.Dataset | None = None,
+    weights: Any = None,
+    mask: Any = None,
+    pad_id: int | None = None,
     seed: int = 0,
 ) -> list[CircuitHypothesis]:
     """Circuit hypotheses that singular learning theory suggests; nothing is ablated for them.
 
     For every pattern of tokens:
 
-    1. *heads*: those whose rLLC (or expression) on the pattern's tokens exceeds that on matched
-       other tokens, beyond the median head of their layer (:func:`refined_on_pattern`): p < 0.05
-       after Benjamini–Hochberg over all heads and patterns, and at least a quarter of the largest
-       such value in their layer;
-    2. *edges*: pairs of these heads whose composition score is significant against both nulls and
-       exceeds chance by at least half as much as the strongest pair among them does.
+    1. *nodes*: heads, and MLPs that were sampled, whose rLLC (or expression) on the pattern's
+       tokens exceeds that on matched other tokens (:func:`refined_on_pattern`): p < 0.05 after
+       Benjamini–Hochberg over all nodes and patterns, and at least half of the largest such value
+       in their layer;
+    2. *edges*: into each of these nodes from what brings at least three tenths, clearly more than
+       a tenth, of what drives its attention through Q or K, or of what it writes through V
+       (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all). Such a source
+       joins the circuit, and is followed further down.
 
-    Each pattern gives at most two hypotheses: ``core``, the head with the clearest value and those
-    that edges join to it, and ``wide``, all of its heads.
+    Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
+    minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
+    and what they are joined to.
 
     Patterns that a stable mode knows come first, in the order of how surely it tells their tokens
-    from the others (|AUC − 0.5| over its error); then the rest, by their clearest head.
+    from the others (|AUC − 0.5| over its error); then the rest, by their clearest node.
 
     Args:
         slt: matrix, patterns of its probe's tokens, and modes with a bootstrap (else no mode
             orders the patterns).
-        model: whose composition scores and weights' hash are taken.
+        model: the model that was sampled.
+        tokens: those of the probe, ``[sequence, position]``.
         most: hypotheses at most.
-        composition: from :func:`lens_slt.composition_scores`, if it is there already.
-        seed: of the composition scores' nulls and the bootstrap.
+        weights, mask, pad_id: of the probe, as in :func:`lens_slt.sample`.
+        seed: of the bootstrap.
 
     Returns:
-        Hypotheses whose ``provenance`` holds each head's value with interval and corrected p, each
-        edge's score and q, and the mode that knows the pattern with its verdict, AUC and loadings.
+        Hypotheses whose ``provenance`` holds each node's value with interval and corrected p, each
+        edge's share with its standard error, and the mode that knows the pattern with its verdict,
+        AUC and loadings. Empty where nothing stands out.
 
     Raises:
         ValueError: patterns of other tokens; no pattern with enough tokens.
@@ -69,46 +77,58 @@ def propose_circuits(
     integer("most", most, at_least=1)
     integer("seed", seed, at_least=0)
     refined = _refined(slt.matrix, slt.labels, seed)
-    if composition is None:
-        composition = composition_scores(model, seed=seed)
-    composition = require(composition, "composition_scores", argument="composition")
+    _check_tokens(slt, tokens)
     digest = weights_hash(adapt(model))
     known = _known_by_modes(slt)
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []
-    for pattern, heads in _responding(refined).items():
-        edges = _edges([head for head in heads if is_head(head)], composition)
-        clearest = max(heads, key=lambda head: heads[head]["z"])
-        joined = _joined(clearest, edges)
-        core = [head for head in heads if head in joined]
+
+    def shares(where: Any) -> xr.Dataset:
+        return composition_on_tokens(
+            model, tokens, where, weights=weights, mask=mask, pad_id=pad_id
+        )
+
+    responding = _responding(refined)
+    anywhere = shares(None) if responding else None
+    for pattern, nodes in responding.items():
+        assert anywhere is not None
+        here = shares(slt.patterns.sel(pattern=pattern).values.astype(bool))
+        edges = _edges(nodes, (here, anywhere))
+        clearest = max(nodes, key=lambda node: _standing_out(node, refined[pattern]))
+        core = _joined([clearest], edges)
         mode = known.get(pattern)
-        rank = (0, -mode["strength"]) if mode else (1, -heads[clearest]["z"])
-        for name, chosen in (("core", core), ("wide", list(heads))):
-            if name == "wide" and len(core) == len(heads):
+        rank = (0, -mode["strength"]) if mode else (1, -nodes[clearest]["z"])
+        for name, chosen in (("core", core), ("wide", _joined(nodes, edges))):
+            if name == "wide" and len(core) == len(chosen):
                 continue
+            inside = [e for e in edges if {e.source, e.target} <= chosen]
             provenance = {
                 "quantity": str(slt.matrix.attrs["quantity"]),
-                "heads": {head: heads[head] for head in chosen},
-                "composition": {
-                    str(edge): scores
-                    for edge, scores in edges.items()
-                    if {edge.source, edge.target} <= {*chosen}
-                },
-                "mode": None if mode is None else _of_mode(mode, chosen),
+                "heads": {node: nodes[node] for node in sorted(chosen) if node in nodes},
+                "shares": {str(edge): edges[edge] for edge in inside},
+                "mode": None if mode is None else _of_mode(mode, sorted(chosen)),
             }
-            inside = tuple(e for e in edges if e.source in chosen and e.target in chosen)
-            hypothesis = CircuitHypothesis(
-                tuple(sorted(chosen, key=lambda head: (layer_of(head), head))), inside,
-                pattern, name, provenance, digest,
-            )  # fmt: skip
+            text = "; ".join([*map(str, inside), *chosen])
+            hypothesis = circuit(text, pattern, name=name, provenance=provenance, model=digest)
             found.append((rank, hypothesis))
     return [hypothesis for _, hypothesis in sorted(found, key=lambda pair: pair[0])][:most]
 
 
-def _joined(head: str, edges: Iterable[Edge]) -> set[str]:
-    """A head and all that edges join to it, directly or not."""
+def _check_tokens(slt: SltEvidence, tokens: Any) -> None:
+    """Raise ValueError where tokens are not those that the patterns label."""
+    ids = read_inputs(tokens).ids[:, 1:].numpy()
+    there = slt.patterns["token_id"].values if "token_id" in slt.patterns.coords else ids
+    if there.shape != ids.shape or (there != ids).any():
+        raise ValueError(
+            f"tokens {list(ids.shape)} are not those that slt.patterns labels, "
+            f"{list(there.shape)}: pass the probe's"
+        )
+
+
+def _joined(nodes: Iterable[str], edges: Iterable[Edge]) -> set[str]:
+    """Nodes and all that edges join to them, directly or not."""
     graph = nx.Graph([(edge.source, edge.target) for edge in edges])
-    graph.add_node(head)
-    return set(nx.node_connected_component(graph, head))
+    graph.add_nodes_from(nodes)
+    return {other for node in nodes for other in nx.node_connected_component(graph, node)}
 
 
 def _refined(
@@ -116,10 +136,11 @@ def _refined(
 ) -> dict[str, dict[str, Measured]]:
     """Of every pattern with enough tokens, the value of every component."""
     refined, why = {}, ""
-    heads = matrix.sel(component=[c for c in matrix["component"].values if is_head(str(c))])
+    names = [str(name) for name in matrix["component"].values]
+    nodes = matrix.sel(component=[name for name in names if is_head(name) or is_mlp(name)])
     for name, mask in labels.items():
         try:
-            refined[name] = refined_on_pattern(heads, mask, seed=seed)
+            refined[name] = refined_on_pattern(nodes, mask, seed=seed)
         except ValueError as error:  # too few tokens: no statement about this pattern
             why = str(error)
     if not refined:
@@ -130,7 +151,7 @@ def _refined(
 def _responding(
     refined: dict[str, dict[str, Measured]],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Of every pattern, the heads that hold more on its tokens, with values for provenance."""
+    """Of every pattern, the nodes that hold more on its tokens, with values for provenance."""
     pairs = [(pattern, head) for pattern, heads in refined.items() for head in heads]
     p = np.array([refined[pattern][head].p for pattern, head in pairs])
     q = dict(zip(pairs, stats.false_discovery_control(p), strict=True))
@@ -150,6 +171,12 @@ def _responding(
                     "z": round(2 * one.value / width, 3),
                 }  # fmt: skip
     return found
+
+
+def _standing_out(node: str, values: dict[str, Measured]) -> float:
+    """How much more it holds than the median node of its layer."""
+    layer = [one.value for name, one in values.items() if layer_of(name) == layer_of(node)]
+    return values[node].value - float(np.median(layer)) if len(layer) > 2 else values[node].value
 
 
 def _known_by_modes(slt: SltEvidence) -> dict[str, dict[str, Any]]:
@@ -177,6 +204,8 @@ def _of_mode(known: dict[str, Any], heads: list[str]) -> dict[str, Any]:
     mode = known["mode"]
     loadings = {}
     for head in heads:
+        if head not in mode["component"].values:
+            continue
         one = mode.sel(component=head)
         ends = [float(one[name]) for name in ("loading", "loading_low", "loading_high")]
         loadings[head] = [round(value, 4) for value in ends]
@@ -186,21 +215,26 @@ def _of_mode(known: dict[str, Any], heads: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _edges(heads: list[str], composition: xr.Dataset) -> dict[Edge, dict[str, float]]:
-    """The pairs of heads that compose far more than chance, with their scores."""
-    inside = composition.sel(source=heads, target=heads)
-    chance = float(composition.attrs["chance_score"])
-    scores: dict[Edge, tuple[float, float]] = {}
-    for source in heads:
-        for target in heads:
-            for through in inside["through"].values:
-                one = inside.sel(source=source, target=target, through=through)
-                q = max(float(one["q_random"]), float(one["q_rotation"]))
-                if np.isfinite(float(one["score"])) and q < SIGNIFICANT:
-                    scores[Edge(source, target, str(through))] = float(one["score"]), q
-    largest = max((score - chance for score, _ in scores.values()), default=0)
-    return {
-        edge: {"score": round(score, 4), "q": q}
-        for edge, (score, q) in sorted(scores.items())
-        if score - chance >= LEAST_EXCESS * largest
-    }
+def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, dict[str, float]]:
+    """What drives these nodes, and what drives that, with its share."""
+    found: dict[Edge, dict[str, float]] = {}
+    left, done = list(nodes), set()
+    while left:
+        target = left.pop()
+        done.add(target)
+        for one in shares:
+            into = one.sel(target=target)
+            clear = (into["share"] >= LEAST_PART) & (
+                into["share"] - 2 * into["se"] > LEAST_PART / 3
+            )
+            for source, through in np.argwhere(clear.transpose("source", "through").values):
+                edge = Edge(
+                    str(into["source"].values[source]), target,
+                    str(into["through"].values[through]),
+                )  # fmt: skip
+                value, se = (float(into[key][source, through]) for key in ("share", "se"))
+                if value > found.get(edge, {"share": 0.0})["share"]:
+                    found[edge] = {"share": round(value, 4), "se": round(se, 4)}
+                if edge.source not in done:
+                    left.append(edge.source)
+    return dict(sorted(found.items()))

@@ -14,7 +14,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.evidence import Case, Evidence, Outcome
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
 from lens_slt.data.patterns import label_patterns
-from lens_slt.models.names import is_head, layer_of
+from lens_slt.models.names import is_head
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
@@ -25,7 +25,6 @@ from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import values_of
 
 RELIABLE = 0.5  # split-half correlation below which a column says little
-FEWEST_HEADS = 4  # of a layer, for its median head to mean something
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def evidence_of(view: View, patterns: xr.DataArray) -> SltEvidence:
 def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
     """Per head: does the matrix single out the pattern, does that come back, is it reliable?
 
-    - ``data-refined rLLC``: rLLC of the head on the pattern's tokens minus that on matched others,
-      as far as it exceeds the median head of its layer (see :func:`refined_on_pattern`);
+    - ``data-refined rLLC``: rLLC of the head on the pattern's tokens minus that on matched others
+      (see :func:`refined_on_pattern`);
     - ``reliability``: split-half correlation of the head's column.
     - ``loading``: the head's loading on the mode that tells the pattern best, on its side.
 
@@ -120,7 +119,7 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
                 "data-refined rLLC", name, one.value, one.low, one.high,
                 "λ̂" if matrix.attrs["quantity"] == "llc" else "SD", one.p,
                 outcome=_sign(one),
-                words="on the pattern's tokens − matched others, above the layer's median head",
+                words="on the pattern's tokens − matched others",
             )
         )  # fmt: skip
         reliability = float(matrix["split_half"].sel(component=name))
@@ -139,10 +138,9 @@ def refined_on_pattern(
 ) -> dict[str, Measured]:
     """Of every component: what it holds on the pattern's tokens more than on matched others.
 
-    Noise in any head disturbs whatever later heads do with the stream, so on tokens that a circuit
-    serves all heads of the layers before it look needed. What a head has beyond the median head of
-    its layer, token by token, is its own (layers of fewer than four heads, and patterns that are
-    all there is, are taken as they are).
+    A component is compared with itself on other tokens, not with other heads: in a small model most
+    of these may be in the circuit. Noise in any head disturbs whatever later heads do with the
+    stream, so on tokens that a circuit serves all heads of the layers before it hold a little more.
     Susceptibilities are standardised and negated, so that positive is expression. Errors hold both
     the choice of sequences and the sampling noise, except where the pattern is all there is: an
     rLLC of all tokens is never below zero whatever they are, so only its noise matters.
@@ -169,13 +167,11 @@ def refined_on_pattern(
     values = values_of(matrix).T
     scale = -values.std(1) if matrix.attrs["quantity"] == "chi" else np.ones(len(values))
     own: FloatArray = np.asarray(values / scale[:, None], dtype=np.float64)
-    alone = not contrast.others.any()  # nothing that all heads alike hold more of here
-    own = own if alone else _beyond_layer(own, names)
+    alone = not contrast.others.any()
     blocks = []
     if "blocks" in matrix and matrix.sizes["block"] > 1:
         for block in matrix["blocks"].transpose("block", "component", "token").values:
-            scaled = np.asarray(block / scale[:, None], dtype=np.float64)
-            blocks.append(scaled if alone else _beyond_layer(scaled, names))
+            blocks.append(np.asarray(block / scale[:, None], dtype=np.float64))
     found = {}
     for i, name in enumerate(names):
         one = contrast.matched(grid(own[i]))
@@ -186,17 +182,6 @@ def refined_on_pattern(
             one = _with_noise(one, np.array(parts), contrast.n_sequences)
         found[name] = one
     return found
-
-
-def _beyond_layer(values: FloatArray, names: list[str]) -> FloatArray:
-    """``values [component, token]`` minus the median head of each layer."""
-    layers = np.array([layer_of(name) if is_head(name) else -1 for name in names])
-    values = np.array(values, dtype=np.float64)
-    for layer in set(layers.tolist()) - {-1}:
-        members = layers == layer
-        if members.sum() >= FEWEST_HEADS:
-            values[members] -= np.median(values[members], axis=0)
-    return values
 
 
 def _with_noise(found: Measured, blocks: FloatArray, n_sequences: int) -> Measured:

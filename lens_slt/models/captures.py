@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -56,20 +57,43 @@ def captured_until(
 
     With ``start``, a block and the stream before it, the pass begins there.
     """
+    if start is not None:
+        with torch.no_grad():
+            return traced(adapted, tokens, name, changes, start).detach()
     found: list[Tensor] = []
+    with _ending_at(name, found) as stop:
+        run_with(adapted, tokens, [*changes, stop])
+    return _one(found, adapted, name).detach()
+
+
+def traced(
+    adapted: AdaptedModel,
+    tokens: Tensor,
+    name: str,
+    changes: Iterable[Hook],
+    start: tuple[int, Tensor],
+) -> Tensor:
+    """The same from a block and the stream before it; differentiable in what the changes add."""
+    layer, resid = start
+    found: list[Tensor] = []
+    with _ending_at(name, found) as stop, adapted.module.hooks(fwd_hooks=[*changes, stop]):
+        model_logits_from(adapted, tokens.to(adapted.device), resid, layer)
+    return _one(found, adapted, name)
+
+
+@contextmanager
+def _ending_at(name: str, found: list[Tensor]) -> Iterator[Hook]:
+    """A hook that ends a pass within this context, and puts its value into ``found``."""
 
     def stop(value: Tensor, hook: Any) -> None:
-        found.append(value.detach())
+        found.append(value)
         raise _Stop
 
-    hooks = [*changes, (name, stop)]
-    try:
-        if start is None:
-            run_with(adapted, tokens, hooks)
-        else:
-            layer, resid = start
-            with torch.no_grad(), adapted.module.hooks(fwd_hooks=hooks):
-                model_logits_from(adapted, tokens.to(adapted.device), resid, layer)
-    except _Stop:
-        return found[0]
-    raise ValueError(f"model: {adapted.name} does not call its {name}")
+    with suppress(_Stop):
+        yield name, stop
+
+
+def _one(found: list[Tensor], adapted: AdaptedModel, name: str) -> Tensor:
+    if not found:
+        raise ValueError(f"model: {adapted.name} does not call its {name}")
+    return found[0]

@@ -101,14 +101,19 @@ def test_a_backup_head_shows_as_self_repair_and_is_still_needed():
 def test_the_circuit_is_proposed_from_draws_alone(induction, matrix):
     p = induction
     slt = ls.SltEvidence(matrix, p.patterns[:, 64:])
-    first = ls.propose_circuits(slt, p.model)[0]
+    first = ls.propose_circuits(slt, p.model, p.tokens[64:])[0]
     assert first.pattern == p.pattern
     assert set(first.edges) == set(p.truth.edges)
     assert first.model == weights_hash(adapt(p.model))
     assert set(first.provenance["heads"]) == set(first.components)
     json.dumps(first.as_dict())  # provenance is plain
+    nothing = ls.SltEvidence(matrix, p.patterns[:, 64:] & False)
     with pytest.raises(ValueError, match="no pattern has enough tokens"):
-        ls.propose_circuits(ls.SltEvidence(matrix, p.patterns[:, 64:] & False), p.model)
+        ls.propose_circuits(nothing, p.model, p.tokens[64:])
+    with pytest.raises(
+        ValueError, match=r"tokens \[64, 32\] are not those that slt.patterns labels"
+    ):
+        ls.propose_circuits(slt, p.model, p.tokens[:64])
 
 
 def test_slt_evidence_is_noted_and_changes_no_verdict(induction, matrix, planted_trials):
@@ -132,8 +137,7 @@ def test_refined_values_single_out_the_circuit(induction, matrix):
         zip(p.patterns["pattern"].values, labels_of(matrix, p.patterns[:, 64:]), strict=True)
     )
     found = refined_on_pattern(matrix, labels[p.pattern])
-    z = {name: 2 * one.value / (one.high - one.low) for name, one in found.items()}
-    best = sorted(z, key=lambda name: -z[name])[:2]
+    best = sorted(found, key=lambda name: -found[name].value)[:2]
     assert set(best) == set(p.truth.components)
 
 
