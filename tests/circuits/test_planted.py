@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lens_slt.circuits.hypothesis import CircuitHypothesis, check_hypothesis
 from lens_slt.circuits.planted import FAMILIES, PlantedCircuit, plant, planted_suite
-from lens_slt.circuits.planted_tokens import BOS, MARK
+from lens_slt.circuits.planted.tokens import BOS, MARK
 from lens_slt.models.adapter import adapt, copy_weights
 from lens_slt.models.names import head_place
 from tests.tiny_models import has_hooked_transformer

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from lens_slt.circuits.planted_tokens import BOS, N_BRACKETS, Task
+from lens_slt.circuits.planted.tokens import BOS, N_BRACKETS, Task
 from lens_slt.models import forward
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.shipped import build_bridge, build_hooked, has_hooked_transformer

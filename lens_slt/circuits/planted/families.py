@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from lens_slt.circuits.hypothesis import Edge
-from lens_slt.circuits.planted_tokens import (
+from lens_slt.circuits.planted.tokens import (
     BOS,
     MARK,
     Task,
@@ -17,7 +17,7 @@ from lens_slt.circuits.planted_tokens import (
     repeats,
     skip_trigrams,
 )
-from lens_slt.circuits.planted_weights import (
+from lens_slt.circuits.planted.weights import (
     RECENCY_NORM,
     TOKEN_NORM,
     Copy,
