@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # also read by _homes
         keep_only,
         knock_in,
     )
-    from lens_slt.circuits.planted import plant, planted_suite
+    from lens_slt.circuits.planted import hard_suite, plant, planted_suite
     from lens_slt.circuits.propose import propose_circuits
     from lens_slt.circuits.replacements import Ablation
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
@@ -134,6 +134,7 @@ __all__ = [
     "estimate",
     "faithfulness_curve",
     "halves",
+    "hard_suite",
     "influence",
     "keep_only",
     "knock_in",

@@ -8,13 +8,20 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from lens_slt.circuits.hypothesis import CircuitHypothesis, check_hypothesis
+from lens_slt.circuits.hypothesis import check_hypothesis
 from lens_slt.circuits.planted import FAMILIES, PlantedCircuit, plant, planted_suite
 from lens_slt.circuits.planted.tokens import BOS, MARK
 from lens_slt.models.adapter import adapt, copy_weights
-from lens_slt.models.names import head_place
+from tests.planted_models import (
+    all_heads,
+    attention,
+    composition,
+    decoy,
+    head_norms,
+    losses,
+    on_pattern,
+)
 from tests.tiny_models import has_hooked_transformer
 
 SEEDS = (1, 2)  # LNPre with a composition decoy; no norm, and none
@@ -36,64 +43,6 @@ def each(families: tuple[str, ...] = FAMILIES) -> pytest.MarkDecorator:
         for seed in SEEDS
     ]
     return pytest.mark.parametrize(("family", "seed"), cases)
-
-
-def losses(p: PlantedCircuit, without: tuple[str, ...] = ()) -> np.ndarray:
-    """Loss of every next token, with the z of some heads replaced by their means."""
-    by_layer: dict[int, list[int]] = {}
-    for head in without:
-        layer, index = head_place(head)
-        by_layer.setdefault(layer, []).append(index)
-
-    def ablate(heads: list[int]):
-        def hook(z: Tensor, hook: object) -> Tensor:
-            z = z.clone()
-            z[:, :, heads] = z[:, :, heads].mean((0, 1))
-            return z
-
-        return hook
-
-    hooks = [(f"blocks.{layer}.attn.hook_z", ablate(heads)) for layer, heads in by_layer.items()]
-    with torch.no_grad():
-        logits = p.model.run_with_hooks(p.tokens, fwd_hooks=hooks, return_type="logits")
-    log_probabilities = logits[:, :-1].log_softmax(-1)
-    return -log_probabilities.gather(-1, p.tokens[:, 1:, None])[..., 0].numpy()
-
-
-def on_pattern(p: PlantedCircuit, values: np.ndarray, pattern: str = "") -> float:
-    return float(values[p.patterns.sel(pattern=pattern or p.pattern).values].mean())
-
-
-def all_heads(p: PlantedCircuit) -> list[str]:
-    cfg = p.model.cfg
-    return [f"L{layer}H{head}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
-
-
-def attention(p: PlantedCircuit, head: str) -> np.ndarray:
-    layer, index = head_place(head)
-    name = f"blocks.{layer}.attn.hook_pattern"
-    with torch.no_grad():
-        _, cached = p.model.run_with_cache(p.tokens, names_filter=name)
-    return cached[name][:, index].numpy()
-
-
-def composition(p: PlantedCircuit, hypothesis: CircuitHypothesis) -> float:
-    """‖W_OV W_X‖ / (‖W_OV‖ ‖W_X‖) of a hypothesis with one edge."""
-    [edge] = hypothesis.edges
-    weights = copy_weights(adapt(p.model))
-
-    def matrix(head: str, name: str) -> Tensor:
-        layer, index = head_place(head)
-        return weights[f"blocks.{layer}.attn.W_{name}"][index]
-
-    written = matrix(edge.source, "V") @ matrix(edge.source, "O")
-    q, k, v, o = (matrix(edge.target, name) for name in "QKVO")
-    read = {"Q": q @ k.T, "K": k @ q.T, "V": v @ o}[edge.through]
-    return float((written @ read).norm() / (written.norm() * read.norm()))
-
-
-def decoy(p: PlantedCircuit, name: str) -> CircuitHypothesis | None:
-    return next((hypothesis for hypothesis in p.decoys if hypothesis.name == name), None)
 
 
 @each(WITH_CIRCUIT)
@@ -247,13 +196,9 @@ def test_decoys_are_false_but_fit_the_model(family: str, seed: int) -> None:
 @each()
 def test_norms_do_not_give_the_circuit_away(family: str, seed: int) -> None:
     p = planted(family, seed)
-    weights = copy_weights(adapt(p.model))
     true = p.truth.heads if p.truth else ()
     for name in ("W_Q", "W_K", "W_V", "W_O"):
-        norm = {}
-        for head in all_heads(p):
-            layer, index = head_place(head)
-            norm[head] = float(weights[f"blocks.{layer}.attn.{name}"][index].norm())
+        norm = head_norms(p, name)
         others = [norm[head] for head in norm if head not in true]
         assert min(others) > 1.5
         for head in true:

@@ -18,12 +18,39 @@ decoy        no circuit: a head reads strongly what an earlier one writes, and n
 empty        no circuit
 ============ =====================================================================================
 
+The hard families (:func:`lens_slt.hard_suite`) have what circuits of trained models have:
+
+============ =====================================================================================
+family       what is hard
+============ =====================================================================================
+crowd        induction by all heads of a layer but one or two, each for its own words (seeds 0 and 1
+             of every four) or all for all, each with its share of the output; 4 to 6 heads a layer
+few_heads    induction in models of one or two heads a layer: hardly any are left to compare with
+dead_head    induction, and a head that composes with the previous-token head and attends as the
+             induction head does, but whose values only read directions that nothing writes
+positions    induction with large learned positions and no norm: heads before the last layer move
+             them, and what they write cancels position by position, so that replacing any of them
+             by its overall mean breaks the model, by its mean at every position only the circuit
+through_mlp  previous-token head → MLP → induction head through K; nothing passes by the MLP, and
+             all layers have one
+answer_only  induction, or a skip trigram (seeds 2 and 3 of every four), where only the last
+             prediction counts (``weights``); these are the pattern, ``all``
+============ =====================================================================================
+
 All other heads are distractors: ordinary attention patterns, weights as large as the circuit's, and
 outputs that hardly anything reads. W_U's gains are those of the least loss, so predictions are as
 confident as the data allow. Even seeds have no normalisation, odd ones ``LNPre``. Seeds 0 and 1 of
-every four also get a pair of heads as in ``decoy``.
+every four also get a pair of heads as in ``decoy``, except ``crowd``, ``few_heads`` and
+``positions``.
 """
 
-from lens_slt.circuits.planted.instances import FAMILIES, PlantedCircuit, plant, planted_suite
+from lens_slt.circuits.planted.instances import (
+    FAMILIES,
+    HARD_FAMILIES,
+    PlantedCircuit,
+    hard_suite,
+    plant,
+    planted_suite,
+)
 
-__all__ = ["FAMILIES", "PlantedCircuit", "plant", "planted_suite"]
+__all__ = ["FAMILIES", "HARD_FAMILIES", "PlantedCircuit", "hard_suite", "plant", "planted_suite"]

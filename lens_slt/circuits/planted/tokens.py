@@ -43,11 +43,14 @@ class Task:
     successor: tuple[int, ...]
 
 
-def repeats(vocab: int, n_sequences: int, length: int, rng: Random) -> Task:
+def repeats(
+    vocab: int, n_sequences: int, length: int, rng: Random, *, answered: bool = False
+) -> Task:
     """Segments of three to five tokens, separated by MARK; most of them are repeats.
 
     Planted: the second token of a bigram that stood earlier in the sequence. After MARK nothing is
     planted, since any segment may follow. A typo here and there keeps a copying head uncertain.
+    With ``answered`` the last token of every sequence is planted.
     """
     successor = _successors(range(2, vocab), vocab, rng)
 
@@ -64,11 +67,16 @@ def repeats(vocab: int, n_sequences: int, length: int, rng: Random) -> Task:
                 tokens.append(MARK)
         return tokens[:length], _repeated_bigrams(tokens[:length])
 
-    return _task(row, n_sequences, (), successor)
+    return _task(row, n_sequences, (), successor, answered)
 
 
-def skip_trigrams(vocab: int, n_sequences: int, length: int, rng: Random) -> Task:
-    """Triples "a … b → c": after b comes c in most cases, if its own a stood earlier."""
+def skip_trigrams(
+    vocab: int, n_sequences: int, length: int, rng: Random, *, answered: bool = False
+) -> Task:
+    """Triples "a … b → c": after b comes c in most cases, if its own a stood earlier.
+
+    With ``answered`` the last token of every sequence is such a c.
+    """
     ids = _shuffled(range(2, vocab), rng)
     n = (vocab - 4) // 3
     filler = ids[2 * n :]
@@ -94,7 +102,7 @@ def skip_trigrams(vocab: int, n_sequences: int, length: int, rng: Random) -> Tas
             planted.append(needed)
         return tokens, planted
 
-    return _task(row, n_sequences, rules, successor)
+    return _task(row, n_sequences, rules, successor, answered)
 
 
 def multigrams(vocab: int, n_sequences: int, length: int, rng: Random) -> Task:
@@ -156,11 +164,20 @@ def _task(
     n_sequences: int,
     rules: tuple[tuple[int, ...], ...],
     successor: tuple[int, ...],
+    answered: bool = False,
 ) -> Task:
-    rows = [row() for _ in range(n_sequences)]
+    rows = [_answered(row) if answered else row() for _ in range(n_sequences)]
     tokens = torch.tensor([tokens for tokens, _ in rows])
     planted = np.array([planted[1:] for _, planted in rows], bool)
     return Task(tokens, planted, rules, successor)
+
+
+def _answered(row: Callable[[], Row]) -> Row:
+    """A row whose last token is planted."""
+    while True:
+        tokens, planted = row()
+        if planted[-1]:
+            return tokens, planted
 
 
 def _segments(vocab: int, successor: tuple[int, ...], rng: Random) -> list[list[int]]:

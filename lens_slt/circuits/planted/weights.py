@@ -9,30 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
-from lens_slt.circuits.planted.tokens import BOS, N_BRACKETS, Task
-from lens_slt.models import forward
-from lens_slt.models.forward import Architecture, Weights
-from lens_slt.models.shipped import build_bridge, build_hooked, has_hooked_transformer
+from lens_slt.circuits.planted.tokens import BOS, N_BRACKETS
 
 D_HEAD = 24
 TOKEN_NORM, POSITION_NORM, CONSTANT_NORM = 5.0, 5.5, 7.0  # parts of the embedding
 RECENCY_NORM = 2.5  # at both ends of the sequence, with opposite signs
 N_JUNK = 12  # directions that only distractors write and read
 N_LINK = 10  # directions that join the two heads of a composition decoy
+CARRIED = 0.5  # of a feature of the position, where heads carry positions
+N_PLACES = 4  # large features of the position
 N_BLANK = 12  # directions that nothing writes, so that W_V may be large to no effect
-WEIGHT_NOISE = 0.005  # of every weight
 DISTRACTOR_OUTPUT = 0.008  # what distractors write where W_U reads, per weight of W_O
 _FULLNESS = 0.35  # weight of what is written somewhere in what distractors read
+_NEURON_FULLNESS = 0.6  # likewise of idle neurons
 KINDS = ("previous", "current", "two_back", "first", "duplicate", "random")  # of distractors
 
 Slot = tuple[int, int]  # layer and index of a head
 HeadWeights = dict[str, Tensor]  # W_Q, W_K, W_V [d_model, d_head], W_O [d_head, d_model]
+MlpWeights = dict[str, Tensor]  # W_in [d_model, d_mlp], b_in [d_mlp], W_out [d_mlp, d_model]
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,9 @@ class Space:
     junk: Tensor
     link: Tensor
     blank: Tensor
+    mapped: Tensor  # the token before, as an MLP passes it on; as all below, only where asked for
+    place: Tensor  # large features of the position
+    sink: Tensor  # where heads move them to
     length: int
 
     @property
@@ -83,13 +85,25 @@ class Head:
     copies: tuple[Copy, ...]
 
 
-def make_space(vocab: int, length: int, generator: Generator) -> Space:
+@dataclass(frozen=True)
+class Translator:
+    """An MLP that writes gain · (read_n · x − threshold) write_n where that is above zero."""
+
+    read: Tensor  # [n, d_model]
+    write: Tensor  # [n, d_model]
+    threshold: float
+    gain: float
+
+
+def make_space(
+    vocab: int, length: int, generator: Generator, *, mapped: int = 0, place: int = 0, sink: int = 0
+) -> Space:
     """Subspaces in random directions; d_model is one more than their dimensions together."""
     n_frequencies = max(8, math.ceil((length - 1) / 4))
     sizes = {
         "token": vocab, "position": 2 * n_frequencies, "constant": 1, "recency": 1,
         "previous": vocab, "count": N_BRACKETS, "output": vocab, "junk": N_JUNK,
-        "link": N_LINK, "blank": N_BLANK,
+        "link": N_LINK, "blank": N_BLANK, "mapped": mapped, "place": place, "sink": sink,
     }  # fmt: skip
     d_model = 1 + sum(sizes.values())
     matrix = torch.randn(d_model, d_model, generator=generator, dtype=torch.float64)
@@ -105,7 +119,7 @@ def attend_back(space: Space, steps: int, score: float) -> Match:
     distance up to 4K, except 0 (and 2K, where it is negative).
     """
     cosines, sines = space.position.chunk(2)
-    angle = _frequencies(space)[:, None] * steps
+    angle = frequencies(space)[:, None] * steps
     back = torch.cat(
         (angle.cos() * cosines + angle.sin() * sines, angle.cos() * sines - angle.sin() * cosines)
     )
@@ -200,70 +214,53 @@ def composition_decoy(
     return first, second
 
 
-def make_architecture(
-    space: Space, n_layers: int, n_heads: int, vocab: int, norm: str | None
-) -> Architecture:
-    """Attention only, learned positions."""
-    return Architecture(
-        n_layers=n_layers, d_model=space.d_model, n_heads=n_heads, n_key_value_heads=n_heads,
-        d_head=D_HEAD, d_vocab=vocab, n_ctx=space.length, attn_scale=math.sqrt(D_HEAD), norm=norm,
-        final_norm=norm,
-    )  # fmt: skip
-
-
-def assemble(
-    arch: Architecture,
-    space: Space,
-    heads: Mapping[Slot, HeadWeights],
-    task: Task,
-    generator: Generator,
-) -> Weights:
-    """All weights of a model with these heads.
-
-    A norm divides by a nearly constant scale, which is multiplied back into the matrices that read
-    its output. W_U's gains, on what heads write and on bigrams, are those of the least loss on the
-    task, so that the model is as confident as it may be.
-    """
-    weights = {
-        "embed.W_E": TOKEN_NORM * space.token,
-        "pos_embed.W_pos": _positions(space),
+def carry_position(
+    space: Space, head: HeadWeights, place: int, generator: Generator
+) -> HeadWeights:
+    """The head, moving a feature of the position in one of its dimensions, which does no more."""
+    axis = _frame(torch.eye(D_HEAD), 1, generator)
+    others = torch.eye(D_HEAD) - axis.T @ axis
+    copy = position_copy(space, place)
+    size = math.sqrt(copy.gain)
+    return {
+        "W_Q": _outside(head["W_Q"], space),
+        "W_K": _outside(head["W_K"], space),
+        "W_V": _outside(head["W_V"], space) @ others + size * copy.read.T @ axis,
+        "W_O": others @ head["W_O"] + size * axis.T @ copy.write,
     }
-    for layer in range(arch.n_layers):
-        for name in ("W_Q", "W_K", "W_V", "W_O"):
-            weights[f"blocks.{layer}.attn.{name}"] = torch.stack(
-                [heads[layer, index][name] for index in range(arch.n_heads)]
-            )
-    for name, weight in weights.items():
-        weights[name] = weight + WEIGHT_NOISE * torch.randn(weight.shape, generator=generator)
-    resid = forward.embed(arch, weights, task.tokens)
-    for layer in range(arch.n_layers):
-        for name in ("W_Q", "W_K", "W_V"):
-            weights[f"blocks.{layer}.attn.{name}"] *= _scale(arch, resid)
-        resid = forward.block(arch, weights, layer, resid)
-    state = forward.final_state(arch, weights, resid) * _scale(arch, resid)
-    follows = torch.zeros(arch.d_vocab, arch.d_vocab)
-    for token, following in enumerate(task.successor):
-        if following >= 0:
-            follows[token, following] = 1.0
-    parts = [space.output.T, space.token.T @ follows / TOKEN_NORM]
-    gains = _best_gains([state @ part for part in parts], task.tokens)
-    unembed = sum(gain * part for gain, part in zip(gains, parts, strict=True))
-    noise = WEIGHT_NOISE * torch.randn(parts[0].shape, generator=generator)
-    weights["unembed.W_U"] = (unembed + noise) * _scale(arch, resid)
-    return weights
 
 
-def build(arch: Architecture, weights: Weights, name: str, backend: str) -> Any:
-    """A HookedTransformer or native TransformerBridge on the CPU, in eval mode."""
-    config: dict[str, Any] = dict(
-        model_name=name, n_layers=arch.n_layers, d_model=arch.d_model, n_heads=arch.n_heads,
-        d_head=arch.d_head, d_vocab=arch.d_vocab, n_ctx=arch.n_ctx, attn_only=True,
-        normalization_type=arch.norm, eps=arch.norm_eps, positional_embedding_type="standard",
-        init_weights=False, device="cpu",
-    )  # fmt: skip
-    hooked = backend != "bridge" and has_hooked_transformer()
-    with torch.random.fork_rng(devices=[]):
-        return (build_hooked if hooked else build_bridge)(config, weights).eval()
+def position_copy(space: Space, place: int) -> Copy:
+    """Moves one of the large features of the position into the sink."""
+    return Copy(space.place[[place]], space.sink, CARRIED)
+
+
+def junk_translator(space: Space, n: int, like: Translator, generator: Generator) -> Translator:
+    """``n`` neurons of this threshold and gain that move random features into the junk.
+
+    As in distractors' W_V, much of what they read is nothing.
+    """
+
+    def directions(rows: Tensor) -> Tensor:
+        drawn = torch.randn(n, len(rows), generator=generator) @ rows
+        return torch.nn.functional.normalize(drawn)
+
+    full = torch.cat((space.token, space.position, space.previous, space.output, space.junk))
+    read = _NEURON_FULLNESS * directions(full)
+    read += math.sqrt(1 - _NEURON_FULLNESS**2) * directions(space.blank)
+    return replace(like, read=read, write=directions(space.junk))
+
+
+def mlp_weights(*translators: Translator) -> MlpWeights:
+    """The matrices of an MLP with the neurons of all of these."""
+    sizes = [math.sqrt(one.gain) for one in translators]
+    parts = list(zip(sizes, translators, strict=True))
+    return {
+        "W_in": torch.cat([size * one.read for size, one in parts]).T,
+        "b_in": torch.cat([torch.full((len(one.read),), -size * one.threshold)
+                           for size, one in parts]),
+        "W_out": torch.cat([size * one.write for size, one in parts]),
+    }  # fmt: skip
 
 
 def norm_range(heads: Sequence[HeadWeights]) -> dict[str, tuple[float, float]]:
@@ -273,47 +270,10 @@ def norm_range(heads: Sequence[HeadWeights]) -> dict[str, tuple[float, float]]:
     return {name: (min(values), max(values)) for name, values in norms.items()}
 
 
-def _positions(space: Space) -> Tensor:
-    """Position embeddings ``[position, d_model]``."""
-    place = torch.arange(space.length, dtype=torch.float32)
-    frequencies = _frequencies(space)
-    angles = place[:, None] * frequencies
-    code = torch.cat((angles.cos(), angles.sin()), dim=1) / math.sqrt(len(frequencies))
-    recency = RECENCY_NORM * (2 * place / (space.length - 1) - 1)
-    return (
-        POSITION_NORM * code @ space.position
-        + recency[:, None] * space.recency
-        + CONSTANT_NORM * space.constant
-    )
-
-
-def _frequencies(space: Space) -> Tensor:
+def frequencies(space: Space) -> Tensor:
+    """Those of the position features, in radians per position."""
     n = len(space.position) // 2
     return math.pi * (2 * torch.arange(n) + 1) / (2 * n)
-
-
-def _best_gains(parts: Sequence[Tensor], tokens: Tensor) -> tuple[float, float]:
-    """Gains of two parts of the logits with the least mean loss, by search in one then the other.
-
-    The loss is convex in the gains.
-    """
-    grid = [0.05 * i for i in range(61)]
-    gains = [0.0, 0.0]
-    for which in (0, 1, 0, 1):
-        rest = gains[1 - which] * parts[1 - which]
-        losses = [_loss(rest + gain * parts[which], tokens) for gain in grid]
-        gains[which] = grid[losses.index(min(losses))]
-    return gains[0], gains[1]
-
-
-def _loss(logits: Tensor, tokens: Tensor) -> float:
-    return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1),
-                                                   tokens[:, 1:].flatten()))  # fmt: skip
-
-
-def _scale(arch: Architecture, resid: Tensor) -> float:
-    """What the norm of this architecture divides by, on average."""
-    return 1.0 if arch.norm is None else float(resid.std(-1, correction=0).mean())
 
 
 def _fullness(norms: Mapping[str, float]) -> float:
@@ -329,6 +289,12 @@ def _frame(rows: Tensor, n: int, generator: Generator) -> Tensor:
     """Random orthonormal combinations ``[n, dimension]`` of orthonormal rows."""
     matrix = torch.randn(len(rows), n, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(matrix).Q.float().T @ rows
+
+
+def _outside(matrix: Tensor, space: Space) -> Tensor:
+    """The matrix ``[d_model, n]``, blind for large positions and for the sink."""
+    rows = torch.cat((space.place, space.sink))
+    return matrix - rows.T @ (rows @ matrix)
 
 
 def _with_norm(matrix: Tensor, norm: float) -> Tensor:
