@@ -94,6 +94,13 @@ def test_planted_circuits():
 
 
 @pytest.mark.slow
+def test_hard_planted_circuits():
+    found = figures("planted_circuits", "--quick", "--hard")
+    wanted = {"hard_head_f1", "hard_edge_f1", "hard_best_baseline_edge_f1", "true_undecided_rate"}
+    assert wanted | {"false_support_rate", "hard_inferred_after_trial_edge_f1"} <= set(found)
+
+
+@pytest.mark.slow
 def test_trained_circuits():
     found = figures("trained_circuits", "--quick")
     assert {"trained_edge_f1", "true_undecided_rate", "false_support_rate"} <= set(found)

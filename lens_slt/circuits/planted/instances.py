@@ -133,36 +133,36 @@ def plant(
 
 @typed
 def planted_suite(
-    n_seeds: int = 6, *, n_sequences: int = 128, backend: str = "auto"
+    n_seeds: int = 6, *, n_sequences: int = 128, backend: str = "auto", seed: int = 0
 ) -> Iterator[PlantedCircuit]:
-    """Instances of the eight plain families, ``n_seeds`` of each, over many sizes.
+    """Instances of the eight plain families, ``n_seeds`` of each from ``seed`` on, in many sizes.
 
     Six seeds make 48 instances: every family in all six sizes, of two and three layers, four of the
     six with a composition decoy, three with LNPre.
     """
-    _check_suite(n_seeds, n_sequences, backend)
-    return _suite(FAMILIES, n_seeds, n_sequences, backend)
+    _check_suite(n_seeds, n_sequences, backend, seed)
+    return _suite(FAMILIES, n_seeds, n_sequences, backend, seed)
 
 
 @typed
 def hard_suite(
-    n_seeds: int = 6, *, n_sequences: int = 128, backend: str = "auto"
+    n_seeds: int = 6, *, n_sequences: int = 128, backend: str = "auto", seed: int = 0
 ) -> Iterator[PlantedCircuit]:
-    """Instances of the hard families, ``n_seeds`` of each, over many sizes of two or three layers.
+    """Instances of the hard families, ``n_seeds`` of each from ``seed`` on, in many sizes.
 
     They have what circuits of trained models have and those of :func:`planted_suite` lack. Six
     seeds make 36 instances, every family in all of its six sizes. Pass ``weights`` of those whose
     loss counts at answers alone: ``ls.cross_check(p.model, p.tokens, p.truth, patterns=p.patterns,
     weights=p.weights)``.
     """
-    _check_suite(n_seeds, n_sequences, backend)
-    return _suite(HARD_FAMILIES, n_seeds, n_sequences, backend)
+    _check_suite(n_seeds, n_sequences, backend, seed)
+    return _suite(HARD_FAMILIES, n_seeds, n_sequences, backend, seed)
 
 
 def _suite(
-    families: tuple[str, ...], n_seeds: int, n_sequences: int, backend: str
+    families: tuple[str, ...], n_seeds: int, n_sequences: int, backend: str, first: int
 ) -> Iterator[PlantedCircuit]:
-    for seed in range(n_seeds):
+    for seed in range(first, first + n_seeds):
         for place, family in enumerate(families):
             sizes = HARD_SIZES.get(family, _SIZES)
             n_layers, n_heads, vocab = sizes[(seed + place) % len(sizes)]
@@ -321,7 +321,8 @@ def _check(family: str, sizes: dict[str, Any], backend: str) -> None:
         )
 
 
-def _check_suite(n_seeds: int, n_sequences: int, backend: str) -> None:
+def _check_suite(n_seeds: int, n_sequences: int, backend: str, seed: int) -> None:
     integer("n_seeds", n_seeds, at_least=1)
     integer("n_sequences", n_sequences, at_least=1)
+    integer("seed", seed, at_least=0)
     choice("backend", backend, BACKENDS)
