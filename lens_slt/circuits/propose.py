@@ -119,7 +119,7 @@ def _check_tokens(slt: SltEvidence, tokens: Any) -> None:
     there = slt.patterns["token_id"].values if "token_id" in slt.patterns.coords else ids
     if there.shape != ids.shape or (there != ids).any():
         raise ValueError(
-            f"tokens {list(ids.shape)} are not those that slt.patterns labels, "
+            f"tokens, predicted {list(ids.shape)}, are not those that slt.patterns labels, "
             f"{list(there.shape)}: pass the probe's"
         )
 

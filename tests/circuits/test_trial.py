@@ -110,9 +110,7 @@ def test_the_circuit_is_proposed_from_draws_alone(induction, matrix):
     nothing = ls.SltEvidence(matrix, p.patterns[:, 64:] & False)
     with pytest.raises(ValueError, match="no pattern has enough tokens"):
         ls.propose_circuits(nothing, p.model, p.tokens[64:])
-    with pytest.raises(
-        ValueError, match=r"tokens \[64, 32\] are not those that slt.patterns labels"
-    ):
+    with pytest.raises(ValueError, match="are not those that slt.patterns labels"):
         ls.propose_circuits(slt, p.model, p.tokens[:64])
 
 
