@@ -30,7 +30,8 @@ from lens_slt.circuits.null_sets import (
     random_paths,
     same_shape,
 )
-from lens_slt.circuits.runs import Losses, Runs, nodes_of
+from lens_slt.circuits.roles import nodes_of
+from lens_slt.circuits.runs import Losses, Runs
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured, hsic_p
 
 Outcome = Literal["held", "failed", "undecided", "noted"]

@@ -14,7 +14,8 @@ from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.replacements import Ablation
-from lens_slt.circuits.runs import Runs, nodes_of
+from lens_slt.circuits.roles import nodes_of
+from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import Contrast, rank_p
 from lens_slt.models.adapter import adapt
 from lens_slt.schema import stamped

@@ -6,6 +6,12 @@ part is an edge, a chain of edges ``L0H2 -> L1H2.K -> logits``, or a component w
 Edges lead from a head, an MLP or an embedding (``embed``, ``pos_embed``) to what reads the residual
 stream after it: a head's ``Q``, ``K`` or ``V`` (``L0MLP -> L1H2.K``), an MLP (``L0H2 -> L0MLP``),
 or ``logits``.
+
+A node may stand at a *role*, positions that the caller knows: ``L0H1@S2 -> L1H2@END.V -> logits``
+says that L1H2 reads through V what L0H1 writes at S2, and that the logits read what L1H2 puts out
+at END. What is written at a position is read at that position, so an edge has one role, that of its
+source; queries, MLPs and logits act where they read, keys and values also further on. Without a
+role all positions are meant, with ``@~S2~END`` all but those of S2 and END.
 """
 
 from __future__ import annotations
@@ -13,15 +19,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lens_slt.arguments import choice, instance, location, typed
+from lens_slt.circuits.roles import (
+    EVERYWHERE,
+    at_role,
+    check_role,
+    node_of,
+    parse_at_roles,
+    role_names,
+    split_role,
+)
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import AdaptedModel
-from lens_slt.models.components import parse_components
 from lens_slt.models.names import (
     EMBEDDINGS,
     MLP,
@@ -43,11 +58,15 @@ _ENDS = re.compile(r"\s*(?:->|→)\s*")
 
 @dataclass(frozen=True, order=True)
 class Edge:
-    """What a node writes, read by a later head through Q, K or V, an MLP, or the unembedding."""
+    """What a node writes, read by a later head through Q, K or V, an MLP, or the unembedding.
+
+    With a ``role``: what it writes at the positions of that role.
+    """
 
     source: str
     target: str
     through: str = ""
+    role: str = EVERYWHERE
 
     def __post_init__(self) -> None:
         for part in fields(self):
@@ -77,17 +96,29 @@ class Edge:
                 f"edge {self} runs backwards: its source must stand before its target in the "
                 "residual stream (an earlier layer; for an MLP also the heads of its own)"
             )
+        if self.role:
+            check_role(self.role, str(self))
 
     def __str__(self) -> str:
-        return f"{self.source}→{self.target}" + (f".{self.through}" if self.through else "")
+        return f"{self.writer}→{self.target}" + (f".{self.through}" if self.through else "")
+
+    @property
+    def writer(self) -> str:
+        """Its source at its role."""
+        return at_role(self.source, self.role)
+
+    @property
+    def path(self) -> tuple[str, str, str]:
+        """Its source, its target and through what, wherever it is."""
+        return self.source, self.target, self.through
 
 
 @dataclass(frozen=True)
 class CircuitHypothesis:
     """Components and edges that are claimed to do what a pattern of tokens needs.
 
-    ``components`` are heads, MLPs or layers in the grammar of :mod:`lens_slt.models.components`;
-    the ends of all edges are among them. ``provenance`` holds plain values that let a reader
+    ``components`` are heads, MLPs or layers in the grammar of :mod:`lens_slt.models.components`, at
+    a role or everywhere; the ends of all edges are among them. ``provenance`` holds plain values that let a reader
     retrace the guess. ``model`` is the hash of the weights that it was made for, "" for any model.
     """
 
@@ -114,21 +145,35 @@ class CircuitHypothesis:
             twice = sorted(str(part) for part, n in Counter(parts).items() if n > 1)
             if twice:
                 raise ValueError(f"{kind} {twice[0]} is named twice")
-        ends = {end for edge in self.edges for end in (edge.source, edge.target)} - {LOGITS}
-        missing = sorted(ends - set(self.components))
+        whole = {name for name in self.components if not split_role(name)[1]}
+        for name in self.components:
+            if node_of(name) in whole - {name}:
+                raise ValueError(
+                    f"component {name} is a part of {node_of(name)}, which is named everywhere: "
+                    "name it everywhere or at roles"
+                )
+        nodes = {*map(node_of, self.components), LOGITS}
+        missing = {edge.target for edge in self.edges} - nodes
+        missing |= {e.writer for e in self.edges if not {e.writer, e.source} & {*self.components}}
         if missing:
-            raise ValueError(f"edges end in {', '.join(missing)}, not among the components")
+            raise ValueError(f"edges end in {', '.join(sorted(missing))}, not among the components")
 
     def __str__(self) -> str:
-        joined = {end for edge in self.edges for end in (edge.source, edge.target)}
+        joined = {end for edge in self.edges for end in (edge.writer, edge.target)}
         alone = [name for name in self.components if name not in joined]
         what = "; ".join([*map(str, self.edges), *alone])
         return visible(f"{self.name or 'circuit'} for {self.pattern}: {what}")
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Those of its components that are heads."""
-        return tuple(name for name in self.components if is_head(name))
+        """The heads among its components, each once, without roles."""
+        return tuple(dict.fromkeys(filter(is_head, map(node_of, self.components))))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that it names."""
+        said = [*(split_role(name)[1] for name in self.components), *(e.role for e in self.edges)]
+        return tuple(sorted({name for role in said for name in role_names(role)}))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -153,28 +198,50 @@ def circuit(
 ) -> CircuitHypothesis:
     """A hypothesis from one line, such as ``"L0H2 -> L1H2.K -> logits; L1H4"``.
 
+    With roles: ``"L0H1@S2 -> L1H2@END.V -> logits"`` (see the head of this module). What is read
+    without a role is a component at the roles that it is named with elsewhere in the line.
+
     Raises ValueError for edges that run backwards, lack their Q, K or V, or do not parse.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> found = ls.circuit("L0H1@S2 -> L1H2@END.V -> logits", pattern="all")
+        >>> print(found)
+        circuit for all: L0H1@S2→L1H2.V; L1H2@END→logits
+        >>> found.components, found.roles
+        (('L0H1@S2', 'L1H2@END'), ('END', 'S2'))
     """
     if not re.sub(r"[;,\s]", "", text):
         raise ValueError(f"text must name at least one component, such as 'L0H2'; got {text!r}")
-    components: dict[str, None] = {}
+    named: set[str] = set()
     edges: dict[Edge, None] = {}
     for part in re.split(r"[;,]", text):
         if not part.strip():
             continue
-        source = ""
-        for place, end in enumerate(_ENDS.split(part.strip())):
-            target, _, through = end.strip().partition(".")
-            if place:
-                edges[Edge(source, target, through.upper())] = None
-            elif through:
-                raise ValueError(f"{part.strip()!r} begins with {end!r}: a source has no '.'")
-            if target != LOGITS:
-                components[target] = None
-            source = target
+        ends = list(_read(part.strip()))
+        for (source, role, _), (target, _, through) in pairwise(ends):
+            edges[Edge(source, target, through, role)] = None
+        # What is only read, without a role, is there as it is named elsewhere.
+        said = ends if len(ends) == 1 or ends[-1][1] else ends[:-1]
+        named |= {at_role(node, role) for node, role, _ in said}
+    written = {edge.writer for edge in edges if edge.role and edge.source in named}
+    components = {name for name in named if name != LOGITS} - written
+    components |= {edge.target for edge in edges} - set(map(node_of, components)) - {LOGITS}
     return CircuitHypothesis(
         tuple(sorted(components, key=_place)), tuple(edges), pattern, name, provenance or {}, model
     )
+
+
+def _read(part: str) -> Iterator[tuple[str, str, str]]:
+    """Node, role and through what of the ends of a chain."""
+    for place, end in enumerate(_ENDS.split(part)):
+        name, _, through = end.strip().partition(".")
+        node, role = split_role(name)
+        if through and not place:
+            raise ValueError(f"{part!r} begins with {end!r}: a source has no '.'")
+        if role and node == LOGITS:
+            raise ValueError(f"{part!r}: what the logits read stands where its source does, not @")
+        yield node, role, through.upper()
 
 
 @typed
@@ -210,7 +277,7 @@ def read_hypotheses(path: Path | str) -> list[CircuitHypothesis]:
 
 def check_hypothesis(hypothesis: CircuitHypothesis, model: AdaptedModel, model_hash: str) -> None:
     """Raise ValueError where the model has no such component or is not the one it was made for."""
-    parse_components(list(hypothesis.components), model)
+    parse_at_roles(hypothesis.components, model)
     if hypothesis.model and hypothesis.model != model_hash:
         raise ValueError(
             f"hypothesis {str(hypothesis)!r} was made for a model with weights "
@@ -221,9 +288,9 @@ def check_hypothesis(hypothesis: CircuitHypothesis, model: AdaptedModel, model_h
 
 def _place(name: str) -> tuple[int, int, str]:
     """Order of components: by layer, then heads by index, then the MLP."""
-    part = read_part(parts_of(name)[0])
+    part = read_part(parts_of(node_of(name))[0])
     if part is None:
-        return (-1, -1, name) if name in EMBEDDINGS else (10**6, -1, name)
+        return (-1, -1, name) if node_of(name) in EMBEDDINGS else (10**6, -1, name)
     if part.kind == MLP:
         return part.layer, 10**6, name
     return part.layer, -1 if part.head is None else part.head, name

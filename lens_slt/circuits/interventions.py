@@ -12,7 +12,7 @@ The caller's model is used as it stands and comes back as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ import xarray as xr
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.circuits.hypothesis import LOGITS, Edge, circuit
 from lens_slt.circuits.replacements import Ablation
-from lens_slt.circuits.runs import Losses, Runs, nodes_of
+from lens_slt.circuits.roles import BUT, at_role, node_of, nodes_of, rest, split_role
+from lens_slt.circuits.runs import Losses, Runs
 from lens_slt.data.columns import moved_back
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import parse_components
@@ -40,6 +41,7 @@ def ablate(
     tokens: Any,
     components: str | Iterable[str],
     *,
+    roles: Mapping[str, Any] | None = None,
     how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
@@ -51,7 +53,10 @@ def ablate(
     Args:
         model: HookedTransformer or TransformerBridge.
         tokens: ``[sequence, position]``.
-        components: such as ``"L1H2"`` or ``["L0H2", "L1MLP"]``; they are ablated together.
+        components: such as ``"L1H2"`` or ``["L0H2", "L1MLP"]``; they are ablated together. One at a
+            role, ``"L1H2@END"``, is ablated at the positions of that role.
+        roles: positions of each role, as :class:`lens_slt.Prompts` has them: bool
+            ``[sequence, position - 1]``, or ints ``[sequence]`` or ``[sequence, place]``.
         how: what replaces their output: ``mean``, ``mean_position``, ``mean_pattern``,
             ``resample``, ``interchange``, ``zero``, or an :class:`lens_slt.Ablation`, which says
             also from which tokens and at which positions. ``auto`` is ``mean_position`` where
@@ -70,10 +75,21 @@ def ablate(
 
     Raises:
         ValueError: components the model does not have, tokens or reference of another vocabulary or
-            length, a position of ``mean_position`` that the reference does not reach.
+            length, a position of ``mean_position`` that the reference does not reach, a role that
+            ``roles`` lacks.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> model, tokens = ls.load_shipped(), torch.arange(1, 41).reshape(4, 10)
+        >>> found = ls.ablate(model, tokens, "L1H2@END", roles={"END": torch.full((4,), 8)})
+        >>> bool((found["effect"][:, :8] == 0).all())
+        True
     """
     components = components if isinstance(components, str) else list(components)
-    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
+    runs = Runs(
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id,
+        roles=roles,
+    )  # fmt: skip
     nodes = nodes_of(components, runs.adapted)
     return effects(runs, runs.loss(nodes), f"{runs.how} ablation of {_named(components)}")
 
@@ -85,6 +101,7 @@ def ablate_path(
     tokens: Any,
     paths: str | Edge | Iterable[Edge],
     *,
+    roles: Mapping[str, Any] | None = None,
     how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
@@ -96,14 +113,18 @@ def ablate_path(
     The direct path alone: what reaches the target through heads and MLPs in between stays.
     ``"L0H2 -> L1H2.K"`` is such a path, ``"L0H2 -> L0MLP"`` one into an MLP, ``"embed -> L0H1.V"``
     one from the embedding, ``"L1H2 -> logits"`` the one into the unembedding; several are ablated
-    together. Under grouped-query attention keys and values belong to the target's whole group.
+    together. With a role, ``"L0H2@S2 -> L1H2.K"``, it is what the node writes at the positions of
+    that role. Under grouped-query attention keys and values belong to the target's whole group.
     Other arguments and the result are those of :func:`ablate`.
 
     Raises ValueError for nodes the model does not have, edges that run backwards, and models whose
     nodes do not write straight into the residual stream.
     """
     edges = _edges(paths)
-    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
+    runs = Runs(
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id,
+        roles=roles,
+    )  # fmt: skip
     ends = {end for edge in edges for end in (edge.source, edge.target)} - {LOGITS}
     parse_components(sorted(ends), runs.adapted)
     what = f"{runs.how} ablation of {', '.join(map(str, edges))}"
@@ -118,6 +139,7 @@ def keep_only(
     components: str | Iterable[str],
     *,
     outside: str = "heads",
+    roles: Mapping[str, Any] | None = None,
     how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
@@ -130,7 +152,10 @@ def keep_only(
     ``all`` other heads and MLPs. Other arguments and the result are those of :func:`ablate`.
     """
     components = components if isinstance(components, str) else list(components)
-    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
+    runs = Runs(
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id,
+        roles=roles,
+    )  # fmt: skip
     rest = outside_of(nodes_of(components, runs.adapted), runs, outside)
     return effects(runs, runs.loss(rest), f"{runs.how} ablation of all but {_named(components)}")
 
@@ -143,6 +168,7 @@ def knock_in(
     components: str | Iterable[str],
     *,
     outside: str = "heads",
+    roles: Mapping[str, Any] | None = None,
     how: str | Ablation = "auto",
     metric: Any = None,
     weights: Any = None,
@@ -155,7 +181,10 @@ def knock_in(
     their outputs are worth, not whether they can work alone. Arguments and result as there.
     """
     components = components if isinstance(components, str) else list(components)
-    runs = Runs(adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id)
+    runs = Runs(
+        adapt(model), tokens, how, metric=metric, weights=weights, mask=mask, pad_id=pad_id,
+        roles=roles,
+    )  # fmt: skip
     nodes = nodes_of(components, runs.adapted)
     rest = outside_of(nodes, runs, outside)
     what = f"{_named(components)} knocked into a model under {runs.how} ablation"
@@ -234,16 +263,29 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
 
 
 def outside_of(nodes: frozenset[str], runs: Runs, outside: str) -> frozenset[str]:
-    """Heads, or heads and MLPs, that are not among ``nodes``."""
+    """Heads, or heads and MLPs, that are not among ``nodes``; where a node is at roles, its rest."""
     choice("outside", outside, OUTSIDE)
-    return frozenset(runs.heads if outside == "heads" else runs.nodes) - nodes
+    roles: dict[str, set[str]] = {}
+    for name in nodes:
+        node, role = split_role(name)
+        roles.setdefault(node, set()).add(role)
+    for some in roles.values():
+        runs.roles.check(some)
+        if any(role.startswith(BUT) for role in some):
+            runs.roles.check_apart(some)
+    return frozenset(
+        at_role(node, role)
+        for node in (runs.heads if outside == "heads" else runs.nodes)
+        for role in rest(roles.get(node, ()))
+    )
 
 
 def _edges(paths: str | Edge | Iterable[Edge]) -> tuple[Edge, ...]:
     if isinstance(paths, str):
         said = circuit(paths, pattern="any")
         edges = said.edges
-        alone = set(said.components) - {end for edge in edges for end in (edge.source, edge.target)}
+        ends = {end for edge in edges for end in (edge.source, edge.target)}
+        alone = {name for name in said.components if node_of(name) not in ends}
         if alone and edges:
             raise ValueError(
                 f"paths must be edges; {', '.join(sorted(alone))} in {paths!r} is none, ablate it "

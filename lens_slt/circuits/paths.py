@@ -22,6 +22,7 @@ from lens_slt.models.names import EMBEDDINGS, head_place, is_head, is_mlp, layer
 from lens_slt.models.stream import Stream
 
 Place = tuple[str, int | None]  # a hook, and the head's index in its values
+Written = tuple[str, tuple[str, ...]]  # what a node writes at any of some roles
 
 
 @dataclass
@@ -72,23 +73,29 @@ def check_paths(paths: Iterable[Edge], stream: Stream) -> None:
 
 
 def path_hooks(
-    paths: Iterable[Edge], stream: Stream, instead: dict[str, Tensor], where: Tensor | None
+    paths: Iterable[Edge],
+    stream: Stream,
+    instead: dict[str, Tensor],
+    where: Callable[[str], Tensor | None],
 ) -> PathHooks:
     """Hooks that take what sources write out of what targets read.
 
-    ``instead`` has what replaces the output of every source; ``where``, bool ``[row, position]``,
-    says at which positions.
+    ``instead`` has what replaces the output of every source; ``where`` says of a role at which
+    positions, bool ``[row, position]``, or None for everywhere.
     """
     found, live = PathHooks(), _Live(stream, instead, where)
-    readers: dict[tuple[str, str], list[str]] = {}
+    roles: dict[tuple[str, str, str], list[str]] = {}
     for edge in sorted(paths):
-        readers.setdefault((edge.target, edge.through), []).append(edge.source)
+        roles.setdefault(edge.path, []).append(edge.role)
+    readers: dict[tuple[str, str], list[Written]] = {}
+    for (source, target, through), some in roles.items():
+        readers.setdefault((target, through), []).append((source, tuple(some)))
     found.hooks += [
         keep_in(live.values, name)
-        for name in sorted({place_of(s)[0] for sources in readers.values() for s in sources})
+        for name in sorted({place_of(node)[0] for written in readers.values() for node, _ in written})
     ]
     # What readers in one layer lack the same sources is projected once for all of them.
-    groups: dict[tuple[int, str], dict[tuple[str, ...], list[int]]] = {}
+    groups: dict[tuple[int, str], dict[tuple[Written, ...], list[int]]] = {}
     for (target, through), written in readers.items():
         if target == LOGITS:
             found.hooks.append(_into_logits(live, written))
@@ -108,33 +115,39 @@ class _Live:
 
     stream: Stream
     instead: dict[str, Tensor]
-    where: Tensor | None
+    where: Callable[[str], Tensor | None]
     values: dict[str, Tensor] = field(default_factory=dict)
 
-    def removed(self, sources: Iterable[str]) -> Tensor:
+    def removed(self, written: Iterable[Written]) -> Tensor:
         """What ablation takes from the residual stream, ``[row, position, d_model]``."""
         total = torch.zeros(())
-        for source in sources:
+        for source, roles in written:
             name, head = place_of(source)
             value = self.values[name]
             change = (value if head is None else value[:, :, head]) - self.instead[source]
-            if self.where is not None:
-                change = change * self.where[:, :, None].to(change)
+            where = self._where(roles)
+            if where is not None:
+                change = change * where[:, :, None].to(change)
             if head is not None:
                 w_o = self.stream.weight(layer_of(source), "W_O")
                 assert w_o is not None
                 change = change @ w_o[head]
-            written = self.stream.written_by(source) * change
-            total = total.to(written.device) + written
+            change = self.stream.written_by(source) * change
+            total = total.to(change.device) + change
         return total
 
+    def _where(self, roles: tuple[str, ...]) -> Tensor | None:
+        """Bool ``[row, position]`` of all of some roles together; None for everywhere."""
+        masks = [mask for mask in map(self.where, roles) if mask is not None]
+        return torch.stack(masks).any(0) if len(masks) == len(roles) else None
 
-def _into_logits(live: _Live, sources: list[str]) -> Hook:
+
+def _into_logits(live: _Live, sources: list[Written]) -> Hook:
     place = f"blocks.{live.stream.adapted.n_layers - 1}.hook_resid_post"
     return place, lambda x, hook: x - live.removed(sources)
 
 
-def _into_mlp(found: PathHooks, live: _Live, layer: int, sources: list[str]) -> None:
+def _into_mlp(found: PathHooks, live: _Live, layer: int, sources: list[Written]) -> None:
     reader = live.stream.mlp_reader(layer)
 
     def reread(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -145,7 +158,7 @@ def _into_mlp(found: PathHooks, live: _Live, layer: int, sources: list[str]) -> 
 
 
 def _into_heads(
-    live: _Live, layer: int, through: str, by_sources: dict[tuple[str, ...], list[int]]
+    live: _Live, layer: int, through: str, by_sources: dict[tuple[Written, ...], list[int]]
 ) -> list[Hook]:
     stream, place = live.stream, f"blocks.{layer}.hook_resid_pre"
 

@@ -115,7 +115,7 @@ class Replacements:
                 f"{real.shape[1] + 1}: ablated values are taken position by position, cut both to "
                 "one length" + (", or pass positions and reference_positions" if paired else "")
             )
-        self.where = _places(positions, real, "positions")
+        self.where = places(positions, real, "positions")
         self._pattern = _checked_pattern(pattern, real, same) if how == "mean_pattern" else None
         if how == "mean_position":
             _refuse_empty_positions(real, reference_real)
@@ -149,7 +149,7 @@ class Replacements:
         return found
 
 
-def moved_places(positions: Any, shift: Tensor) -> Any:
+def moved_places(positions: Any, shift: Tensor, name: str = "positions") -> Any:
     """Positions that a caller passes, where they stand in rows moved by ``shift [sequence]``.
 
     What is neither bool ``[sequence, position]`` nor positions of these sequences is left as it is,
@@ -162,14 +162,14 @@ def moved_places(positions: Any, shift: Tensor) -> Any:
         return moved(given, shift)
     if given.dtype.kind not in "iu" or given.ndim not in (1, 2) or len(given) != len(shift):
         return positions
-    places = given - shift.numpy().reshape(-1, *[1] * (given.ndim - 1))
-    padding = np.argwhere((places < 0) & (given >= 0))
+    there = given - shift.numpy().reshape(-1, *[1] * (given.ndim - 1))
+    padding = np.argwhere((there < 0) & (given >= 0))
     if len(padding):
         raise ValueError(
-            f"positions{padding[0].tolist()} is {given[tuple(padding[0])]}, which is padding on "
+            f"{name}{padding[0].tolist()} is {given[tuple(padding[0])]}, which is padding on "
             f"the left of sequence {padding[0][0]}: positions count in the columns of tokens"
         )
-    return places
+    return there
 
 
 def context(counts: BoolArray) -> BoolArray:
@@ -193,7 +193,7 @@ def _checked_pattern(pattern: Any, real: BoolArray, same: bool) -> BoolArray:
     return found
 
 
-def _places(positions: Any, real: BoolArray, name: str) -> Tensor | None:
+def places(positions: Any, real: BoolArray, name: str) -> Tensor | None:
     """Bool ``[sequence, position]`` of positions; None for everywhere."""
     if positions is None:
         return None

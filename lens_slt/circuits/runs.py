@@ -9,7 +9,7 @@ on every TransformerBridge, and a run starts at the first block that it changes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -23,26 +23,15 @@ from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.paths import PathHooks, check_paths, path_hooks, place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, Replacements, context
+from lens_slt.circuits.role_masks import RoleMasks
+from lens_slt.circuits.roles import node_of, split_role
 from lens_slt.data.columns import moved
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, hooks_note, model_logits_from
 from lens_slt.models.captures import Hook, captured, run_with
-from lens_slt.models.components import head_names, parse_components
-from lens_slt.models.names import (
-    ATTENTION,
-    EMBEDDINGS,
-    HEAD,
-    LAYER,
-    MLP,
-    depth_of,
-    head_name,
-    is_mlp,
-    layer_of,
-    mlp_name,
-    parts_of,
-    read_part,
-)
+from lens_slt.models.components import head_names
+from lens_slt.models.names import depth_of, is_mlp, layer_of, mlp_name
 from lens_slt.models.observable import Loss, Observable, Sites, as_observable, prepared
 from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import MOST_LOGITS, Stream
@@ -63,6 +52,8 @@ class Runs:
         ablation: what replaces an ablated output, and where.
         weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`; losses of
             others are NaN.
+        roles: positions of the roles that nodes and edges may have: bool
+            ``[sequence, position - 1]``, or ints ``[sequence]`` or ``[sequence, place]``.
         metric: an observable (see :mod:`lens_slt.models.observable`) instead of the loss. Where
             more of it is better, losses are what it lacks: minus the observable.
 
@@ -80,6 +71,7 @@ class Runs:
         mask: Any = None,
         pad_id: int | None = None,
         metric: Any = None,
+        roles: Mapping[str, Any] | None = None,
     ) -> None:
         ablation = Ablation.of(ablation)
         note = hooks_note(adapted)
@@ -97,6 +89,7 @@ class Runs:
         warn_of_padding(adapted, self.tokens, self.shift, "tokens")
         self.weight = weight.numpy()
         self.real = self.weight > 0
+        self.roles = RoleMasks(roles, self.real, self.shift)
         self.reference, reference_counts, there = self.tokens, self.real, self.shift
         if ablation.reference is not None:
             self.reference, weight, there = weighted_tokens(
@@ -181,9 +174,12 @@ class Runs:
         """Loss of every predicted token, NaN where none counts; in the units of the metric.
 
         Args:
-            ablated: nodes (see :func:`nodes_of`) whose output is replaced.
+            ablated: nodes (see :func:`lens_slt.circuits.roles.nodes_of`) whose output is replaced;
+                of a node at a role its output there.
             paths: edges along which the source's output is replaced.
             restored: nodes whose output is set to what it is without interventions.
+
+        Raises ValueError for a role of which no positions are known.
         """
         key = frozenset(ablated), frozenset(paths), frozenset(restored)
         if key not in self._losses:
@@ -207,8 +203,9 @@ class Runs:
         self, ablated: frozenset[str], paths: frozenset[Edge], restored: frozenset[str]
     ) -> Losses:
         found = np.full(self.real.shape, np.nan, dtype=np.float32)
-        changed = [*ablated, *restored, *(edge.source for edge in paths)]
-        first = max(min(map(layer_of, changed), default=0), 0)
+        changed = [*ablated, *restored, *(edge.writer for edge in paths)]
+        self.roles.check(split_role(name)[1] for name in changed)
+        first = max(min((layer_of(node_of(name)) for name in changed), default=0), 0)
         for rows in self.batches():
             on_paths = self._path_hooks(paths, rows) if paths else PathHooks()
             hooks = self._node_hooks(ablated, restored, rows) + on_paths.hooks
@@ -276,14 +273,15 @@ class Runs:
     ) -> list[Hook]:
         """Hooks that replace the outputs of nodes, one for each place in the model."""
         places: dict[str, list[tuple[int | None, Tensor, Tensor | None]]] = {}
-        where = self._replace.where
-        for node in sorted(ablated):
-            place, head = place_of(node)
-            some = None if where is None else where[rows, :, None]
-            places.setdefault(place, []).append((head, self.replacement(node, rows), some))
-        for node in sorted(restored):
-            place, head = place_of(node)
-            places.setdefault(place, []).append((head, self._clean_output(node, rows), None))
+        clean = {name: self._clean_output(node_of(name), rows) for name in restored}
+        instead = {name: self.replacement(node_of(name), rows) for name in ablated}
+        for values, where in ((instead, self.where), (clean, self._at_role)):
+            for name in sorted(values):
+                node, role = split_role(name)
+                place, head = place_of(node)
+                some = where(role, rows)
+                some = None if some is None else some[:, :, None]
+                places.setdefault(place, []).append((head, values[name], some))
 
         def replace(
             changes: list[tuple[int | None, Tensor, Tensor | None]],
@@ -306,8 +304,19 @@ class Runs:
         check_paths(paths, stream)
         # Found here, because a run cannot start inside the hooks of another.
         instead = {edge.source: self.replacement(edge.source, rows) for edge in paths}
-        where = self._replace.where
-        return path_hooks(paths, stream, instead, None if where is None else where[rows])
+        return path_hooks(paths, stream, instead, lambda role: self.where(role, rows))
+
+    def _at_role(self, role: str, rows: slice) -> Tensor | None:
+        """Bool ``[row, position]`` of a role; None for everywhere."""
+        found = self.roles(role)
+        return None if found is None else found[rows]
+
+    def where(self, role: str, rows: slice) -> Tensor | None:
+        """Bool ``[row, position]`` where a node at a role is ablated; None for everywhere."""
+        here, some = self._replace.where, self._at_role(role, rows)
+        if here is None:
+            return some
+        return here[rows] if some is None else here[rows] & some
 
     def _stream(self, rows: slice) -> Stream:
         """The stream of these sequences. Hooks may act on some only, so each batch has its own."""
@@ -352,30 +361,3 @@ class Runs:
             inputs = self.tokens[:, :-1]
             self._frozen = FrozenNorms(self.adapted, inputs, self._batches(len(inputs)))
         return self._frozen.on(rows)
-
-
-def nodes_of(components: str | Iterable[str], adapted: AdaptedModel) -> frozenset[str]:
-    """Heads, MLPs and embeddings that components consist of.
-
-    Raises ValueError for what the model does not have, and for the unembedding.
-    """
-    names = components if isinstance(components, str) else list(components)
-    found: set[str] = set()
-    for component in parse_components(names, adapted):
-        for name in parts_of(component.name):
-            part = read_part(name)
-            if name in EMBEDDINGS:
-                found.add(name)
-                continue
-            if part is None:
-                raise ValueError(
-                    f"components: {name!r} cannot be ablated; heads, MLPs, layers and embeddings "
-                    "can"
-                )
-            if part.kind in (LAYER, ATTENTION):
-                found |= {head_name(part.layer, head) for head in range(adapted.n_heads)}
-            if part.kind == LAYER and not adapted.attn_only:
-                found.add(mlp_name(part.layer))
-            if part.kind in (HEAD, MLP):
-                found.add(name)
-    return frozenset(found)

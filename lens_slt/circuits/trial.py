@@ -27,7 +27,8 @@ from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.neighbours import costs, neighbours
 from lens_slt.circuits.pattern_masks import pattern_masks
 from lens_slt.circuits.replacements import Ablation
-from lens_slt.circuits.runs import Runs, nodes_of
+from lens_slt.circuits.roles import nodes_of
+from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
 from lens_slt.circuits.trial_cost import n_runs
