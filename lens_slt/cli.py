@@ -569,12 +569,20 @@ def _hypotheses(given: str, pattern: str | None) -> list[CircuitHypothesis] | No
     if given == "inferred":
         return None
     if Path(given).suffix == ".json":
-        return read_hypotheses(given)
-    if pattern is None:
+        found = read_hypotheses(given)
+    elif pattern is None:
         raise ValueError(
             f"--hypothesis {given!r} needs --pattern, the tokens that the circuit is for"
         )
-    return [circuit(given, pattern)]
+    else:
+        found = [circuit(given, pattern)]
+    roles = sorted({role for one in found for role in one.roles})
+    if roles:
+        raise ValueError(
+            f"--hypothesis names roles ({', '.join(roles)}), and the command line knows no "
+            "positions of roles: use lens_slt.cross_check with roles= in Python"
+        )
+    return found
 
 
 def _about(title: str, data: str) -> dict[str, Any]:

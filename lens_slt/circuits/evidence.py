@@ -30,9 +30,10 @@ from lens_slt.circuits.null_sets import (
     random_paths,
     same_shape,
 )
-from lens_slt.circuits.roles import nodes_of
+from lens_slt.circuits.roles import apart, node_of, nodes_of, pieces
 from lens_slt.circuits.runs import Losses, Runs
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured, hsic_p
+from lens_slt.models.names import is_head
 
 Outcome = Literal["held", "failed", "undecided", "noted"]
 
@@ -84,7 +85,7 @@ class Case:
         self.nodes = nodes_of(self.hypothesis.components, self.runs.adapted)
         self.unit = self.runs.metric.units
         # MLPs stay where the hypothesis speaks of heads only (as in Wang et al. 2211.00593).
-        self.outside = "heads" if len(self.hypothesis.heads) == len(self.nodes) else "all"
+        self.outside = "heads" if all(is_head(node_of(x)) for x in self.nodes) else "all"
 
     @cached_property
     def kinds(self) -> frozenset[Kind]:
@@ -92,14 +93,29 @@ class Case:
         return frozenset(kind_of(e) for e in self.hypothesis.edges if e.target != LOGITS)
 
     @cached_property
-    def universe(self) -> frozenset[Edge]:
-        """Every path of these kinds."""
-        return all_paths(self.runs, self.kinds)
+    def roles(self) -> tuple[str, ...]:
+        """Of its edges between nodes, and the rest; together they are everywhere."""
+        return apart(edge.role for edge in self.hypothesis.edges if edge.target != LOGITS)
 
-    @property
+    @cached_property
+    def universe(self) -> frozenset[Edge]:
+        """Every path of these kinds, at every role that its edges name and at all other positions.
+
+        At all positions where they name none.
+        """
+        paths = all_paths(self.runs, self.kinds)
+        return frozenset(replace(path, role=role) for path in paths for role in self.roles)
+
+    @cached_property
     def own_paths(self) -> frozenset[Edge]:
         """Those that the hypothesis names."""
-        return self.universe & frozenset(self.hypothesis.edges)
+        return self.universe & self.in_pieces(self.hypothesis.edges)
+
+    def in_pieces(self, edges: Iterable[Edge]) -> frozenset[Edge]:
+        """Edges as the universe has them: one everywhere is one at each role."""
+        return frozenset(
+            replace(edge, role=role) for edge in edges for role in pieces(edge.role, self.roles)
+        )
 
     def along(self, edges: frozenset[Edge]) -> Losses:
         """Losses where every path of these kinds but some is ablated."""
@@ -135,15 +151,19 @@ def sufficiency(case: Case) -> list[Evidence]:
     heads into MLPs, …): every path of these kinds is ablated, except its own. One without edges,
     or with none but to the logits, speaks about its components: everything else is ablated. The
     effect is the share of the loss that comes back.
+
+    Where edges are at roles, paths of their kinds are apart by role: a path that is named at S2 is
+    ablated everywhere else, and compared with other paths at S2.
     """
     if not case.kinds:
         return [replace(faithfulness(case)[0], test="sufficiency", votes=True)]
     mine = case.own_paths
     empty = case.along(frozenset())
-    sets = random_paths(mine, case.universe, case.n_null, case.seed)
+    named = [edge for edge in case.hypothesis.edges if edge.target != LOGITS]
+    sets = random_paths(named, all_paths(case.runs, case.kinds), case.n_null, case.seed)
 
     def recovered(edges: frozenset[Edge]) -> Losses:
-        return empty - case.along(edges)
+        return empty - case.along(case.in_pieces(edges))
 
     what = f"with all other paths {_kinds_in_words(case.kinds)} ablated"
     return [_recovery(case, "sufficiency", recovered, mine, sets, empty, what)]

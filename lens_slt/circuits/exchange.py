@@ -106,7 +106,7 @@ def write_circuit(
 
     Raises:
         OSError, ValueError: a node, such as a layer, or an edge that the format or the model does
-            not have; no model; a name that ends otherwise.
+            not have; nodes or edges at roles; no model; a name that ends otherwise.
     """
     choice("format", format, FORMATS)
     if top is not None:
@@ -136,6 +136,11 @@ def _graph(circuit: CircuitHypothesis | xr.Dataset, top: int | None, *, position
     if isinstance(circuit, CircuitHypothesis):
         if top is not None:
             raise ValueError(f"top is for an attribution, not for a hypothesis; got {top}")
+        if circuit.roles:
+            raise ValueError(
+                f"circuit: {circuit} is at roles, and files of other tools have none; write it "
+                "without roles"
+            )
         for node in circuit.components:
             if not (is_head(node) or is_mlp(node) or node in EMBEDDINGS):
                 raise ValueError(

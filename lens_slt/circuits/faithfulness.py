@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.integrate import trapezoid
 
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.interventions import outside_of
+from lens_slt.circuits.interventions import in_parts
 from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
@@ -33,6 +33,7 @@ def faithfulness_curve(
     ranking: Sequence[str],
     *,
     outside: str = "heads",
+    roles: Mapping[str, Any] | None = None,
     how: str | Ablation = "auto",
     metric: Any = None,
     n_random: int = 20,
@@ -51,8 +52,9 @@ def faithfulness_curve(
         model: HookedTransformer or TransformerBridge.
         tokens: ``[sequence, position]``.
         pattern: bool ``[sequence, position - 1]``, true where the predicted token counts.
-        ranking: components, the most important first; those not named follow in random order.
-        outside, how, metric, weights, mask, pad_id: as in :func:`lens_slt.keep_only`.
+        ranking: components, the most important first; those not named follow in random order. A
+            node that is named at roles counts as one for each and one for the rest.
+        outside, roles, how, metric, weights, mask, pad_id: as in :func:`lens_slt.keep_only`.
         n_random: random rankings that the ranking is compared with.
         seed: of the rankings, and of ``how="resample"``.
 
@@ -66,7 +68,10 @@ def faithfulness_curve(
     integer("n_random", n_random, at_least=1)
     integer("seed", seed, at_least=0)
     how = Ablation.of(how, seed)
-    runs = Runs(adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric)
+    runs = Runs(
+        adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric,
+        roles=roles,
+    )  # fmt: skip
     chosen = np.asarray(pattern)
     if chosen.dtype != bool or chosen.shape != runs.real.shape:
         raise ValueError(
@@ -84,7 +89,7 @@ def curve(
     runs: Runs, contrast: Contrast, first: list[str], outside: str, n_random: int, seed: int
 ) -> xr.Dataset:
     """The curve of runs that are there already."""
-    universe = sorted(outside_of(frozenset(), runs, outside))
+    universe = sorted(in_parts(first, runs, outside))
     generator = np.random.default_rng(seed)
     rest = [node for node in universe if node not in first]
     ranking = [*first, *(rest[i] for i in generator.permutation(len(rest)))]

@@ -8,7 +8,8 @@ import networkx as nx
 import xarray as xr
 
 from lens_slt.arguments import typed
-from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
+from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, Edge
+from lens_slt.circuits.roles import at_role, node_of
 from lens_slt.circuits.trial import Trial
 from lens_slt.models.names import EMBEDDINGS, MLP, depth_of, is_head, is_mlp, parts_of, read_part
 from lens_slt.schema import require
@@ -36,11 +37,12 @@ def circuit_graph(
         behaviour: from :func:`lens_slt.behaviour_scores`, for the types of heads.
 
     Returns:
-        Nodes with ``kind`` (head, mlp, embedding, logits, or other for layers and unions),
-        ``layer`` (−1 for embeddings), ``depth``, which orders them along the residual stream (the
-        heads of a layer, then its MLP), ``outcome`` and ``effect`` of their minimality, and
-        ``head_type``; edges with ``through``, ``outcome`` and ``effect``. Outcomes are "" without a
-        trial. The graph has the ``pattern`` and the ``units`` of effects.
+        Nodes, one for each role of a head or MLP that is named at roles, with ``kind`` (head, mlp,
+        embedding, logits, or other for layers and unions), ``layer`` (−1 for embeddings),
+        ``depth``, which orders them along the residual stream (the heads of a layer, then its MLP),
+        ``outcome`` and ``effect`` of their minimality, and ``head_type``; edges with ``through``,
+        ``role``, ``outcome`` and ``effect``. Outcomes are "" without a trial. The graph has the
+        ``pattern`` and the ``units`` of effects.
     """
     if behaviour is not None:
         behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
@@ -59,19 +61,34 @@ def circuit_graph(
     units = circuit.settings["units"] if isinstance(circuit, Trial) else ""
     graph = nx.MultiDiGraph(name=str(hypothesis), pattern=hypothesis.pattern, units=units)
     for name in hypothesis.components:
-        head_type = ""
-        if behaviour is not None and name in behaviour["component"].values:
-            head_type = str(behaviour["head_type"].sel(component=name).values)
+        head_type, node = "", node_of(name)
+        if behaviour is not None and node in behaviour["component"].values:
+            head_type = str(behaviour["head_type"].sel(component=node).values)
         graph.add_node(name, **_place(name), head_type=head_type, **found(name))
     for edge in hypothesis.edges:
         if edge.target == LOGITS and LOGITS not in graph:
             graph.add_node(LOGITS, **_place(LOGITS), head_type="", **found(LOGITS))
-        graph.add_edge(edge.source, edge.target, through=edge.through, **found(str(edge)))
+        source = edge.writer if edge.writer in graph else edge.source
+        for target in _readers(edge, graph):
+            said = found(str(edge))
+            graph.add_edge(source, target, through=edge.through, role=edge.role, **said)
     return graph
+
+
+def _readers(edge: Edge, graph: nx.MultiDiGraph) -> list[str]:
+    """The components that an edge leads to: its target, at whichever roles it is one.
+
+    A query or an MLP acts where it reads; keys and values also further on.
+    """
+    same = at_role(edge.target, edge.role)
+    if edge.through not in ("K", "V") and same in graph:
+        return [same]
+    return [name for name in graph if node_of(name) == edge.target]
 
 
 def _place(name: str) -> dict[str, Any]:
     """What a node is, and where it stands."""
+    name = node_of(name)
     if name in EMBEDDINGS:
         return {"kind": "embedding", "layer": -1, "depth": depth_of(name)}
     part = read_part(parts_of(name)[0])
@@ -93,12 +110,17 @@ def to_dot(graph: nx.MultiDiGraph) -> str:
         lines.append(f'  {dot_text(name)} [label={label}, color="{colour}", style="{dash}"];')
     for source, target, edge in graph.edges(data=True):
         colour, dash = LOOKS[edge["outcome"]]
-        label = dot_text(" ".join([edge["through"], *_said(graph, edge)]).strip())
+        label = dot_text(" ".join([edge_label(edge), *_said(graph, edge)]).strip())
         lines.append(
             f"  {dot_text(source)} -> {dot_text(target)} "
             f'[label={label}, color="{colour}", style="{dash}"];'
         )
     return "\n".join([*lines, "}", ""])
+
+
+def edge_label(edge: dict[str, Any]) -> str:
+    """Through what an edge of the graph leads, and at which role."""
+    return " ".join(filter(None, [edge["through"], at_role("", edge["role"])]))
 
 
 def _said(graph: nx.MultiDiGraph, part: dict[str, Any]) -> list[str]:

@@ -118,8 +118,9 @@ class CircuitHypothesis:
     """Components and edges that are claimed to do what a pattern of tokens needs.
 
     ``components`` are heads, MLPs or layers in the grammar of :mod:`lens_slt.models.components`, at
-    a role or everywhere; the ends of all edges are among them. ``provenance`` holds plain values that let a reader
-    retrace the guess. ``model`` is the hash of the weights that it was made for, "" for any model.
+    a role or everywhere; the ends of all edges are among them. ``provenance`` holds plain values
+    that let a reader retrace the guess. ``model`` is the hash of the weights that it was made for,
+    "" for any model.
     """
 
     components: tuple[str, ...]

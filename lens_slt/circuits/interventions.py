@@ -80,8 +80,8 @@ def ablate(
 
     Example:
         >>> import lens_slt as ls, torch
-        >>> model, tokens = ls.load_shipped(), torch.arange(1, 41).reshape(4, 10)
-        >>> found = ls.ablate(model, tokens, "L1H2@END", roles={"END": torch.full((4,), 8)})
+        >>> model, tokens = ls.load_model("attn-1l"), torch.arange(1, 41).reshape(4, 10)
+        >>> found = ls.ablate(model, tokens, "L0H2@END", roles={"END": torch.full((4,), 8)})
         >>> bool((found["effect"][:, :8] == 0).all())
         True
     """
@@ -263,7 +263,7 @@ def effects(runs: Runs, loss: Losses, what: str) -> xr.Dataset:
 
 
 def outside_of(nodes: frozenset[str], runs: Runs, outside: str) -> frozenset[str]:
-    """Heads, or heads and MLPs, that are not among ``nodes``; where a node is at roles, its rest."""
+    """Heads, or heads and MLPs, that are not among ``nodes``; of a node at roles the rest."""
     choice("outside", outside, OUTSIDE)
     roles: dict[str, set[str]] = {}
     for name in nodes:
@@ -278,6 +278,14 @@ def outside_of(nodes: frozenset[str], runs: Runs, outside: str) -> frozenset[str
         for node in (runs.heads if outside == "heads" else runs.nodes)
         for role in rest(roles.get(node, ()))
     )
+
+
+def in_parts(nodes: Iterable[str], runs: Runs, outside: str) -> frozenset[str]:
+    """All heads, or heads and MLPs; those that ``nodes`` has at roles are one part for each role
+    and one for the rest."""
+    mine = frozenset(nodes)
+    every = outside_of(frozenset(), runs, outside)
+    return frozenset(x for x in mine if node_of(x) in every) | outside_of(mine, runs, outside)
 
 
 def _edges(paths: str | Edge | Iterable[Edge]) -> tuple[Edge, ...]:

@@ -92,7 +92,7 @@ def path_hooks(
         readers.setdefault((target, through), []).append((source, tuple(some)))
     found.hooks += [
         keep_in(live.values, name)
-        for name in sorted({place_of(node)[0] for written in readers.values() for node, _ in written})
+        for name in sorted({place_of(source)[0] for source, _, _ in roles})
     ]
     # What readers in one layer lack the same sources is projected once for all of them.
     groups: dict[tuple[int, str], dict[tuple[Written, ...], list[int]]] = {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.circuits.paths import place_of
+from lens_slt.circuits.roles import node_of, split_role
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import Contrast
 
@@ -34,18 +35,20 @@ def shortlist(runs: Runs, contrast: Contrast, nodes: Iterable[str]) -> set[str]:
 def node_effects(runs: Runs, pattern: Any, nodes: Iterable[str]) -> dict[str, float]:
     """Estimated rise of the mean loss of a pattern's tokens when each node alone is ablated."""
     nodes = sorted(nodes)
-    places = sorted({place_of(node)[0] for node in nodes})
+    places = sorted({place_of(node_of(node))[0] for node in nodes})
     total = dict.fromkeys(nodes, 0.0)
     for rows in runs.batches():
         # Found here, because a run cannot start inside the hooks of another.
-        instead = {node: runs.replacement(node, rows) for node in nodes}
+        instead = {node: runs.replacement(node_of(node), rows) for node in nodes}
         clean, gradients = _gradients(runs, rows, pattern, places)
         for node in nodes:
-            place, head = place_of(node)
+            place, head = place_of(node_of(node))
             value, gradient = clean[place], gradients[place]
             if head is not None:
                 value, gradient = value[:, :, head], gradient[:, :, head]
-            total[node] += float(((instead[node] - value) * gradient).sum())
+            change = ((instead[node] - value) * gradient).sum(-1)
+            where = runs.where(split_role(node)[1], rows)
+            total[node] += float((change if where is None else change * where.to(change)).sum())
     return {node: value / int(pattern.sum()) for node, value in total.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args, overload
 
 import numpy as np
 import pandas as pd
@@ -13,18 +13,14 @@ import xarray as xr
 
 from lens_slt.arguments import choice, instance, integer, number, typed
 from lens_slt.circuits import evidence as tests
-from lens_slt.circuits import faithfulness
 from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.evidence import NAN, Case, Evidence, Outcome
 from lens_slt.circuits.hypothesis import (
-    LOGITS,
     CircuitHypothesis,
-    Edge,
     check_hypothesis,
     from_record,
 )
-from lens_slt.circuits.interventions import outside_of
-from lens_slt.circuits.neighbours import costs, neighbours
+from lens_slt.circuits.neighbours import neighbours
 from lens_slt.circuits.pattern_masks import pattern_masks
 from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
@@ -32,9 +28,14 @@ from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
 from lens_slt.circuits.trial_cost import n_runs
+from lens_slt.circuits.trial_notes import (
+    composes,
+    composition_evidence,
+    disagreements,
+    faithfulness_of,
+)
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.models.names import EMBEDDINGS, is_head
 from lens_slt.progress import track
 from lens_slt.schema import require
 from lens_slt.torch_state import plain_torch
@@ -93,6 +94,34 @@ def read_trials(path: Path | str) -> list[Trial]:
         raise ValueError(f"{path} holds no trials: {error}") from None
 
 
+class TrialOptions(TypedDict, total=False):
+    """The options of :func:`cross_check`, for type checkers."""
+
+    patterns: Any
+    slt: SltEvidence | None
+    composition: xr.Dataset | None
+    roles: Mapping[str, Any] | None
+    how: str | Ablation
+    metric: Any
+    least_effect: float
+    n_null: int
+    n_bootstrap: int
+    weights: Any
+    mask: Any
+    pad_id: int | None
+    seed: int
+    progress: bool
+
+
+@overload
+def cross_check(
+    model: Any, tokens: Any, hypothesis: CircuitHypothesis, **options: Unpack[TrialOptions]
+) -> Trial: ...
+@overload
+def cross_check(
+    model: Any, tokens: Any, hypothesis: Sequence[CircuitHypothesis],
+    **options: Unpack[TrialOptions],
+) -> list[Trial]: ...  # fmt: skip
 @typed
 @plain_torch
 def cross_check(
@@ -103,6 +132,7 @@ def cross_check(
     patterns: Any = None,
     slt: SltEvidence | None = None,
     composition: xr.Dataset | None = None,
+    roles: Mapping[str, Any] | None = None,
     how: str | Ablation = "auto",
     metric: Any = None,
     least_effect: float = LEAST_EFFECT,
@@ -113,7 +143,7 @@ def cross_check(
     pad_id: int | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Any:
+) -> Trial | list[Trial]:
     """Test a circuit hypothesis, or several on the same runs of the model, with interventions.
 
     Four kinds of test vote:
@@ -121,7 +151,9 @@ def cross_check(
     - *necessity* of the circuit: ablating it hurts the pattern's tokens more than matched others;
     - *sufficiency*: with every other path through the inputs (Q, K or V) that its edges name
       ablated, or with all other components ablated where it has no edges, at least a tenth of the
-      pattern's loss comes back;
+      pattern's loss comes back. Edges at roles (``L0H1@S2 -> L1H2.V``) are kept at their role
+      alone: the other paths are those of the same kinds at every role that the edges name and at
+      all remaining positions, the named ones elsewhere among them;
     - *minimality* of every component: some context needs it;
     - every *edge*: ablating its path alone hurts the pattern's tokens more than matched others.
 
@@ -129,6 +161,7 @@ def cross_check(
     corrected by Holm over all voting tests of the trial, is under 0.05, and (except minimality) it
     beats 95 % of its null: sets of other components with as many of each layer, sets of as many
     other paths, or other paths between the same layers; all of them where there are fewer than 20.
+    Nulls are at the roles of what they stand in for.
     Where nothing else is left to compare with, its words say so and the p-value decides. It
     **fails** if its 95 % interval lies below that effect. Else it is undecided.
 
@@ -150,6 +183,8 @@ def cross_check(
             every prediction that counts, such as the answers where ``weights`` leave only these.
         slt: matrix, patterns of its probe and modes.
         composition: from :func:`lens_slt.composition_scores`; computed if there are edges.
+        roles: positions of the roles that hypotheses name, such as ``prompts.roles``; as in
+            :func:`lens_slt.ablate`. Roles that one hypothesis names share no position.
         how: of ablated outputs, as in :func:`lens_slt.ablate`.
         metric: an observable instead of the loss, as in :func:`lens_slt.ablate`.
         least_effect: in nats, or in units of the metric; smaller effects are none.
@@ -164,8 +199,9 @@ def cross_check(
 
     Raises:
         ValueError: components the model does not have, hypotheses for another model, an unknown
-            pattern, patterns of other tokens, too few tokens or sequences of a pattern (the message
-            says how many are needed), a pattern that covers everything.
+            pattern, roles that are missing or overlap, patterns of other tokens, too few tokens or
+            sequences of a pattern (the message says how many are needed), a pattern that covers
+            everything.
     """
     one_only = isinstance(hypothesis, CircuitHypothesis)
     hypotheses = [hypothesis] if isinstance(hypothesis, CircuitHypothesis) else list(hypothesis)
@@ -174,11 +210,16 @@ def cross_check(
     integer("n_bootstrap", n_bootstrap, at_least=100)
     integer("seed", seed, at_least=0)
     how = Ablation.of(how, seed)
-    runs = Runs(adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric)
+    runs = Runs(
+        adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric,
+        roles=roles,
+    )  # fmt: skip
     digest = weights_hash(runs.adapted)
     for one in hypotheses:
         check_hypothesis(one, runs.adapted, digest)
         nodes_of(one.components, runs.adapted)
+        runs.roles.check(one.roles)
+        runs.roles.check_apart(one.roles)
     if composition is not None:
         composition = require(composition, "composition_scores", argument="composition")
     masks = pattern_masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
@@ -186,7 +227,7 @@ def cross_check(
         name: Contrast(runs.base, where, weights=runs.weight, n_bootstrap=n_bootstrap, seed=seed)
         for name, where in masks.items()
     }
-    if composition is None and any(_composes(edge) for one in hypotheses for edge in one.edges):
+    if composition is None and any(composes(edge) for one in hypotheses for edge in one.edges):
         composition = composition_scores(model, seed=seed)
     settings = {
         "how": runs.how, "metric": runs.metric.name, "units": runs.metric.units,
@@ -195,6 +236,7 @@ def cross_check(
         "model": runs.adapted.name, "weights": digest,
         "frozen_norm": runs.ablation.frozen_norm,
         "reference": runs.ablation.reference is not None,
+        "roles": sorted(roles or {}),
     }  # fmt: skip
     trials = []
     with track("Trial", n_runs(hypotheses, runs, n_null), progress) as advance:
@@ -283,12 +325,13 @@ def _trial(
     voting = [_after_correction(one, float(p)) for one, p in zip(voting, corrected, strict=True)]
     noted = [*tests.faithfulness(case), *tests.self_repair(case), *tests.completeness(case)]
     noted += neighbours(case)
-    noted += _composition(case, composition)
+    noted += composition_evidence(case, composition)
     noted += slt_evidence(case, slt) if slt is not None else []
     verdict, reasons = _verdict(voting, noted[0])
     return Trial(
         case.hypothesis, verdict, tuple(reasons),
-        tuple(_disagreements(case, voting, noted)), (*voting, *noted), _curve(case), settings,
+        tuple(disagreements(case, voting, noted)), (*voting, *noted), faithfulness_of(case),
+        settings,
     )  # fmt: skip
 
 
@@ -333,69 +376,3 @@ def _reason(one: Evidence) -> str:
 def p_words(p: float) -> str:
     """A p-value as text."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> list[str]:
-    """Where composition scores, rLLCs or susceptibilities say other than interventions."""
-    found = []
-    outcomes = {one.part: one for one in voting if one.test in ("minimality", "edge")}
-    for one in noted:
-        vote = outcomes.get(one.part)
-        opposite = {"held": "failed", "failed": "held"}.get(one.outcome)
-        if vote is not None and vote.outcome == opposite and one.test != "reliability":
-            what = "is needed" if vote.outcome == "held" else "is not needed"
-            says = "for" if one.outcome == "held" else "against"
-            found.append(
-                f"{one.part}: by intervention it {what} ({vote.effect:.2f} {vote.unit}), "
-                f"{one.test} speaks {says} it ({one.effect:.2f} {one.unit})"
-            )
-    cost = costs(case)
-    inside = [cost[node] for node in case.nodes if is_head(node)]
-    for head in case.runs.heads if inside else ():
-        effect = cost.get(head, 0.0)
-        if head not in case.nodes and effect >= max(case.least_effect, max(inside) / 2):
-            found.append(
-                f"{head} is not in the circuit, but its ablation costs the pattern {effect:.2f} "
-                f"{case.unit} more than matched tokens"
-            )
-    return found
-
-
-def _composes(edge: Edge) -> bool:
-    """Whether there is a composition score of an edge: between heads and MLPs."""
-    return edge.source not in EMBEDDINGS and edge.target != LOGITS
-
-
-def _composition(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
-    found = []
-    for edge in case.hypothesis.edges:
-        ends = {"source": edge.source, "target": edge.target, "through": edge.through}
-        if composition is None or any(end not in composition[d] for d, end in ends.items()):
-            continue
-        one = composition.sel(ends)
-        if bool(one["score"].isnull()):  # an MLP that is left out
-            continue
-        q = max(float(one["q_random"]), float(one["q_rotation"]))
-        p = max(float(one["p_random"]), float(one["p_rotation"]))
-        z = f"z {float(one['z_random']):.1f}, {float(one['z_rotation']):.1f}"
-        found.append(
-            Evidence(
-                "composition", str(edge), float(one["score"]), unit="score", p=p, corrected_p=q,
-                null="random matrices and random rotations, over all pairs",
-                outcome="held" if q < SIGNIFICANT else "failed", words=f"{z} against the two nulls",
-            )
-        )  # fmt: skip
-    return found
-
-
-def _curve(case: Case) -> xr.Dataset | None:
-    """Faithfulness, the circuit first and the rest by what its ablation costs."""
-    universe = outside_of(frozenset(), case.runs, case.outside)
-    cost = costs(case)
-    ranking = sorted(
-        universe, key=lambda node: (node not in case.nodes, -cost.get(node, 0.0), node)
-    )
-    try:
-        return faithfulness.curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
-    except ValueError:
-        return None  # ablating everything does not hurt; sufficiency has said so

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from lens_slt.arguments import typed
-from lens_slt.circuits.graph import LOOKS, circuit_graph
+from lens_slt.circuits.graph import LOOKS, circuit_graph, edge_label
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS, DASHES, HEAD_TYPE_COLOURS, SYMBOLS
@@ -47,13 +47,14 @@ def plot_circuit(
         between[source, target] = between.get((source, target), 0) + 1
         (x0, y0), (x1, y1) = place[source], place[target]
         bend = _bend(place, source, target, shift)
-        words = labels([f"{source}→{target}", edge["through"] or "logits", edge["outcome"]])
+        label = edge_label(edge)
+        words = labels([f"{source}→{target}", label or "logits", edge["outcome"]])
         if edge["effect"] is not None:
             words.append(f"{edge['effect']:.2f} {units}")
         figure.add_trace(
             go.Scatter(
                 x=[x0, bend[0], x1], y=[y0, bend[1], y1],
-                mode="lines+text", text=labels(["", edge["through"], ""]),
+                mode="lines+text", text=labels(["", label, ""]),
                 textposition="top center",
                 line=dict(color=colour, width=2.5, dash=DASH_NAMES[dash]),
                 showlegend=False,

@@ -1,0 +1,81 @@
+"""What a trial notes beside its tests: disagreements, composition, the faithfulness curve."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from lens_slt.circuits import faithfulness
+from lens_slt.circuits.evidence import Case, Evidence
+from lens_slt.circuits.hypothesis import LOGITS, Edge
+from lens_slt.circuits.interventions import in_parts
+from lens_slt.circuits.neighbours import costs
+from lens_slt.circuits.roles import node_of
+from lens_slt.circuits.statistics import SIGNIFICANT
+from lens_slt.models.names import EMBEDDINGS, is_head
+
+
+def disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> list[str]:
+    """Where composition scores, rLLCs or susceptibilities say other than interventions."""
+    found = []
+    outcomes = {one.part: one for one in voting if one.test in ("minimality", "edge")}
+    for one in noted:
+        vote = outcomes.get(one.part)
+        opposite = {"held": "failed", "failed": "held"}.get(one.outcome)
+        if vote is not None and vote.outcome == opposite and one.test != "reliability":
+            what = "is needed" if vote.outcome == "held" else "is not needed"
+            says = "for" if one.outcome == "held" else "against"
+            found.append(
+                f"{one.part}: by intervention it {what} ({vote.effect:.2f} {vote.unit}), "
+                f"{one.test} speaks {says} it ({one.effect:.2f} {one.unit})"
+            )
+    cost = costs(case)
+    mine = set(map(node_of, case.nodes))
+    inside = [cost[node] for node in case.nodes if is_head(node_of(node))]
+    for head in case.runs.heads if inside else ():
+        effect = cost.get(head, 0.0)
+        if head not in mine and effect >= max(case.least_effect, max(inside) / 2):
+            found.append(
+                f"{head} is not in the circuit, but its ablation costs the pattern {effect:.2f} "
+                f"{case.unit} more than matched tokens"
+            )
+    return found
+
+
+def composes(edge: Edge) -> bool:
+    """Whether there is a composition score of an edge: between heads and MLPs."""
+    return edge.source not in EMBEDDINGS and edge.target != LOGITS
+
+
+def composition_evidence(case: Case, composition: xr.Dataset | None) -> list[Evidence]:
+    found = []
+    for edge in case.hypothesis.edges:
+        ends = {"source": edge.source, "target": edge.target, "through": edge.through}
+        if composition is None or any(end not in composition[d] for d, end in ends.items()):
+            continue
+        one = composition.sel(ends)
+        if bool(one["score"].isnull()):  # an MLP that is left out
+            continue
+        q = max(float(one["q_random"]), float(one["q_rotation"]))
+        p = max(float(one["p_random"]), float(one["p_rotation"]))
+        z = f"z {float(one['z_random']):.1f}, {float(one['z_rotation']):.1f}"
+        found.append(
+            Evidence(
+                "composition", str(edge), float(one["score"]), unit="score", p=p, corrected_p=q,
+                null="random matrices and random rotations, over all pairs",
+                outcome="held" if q < SIGNIFICANT else "failed", words=f"{z} against the two nulls",
+            )
+        )  # fmt: skip
+    return found
+
+
+def faithfulness_of(case: Case) -> xr.Dataset | None:
+    """Faithfulness, the circuit first and the rest by what its ablation costs."""
+    universe = in_parts(case.nodes, case.runs, case.outside)
+    cost = costs(case)
+    ranking = sorted(
+        universe, key=lambda node: (node not in case.nodes, -cost.get(node, 0.0), node)
+    )
+    try:
+        return faithfulness.curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
+    except ValueError:
+        return None  # ablating everything does not hurt; sufficiency has said so
