@@ -375,6 +375,10 @@ def test_components_without_usable_chains_exit_with_1(
         (["--hypothesis", "L0H2->L1H2.K"], "needs --pattern"),
         (["--hypothesis", "L1H2->L0H2.K", "--pattern", "induction"], "runs backwards"),
         (["--hypothesis", "L0H2", "--pattern", "inducton"], "did you mean 'induction'"),
+        (
+            ["--hypothesis", "L0H2@S2->L1H2.K", "--pattern", "induction"],
+            "names roles (S2), and the command line knows no positions of roles",
+        ),
         (["--hypothesis", "no.json"], "there is no file no.json"),
         (["--hypothesis", "."], "needs --pattern"),
         (["--how", "men", "--hypothesis", "L0H2", "--pattern", "word_start"], "'mean'?"),

@@ -53,7 +53,7 @@ class Prompts:
         tokens: ``[prompt, position]``; the last token is the answer, which is predicted and not
             read.
         corrupted: the same with the telling word replaced, position by position.
-        counts: bool ``[prompt, position - 1]``, true at the answer alone: the ``mask`` or
+        counts: bool ``[prompt, position - 1]``, true at the answer alone: the
             ``weights`` of a loss.
         roles: the position ``[prompt]`` of each role; predictions made there have that index.
         right, wrong: token ids ``[prompt, answer]`` of right and wrong answers; −1 where a prompt
