@@ -82,7 +82,7 @@ def ablate(
         >>> import lens_slt as ls, torch
         >>> model, tokens = ls.load_model("attn-1l"), torch.arange(1, 41).reshape(4, 10)
         >>> found = ls.ablate(model, tokens, "L0H2@END", roles={"END": torch.full((4,), 8)})
-        >>> bool((found["effect"][:, :8] == 0).all())
+        >>> bool((found["effect"].isel(position=slice(8)) == 0).all())
         True
     """
     components = components if isinstance(components, str) else list(components)
