@@ -26,6 +26,7 @@ from lens_slt.circuits.null_sets import (
     NullSets,
     all_paths,
     kind_of,
+    kinds_in_words,
     other_paths,
     random_paths,
     same_shape,
@@ -165,22 +166,8 @@ def sufficiency(case: Case) -> list[Evidence]:
     def recovered(edges: frozenset[Edge]) -> Losses:
         return empty - case.along(case.in_pieces(edges))
 
-    what = f"with all other paths {_kinds_in_words(case.kinds)} ablated"
+    what = f"with all other paths {kinds_in_words(case.kinds)} ablated"
     return [_recovery(case, "sufficiency", recovered, mine, sets, empty, what)]
-
-
-def _kinds_in_words(kinds: Iterable[Kind]) -> str:
-    plural = {"head": "heads", "MLP": "MLPs", "embedding": "embeddings"}
-    through: dict[tuple[str, str], list[str]] = {}
-    for source, target, part in sorted(kinds):
-        through.setdefault((source, target), []).append(part)
-    words = []
-    for (source, target), parts in through.items():
-        ends = f"from {plural[source]} into {plural[target]}"
-        if source == target == "head":
-            ends = "between heads"
-        words.append(ends + (f" through {', '.join(parts)}" if any(parts) else ""))
-    return " and ".join(words)
 
 
 def faithfulness(case: Case) -> list[Evidence]:

@@ -117,6 +117,21 @@ def kind_of(edge: Edge) -> Kind:
     return _node_kind(edge.source), _node_kind(edge.target), edge.through
 
 
+def kinds_in_words(kinds: Iterable[Kind]) -> str:
+    """What paths of some kinds lead from and into, such as "between heads through K"."""
+    plural = {"head": "heads", "MLP": "MLPs", "embedding": "embeddings"}
+    through: dict[tuple[str, str], list[str]] = {}
+    for source, target, part in sorted(kinds):
+        through.setdefault((source, target), []).append(part)
+    words = []
+    for (source, target), parts in through.items():
+        ends = f"from {plural[source]} into {plural[target]}"
+        if source == target == "head":
+            ends = "between heads"
+        words.append(ends + (f" through {', '.join(parts)}" if any(parts) else ""))
+    return " and ".join(words)
+
+
 def all_paths(runs: Runs, kinds: Iterable[Kind]) -> frozenset[Edge]:
     """Every path of some kinds."""
     nodes = (*EMBEDDINGS, *runs.nodes)

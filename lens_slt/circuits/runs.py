@@ -287,7 +287,7 @@ class Runs:
             changes: list[tuple[int | None, Tensor, Tensor | None]],
         ) -> Callable[[Tensor, Any], Tensor]:
             def hook(value: Tensor, hook: Any) -> Tensor:
-                n = max(len(value), *(len(new) for _, new, _ in changes))
+                n = max(len(x) for _, *xs in changes for x in (value, *xs) if x is not None)
                 value = value.expand(n, *value.shape[1:]).clone()  # positions may come once for all
                 for head, new, some in changes:
                     part = value if head is None else value[:, :, head]

@@ -97,6 +97,19 @@ def test_a_mean_at_a_role_is_that_of_all_tokens():
     np.testing.assert_allclose(got["loss"], want, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "wrapped_llama"])
+def test_positions_that_come_once_for_all_sequences_have_roles_in_each(name):
+    tokens, model = some_tokens(), TINY_MODELS[name]()
+    got = ls.ablate(model, tokens, "pos_embed@S2", roles=ROLES, how="zero")
+
+    def put(x, hook):
+        return torch.where(mask_of("S2")[..., None], 0, x)
+
+    want = losses(TINY_MODELS[name](), tokens, [("hook_pos_embed", put)])
+    np.testing.assert_allclose(got["loss"], want, atol=1e-5)
+    assert float(np.abs(got["effect"]).max()) > 1e-3
+
+
 def without(model, tokens, removed, reader, head=2):
     """Losses where one reader reads the stream less what is removed from it."""
     place = {"logits": "blocks.1.hook_resid_post", "L0MLP": "blocks.0.hook_resid_mid"}.get(
