@@ -20,7 +20,8 @@ from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head, is_mlp, layer_of
 from lens_slt.structure.pattern_enrichment import enrichment
 
-LEAST_SHARE = 0.5  # of the largest value in its layer, for a node
+LEAST_SHARE = 0.3  # of the largest value in its layer and later ones, for a node
+ALIKE = 0.5  # of the value on the pattern's tokens of a head that is driven alike
 LEAST_PART = 0.3  # of what drives a head, or of what a node writes, for an edge
 NOISE = "may be noise"
 
@@ -43,12 +44,14 @@ def propose_circuits(
 
     1. *nodes*: heads, and MLPs that were sampled, whose rLLC (or expression) on the pattern's
        tokens exceeds that on matched other tokens (:func:`refined_on_pattern`): p < 0.05 after
-       Benjamini–Hochberg over all nodes and patterns, and at least half of the largest such value
-       in their layer;
+       Benjamini–Hochberg over all nodes and patterns, and at least three tenths of the largest
+       such value in their layer and later ones;
     2. *edges*: into each of these nodes from what brings at least three tenths, clearly more than
        a tenth, of what drives its attention through Q or K, or of what it writes through V
        (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all). Such a source
-       joins the circuit, and is followed further down.
+       joins the circuit, and is followed further down. So does a head of the same layer that it
+       drives through the same input, if its rLLC on the pattern's tokens is at least half as large:
+       one of several that share the work may hold as much on other tokens.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
     minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
@@ -93,6 +96,7 @@ def propose_circuits(
         assert anywhere is not None
         here = shares(slt.patterns.sel(pattern=pattern).values.astype(bool))
         edges = _edges(nodes, (here, anywhere))
+        edges |= _driven_alike(edges, here, _on_pattern(slt, pattern))
         clearest = max(nodes, key=lambda node: _standing_out(node, refined[pattern]))
         core = _joined([clearest], edges)
         mode = known.get(pattern)
@@ -157,12 +161,10 @@ def _responding(
     q = dict(zip(pairs, stats.false_discovery_control(p), strict=True))
     found: dict[str, dict[str, dict[str, float]]] = {}
     for pattern, heads in refined.items():
-        largest: dict[int, float] = {}
         for head, one in heads.items():
-            layer = layer_of(head)
-            largest[layer] = max(largest.get(layer, 0), one.value)
-        for head, one in heads.items():
-            least = LEAST_SHARE * largest[layer_of(head)]
+            # Noise in early layers disturbs all that follows, so later layers set the scale.
+            behind = [v.value for name, v in heads.items() if layer_of(name) >= layer_of(head)]
+            least = LEAST_SHARE * max(behind)
             if q[pattern, head] < SIGNIFICANT and one.value >= max(least, 0):
                 width = max(one.high - one.low, 1e-12)
                 found.setdefault(pattern, {})[head] = {
@@ -213,6 +215,34 @@ def _of_mode(known: dict[str, Any], heads: list[str]) -> dict[str, Any]:
         "mode": int(mode["mode"]), "verdict": str(mode["verdict"].values),
         "auc": round(float(known["auc"]), 4), "loadings": loadings,
     }  # fmt: skip
+
+
+def _on_pattern(slt: SltEvidence, pattern: str) -> dict[str, float]:
+    """Mean rLLC of every component on the pattern's tokens; susceptibilities have no such level."""
+    if slt.matrix.attrs["quantity"] != "llc":
+        return {}
+    means = slt.matrix["llc"].transpose("component", "token").values[:, slt.labels[pattern]].mean(1)
+    return dict(zip(map(str, slt.matrix["component"].values), map(float, means), strict=True))
+
+
+def _driven_alike(
+    edges: dict[Edge, dict[str, float]], shares: xr.Dataset, level: dict[str, float]
+) -> dict[Edge, dict[str, float]]:
+    """Edges from the same sources through Q or K into heads of the same layers, which hold as
+    much."""
+    found = {}
+    for edge in edges:
+        if edge.through not in ("Q", "K") or edge.target not in level:
+            continue
+        for other, value in level.items():
+            if not is_head(other) or layer_of(other) != layer_of(edge.target):
+                continue
+            one = shares.sel(source=edge.source, target=other, through=edge.through)
+            alike = Edge(edge.source, other, edge.through)
+            enough = float(one["share"]) >= LEAST_PART and value >= ALIKE * level[edge.target]
+            if enough and alike not in edges:
+                found[alike] = {key: round(float(one[key]), 4) for key in ("share", "se")}
+    return found
 
 
 def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, dict[str, float]]:

@@ -12,6 +12,7 @@ from scipy import stats
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.evidence import Case, Evidence, Outcome
+from lens_slt.circuits.roles import node_of
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.names import is_head
@@ -105,7 +106,8 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
     None of them votes: the verdict rests on interventions, and what disagrees is listed with it.
     """
     matrix, names = slt.matrix, set(slt.matrix["component"].values.tolist())
-    heads = [name for name in case.hypothesis.components if name in names]
+    there = dict.fromkeys(node_of(name) for name in case.hypothesis.components)
+    heads = [name for name in there if name in names]  # a matrix knows no roles
     labels = slt.labels
     pattern = case.hypothesis.pattern
     if pattern not in labels or not heads:
