@@ -362,6 +362,14 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
 
 def attention_pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
     """Attention ``[sequence, head, query, key]`` of models that do not show theirs (OPT)."""
+    return attention_scores(adapted, q, k).softmax(-1)
+
+
+def attention_scores(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
+    """What attention is the softmax of, −∞ at later keys.
+
+    Raises ValueError for models whose attention the fast path does not compute.
+    """
     arch = adapted.architecture
     if arch is None:
         raise ValueError(
@@ -372,7 +380,7 @@ def attention_pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q @ k.transpose(-2, -1) / arch.attn_scale
     hidden = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return scores.masked_fill(hidden, -torch.inf)
 
 
 def _types(scores: xr.Dataset) -> list[str]:

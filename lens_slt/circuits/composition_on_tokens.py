@@ -11,8 +11,8 @@ A_ij and scores s_ij before the softmax,
 An MLP counts by its output too. What a source writes, minus its mean at each position over
 sequences, is followed through the norm into queries, keys, values or the MLP's input: its share is
 the inner product of that part with the gradient of the drive (or of Σ⟨o, o fixed⟩), over the whole.
-Shares of all sources through one input add up to what varies over sequences there, to first order
-in what the norm and an MLP do; they may be negative.
+Shares of all sources through one input, and of the embeddings, which are none here, add up to what
+varies over sequences there, to first order in what the norm and an MLP do; they may be negative.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.attribution_gradients import Reader, Wiring, called_with, shifted
-from lens_slt.circuits.behaviour import attention_pattern
+from lens_slt.circuits.behaviour import attention_scores
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.data.columns import moved
@@ -67,14 +67,17 @@ def composition_on_tokens(
         where: bool ``[sequence, position - 1]``: predictions at whose positions heads are looked
             at, such as a pattern's; all that count by default.
         batch_size: sequences at a time.
-        weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`.
+        weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`; all weights
+            above 0 alike.
 
     Returns:
         Dataset over (source, target, through): ``share`` with its standard error ``se``
-        (sequences are the unit), NaN where there is no such wire, and through Q and K where the
-        target's drive, ``drive`` in nats over target, is below 0.3. Targets are heads, through Q, K
-        or V, and MLPs, through ``""``. Under grouped-query attention K and V belong to the group;
-        each of its heads shows its own drive. The attribute ``left_out`` says which MLPs have none.
+        (sequences are the unit; NaN for one), NaN where there is no such wire, and through Q and K
+        where the target's drive, ``drive`` in nats over target, is below 0.3 or cannot be told
+        (attention so sharp that it is 0 somewhere, of models that the fast path does not compute).
+        Targets are heads, through Q, K or V, and MLPs, through ``""``; layer 0 reads no head. Under
+        grouped-query attention K and V belong to the group; each of its heads shows its own drive.
+        The attribute ``left_out`` says which MLPs have none.
 
     Raises:
         TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); ``where`` of
@@ -85,7 +88,7 @@ def composition_on_tokens(
         >>> model, tokens = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
         >>> induction = ls.label_patterns(tokens).sel(pattern="induction").values
         >>> found = ls.composition_on_tokens(model, tokens, induction)
-        >>> float(found["share"].sel(source="L0H2", target="L1H2", through="K")) > 0.5
+        >>> float(found["share"].sel(source="L0H2", target="L1H2", through="K")) > 0.3
         True
     """
     integer("batch_size", batch_size, at_least=1)
@@ -183,10 +186,24 @@ class _Parts:
 def _ratio(part: FloatArray, whole: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Ratio of sums over sequences ``[sequence, target]``, and its standard error."""
     n, total = len(whole), whole.sum(0)
+    error = n / (n - 1) if n > 1 else np.nan
     safe = np.where(np.abs(total) > 0, total, np.nan)
     value = part.sum(0) / safe
     rest = part - value * whole
-    return value, np.sqrt(n / max(n - 1, 1) * (rest**2).sum(0)) / np.abs(safe)
+    return value, np.sqrt(error * (rest**2).sum(0)) / np.abs(safe)
+
+
+def _scores_of(pattern: Tensor) -> Tensor:
+    """Scores, but for a constant, from attention ``[sequence, head, query, key]``.
+
+    Keys to which no head attends in any sequence are masked; where a head's attention is 0 or
+    nearly so elsewhere its scores are not known: NaN.
+    """
+    seen = pattern.detach()
+    masked = (seen == 0).all(1, keepdim=True).all(0, keepdim=True)
+    lost = ((seen < 1e-30) & ~masked).amax((2, 3), keepdim=True)
+    scores = pattern.clamp(min=1e-30).log().masked_fill(masked, -torch.inf)
+    return scores.masked_fill(lost & ~masked, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -260,11 +277,12 @@ class _Batch:
             each, whole = self._output(
                 reader.layer, self._traced(reader.layer, "attn.hook_z", added)
             )
-        elif f"blocks.{reader.layer}.attn.hook_pattern" in self.adapted.module.hook_dict:
-            each = whole = self._drive(self._traced(reader.layer, "attn.hook_pattern", added))
-        else:
+        elif self.adapted.architecture is not None:
             read = {**self.kept, reader.hook: self.kept[reader.hook] + leaf}
-            each = whole = self._drive(attention_pattern(self.adapted, read[q], read[k]))
+            each = whole = self._drive(attention_scores(self.adapted, read[q], read[k]))
+        else:
+            pattern = self._traced(reader.layer, "attn.hook_pattern", added)
+            each = whole = self._drive(_scores_of(pattern))
         group = self.adapted.n_heads // leaf.shape[2]
         parts = [
             torch.autograd.grad(each[:, i::group].sum(), leaf, retain_graph=i + 1 < group)[0]
@@ -276,16 +294,12 @@ class _Batch:
         start = layer, self.kept[f"blocks.{layer}.hook_resid_pre"]
         return traced(self.adapted, self.inputs, f"blocks.{layer}.{place}", [change], start)
 
-    def _drive(self, found: Tensor) -> Tensor:
-        """By how much scores are higher where a head attends, ``[sequence, head]``.
-
-        Scores are log-attention but for a constant, which the weights, whose sum is 0, take out.
-        """
-        attention = found.detach()
-        allowed = attention > 0
-        weight = attention - allowed / allowed.sum(-1, keepdim=True)
-        weight = weight * allowed * self.chosen[:, None, :, None]
-        return (weight * found.clamp(min=1e-30).log()).sum((-1, -2))
+    def _drive(self, scores: Tensor) -> Tensor:
+        """By how much scores are higher where a head attends, ``[sequence, head]``."""
+        allowed = scores > -torch.inf
+        weight = scores.detach().softmax(-1) - allowed / allowed.sum(-1, keepdim=True)
+        weight = weight * self.chosen[:, None, :, None]
+        return (weight * scores.masked_fill(~allowed, 0.0)).sum((-1, -2))
 
     def _output(self, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """What heads write, along itself without its mean at each position; and that squared."""

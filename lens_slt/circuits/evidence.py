@@ -31,6 +31,7 @@ from lens_slt.circuits.null_sets import (
     random_paths,
     same_shape,
 )
+from lens_slt.circuits.paths import as_read
 from lens_slt.circuits.roles import apart, node_of, nodes_of, pieces
 from lens_slt.circuits.runs import Losses, Runs
 from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured, hsic_p
@@ -114,6 +115,7 @@ class Case:
 
     def in_pieces(self, edges: Iterable[Edge]) -> frozenset[Edge]:
         """Edges as the universe has them: one everywhere is one at each role."""
+        edges = [as_read(edge, self.runs.adapted) for edge in edges]
         return frozenset(
             replace(edge, role=role) for edge in edges for role in pieces(edge.role, self.roles)
         )
@@ -160,7 +162,10 @@ def sufficiency(case: Case) -> list[Evidence]:
         return [replace(faithfulness(case)[0], test="sufficiency", votes=True)]
     mine = case.own_paths
     empty = case.along(frozenset())
-    named = [edge for edge in case.hypothesis.edges if edge.target != LOGITS]
+    named = {
+        as_read(edge, case.runs.adapted)
+        for edge in case.hypothesis.edges if edge.target != LOGITS
+    }  # fmt: skip
     sets = random_paths(named, all_paths(case.runs, case.kinds), case.n_null, case.seed)
 
     def recovered(edges: frozenset[Edge]) -> Losses:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lens_slt.circuits.hypothesis import LOGITS, THROUGH, Edge
+from lens_slt.circuits.paths import as_read
 from lens_slt.circuits.roles import at_role, meet, split_role
 from lens_slt.circuits.runs import Runs
 from lens_slt.models.names import EMBEDDINGS, is_head, is_mlp, layer_of
@@ -96,12 +97,13 @@ def other_paths(edge: Edge, edges: Sequence[Edge], runs: Runs, n: int, seed: int
     """
     targets = [LOGITS] if edge.target == LOGITS else _like(edge.target, runs)
     rest = [
-        Edge(source, target, through, edge.role)
+        as_read(Edge(source, target, through, edge.role), runs.adapted)
         for source in _like(edge.source, runs) for target in targets
         if runs.can_read(target, source)
         for through in (THROUGH if is_head(target) else ("",))
     ]  # fmt: skip
-    rest = _apart_from(rest, edges)
+    edges = [as_read(one, runs.adapted) for one in edges]
+    rest = _apart_from(dict.fromkeys(rest), edges)
     if len(rest) > n:
         chosen = np.random.default_rng(seed).choice(len(rest), n, replace=False)
         rest = [rest[i] for i in sorted(chosen)]
@@ -133,13 +135,13 @@ def kinds_in_words(kinds: Iterable[Kind]) -> str:
 
 
 def all_paths(runs: Runs, kinds: Iterable[Kind]) -> frozenset[Edge]:
-    """Every path of some kinds."""
+    """Every path of some kinds; of those into the keys and values of a group one."""
     nodes = (*EMBEDDINGS, *runs.nodes)
     by_kind: dict[str, list[str]] = {}
     for node in nodes:
         by_kind.setdefault(_node_kind(node), []).append(node)
     return frozenset(
-        Edge(source, target, through)
+        as_read(Edge(source, target, through), runs.adapted)
         for written, read, through in kinds
         for source in by_kind.get(written, ())
         for target in by_kind.get(read, ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.captures import Hook, keep_in
-from lens_slt.models.names import EMBEDDINGS, head_place, is_head, is_mlp, layer_of
+from lens_slt.models.names import EMBEDDINGS, head_name, head_place, is_head, is_mlp, layer_of
 from lens_slt.models.stream import Stream
 
 Place = tuple[str, int | None]  # a hook, and the head's index in its values
@@ -72,6 +72,15 @@ def check_paths(paths: Iterable[Edge], stream: Stream) -> None:
             stream.check_heard(last, edge.through)
 
 
+def as_read(edge: Edge, adapted: AdaptedModel) -> Edge:
+    """The edge, into the first head of a group where its heads read the same keys and values."""
+    group = adapted.n_heads // adapted.n_key_value_heads
+    if group == 1 or edge.through not in ("K", "V"):
+        return edge
+    layer, head = head_place(edge.target)
+    return replace(edge, target=head_name(layer, head // group * group))
+
+
 def path_hooks(
     paths: Iterable[Edge],
     stream: Stream,
@@ -85,7 +94,7 @@ def path_hooks(
     """
     found, live = PathHooks(), _Live(stream, instead, where)
     roles: dict[tuple[str, str, str], list[str]] = {}
-    for edge in sorted(paths):
+    for edge in sorted({as_read(edge, stream.adapted) for edge in paths}):
         roles.setdefault(edge.path, []).append(edge.role)
     readers: dict[tuple[str, str], list[Written]] = {}
     for (source, target, through), some in roles.items():

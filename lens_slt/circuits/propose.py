@@ -19,6 +19,7 @@ from lens_slt.data.inputs import read_inputs
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head, is_mlp, layer_of
 from lens_slt.structure.pattern_enrichment import enrichment
+from lens_slt.structure.standardize import values_of
 
 LEAST_SHARE = 0.3  # of the largest value in its layer and later ones, for a node
 ALIKE = 0.5  # of the value on the pattern's tokens of a head that is driven alike
@@ -118,13 +119,13 @@ def propose_circuits(
 
 
 def _check_tokens(slt: SltEvidence, tokens: Any) -> None:
-    """Raise ValueError where tokens are not those that the patterns label."""
+    """Raise ValueError where tokens are not those of the matrix."""
     ids = read_inputs(tokens).ids[:, 1:].numpy()
-    there = slt.patterns["token_id"].values if "token_id" in slt.patterns.coords else ids
-    if there.shape != ids.shape or (there != ids).any():
+    shape, place = slt.patterns.shape[1:], (slt.matrix["sequence"], slt.matrix["position"])
+    if ids.shape != shape or (ids[place] != slt.matrix["token_id"].values).any():
         raise ValueError(
-            f"tokens, predicted {list(ids.shape)}, are not those that slt.patterns labels, "
-            f"{list(there.shape)}: pass the probe's"
+            f"tokens, predicted {list(ids.shape)}, are not those of slt.matrix, {list(shape)}: "
+            "pass the probe's"
         )
 
 
@@ -142,13 +143,19 @@ def _refined(
     refined, why = {}, ""
     names = [str(name) for name in matrix["component"].values]
     nodes = matrix.sel(component=[name for name in names if is_head(name) or is_mlp(name)])
+    if not nodes.sizes["component"]:
+        raise ValueError(
+            f"slt.matrix has no head and no MLP, it has {', '.join(names)}: circuits are inferred "
+            "from heads, sample components='heads'"
+        )
+    values_of(nodes)  # says what is not finite
     for name, mask in labels.items():
         try:
             refined[name] = refined_on_pattern(nodes, mask, seed=seed)
         except ValueError as error:  # too few tokens: no statement about this pattern
             why = str(error)
     if not refined:
-        raise ValueError(f"slt.patterns: no pattern has enough tokens; {why}")
+        raise ValueError(f"slt.patterns: no pattern can be judged; {why}")
     return refined
 
 

@@ -158,6 +158,8 @@ def moved_places(positions: Any, shift: Tensor, name: str = "positions") -> Any:
     if positions is None or not shift.any():
         return positions
     given = np.asarray(positions)
+    if given.dtype.kind in "iu" and given.size and given.min() < 0:
+        return positions
     if given.dtype == bool and given.ndim == 2 and len(given) == len(shift):
         return moved(given, shift)
     if given.dtype.kind not in "iu" or given.ndim not in (1, 2) or len(given) != len(shift):
@@ -202,6 +204,13 @@ def places(positions: Any, real: BoolArray, name: str) -> Tensor | None:
         return torch.from_numpy(given)
     found = np.zeros(real.shape, dtype=bool)
     found[np.arange(len(real))[:, None], _indices(given, real, name)] = True
+    behind = np.argwhere(found & ~real)
+    if len(behind):
+        row, position = behind[0]
+        raise ValueError(
+            f"{name} has position {position} of sequence {row}, which is padding, or behind all "
+            "predictions that count: nothing there has an effect"
+        )
     return torch.from_numpy(found)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lens_slt.circuits.frozen_norms import FrozenNorms
 from lens_slt.circuits.hypothesis import LOGITS, Edge
-from lens_slt.circuits.paths import PathHooks, check_paths, path_hooks, place_of
+from lens_slt.circuits.paths import PathHooks, as_read, check_paths, path_hooks, place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, Replacements, context
 from lens_slt.circuits.role_masks import RoleMasks
 from lens_slt.circuits.roles import node_of, split_role
@@ -89,7 +89,7 @@ class Runs:
         warn_of_padding(adapted, self.tokens, self.shift, "tokens")
         self.weight = weight.numpy()
         self.real = self.weight > 0
-        self.roles = RoleMasks(roles, self.real, self.shift)
+        self.roles = RoleMasks(roles, context(self.real), self.shift)
         self.reference, reference_counts, there = self.tokens, self.real, self.shift
         if ablation.reference is not None:
             self.reference, weight, there = weighted_tokens(
@@ -181,7 +181,8 @@ class Runs:
 
         Raises ValueError for a role of which no positions are known.
         """
-        key = frozenset(ablated), frozenset(paths), frozenset(restored)
+        read = frozenset(as_read(edge, self.adapted) for edge in paths)
+        key = frozenset(ablated), read, frozenset(restored)
         if key not in self._losses:
             self._losses[key] = self._run(*key)
             if not any(key) and isinstance(self.metric, Loss):

@@ -121,6 +121,37 @@ def test_shares_of_what_an_mlp_writes(name):
     )
 
 
+def test_attention_so_sharp_that_it_is_zero_elsewhere():
+    """Its scores are read off queries and keys, not off the attention that lost them."""
+    model = native()
+    with torch.no_grad():
+        model.blocks[1].attn.q.weight *= 100
+    tokens = some_tokens(model)
+    found = ls.composition_on_tokens(model, tokens)
+    clean = seen(model, tokens[:, :-1])
+    q, k = (clean[f"blocks.1.attn.hook_{part}"].double().transpose(1, 2) for part in "qk")
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    hidden = torch.ones(9, 9, dtype=torch.bool).triu(1)
+    attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    assert float((attention.float() == 0)[..., ~hidden].double().mean()) > 0.01
+    weight = attention - (~hidden) / (~hidden).sum(-1, keepdim=True)
+    drive = (weight * scores.masked_fill(hidden, 0)).sum((0, 2, 3)) / (6 * 9)
+    for head, one in enumerate(drive):
+        got = float(found["drive"].sel(target=f"L1H{head}"))
+        assert np.isnan(got) or got == pytest.approx(float(one), rel=1e-3)
+    # Where the scores are lost, nothing is said; where they are not, all of it is right.
+    assert float(found["drive"].max()) > 100 or bool(found["drive"].isnull().all())
+
+
+def test_one_sequence_has_no_error():
+    model = native()
+    where = np.zeros((6, 9), bool)
+    where[2, 3:] = True
+    found = ls.composition_on_tokens(model, some_tokens(model), where)
+    assert bool(found["se"].isnull().all())
+    assert bool(found["share"].notnull().any())
+
+
 def test_all_that_varies_is_shared_out():
     """Without a norm the parts of heads and embedding add up to the whole, for values."""
     model = native(normalization_type=None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import lens_slt as ls
+from lens_slt.circuits.evidence import Case
 from lens_slt.circuits.hypothesis import Edge
 from lens_slt.circuits.interventions import (
     ablate,
@@ -15,7 +16,10 @@ from lens_slt.circuits.interventions import (
     keep_only,
     knock_in,
 )  # fmt: skip
+from lens_slt.circuits.null_sets import other_paths
 from lens_slt.circuits.replacements import HOWS, Ablation, donors
+from lens_slt.circuits.runs import Runs
+from lens_slt.circuits.statistics import Contrast
 from lens_slt.models import forward
 from lens_slt.models.adapter import adapt, copy_weights, weights_hash
 from tests.tiny_models import (
@@ -716,3 +720,30 @@ def test_the_seed_of_a_curve_chooses_the_donors_of_resample():
         assert float(curve["faithfulness"].sel(size=1)) == pytest.approx(share, abs=1e-4)
         losses.append(kept["loss"].values)
     assert np.abs(losses[0] - losses[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("through", ["K", "V"])
+def test_heads_of_a_group_read_one_path(through):
+    """Whichever of them an edge names, and in whatever order several do."""
+    model, tokens = native(n_heads=4, n_key_value_heads=2), some_tokens(8)
+
+    def effect(text: str) -> np.ndarray:
+        return ls.ablate_path(model, tokens, text)["effect"].values
+
+    first, second = (f"L0H1 -> L1H{h}.{through}" for h in (2, 3))
+    np.testing.assert_array_equal(effect(first), effect(second))
+    together = effect(f"L0H1 -> L1H2.{through}; L0H2 -> L1H2.{through}")
+    np.testing.assert_array_equal(effect(f"{first}; L0H2 -> L1H3.{through}"), together)
+    np.testing.assert_array_equal(effect(f"L0H2 -> L1H2.{through}; {second}"), together)
+    assert np.abs(together - effect(first)).max() > 1e-4
+    runs = Runs(adapt(model), tokens)
+    others = other_paths(Edge("L0H1", "L1H3", through), (), runs, 99, 0).members
+    losses = [runs.loss(paths=one).tobytes() for one in others]
+    assert len(set(losses)) == len(losses)
+    contrast = Contrast(runs.base, runs.real)
+    for head in range(4):  # every head of a group is as good a name of its path as the first
+        hypothesis = ls.circuit(f"L0H1 -> L1H{head}.{through}", "all")
+        case = Case(hypothesis, runs, contrast, 0.1, 20, 0)
+        kept, empty = case.along(case.own_paths), case.along(frozenset())
+        assert len(case.own_paths) == 1
+        assert np.abs(kept - empty).max() > 1e-4

@@ -459,3 +459,11 @@ def test_type_checkers_know_the_options_of_a_trial():
         if one.kind == inspect.Parameter.KEYWORD_ONLY
     ]  # fmt: skip
     assert list(get_type_hints(TrialOptions)) == options
+
+
+def test_a_role_in_padding_is_refused():
+    """Where it stood, nothing would be ablated, and nothing said so."""
+    mask = torch.ones(N, LENGTH, dtype=torch.bool)
+    mask[1, 8:] = False
+    with pytest.raises(ValueError, match=r"roles\['END'\] has position 9 of sequence 1, which is"):
+        ls.ablate(native(), some_tokens(), "L0H1@END", roles={"END": [9] * N}, mask=mask)

@@ -108,9 +108,9 @@ def test_the_circuit_is_proposed_from_draws_alone(induction, matrix):
     assert set(first.provenance["heads"]) == set(first.components)
     json.dumps(first.as_dict())  # provenance is plain
     nothing = ls.SltEvidence(matrix, p.patterns[:, 64:] & False)
-    with pytest.raises(ValueError, match="no pattern has enough tokens"):
+    with pytest.raises(ValueError, match="no pattern can be judged"):
         ls.propose_circuits(nothing, p.model, p.tokens[64:])
-    with pytest.raises(ValueError, match="are not those that slt.patterns labels"):
+    with pytest.raises(ValueError, match="are not those of slt.matrix"):
         ls.propose_circuits(slt, p.model, p.tokens[:64])
 
 
