@@ -142,7 +142,7 @@ def _heads(model: Any, tokens: Tensor, weights: np.ndarray) -> list[str]:
 
 def settings_of_runs(args: Any) -> tuple[Settings, Settings]:
     """Of the prediction and of the runs that check it; half as many draws in each of those."""
-    draws = 6 if args.quick else args.draws // CHAINS
+    draws = 10 if args.quick else args.draws // CHAINS
     base = Settings(
         sampler="importance", antithetic=False, chains=CHAINS, gamma=GAMMA,
         batch_size=N_SEQUENCES, draws=draws, seed=args.seed,

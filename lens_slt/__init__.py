@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # also read by _homes
         plot_directions,
         plot_edges,
         plot_effects,
+        plot_shares,
     )
     from lens_slt.report.plots_maps import plot_map, plot_stability
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
@@ -175,6 +176,7 @@ __all__ = [
     "plot_response",
     "plot_rllc",
     "plot_rllc_map",
+    "plot_shares",
     "plot_stability",
     "plot_traces",
     "preset",

@@ -67,25 +67,58 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     ``scores`` is from :func:`lens_slt.composition_scores`.
     """
     scores = require(scores, "composition_scores", argument="scores")
-    panels = [str(name) for name in scores["through"].values]
-    value = scores["score"].values
-    sources = scores["source"].values[np.isfinite(value).any((1, 2))]
+    clear = (scores["q_random"] < CLEAR) & (scores["q_rotation"] < CLEAR)
+    figure = _pairs(
+        scores["score"], clear, scores["z_rotation"], "z against rotations %{customdata:.1f}"
+    )
+    figure.update_layout(
+        coloraxis=dict(colorscale="Cividis", colorbar=dict(title="score")),
+        title="Composition scores of pairs<br><sup>*: q &lt; 0.05 against random weights "
+        f"and random rotations; by chance {float(scores.attrs['chance_score']):.2f}</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_shares(found: xr.Dataset) -> go.Figure:
+    """What share of a node's drive, or of what it writes, each earlier node brings; * clear of 0.
+
+    ``found`` is from :func:`lens_slt.composition_on_tokens`.
+    """
+    found = require(found, "composition_on_tokens", argument="found")
+    clear = found["share"] > 1.96 * found["se"]
+    figure = _pairs(found["share"], clear, found["se"], "± %{customdata:.3f}")
+    figure.update_layout(
+        coloraxis=dict(colorscale="RdBu_r", cmid=0, colorbar=dict(title="share")),
+        title="Composition on tokens<br><sup>share of a head's drive that a source brings through "
+        "Q or K,<br>of what a node writes through V or its input; *: above 0 by 1.96 standard "
+        "errors</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def _pairs(
+    values: xr.DataArray, starred: xr.DataArray, told: xr.DataArray, words: str
+) -> go.Figure:
+    """A panel of sources × targets for every input; ``words`` tell the second value on hover."""
+    panels = [str(name) for name in values["through"].values]
+    there = np.isfinite(values.values)
+    sources = values["source"].values[there.any((1, 2))]
     figure = subplots(
         cols=len(panels), shared_yaxes=True, horizontal_spacing=0.02,
         subplot_titles=[f"through {name}" if name else "into MLPs" for name in labels(panels)],
     )  # fmt: skip
     for i, through in enumerate(panels):
-        targets = scores["target"].values[np.isfinite(value[:, :, i]).any(0)]
-        one = scores.sel(through=through, source=sources, target=targets)
-        clear = (one["q_random"] < CLEAR) & (one["q_rotation"] < CLEAR)
+        targets = values["target"].values[there[:, :, i].any(0)]
+        one, star, second = (
+            x.sel(through=through, source=sources, target=targets).values
+            for x in (values, starred, told)
+        )
         figure.add_trace(
             go.Heatmap(
-                z=one["score"].values, x=labels(targets), y=labels(sources),
-                coloraxis="coloraxis", xgap=1, ygap=1,
-                text=np.where(clear.values, "*", ""), texttemplate="%{text}",
-                customdata=one["z_rotation"].values,
+                z=one, x=labels(targets), y=labels(sources), coloraxis="coloraxis", xgap=1, ygap=1,
+                text=np.where(star, "*", ""), texttemplate="%{text}", customdata=second,
                 hovertemplate=f"%{{y}}→%{{x}}.{figure_text(through)}: %{{z:.3f}}<br>"
-                "z against rotations %{customdata:.1f}<extra></extra>",
+                f"{words}<extra></extra>",
             ),
             row=1, col=i + 1,
         )  # fmt: skip
@@ -93,11 +126,8 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     figure.update_yaxes(autorange="reversed")
     figure.update_yaxes(title_text="source", col=1)
     figure.update_layout(
-        template="plotly_white", height=240 + ROW_PIXELS * len(sources), margin=dict(t=130),
-        coloraxis=dict(colorscale="Cividis", colorbar=dict(title="score")),
-        title="Composition scores of pairs<br><sup>*: q &lt; 0.05 against random weights "
-        f"and random rotations; by chance {float(scores.attrs['chance_score']):.2f}</sup>",
-    )  # fmt: skip
+        template="plotly_white", height=240 + ROW_PIXELS * len(sources), margin=dict(t=130)
+    )
     return figure
 
 

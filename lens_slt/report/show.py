@@ -21,6 +21,7 @@ from lens_slt.report.plots_heads import (
     plot_directions,
     plot_edges,
     plot_effects,
+    plot_shares,
 )
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
@@ -57,6 +58,7 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "effects": plot_effects,
     "composition_scores": plot_composition,
     "composition_by_component": plot_directions,
+    "composition_on_tokens": plot_shares,
     "behaviour_scores": plot_behaviour,
     "edge_attribution": plot_edges,
     "faithfulness_curve": plot_faithfulness,

@@ -56,6 +56,9 @@ def results(draws, views, trial, behaviour, tokens):
         "influence": ls.influence(draws, "L0H1", query="code"),
         "effects": ls.ablate(model, tokens, "L0H2"),
         "composition_scores": ls.composition_scores(model, n_null=2),
+        "composition_on_tokens": ls.composition_on_tokens(
+            model, ls.load_tokens("code", n_sequences=8, length=24)
+        ),
         "composition_by_component": ls.composition_by_component(model, "L0H2", "L1H2", "K"),
         "behaviour_scores": behaviour,
         "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),
@@ -94,6 +97,9 @@ def test_figures_hold_the_numbers(results):
     panels = ls.plot(results["composition_scores"]).data
     score = results["composition_scores"]["score"]
     assert np.nanmax(panels[1].z) == pytest.approx(float(score.sel(through="K").max()))
+    panels = ls.plot(results["composition_on_tokens"]).data
+    share = results["composition_on_tokens"]["share"]
+    assert np.nanmax(panels[2].z) == pytest.approx(float(share.sel(through="V").max()))
     effects = ls.plot(results["effects"])
     assert f"{float(results['effects']['effect'].mean()):.3f}" in effects.layout.title.text
 
