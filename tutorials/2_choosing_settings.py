@@ -129,7 +129,7 @@ quartic.round(4)
 model = ls.load_model("attn-2l")
 tokens = ls.load_tokens("mix", n_sequences=32, length=64)
 calibration = ls.calibrate(
-    model, tokens[:16], ["L1H1", "L1H2", "L1H5"], n_betas=(10, 30, 100), gammas=(100, 300),
+    model, tokens[:16], ["L1H2", "L1H5"], n_betas=(10, 30, 100), gammas=(100, 300),
     settings=ls.Settings(draws=100), progress=False,
 )  # fmt: skip
 print(calibration.reason)
