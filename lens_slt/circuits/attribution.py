@@ -42,15 +42,14 @@ from torch import Tensor
 
 from lens_slt.arguments import choice, instance, integer, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.attribution_gradients import Batch, Wiring
+from lens_slt.circuits.attribution_gradients import Batch, Wiring, checked_mask, stand_ins
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, context
 from lens_slt.circuits.runs import LEARNED_POSITIONS
 from lens_slt.data.columns import moved
 from lens_slt.data.weights import weighted_tokens
-from lens_slt.models.adapter import AdaptedModel, adapt
-from lens_slt.models.captures import captured
+from lens_slt.models.adapter import adapt
 from lens_slt.models.components import node_names
 from lens_slt.models.observable import Loss, Observable, Sites, as_observable
 from lens_slt.models.padding import warn_of_padding
@@ -123,7 +122,7 @@ def edge_attribution(
     )  # fmt: skip
     warn_of_padding(adapted, ids, shift, "tokens")
     real = weight > 0
-    chosen = moved(_pattern_mask(pattern_mask, ids), shift) & real
+    chosen = moved(checked_mask(pattern_mask, ids, "pattern_mask"), shift) & real
     if not bool(chosen.any()):
         raise ValueError("pattern_mask is false everywhere: there are no tokens to take a loss of")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings)
@@ -131,7 +130,7 @@ def edge_attribution(
     how = Ablation(ablate).resolved(real.numpy(), learned).how
     places = sorted({place_of(source)[0] for source in wiring.sources})
     lends = torch.from_numpy(context(real.numpy()))
-    replacement = _replacement(adapted, places, ids[:, :-1], lends, how, batch_size)
+    replacement = stand_ins(adapted, places, ids[:, :-1], lends, how, batch_size)
     observable: Observable = Loss() if metric is None else as_observable(metric)
     totals = _Totals.of(wiring, embeddings)
     size = float(weight[chosen].sum())
@@ -147,57 +146,6 @@ def edge_attribution(
     about |= {observable.name: value, "metric": observable.name, "units": observable.units}
     about["left_out"] = "; ".join(f"{node}: {why}" for node, why in wiring.left_out.items())
     return totals.dataset(about)
-
-
-def _pattern_mask(pattern_mask: Any, ids: Tensor) -> Tensor:
-    if isinstance(pattern_mask, Tensor):
-        chosen = pattern_mask
-    else:
-        given = np.array(pattern_mask)
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"pattern_mask must be a bool array; got {type(pattern_mask).__name__}")
-        chosen = torch.from_numpy(given)
-    shape = (ids.shape[0], ids.shape[1] - 1)
-    if chosen.dtype != torch.bool or tuple(chosen.shape) != shape:
-        raise ValueError(
-            f"pattern_mask must be bool [sequence, position - 1], here {list(shape)}, for tokens "
-            f"of shape {list(ids.shape)}; got {str(chosen.dtype).removeprefix('torch.')} "
-            f"{list(chosen.shape)}"
-        )
-    return chosen.cpu()
-
-
-def _replacement(
-    adapted: AdaptedModel,
-    places: list[str],
-    inputs: Tensor,
-    lends: Tensor,
-    how: str,
-    batch_size: int,
-) -> dict[str, Tensor]:
-    """What stands in for what is written at these hooks, ``[position or 1, …]`` of each.
-
-    ``lends``, bool ``[sequence, position]``, marks the tokens whose mean is taken.
-    """
-    total: dict[str, Tensor] = {}
-    for rows in torch.arange(len(inputs)).split(batch_size):
-        kept = captured(adapted, inputs[rows], places)
-        there = lends[rows].to(adapted.device, torch.float64)
-        for place in places:
-            value = kept[place].double()
-            value = value.expand(len(rows), *value.shape[1:])
-            total[place] = total.get(place, 0) + torch.einsum("sp,sp...->p...", there, value)
-    count = lends.sum(0).to(adapted.device, torch.float64)
-    found = {}
-    for place, value in total.items():
-        if how == "zero":
-            mean = torch.zeros_like(value[:1])
-        elif how == "mean":
-            mean = value.sum(0, keepdim=True) / count.sum()
-        else:
-            mean = value / count.clamp(min=1).view(-1, *[1] * (value.ndim - 1))
-        found[place] = mean.to(adapted.dtype)
-    return found
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.models.adapter import AdaptedModel, model_logits, model_logits_from
-from lens_slt.models.captures import Hook, keep_in, run_with
+from lens_slt.models.captures import Hook, captured, keep_in, run_with
 from lens_slt.models.components import node_names
-from lens_slt.models.names import depth_of, head_name, head_place, is_mlp, layer_of
+from lens_slt.models.names import depth_of, head_name, is_mlp, layer_of
 from lens_slt.models.observable import Observable, Sites, prepared
 from lens_slt.models.stream import Stream
 
@@ -174,16 +175,11 @@ class Batch:
 
     def _move(self, source: str) -> Tensor:
         """Change of the stream if a node is ablated, ``[sequence, position, d_model]``."""
-        stream = self.wiring.stream
         place, head = place_of(source)
-        written = self.kept[place]
-        if head is None:
-            change = self.replacement[place] - written
-        else:
-            w_o = stream.weight(head_place(source)[0], "W_O")
-            assert w_o is not None
-            change = (self.replacement[place][..., head, :] - written[:, :, head]) @ w_o[head]
-        moved = stream.written_by(source) * change
+        instead, written = self.replacement[place], self.kept[place]
+        if head is not None:
+            instead, written = instead[..., head, :], written[:, :, head]
+        moved = self.wiring.stream.written(source, instead - written)
         return moved.expand(len(self.inputs), *moved.shape[1:])  # positions may come once for all
 
     @torch.no_grad()
@@ -251,3 +247,55 @@ def shifted(leaf: Tensor, value: Tensor, hook: Any) -> Tensor:
 def called_with(leaf: Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """A forward pre-hook, but for its first argument, which it adds."""
     return inputs[0] + leaf, *inputs[1:]
+
+
+def checked_mask(mask: Any, ids: Tensor, name: str) -> Tensor:
+    """Bool ``[sequence, position - 1]`` of tokens ``ids``, which a caller passes by this name."""
+    if isinstance(mask, Tensor):
+        chosen = mask
+    else:
+        given = np.array(mask)
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"{name} must be a bool array; got {type(mask).__name__}")
+        chosen = torch.from_numpy(given)
+    shape = (ids.shape[0], ids.shape[1] - 1)
+    if chosen.dtype != torch.bool or tuple(chosen.shape) != shape:
+        raise ValueError(
+            f"{name} must be bool [sequence, position - 1], here {list(shape)}, for tokens "
+            f"of shape {list(ids.shape)}; got {str(chosen.dtype).removeprefix('torch.')} "
+            f"{list(chosen.shape)}"
+        )
+    return chosen.cpu()
+
+
+def stand_ins(
+    adapted: AdaptedModel,
+    places: list[str],
+    inputs: Tensor,
+    lends: Tensor,
+    how: str,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """What stands in for what is written at these hooks, ``[position or 1, …]`` of each.
+
+    ``lends``, bool ``[sequence, position]``, marks the tokens whose mean is taken.
+    """
+    total: dict[str, Tensor] = {}
+    for rows in torch.arange(len(inputs)).split(batch_size):
+        kept = captured(adapted, inputs[rows], places)
+        there = lends[rows].to(adapted.device, torch.float64)
+        for place in places:
+            value = kept[place].double()
+            value = value.expand(len(rows), *value.shape[1:])
+            total[place] = total.get(place, 0) + torch.einsum("sp,sp...->p...", there, value)
+    count = lends.sum(0).to(adapted.device, torch.float64)
+    found = {}
+    for place, value in total.items():
+        if how == "zero":
+            mean = torch.zeros_like(value[:1])
+        elif how == "mean":
+            mean = value.sum(0, keepdim=True) / count.sum()
+        else:
+            mean = value / count.clamp(min=1).view(-1, *[1] * (value.ndim - 1))
+        found[place] = mean.to(adapted.dtype)
+    return found

@@ -57,7 +57,7 @@ from torch import Tensor
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.replacements import context
-from lens_slt.circuits.statistics import token_mean
+from lens_slt.circuits.statistics import ratio_of_sums
 from lens_slt.circuits.writes import Writes, array_of, copying, writes_of
 from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
@@ -199,7 +199,7 @@ class _Sums:
 
     def mean(self) -> tuple[FloatArray, FloatArray]:
         """Mean over tokens and its standard error, whole sequences being the unit."""
-        return token_mean(self.total, self.count)
+        return ratio_of_sums(self.total, self.count)
 
 
 def _segment(adapted: AdaptedModel, length: int | None) -> int:

@@ -27,17 +27,24 @@ import xarray as xr
 from torch import Tensor
 
 from lens_slt.arguments import integer, typed
-from lens_slt.arrays import FloatArray
-from lens_slt.circuits.attribution_gradients import Reader, Wiring, called_with, shifted
+from lens_slt.circuits.attribution_gradients import (
+    Reader,
+    Wiring,
+    called_with,
+    checked_mask,
+    shifted,
+    stand_ins,
+)  # fmt: skip
 from lens_slt.circuits.behaviour import attention_scores
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
+from lens_slt.circuits.replacements import context
+from lens_slt.circuits.statistics import ratio_of_sums
 from lens_slt.data.columns import moved
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.captures import Hook, captured, traced
 from lens_slt.models.components import node_names
-from lens_slt.models.names import head_place
 from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
@@ -101,44 +108,17 @@ def composition_on_tokens(
         raise ValueError(f"tokens must have at least 2 sequences; got {len(ids)}")
     warn_of_padding(adapted, ids, shift, "tokens")
     real = weight > 0
-    chosen = real if where is None else moved(_mask(where, ids), shift) & real
+    chosen = real if where is None else moved(checked_mask(where, ids, "where"), shift) & real
     if not bool(chosen.any()):
         raise ValueError("where is false everywhere: there are no positions to look at")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings=False)
     parts = _Parts(wiring)
-    means = _means(wiring, ids[:, :-1], context_of(real), batch_size)
+    places = sorted({place_of(source)[0] for source in wiring.sources})
+    lends = torch.from_numpy(context(real.numpy()))
+    means = stand_ins(adapted, places, ids[:, :-1], lends, "mean_position", batch_size)
     for rows in chosen.any(1).nonzero()[:, 0].split(batch_size):
         _Batch.of(wiring, ids[rows, :-1], chosen[rows], means).add_to(parts)
     return parts.dataset()
-
-
-def context_of(real: Tensor) -> Tensor:
-    """Positions of inputs that some prediction which counts can read."""
-    return real.flip(1).cumsum(1).flip(1) > 0
-
-
-def _mask(where: Any, ids: Tensor) -> Tensor:
-    array = torch.as_tensor(np.asarray(where))
-    shape = (ids.shape[0], ids.shape[1] - 1)
-    if array.dtype != torch.bool or tuple(array.shape) != shape:
-        raise ValueError(
-            f"where must be bool [sequence, position - 1], here {list(shape)}; got "
-            f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
-        )
-    return array
-
-
-def _means(wiring: Wiring, inputs: Tensor, there: Tensor, batch_size: int) -> dict[str, Tensor]:
-    """What nodes write at each position, on average over sequences."""
-    places = sorted({place_of(source)[0] for source in wiring.sources})
-    total: dict[str, Tensor] = {}
-    for rows in torch.arange(len(inputs)).split(batch_size):
-        kept = captured(wiring.stream.adapted, inputs[rows], places)
-        for place in places:
-            real = there[rows].to(kept[place])
-            total[place] = total.get(place, 0) + torch.einsum("sp,sp...->p...", real, kept[place])
-    count = there.sum(0).clamp(min=1)
-    return {p: x / count.to(x).view(-1, *[1] * (x.ndim - 1)) for p, x in total.items()}
 
 
 @dataclass
@@ -168,7 +148,7 @@ class _Parts:
                 if (source, reader) in self.part:
                     mine = torch.cat(self.part[source, reader]).double().numpy()
                     place = nodes.index(source), targets, kinds.index(reader.kind)
-                    value, error = _ratio(mine, whole)
+                    value, error = ratio_of_sums(mine.T, whole.T)
                     share[place] = np.where(enough, value, np.nan)
                     se[place] = np.where(enough, error, np.nan)
         dims = ("source", "target", "through")
@@ -181,16 +161,6 @@ class _Parts:
             },
         )  # fmt: skip
         return stamped(found, "composition_on_tokens")
-
-
-def _ratio(part: FloatArray, whole: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Ratio of sums over sequences ``[sequence, target]``, and its standard error."""
-    n, total = len(whole), whole.sum(0)
-    error = n / (n - 1) if n > 1 else np.nan
-    safe = np.where(np.abs(total) > 0, total, np.nan)
-    value = part.sum(0) / safe
-    rest = part - value * whole
-    return value, np.sqrt(error * (rest**2).sum(0)) / np.abs(safe)
 
 
 def _scores_of(pattern: Tensor) -> Tensor:
@@ -254,12 +224,10 @@ class _Batch:
     def _written(self, source: str) -> Tensor:
         """What a node writes, minus its mean at each position ``[sequence, position, d_model]``."""
         place, head = place_of(source)
-        value = self.kept[place] - self.means[place]
+        value, mean = self.kept[place], self.means[place]
         if head is not None:
-            w_o = self.wiring.stream.weight(head_place(source)[0], "W_O")
-            assert w_o is not None
-            value = value[:, :, head] @ w_o[head]
-        return self.wiring.stream.written_by(source) * value
+            value, mean = value[:, :, head], mean[..., head, :]
+        return self.wiring.stream.written(source, value - mean)
 
     @torch.enable_grad()
     def _gradient(self, reader: Reader) -> tuple[Tensor, Tensor]:

@@ -89,12 +89,13 @@ def path_hooks(
 ) -> PathHooks:
     """Hooks that take what sources write out of what targets read.
 
-    ``instead`` has what replaces the output of every source; ``where`` says of a role at which
-    positions, bool ``[row, position]``, or None for everywhere.
+    Paths are as they are read (:func:`as_read`). ``instead`` has what replaces the output of every
+    source; ``where`` says of a role at which positions, bool ``[row, position]``, or None for
+    everywhere.
     """
     found, live = PathHooks(), _Live(stream, instead, where)
     roles: dict[tuple[str, str, str], list[str]] = {}
-    for edge in sorted({as_read(edge, stream.adapted) for edge in paths}):
+    for edge in sorted(paths):
         roles.setdefault(edge.path, []).append(edge.role)
     readers: dict[tuple[str, str], list[Written]] = {}
     for (source, target, through), some in roles.items():
@@ -137,11 +138,7 @@ class _Live:
             where = self._where(roles)
             if where is not None:
                 change = change * where[:, :, None].to(change)
-            if head is not None:
-                w_o = self.stream.weight(layer_of(source), "W_O")
-                assert w_o is not None
-                change = change @ w_o[head]
-            change = self.stream.written_by(source) * change
+            change = self.stream.written(source, change)
             total = total.to(change.device) + change
         return total
 

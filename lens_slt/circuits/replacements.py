@@ -165,7 +165,7 @@ def moved_places(positions: Any, shift: Tensor, name: str = "positions") -> Any:
     if given.dtype.kind not in "iu" or given.ndim not in (1, 2) or len(given) != len(shift):
         return positions
     there = given - shift.numpy().reshape(-1, *[1] * (given.ndim - 1))
-    padding = np.argwhere((there < 0) & (given >= 0))
+    padding = np.argwhere(there < 0)
     if len(padding):
         raise ValueError(
             f"{name}{padding[0].tolist()} is {given[tuple(padding[0])]}, which is padding on "

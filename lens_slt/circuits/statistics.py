@@ -158,21 +158,19 @@ class Contrast:
         return flat.reshape(self.n_sequences, n_strata).astype(np.float64)
 
 
-def token_mean(total: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean over tokens and its standard error, whole sequences being the unit.
+def ratio_of_sums(total: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Σ total / Σ count over sequences and its standard error, whole sequences being the unit.
 
-    ``total [..., sequence]`` are sums over the tokens of each sequence, ``count [sequence]`` how
-    many these are; NaN where there are none, or no error of a single sequence.
+    ``total [..., sequence]`` and ``count [..., sequence]`` are sums over the tokens of each
+    sequence, such as of an effect and of 1: then it is a mean over tokens. NaN where the counts add
+    up to 0; of a single sequence there is no error.
     """
-    n, n_tokens = len(count), count.sum()
-    if n_tokens == 0:
-        nothing = np.full(total.shape[:-1], np.nan)
-        return nothing, nothing
-    mean = total.sum(-1) / n_tokens
-    if n < 2:
-        return mean, np.full_like(mean, np.nan)
-    rest = total - mean[..., None] * count
-    return mean, np.sqrt(n / (n - 1) * (rest**2).sum(-1)) / n_tokens
+    n, whole = count.shape[-1], np.asarray(count.sum(-1), dtype=np.float64)
+    whole = np.where(whole == 0, np.nan, whole)
+    value = total.sum(-1) / whole
+    rest = total - value[..., None] * count
+    spread = np.sqrt((rest**2).sum(-1) * (n / (n - 1) if n > 1 else np.nan))
+    return value, spread / np.abs(whole)
 
 
 def rank_p(value: float, null: FloatArray) -> float:

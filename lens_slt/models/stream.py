@@ -26,7 +26,7 @@ from lens_slt.models.adapter import (
 )
 from lens_slt.models.captures import Hook, captured, captured_until, run_with
 from lens_slt.models.mlp_reader import MlpReader, mlp_inputs
-from lens_slt.models.names import EMBEDDINGS, is_mlp, layer_of
+from lens_slt.models.names import EMBEDDINGS, head_place, is_head, is_mlp, layer_of
 from lens_slt.models.norms import MeasuredNorm, may_be_norm, norms_of
 
 THROUGH = ("Q", "K", "V")
@@ -91,6 +91,15 @@ class Stream:
             return self.factor(layer)
         out = f"blocks.{layer}.hook_mlp_out"
         return self._added(node, out, f"blocks.{layer}.hook_resid_post", "the MLP's output")
+
+    def written(self, node: str, output: Tensor) -> Tensor:
+        """What an output of a node, or a change of it, adds to the stream; of a head z·W_O."""
+        if is_head(node):
+            layer, head = head_place(node)
+            w_o = self.weight(layer, "W_O")
+            assert w_o is not None
+            output = output @ w_o[head]
+        return self.written_by(node) * output
 
     def mlp_reader(self, layer: int) -> MlpReader:
         """How a layer's MLP reads the stream, found by what it is called with."""

@@ -15,7 +15,7 @@ from lens_slt.arrays import BoolArray
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.circuits.interventions import ablate, ablate_path
-from lens_slt.circuits.statistics import token_mean
+from lens_slt.circuits.statistics import ratio_of_sums
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models import forward
@@ -141,5 +141,5 @@ def _edges_into(targets: Sequence[str], heads: Iterable[str]) -> list[Edge]:
 def _mean(found: xr.Dataset, where: BoolArray) -> Effect:
     """Mean effect on some tokens; whole sequences are the unit of its standard error."""
     total = np.where(where, found["effect"].values, 0.0).sum(1)
-    mean, se = token_mean(total, where.sum(1))
+    mean, se = ratio_of_sums(total, where.sum(1))
     return Effect(float(mean), float(se))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lens_slt.circuits.hypothesis import check_hypothesis
-from lens_slt.circuits.planted import FAMILIES, PlantedCircuit, plant, planted_suite
+from lens_slt.circuits.planted import FAMILIES, HARD_FAMILIES, PlantedCircuit, plant, planted_suite
 from lens_slt.circuits.planted.tokens import BOS, MARK
 from lens_slt.models.adapter import adapt, copy_weights
 from tests.planted_models import (
@@ -231,7 +231,7 @@ def test_induction_labels_by_hand() -> None:
         assert labels.values.tolist() == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *HARD_FAMILIES])
 def test_same_seed_same_bits_and_no_global_rng(family: str) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()

@@ -267,19 +267,6 @@ def test_only_answers_count(family: str, seed: int) -> None:
             assert pairs[-1] in pairs[:-1] and row[-2] != MARK
 
 
-@pytest.mark.parametrize("family", HARD_FAMILIES)
-def test_same_seed_same_bits_and_no_global_rng(family: str) -> None:
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    first, again, other = (plant(family, seed=seed, n_sequences=16) for seed in (5, 5, 6))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.tokens, again.tokens) and first.patterns.equals(again.patterns)
-    assert (first.truth, first.decoys) == (again.truth, again.decoys)
-    ours, theirs = copy_weights(adapt(first.model)), copy_weights(adapt(again.model))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert not torch.equal(first.tokens, other.tokens)
-
-
 @pytest.mark.skipif(not has_hooked_transformer(), reason="needs HookedTransformer")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_backends_agree_with_mlps(seed: int) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lens_slt.circuits.statistics import Contrast, holm, hsic_p, rank_p, token_mean
+from lens_slt.circuits.statistics import Contrast, holm, hsic_p, rank_p, ratio_of_sums
 
 
 def made(seed: int, n: int = 40, length: int = 30, share: float = 0.3):
@@ -129,10 +129,10 @@ def test_the_error_of_a_mean_over_tokens_is_that_of_its_sequences():
     rng = np.random.default_rng(0)
     count = rng.integers(1, 9, 400).astype(float)
     total = count * rng.normal(2.0, 1.0, 400)
-    mean, se = token_mean(total, count)
+    mean, se = ratio_of_sums(total, count)
     draws = rng.integers(0, 400, (2000, 400))
     means = total[draws].sum(1) / count[draws].sum(1)
     assert mean == pytest.approx(total.sum() / count.sum())
     assert se == pytest.approx(means.std(), rel=0.08)  # its own standard error is 1.6 %
-    assert np.isnan(token_mean(total[:1], count[:1])[1])
-    assert np.isnan(token_mean(total, np.zeros(400))[0])
+    assert np.isnan(ratio_of_sums(total[:1], count[:1])[1])
+    assert np.isnan(ratio_of_sums(total, np.zeros(400))[0])
