@@ -75,7 +75,7 @@ def _matrix(name: str, quantities: str) -> Schema:
         name, name, attrs=("quantity", "probe"),
         needed=over("component token", f"{quantities} se") | _TOKEN | over("token", "base_loss")
         | over("component", "split_half reliability mean mean_se rms_se verdict"),
-        optional=over("block component token", "blocks"),
+        optional=over("block component token", "blocks") | over("component", "step_size n_draws"),
     )  # fmt: skip
 
 
@@ -102,7 +102,8 @@ SCHEMAS: dict[str, Schema] = {
             "refined_llc", "refined_llc", attrs=("settings",),
             needed=over("component", "llc se mean_paired_loss ess rhat chains_used verdict")
             | over("component", f"{_CERTIFICATE} {_ROOT}"),
-            optional=over("component probe", "probe_llc probe_se probe_text_se"),
+            optional=over("component probe", "probe_llc probe_se probe_text_se")
+            | over("block component", "blocks") | over("block component probe", "probe_blocks"),
         ),
         Schema(
             "refined_observable", "refined_observable", attrs=("settings", "probe"),
@@ -132,6 +133,12 @@ SCHEMAS: dict[str, Schema] = {
             needed=over("mode|component pattern", "auc low high p q")
             | over("pattern", "n_tokens n_sequences"),
         ),
+        Schema(
+            "sublosses", "develop", attrs=("tokens_hash",),
+            needed=over("probe pattern", "loss se n_tokens"),
+            optional=over("block probe pattern", "blocks"),
+        ),
+        Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,
             needed=over("pattern sequence position", "patterns") | over("pattern", "pattern"),

@@ -86,7 +86,7 @@ def foresee(job: Job, times: StepTimes) -> Foreseen:
     quick = times.pilot + curvature + first_draws <= COURSE_SECONDS
     if quick and (_has_certificate(s) or s.least_draws < s.most_draws):
         return _begun(job, times)
-    courses = (first_course(s),) * len(job.names)
+    courses = tuple(first_course(s, name) for name in job.names)
     ended = tuple(replace(c, taken=c.steps_left, done=True) for c in courses)
     stretches = tuple(_rest(i, course, 0) for i, course in enumerate(courses))
     found = Foreseen(
@@ -117,9 +117,9 @@ def continued(job: Job, times: StepTimes, about: dict[str, Any]) -> Foreseen:
 class _Diary:
     """Stretches of real courses, as they begin anew."""
 
-    def __init__(self, n: int, first: Course) -> None:
-        self.began = [0] * n
-        self.courses = [first] * n
+    def __init__(self, courses: list[Course]) -> None:
+        self.began = [0] * len(courses)
+        self.courses = list(courses)
         self.stretches: list[Stretch] = []
 
     def note(self, book: Book) -> None:
@@ -140,7 +140,7 @@ def _begun(job: Job, times: StepTimes) -> Foreseen:
     """Courses that are really begun, and then continued on paper."""
     s = job.settings.but(full_loss=False)
     n = len(job.names)
-    trial, diary = Trial(job.target), _Diary(n, first_course(s))
+    trial, diary = Trial(job.target), _Diary([first_course(s, name) for name in job.names])
     store = open_store(None, trace_specs(n, s), {})
 
     def on_step(book: Book) -> None:
@@ -232,7 +232,8 @@ def _on_paper(course: Course, place: int, diary: _Diary, seen: _Seen | None, s: 
     One that begins anew is taken to need no more than its first draws.
     """
     while not course.done:
-        early = [n for n in EARLY_CHECKS if s.chooses_step and course.draws < n]
+        adapts = s.chooses_step and not course.fixed
+        early = [n for n in EARLY_CHECKS if adapts and course.draws < n]
         check = min([*early, course.target])
         here = replace(course, taken=(course.burn_in + check) * course.stride)
         course = replace(here, done=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from lens_slt.arguments import typed
+from lens_slt.arguments import choice, typed
 from lens_slt.data.checks import check_length, usable_device
 from lens_slt.data.columns import moved_back
 from lens_slt.data.weights import weighted_tokens
@@ -247,6 +247,7 @@ def prepare(
         raise ValueError(_other_device(device, adapted))
     target = _target(adapted, given, groups, data, probe_sets, settings, engine)
     names = [name for members in target.groups for name in members.names]
+    _check_steps_per_draw(settings, names)
     shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probe_sets.items()}
     recorded = {name: list(p.observables) for name, p in probe_sets.items()}
     specs = trace_specs(len(names), settings)
@@ -254,6 +255,12 @@ def prepare(
     identity = run_identity(target, target.base_losses, names)
     record = _record(adapted, identity, target)
     return Job(adapted, chosen, settings, target, specs, identity, record)
+
+
+def _check_steps_per_draw(settings: Settings, names: list[str]) -> None:
+    given = settings.steps_per_draw
+    for name in given if isinstance(given, Mapping) else ():
+        choice("a component of steps_per_draw", name, names)
 
 
 def _other_device(device: torch.device, adapted: AdaptedModel) -> str:
