@@ -37,10 +37,12 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.propose import propose_circuits
     from lens_slt.circuits.replacements import Ablation
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
-    from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
+    from lens_slt.circuits.trial import Trial, cross_check, read_trials
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.development.compare import compare
+    from lens_slt.development.curves import join_checkpoints
     from lens_slt.models.observable import (
         Accuracy,
         Divergence,
@@ -140,6 +142,7 @@ __all__ = [
     "keep_only",
     "knock_in",
     "label_patterns",
+    "join_checkpoints",
     "load_model",
     "load_tokens",
     "make_prompts",

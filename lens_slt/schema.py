@@ -134,6 +134,10 @@ SCHEMAS: dict[str, Schema] = {
             | over("pattern", "n_tokens n_sequences"),
         ),
         Schema(
+            "development", "develop", kind=xr.DataTree, attrs=("run", "unit", "settings"),
+            needed=over("component", "refined_llc/llc refined_llc/se"),
+        ),
+        Schema(
             "sublosses", "develop", attrs=("tokens_hash",),
             needed=over("probe pattern", "loss se n_tokens"),
             optional=over("block probe pattern", "blocks"),

@@ -1,0 +1,1 @@
+"""Results over the checkpoints of a training run: curves, stages, how structure was built."""

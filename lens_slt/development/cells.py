@@ -1,0 +1,179 @@
+"""The jobs of a sweep over checkpoints: sample some components of one, read off what was drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from lens_slt.arrays import read_zarr, write_zarr
+from lens_slt.circuits.behaviour import behaviour_scores
+from lens_slt.data.patterns import label_patterns
+from lens_slt.data.tokenizer import TokenizerWarning
+from lens_slt.development.sublosses import sublosses
+from lens_slt.models.source import ModelSource
+from lens_slt.observables.per_token_llc import per_token_llc
+from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.sampling.certificate import NOT_CERTIFIED, TOO_FEW
+from lens_slt.sampling.folder import SamplingWarning
+from lens_slt.sampling.result import dataset, open_draws
+from lens_slt.sampling.sample import Probe, sample
+from lens_slt.sampling.settings import Settings
+
+LLC, BEHAVIOUR, SUBLOSSES, MATRIX = "refined_llc", "behaviour_scores", "sublosses", "per_token_llc"
+FINISHED = "finished.json"  # a file that says that a checkpoint's results are whole
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every checkpoint gets: arguments of :func:`lens_slt.sample`, and what is read off.
+
+    References of probes are sources of models: nothing here holds one.
+    """
+
+    tokens: Any
+    probes: Mapping[str, Probe]
+    settings: Settings
+    options: Mapping[str, Any]  # weights, mask, pad_id, engine
+    patterns: Mapping[str, Any]  # labels of probes, as given
+    behaviour: bool
+    device: torch.device | str | None
+
+    def sampled(
+        self, model: Any, components: Sequence[str], settings: Settings, path: Path
+    ) -> xr.DataTree:
+        """Draws of some components of a model."""
+        probes = {
+            name: probe if probe.reference is None
+            else replace(probe, reference=probe.reference.load(self.device))
+            for name, probe in self.probes.items()
+        }  # fmt: skip
+        with warnings.catch_warnings():  # who called has been warned already
+            warnings.simplefilter("ignore", SamplingWarning)
+            return sample(
+                model, self.tokens, list(components), settings=settings, probes=probes, path=path,
+                progress=False, **self.options,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleCell:
+    """Some components of one checkpoint."""
+
+    step: int
+    source: ModelSource
+    work: Work
+    components: tuple[str, ...]
+    strides: Mapping[str, int] | None  # steps of one draw; None: chosen for every component
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        given = "" if self.strides is None else f" at {self.strides}"
+        return f"step {self.step}: {', '.join(self.components)}{given}"
+
+    def run(self) -> dict[str, tuple[int, bool]]:
+        """Of every component, steps of one draw and whether they are known to be too large."""
+        settings = self.work.settings
+        if self.strides is not None:
+            settings = settings.but(steps_per_draw=dict(self.strides))
+        model = self.source.load(self.work.device)
+        draws = self.work.sampled(model, self.components, settings, self.folder)
+        root, health = draws.to_dataset(), dataset(draws, "health")
+        return {
+            str(name): (int(k), word == NOT_CERTIFIED and TOO_FEW not in str(why))
+            for name, k, word, why in zip(
+                root["component"].values, root["steps_per_draw"].values,
+                health["certificate"].values, health["why"].values, strict=True,
+            )
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReadCell:
+    """Everything that is read off one checkpoint."""
+
+    step: int
+    source: ModelSource
+    work: Work
+    parts: tuple[tuple[Path, tuple[str, ...]], ...]  # folders of draws, components to take of each
+    components: tuple[str, ...]  # in the order of the result
+    strides: Mapping[str, int]
+    mark: Mapping[str, Any]  # what the results depend on
+    folder: Path
+    keep_draws: bool
+
+    @property
+    def name(self) -> str:
+        return f"step {self.step}: results"
+
+    def run(self) -> None:
+        """Write the results; a finished checkpoint has a file that says so."""
+        model = self.source.load(self.work.device)
+        drawn = [(open_draws(path), list(names)) for path, names in self.parts]
+        self._write(LLC, [_chosen(refined_llc(draws), names) for draws, names in drawn])
+        for probe in self._next_token_probes():
+            rows = [_chosen(per_token_llc(draws, probe), names) for draws, names in drawn]
+            self._write(f"{MATRIX}-{probe}", rows)
+        if self.work.probes:
+            self._store(SUBLOSSES, self._sublosses(drawn[0][0], model))
+        if self.work.behaviour:
+            options = {k: v for k, v in self.work.options.items() if k != "engine"}
+            self._store(BEHAVIOUR, behaviour_scores(model, self.work.tokens, **options))
+        (self.folder / FINISHED).write_text(json.dumps(self.mark), "utf-8")
+        if not self.keep_draws:
+            for path, _ in self.parts:
+                shutil.rmtree(path)
+
+    def _next_token_probes(self) -> list[str]:
+        return [name for name, probe in self.work.probes.items() if probe.reference is None]
+
+    def _write(self, name: str, rows: list[xr.Dataset]) -> None:
+        joined = xr.concat(
+            rows, "component", data_vars="minimal", coords="minimal", compat="override",
+            combine_attrs="drop_conflicts", join="override",
+        )
+        settings = self.work.settings.but(steps_per_draw=dict(self.strides) or None).as_dict()
+        joined.attrs = rows[0].attrs | joined.attrs | {"settings": json.dumps(settings)}
+        self._store(name, joined.sel(component=list(self.components)))
+
+    def _store(self, name: str, result: xr.Dataset) -> None:
+        write_zarr(result, self.folder / f"{name}.zarr")
+
+    def _sublosses(self, draws: xr.DataTree, model: Any) -> xr.Dataset:
+        losses, weights, labels = {}, {}, {}
+        digest = hashlib.sha256()
+        for name in self._next_token_probes():
+            probe = dataset(draws, f"probes/{name}")
+            losses[name] = probe["base_loss"].values.astype(np.float64)
+            weights[name] = probe["weight"].values.astype(np.float64)
+            digest.update(probe["tokens"].values.tobytes() + probe["weight"].values.tobytes())
+            labels[name] = self._labels(name, model)
+        labels = {name: one for name, one in labels.items() if one is not None}
+        return sublosses(losses, weights, labels, digest.hexdigest())
+
+    def _labels(self, name: str, model: Any) -> Any:
+        """Labels of a probe's tokens: those that were given, or those of its text."""
+        if name in self.work.patterns:
+            return self.work.patterns[name]
+        with warnings.catch_warnings():  # without a tokenizer repeats are labelled
+            warnings.simplefilter("ignore", TokenizerWarning)
+            return label_patterns(self.work.probes[name].tokens, model.tokenizer)
+
+
+def read_result(folder: Path, name: str) -> xr.Dataset:
+    """One result of one checkpoint, in memory but for what is large."""
+    return read_zarr(folder / f"{name}.zarr")
+
+
+def _chosen(result: xr.Dataset, names: list[str]) -> xr.Dataset:
+    return result.sel(component=names)
