@@ -136,7 +136,7 @@ def model_source(
 
 def refuse_unpicklable(name: str, function: Any) -> None:
     """Raise TypeError or ValueError for a function that cannot, or should not, be sent away."""
-    from joblib.externals import cloudpickle
+    import cloudpickle
 
     try:
         size = len(cloudpickle.dumps(function))

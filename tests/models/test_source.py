@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,14 @@ def test_a_saved_model_is_the_model(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not has_hooked_transformer(), reason="HookedTransformer was removed in 4.0")
 def test_double_precision_and_the_tokenizer_are_saved(tmp_path: Path) -> None:
-    model = ls.load_model("attn-1l", backend="hooked", device="cpu").double()
+    precise = hooked(dtype=torch.float64)
+    again = save_source(precise, tmp_path / "precise").load()
+    assert torch.equal(logits(again), logits(precise)) and logits(again).dtype == torch.float64
+    model = ls.load_model("attn-1l", backend="hooked", device="cpu")
     model.tokenizer.padding_side = "left"
-    again = save_source(model, tmp_path).load()
+    again = save_source(model, tmp_path / "padded").load()
     tokens = model.to_tokens(["a b", "some more words"])
     assert again.tokenizer.padding_side == "left"
-    assert logits(again).dtype == torch.float64
     assert torch.equal(logits(again, tokens), logits(model, tokens))
 
 
@@ -103,13 +106,13 @@ def test_what_cannot_be_rebuilt_says_what_to_pass_instead(tmp_path: Path) -> Non
     hooked_up = native()
     hooked_up.blocks[0].hook_out.register_forward_hook(lambda module, args, out: out)
     replaced = native()
-    forward = replaced.blocks[1].forward
-    replaced.blocks[1].forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    forward = type(replaced.unembed).forward
+    replaced.unembed.forward = partial(forward, replaced.unembed)
     other = native(normalization_type="LN")
     other.blocks[0].ln1.original_component.eps = 0.3
     for model, why in (
         (hooked_up, "attached at blocks.0.hook_out"),
-        (replaced, "attached at blocks.1.forward"),
+        (replaced, "attached at unembed.forward"),
         (other, "logits that differ"),
     ):
         with pytest.raises(ValueError, match=f"{why}.*lens_slt.model_source"):
@@ -128,11 +131,10 @@ def test_no_source_of_what_is_none() -> None:
     model = native()
     with pytest.raises(TypeError, match="model must be a name, a path or a function"):
         ls.model_source(model)
+    generator, values = (i for i in range(3)), np.zeros(20 * 2**20, np.uint8)
     with pytest.raises(TypeError, match="cannot be sent to another process"):
-        generator = (i for i in range(3))
         ls.model_source(lambda: next(generator))
     with pytest.raises(ValueError, match="carries 20 MiB.*instead of holding it"):
-        values = np.zeros(20 * 2**20, np.uint8)
         ls.model_source(lambda: values)
     with pytest.raises(ValueError, match="config must be None"):
         ls.model_source(at_step, config={"n_layers": 2})
