@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # also read by _homes
         Sites,
     )
     from lens_slt.models.shipped import load_model, shipped_checkpoints
+    from lens_slt.models.source import model_source
     from lens_slt.observables.influence import attribute, influence
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
@@ -147,6 +148,7 @@ __all__ = [
     "load_tokens",
     "make_prompts",
     "map_stability",
+    "model_source",
     "modes",
     "ngram_counts",
     "open_draws",

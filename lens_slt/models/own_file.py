@@ -57,7 +57,7 @@ def load_own(path: Path, config: Any, *, hooked: bool, device: torch.device) -> 
     """
     given = _weights_of(path)
     bridge_names = "embed.weight" in given
-    values = _config_of(config)
+    values = plain_config(config)
     values |= {"device": str(device), "init_weights": False, "seed": None}
     if values.get("model_name", "custom") == "custom":
         values["model_name"] = path.stem
@@ -127,8 +127,8 @@ def _weights_of(path: Path) -> dict[str, Tensor]:
     return {key: value for key, value in tensors.items() if key.split(".")[-1] not in _BUFFERS}
 
 
-def _config_of(config: Any) -> dict[str, Any]:
-    """A configuration as keyword arguments."""
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration, a dict or the path of a JSON file, as keyword arguments."""
     if isinstance(config, str | Path):
         config = read_json(location("config", config))
     if not isinstance(config, Mapping) and hasattr(config, "to_dict"):
@@ -154,15 +154,14 @@ def _made(values: dict[str, Any], hooked: bool) -> Any:
     if hooked:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-        _check_keys(values, set(inspect.signature(HookedTransformerConfig).parameters))
+        _check_keys(values, known_config_keys(HookedTransformerConfig))
         return _try(
             lambda: HookedTransformer(HookedTransformerConfig(**values), tokenizer=tokenizer)
         )
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    known = set(inspect.signature(TransformerBridgeConfig).parameters) - {"kwargs"}
-    known |= {field.name for field in dataclasses.fields(TransformerBridgeConfig)}
+    known = known_config_keys(TransformerBridgeConfig)
     values = {k: value for k, value in values.items() if k in known or not _dormant(k, value)}
     _check_keys(values, known)
     return _try(
@@ -200,6 +199,12 @@ def _try(make: Any) -> Any:
         return make()
     except (TypeError, ValueError, AssertionError, KeyError, NotImplementedError) as error:
         raise ValueError(f"config: TransformerLens makes no model of it: {error}") from error
+
+
+def known_config_keys(kind: Any) -> set[str]:
+    """What a configuration of TransformerLens's is made of."""
+    known = set(inspect.signature(kind).parameters) - {"kwargs"}
+    return known | {field.name for field in dataclasses.fields(kind) if field.init}
 
 
 def _check_keys(values: Mapping[str, Any], known: set[str]) -> None:
