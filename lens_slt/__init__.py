@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.tokens import load_tokens
     from lens_slt.development.compare import compare
     from lens_slt.development.curves import join_checkpoints
+    from lens_slt.development.develop import develop, open_development
+    from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
         Divergence,
@@ -96,12 +98,16 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.saver import CheckpointSaver
+    from lens_slt.training.schedule import checkpoint_schedule
 
 __all__ = [
     "PRESETS",
     "Ablation",
     "Accuracy",
     "Calibration",
+    "CheckpointSaver",
+    "Checkpoints",
     "CircuitHypothesis",
     "Divergence",
     "Edge",
@@ -122,6 +128,8 @@ __all__ = [
     "behaviour_scores",
     "bracket_depth",
     "calibrate",
+    "checkpoint_schedule",
+    "checkpoints",
     "circuit",
     "circuit_graph",
     "cluster_stability",
@@ -133,6 +141,7 @@ __all__ = [
     "composition_scores",
     "contexts",
     "cross_check",
+    "develop",
     "edge_attribution",
     "enrichment",
     "estimate",
@@ -151,6 +160,7 @@ __all__ = [
     "model_source",
     "modes",
     "ngram_counts",
+    "open_development",
     "open_draws",
     "paper_evidence",
     "paper_modes",
