@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ def load_own(path: Path, config: Any, *, hooked: bool, device: torch.device) -> 
     Raises FileNotFoundError, TypeError, ValueError: the message says what of the file or the
     configuration does not fit.
     """
-    given = _weights_of(path)
+    given = weights_of(path)
     bridge_names = "embed.weight" in given
     values = plain_config(config)
     values |= {"device": str(device), "init_weights": False, "seed": None}
@@ -96,14 +97,22 @@ def _refuse_other_forms(values: Mapping[str, Any]) -> None:
             )
 
 
-def _weights_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without what wraps them and without buffers."""
+def weights_of(path: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file by name, without what wraps them and without buffers.
+
+    With ``shapes_only`` they are on torch's ``meta`` device: of safetensors, and of what
+    ``torch.save`` writes, only the description is read. Raises ValueError for what is no such file.
+    """
     try:
         if path.suffix == ".safetensors":
-            found: Any = load_file(path)
+            found: Any = _described(path) if shapes_only else load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
+            place = "meta" if shapes_only else "cpu"
+            mapped = shapes_only and zipfile.is_zipfile(path)  # other files are of an old format
+            found = torch.load(path, map_location=place, weights_only=True, mmap=mapped)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (EOFError, OSError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
         why = str(error).strip().split("\n")[0] or "it ends too early"
         raise ValueError(
             f"{str(path)!r} cannot be read as weights: {why[:200]}. Save them with "
@@ -124,7 +133,19 @@ def _weights_of(path: Path) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return without_buffers(tensors)
+
+
+def without_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are weights."""
     return {key: value for key, value in tensors.items() if key.split(".")[-1] not in _BUFFERS}
+
+
+def _described(path: Path) -> dict[str, Tensor]:
+    """Tensors without values, as the header of a safetensors file describes them."""
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def plain_config(config: Any) -> dict[str, Any]:
