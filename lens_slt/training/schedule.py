@@ -33,9 +33,9 @@ def checkpoint_schedule(n_steps: int, *, n: int = 32, spacing: Spacing = "both")
     Example:
         >>> import lens_slt as ls
         >>> ls.checkpoint_schedule(1000, n=8, spacing="log")
-        [0, 1, 3, 10, 32, 100, 316, 1000]
+        [0, 1, 3, 10, 32, 101, 318, 1000]
         >>> ls.checkpoint_schedule(1000, n=8)
-        [0, 1, 32, 250, 500, 750, 875, 1000]
+        [0, 1, 32, 153, 274, 516, 758, 1000]
     """
     integer("n_steps", n_steps, at_least=1)
     integer("n", n, at_least=2, at_most=n_steps + 1, note="0 to n_steps")
@@ -103,7 +103,9 @@ def least_bend(
     inner = [i for i in range(1, len(steps) - 1) if steps[i] in set(removable)]
     if not inner:
         return None
-    return steps[min(inner, key=lambda i: _triangle([(s, loss.get(s)) for s in steps[i - 1 : i + 2]]))]
+    return steps[
+        min(inner, key=lambda i: _triangle([(s, loss.get(s)) for s in steps[i - 1 : i + 2]]))
+    ]
 
 
 def _triangle(corners: list[tuple[int, tuple[float, float] | None]]) -> tuple[float, float]:
@@ -113,7 +115,7 @@ def _triangle(corners: list[tuple[int, tuple[float, float] | None]]) -> tuple[fl
     if len(known) < 3:
         return 0.0, x1 - x0
     share = (x - x0) / (x1 - x0)
-    (l0, e0), (l, e), (l1, e1) = known
-    distance = abs(l - (1 - share) * l0 - share * l1)
+    (y0, e0), (y, e), (y1, e1) = known
+    distance = abs(y - (1 - share) * y0 - share * y1)
     error = math.hypot(e, (1 - share) * e0, share * e1)
     return max(0.0, distance - NOISE * error) * (x1 - x0) / 2, x1 - x0
