@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
         Divergence,
@@ -94,12 +95,16 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.saver import CheckpointSaver
+    from lens_slt.training.schedule import checkpoint_schedule
 
 __all__ = [
     "PRESETS",
     "Ablation",
     "Accuracy",
     "Calibration",
+    "CheckpointSaver",
+    "Checkpoints",
     "CircuitHypothesis",
     "Divergence",
     "Edge",
@@ -120,6 +125,8 @@ __all__ = [
     "behaviour_scores",
     "bracket_depth",
     "calibrate",
+    "checkpoint_schedule",
+    "checkpoints",
     "circuit",
     "circuit_graph",
     "cluster_stability",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lens_slt.arguments import boolean, choice, did_you_mean, integer, typed
 from lens_slt.models.adapter import adapt, weights_hash
@@ -132,7 +133,7 @@ class Checkpoints:
                 wrong[step] = f"it cannot be loaded: {type(error).__name__}: {error}"
                 continue
             marks[step] = model_marks(model)
-            bad = [name for name, w in model.named_parameters() if not torch.isfinite(w).all()]
+            bad = [name for name, w in _named(model) if not torch.isfinite(w).all()]
             if bad:
                 wrong[step] = f"weights that are not finite: {', '.join(bad[:_MOST_NAMED])}"
         return dict(sorted((odd_ones(marks) | wrong).items()))
@@ -228,9 +229,14 @@ def model_marks(model: Any) -> dict[str, Any]:
         vocabulary = {"vocabulary": hashlib.sha256(text.encode()).hexdigest()}
     return {
         "type": type(model).__name__,
-        "shapes": {name: list(w.shape) for name, w in model.named_parameters()},
+        "shapes": {name: list(w.shape) for name, w in _named(model)},
         "tokenizer": vocabulary,
     }
+
+
+def _named(model: Any) -> list[tuple[str, Tensor]]:
+    """Weights by the names that a bridge shows."""
+    return [(k.replace("._original_component", ""), w) for k, w in model.named_parameters()]
 
 
 def _called(function: Callable[[int], Any], steps: Any, config: Any) -> Checkpoints:

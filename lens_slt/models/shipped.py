@@ -117,6 +117,11 @@ def shipped_checkpoints(name: str) -> list[int]:
 
 def shipped_weights(name: str, checkpoint: int | None = None) -> Weights:
     """Float32 weights of a shipped model under TransformerLens's names."""
+    return read_weights(shipped_file(name, checkpoint))
+
+
+def shipped_file(name: str, checkpoint: int | None = None) -> Path:
+    """The file with the weights of a shipped model."""
     file_name = _file_name(name)
     path = SHIPPED_FOLDER / f"{file_name}.safetensors"
     if checkpoint is not None:
@@ -126,7 +131,7 @@ def shipped_weights(name: str, checkpoint: int | None = None) -> Weights:
         path = checkpoints[checkpoint]
     if not path.is_file():
         raise FileNotFoundError(f"the weights of {name!r} are not in this installation: {path}")
-    return read_weights(path)
+    return path
 
 
 def read_weights(path: Path) -> Weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -207,8 +208,8 @@ def test_a_broken_file_in_the_middle_is_named_and_left_out_if_asked(
 ) -> None:
     damage(run / "seed7-step200.pt")
     with pytest.raises(
-        ValueError, match=r"1 of 4 checkpoints are broken. step 200: .*step200.pt' cannot be read .*"
-        r"; skip_broken=True goes on without",
+        ValueError, match=r"1 of 4 checkpoints are broken. step 200: .*step200.pt' cannot be read "
+        r".*; skip_broken=True goes on without",
     ):  # fmt: skip
         ls.checkpoints(run, config=CONFIG)
     with pytest.warns(
@@ -239,8 +240,8 @@ def test_shapes_are_compared_without_loading(run: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(LoadedModel, "load", refuse)
     torch.save(state(1, d_vocab=60), run / "seed7-step200.pt")
     with pytest.raises(
-        ValueError, match=r"1 of 4 are not of the same run as the others, first step 200 .*: shapes: "
-        r"embed.weight is \[60, 16\], \[50, 16\] in most",
+        ValueError, match=r"1 of 4 are not of the same run as the others, first step 200 .*: "
+        r"shapes: embed.weight is \[60, 16\], \[50, 16\] in most",
     ):  # fmt: skip
         ls.checkpoints(run, config=CONFIG)
     assert len(ls.checkpoints(run, config=CONFIG, steps=[0, 10, 3000])) == 3
@@ -255,7 +256,7 @@ def test_check_loads_each_and_says_what_is_wrong(run: Path) -> None:
     wrong = series.check()
     assert list(wrong) == [10, 200]
     assert wrong[10].startswith("it cannot be loaded: ValueError: ")
-    assert wrong[200].startswith("weights that are not finite: blocks.0.attn.q.weight")
+    assert re.fullmatch(r"weights that are not finite: \w+.0.attn.q.weight", wrong[200])
     assert series.at([step for step in series if step not in wrong]).steps == (0, 3000)
 
 
@@ -433,8 +434,8 @@ def test_revisions_of_the_hub(hub: Hub) -> None:
 
 def test_names_without_known_checkpoints() -> None:
     with pytest.raises(
-        ValueError, match=r"'nobody/nothing' is no folder, file, pattern or shipped model with check"
-        r"points \(attn-2l, gelu-4l\), and TransformerLens knows .* steps=\{1000: 'step1000'",
+        ValueError, match=r"'nobody/nothing' is no folder, file, pattern or shipped model with "
+        r"checkpoints \(attn-2l, gelu-4l\), and TransformerLens knows .* steps=\{1000: 'step1000'",
     ):  # fmt: skip
         ls.checkpoints("nobody/nothing")
     with pytest.raises(ValueError, match=r"no model or folder 'atn-2l'; did you mean 'attn-2l'"):
