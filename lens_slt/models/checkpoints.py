@@ -42,6 +42,7 @@ from lens_slt.models.shipped import (
 from lens_slt.models.source import CalledModel, Device, LoadedModel, ModelSource, model_source
 
 SERIES_CONFIG = "model-config.json"  # beside files of weights: the configuration of all of them
+SERIES_TOKENIZER = "tokenizer"  # a folder beside them, where their model has one
 _UNNAMED = ("custom", "native")  # TransformerLens's names of models without one
 _MOST_NAMED = 6
 
@@ -314,7 +315,11 @@ def _config_beside(config: Any, paths: Sequence[Path]) -> dict[str, Any]:
                 f"as a JSON file or as it is; there is no {SERIES_CONFIG} in {str(beside.parent)!r}"
             )
         config = beside
-    return deepcopy(plain_config(config))
+    values = deepcopy(plain_config(config))
+    tokenizer = paths[0].parent / SERIES_TOKENIZER
+    if values.get("tokenizer_name") is None and tokenizer.is_dir():
+        values["tokenizer_name"] = str(tokenizer)
+    return values
 
 
 def _run_name(name: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lens_slt.arguments import choice, integer, location, typed
 from lens_slt.json_files import read_json
-from lens_slt.models.checkpoints import SERIES_CONFIG
+from lens_slt.models.checkpoints import SERIES_CONFIG, SERIES_TOKENIZER
 from lens_slt.models.own_file import plain_config, without_buffers
 from lens_slt.training.schedule import LossCurve, checkpoint_schedule, least_bend
 
@@ -53,7 +53,7 @@ class CheckpointSaver:
     there.
 
     Files are ``step-000100.safetensors``, each written under another name first, so that no kill
-    leaves half of one; ``model-config.json`` lies beside them, and ``lens_slt.checkpoints(folder)``
+    leaves half of one; ``model-config.json`` and the tokenizer lie beside them, and ``lens_slt.checkpoints(folder)``
     reads both. A saver on a folder that holds some goes on with them; steps after the one from
     which training goes on are written again.
 
@@ -174,6 +174,9 @@ class CheckpointSaver:
                     f"({', '.join(apart[:4])} differ); give a new folder"
                 )
             return
+        tokenizer = getattr(_unwrapped(model), "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self.folder / SERIES_TOKENIZER)
         hidden = path.with_suffix(".tmp")
         hidden.write_text(json.dumps(config, indent=1), "utf-8")
         os.replace(hidden, path)
