@@ -41,12 +41,9 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
-<<<<<<< HEAD
     from lens_slt.development.compare import compare
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_development
-=======
->>>>>>> checkpoints
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
@@ -152,10 +149,10 @@ __all__ = [
     "halves",
     "hard_suite",
     "influence",
+    "join_checkpoints",
     "keep_only",
     "knock_in",
     "label_patterns",
-    "join_checkpoints",
     "load_model",
     "load_tokens",
     "make_prompts",

@@ -139,8 +139,13 @@ class ReadCell:
 
     def _write(self, name: str, rows: list[xr.Dataset]) -> None:
         joined = xr.concat(
-            rows, "component", data_vars="minimal", coords="minimal", compat="override",
-            combine_attrs="drop_conflicts", join="override",
+            rows,
+            "component",
+            data_vars="minimal",
+            coords="minimal",
+            compat="override",
+            combine_attrs="drop_conflicts",
+            join="override",
         )
         settings = self.work.settings.but(steps_per_draw=dict(self.strides) or None).as_dict()
         joined.attrs = rows[0].attrs | joined.attrs | {"settings": json.dumps(settings)}

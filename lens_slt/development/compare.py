@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from lens_slt.arguments import typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.trial import Trial, compare_trials
 from lens_slt.development.curves import CHECKPOINT, settings_differences
-from lens_slt.schema import LEADING, SCHEMAS, require, stamped
+from lens_slt.schema import LEADING, require, stamped
 
 LEVEL = 0.95
 LEAST_BLOCKS = 6  # that tell a standard error of a difference
@@ -54,8 +54,8 @@ def compare(
         other: the same of something else.
 
     Returns:
-        Dataset of ``other`` minus ``one`` for what both have: by quantity ``{name}``, ``{name}_se``,
-        ``{name}_low`` and ``{name}_high`` (95 %), ``{name}_p`` of no difference and ``{name}_q``
+        Dataset of ``other`` minus ``one`` for what both have: by quantity ``{name}``,
+        ``{name}_se``, ``{name}_low`` and ``{name}_high`` (95 %), ``{name}_p`` of no difference and ``{name}_q``
         after Benjamini–Hochberg over all of that quantity; ``paired``, whether the errors are those
         of paired differences. Attributes, in JSON: ``differs``, the settings that are not the same;
         ``left_out``, components that only one has.
@@ -70,9 +70,8 @@ def compare(
 
     Example:
         >>> import lens_slt as ls
-        >>> before, after = (
-        ...     ls.behaviour_scores(ls.load_model("attn-2l", checkpoint=step)) for step in (1000, 2900)
-        ... )
+        >>> run = ls.checkpoints("attn-2l")
+        >>> before, after = (ls.behaviour_scores(run.load(step)) for step in (1000, 2900))
         >>> change = ls.compare(before, after)["prefix_matching"]
         >>> str(change["component"][int(change.argmax())].values)[:2]
         'L1'
@@ -119,7 +118,8 @@ def _aligned(one: xr.Dataset, other: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset
         left_out += [str(label) for label in [*here, *there] if label not in both]
     for dim in ("probe", "pattern", "observable"):
         if dim in one.dims and one[dim].values.tolist() != other[dim].values.tolist():
-            raise ValueError(f"one and other have different {dim}s: {one[dim].values}, {other[dim].values}")
+            here, there = (", ".join(map(str, data[dim].values)) for data in (one, other))
+            raise ValueError(f"one and other have different {dim}s: {here}; {there}")
     if "token" in one.dims:
         places = ("sequence", "position", "token_id")
         if any(not np.array_equal(one[key].values, other[key].values) for key in places):
@@ -145,11 +145,11 @@ def _difference(
     quantity, error, blocks = names
     difference = other[quantity] - one[quantity]
     se = np.sqrt(one[error] ** 2 + other[error] ** 2)
-    if blocks and blocks in one and blocks in other:
-        if one.sizes["block"] == other.sizes["block"] >= LEAST_BLOCKS:
-            apart = other[blocks] - one[blocks]
-            own = apart.std("block", ddof=1) / np.sqrt(apart.sizes["block"])
-            se = xr.where(paired, own, se).transpose(*difference.dims)
+    known = bool(blocks) and blocks in one and blocks in other
+    if known and one.sizes["block"] == other.sizes["block"] >= LEAST_BLOCKS:
+        apart = other[blocks] - one[blocks]
+        own = apart.std("block", ddof=1) / np.sqrt(apart.sizes["block"])
+        se = xr.where(paired, own, se).transpose(*difference.dims)
     wide = stats.norm.ppf((1 + LEVEL) / 2)
     z = np.abs(difference.values) / np.where(se.values > 0, se.values, np.nan)
     p = 2 * stats.norm.sf(z)

@@ -38,9 +38,9 @@ def join_checkpoints(results: Mapping[int, xr.Dataset]) -> xr.Dataset:
 
     Example:
         >>> import lens_slt as ls
-        >>> models = {step: ls.load_model("attn-1l") for step in (0, 10)}
-        >>> curves = ls.join_checkpoints({step: ls.behaviour_scores(m) for step, m in models.items()})
-        >>> curves["previous_token"].dims
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> curves = {step: ls.behaviour_scores(run.load(step)) for step in run}
+        >>> ls.join_checkpoints(curves)["previous_token"].dims
         ('checkpoint', 'component')
     """
     for step in results:
@@ -91,8 +91,7 @@ def _check_settings(steps: list[int], whole: list[xr.Dataset]) -> None:
         there = settings_differences(first, row.attrs)
         if there:
             raise ValueError(
-                f"results at steps {steps[0]} and {step} do not belong together: "
-                f"{'; '.join(there)}"
+                f"results at steps {steps[0]} and {step} do not belong together: {'; '.join(there)}"
             )
 
 
@@ -101,8 +100,8 @@ def settings_differences(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> li
     found = []
     for key in ("probe", "quantity", "tokens_hash", "seed", "n_random", "length"):
         if one.get(key) != other.get(key):
-            what = "other tokens" if key == "tokens_hash" else f"{key} {one.get(key)} and {other.get(key)}"
-            found.append(what)
+            words = f"{key} {one.get(key)} and {other.get(key)}"
+            found.append("other tokens" if key == "tokens_hash" else words)
     here, there = (json.loads(attrs.get("settings", "{}")) for attrs in (one, other))
     found += [
         f"{key} {here.get(key)} and {there.get(key)}"
@@ -134,7 +133,7 @@ def _numbers(whole: list[xr.Dataset], joined: xr.Dataset) -> dict[str, Any]:
     for key, value in whole[0].attrs.items():
         values = [row.attrs.get(key) for row in whole]
         told = isinstance(value, int | float) or key in PER_CHECKPOINT
-        if told and None not in values and any(v != value for v in values):
-            if key not in joined.variables:
-                found[key] = (CHECKPOINT, np.array(values))
+        differ = None not in values and any(v != value for v in values)
+        if told and differ and key not in joined.variables:
+            found[key] = (CHECKPOINT, np.array(values))
     return found

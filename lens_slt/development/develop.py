@@ -133,7 +133,9 @@ def develop(
     with _folder(path) as folder:
         sweep = Sweep(
             checkpoints,
-            Work(tokens, _with_sources(given, folder), settings, options, patterns, behaviour, device),
+            Work(
+                tokens, _with_sources(given, folder), settings, options, patterns, behaviour, device
+            ),
             tuple(tuple(members.names) for members in job.target.groups),
             tuple(component.name for component in job.components),
             folder,
@@ -154,7 +156,9 @@ def open_development(path: str | Path) -> xr.DataTree:
     """
     folder = folder_of(path)
     if not (folder / DESCRIPTION).exists():
-        raise ValueError(f"path: {str(folder)!r} holds no {DESCRIPTION}; give the path of develop(…)")
+        raise ValueError(
+            f"path: {str(folder)!r} holds no {DESCRIPTION}; give the path of develop(…)"
+        )
     check_version("development", read_json(folder / DESCRIPTION)["schema"], "path")
     steps = sorted(_step_of(file.parent) for file in folder.glob(f"step-*/{FINISHED}"))
     if len(steps) < 2:
@@ -254,7 +258,9 @@ class Sweep:
         """What the results of a checkpoint depend on, beside the sweep's description."""
         return {"model": self.checkpoints.source(step).label, "strides": self.strides}
 
-    def _cell(self, step: int, names: tuple[str, ...], strides: dict[str, int] | None) -> SampleCell:
+    def _cell(
+        self, step: int, names: tuple[str, ...], strides: dict[str, int] | None
+    ) -> SampleCell:
         key = hashlib.sha256(json.dumps([names, strides]).encode()).hexdigest()[:12]
         place = step_folder(self.folder, step) / f"draws-{key}"
         return SampleCell(step, self.checkpoints.source(step), self.work, names, strides, place)
@@ -339,7 +345,9 @@ def _open(folder: Path, identity: dict[str, Any]) -> None:
     file = folder / DESCRIPTION
     if not file.exists():
         if any(one.name != REFERENCES for one in folder.iterdir()):
-            raise ValueError(f"path: {str(folder)!r} is not empty and holds no sweep; use another path")
+            raise ValueError(
+                f"path: {str(folder)!r} is not empty and holds no sweep; use another path"
+            )
         file.write_text(json.dumps(identity, indent=1), "utf-8")
         return
     there = read_json(file)
@@ -361,7 +369,9 @@ def _joined(folder: Path, steps: Sequence[int]) -> xr.DataTree:
     for path in sorted(first.glob("*.zarr")):
         name = path.stem
         rows = {step: read_result(step_folder(folder, step), name) for step in steps}
-        rows = {step: row.drop_vars("blocks") if MATRIX in name else row for step, row in rows.items()}
+        rows = {
+            step: row.drop_vars("blocks") if MATRIX in name else row for step, row in rows.items()
+        }
         nodes[name.replace("-", "/", 1)] = join_checkpoints(rows)
     tree = xr.DataTree.from_dict(nodes)
     tree.attrs = {

@@ -33,8 +33,6 @@ def is_pattern(source: str) -> bool:
     return glob.has_magic(source) and not os.path.lexists(os.path.expanduser(source))
 
 
-<<<<<<< HEAD
-=======
 def is_place(name: str) -> bool:
     """Whether a text means files: it is a path that exists, a pattern, or looks like a path."""
     path = Path(name).expanduser()
@@ -42,7 +40,6 @@ def is_place(name: str) -> bool:
     return is_pattern(name) or looks or path.exists()
 
 
->>>>>>> checkpoints
 def find_files(source: str) -> list[Path]:
     """Files of weights, or folders of saved models, that a folder, pattern or path means.
 
@@ -60,12 +57,8 @@ def find_files(source: str) -> list[Path]:
             )
     elif path.is_dir() and (not (path / HF_CONFIG).is_file() or _holds_models(path)):
         inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-<<<<<<< HEAD
-        found = [one for one in inside if _looks_saved(one)]
-=======
         kinds = {_NUMBER.sub("#", one.name) for one in inside if _looks_saved(one)}
         found = [one for one in inside if one.is_dir() and _NUMBER.sub("#", one.name) in kinds]
->>>>>>> checkpoints
         found = found or [one for one in inside if one.suffix in WEIGHT_FILES and one.is_file()]
         if not found:
             raise FileNotFoundError(
@@ -93,8 +86,6 @@ def _looks_saved(path: Path) -> bool:
     return (path / HF_CONFIG).is_file() or any(path.glob(one) for one in HF_WEIGHTS)
 
 
-<<<<<<< HEAD
-=======
 def run_name(name: str) -> str:
     """Of a folder its own, of a pattern that of the folder in which it begins to vary."""
     parts = Path(name).expanduser().absolute().parts
@@ -102,7 +93,6 @@ def run_name(name: str) -> str:
     return plain[-1]
 
 
->>>>>>> checkpoints
 def steps_by_name(paths: Sequence[Path]) -> dict[int, Path]:
     """The step of every path: the one number that varies in their names, or follows "step".
 

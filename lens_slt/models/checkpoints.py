@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import contextlib
 import hashlib
 import itertools
 import json
-import logging
-=======
-import hashlib
-import itertools
-import json
->>>>>>> checkpoints
 import numbers
 import os
 import warnings
@@ -32,12 +24,6 @@ from lens_slt.models.checkpoint_files import (
     file_digest,
     find_files,
     is_pattern,
-<<<<<<< HEAD
-    odd_ones,
-    steps_as_given,
-    steps_by_name,
-)
-=======
     is_place,
     odd_ones,
     run_name,
@@ -45,7 +31,6 @@ from lens_slt.models.checkpoint_files import (
     steps_by_name,
 )
 from lens_slt.models.checkpoint_labels import checkpoint_labels
->>>>>>> checkpoints
 from lens_slt.models.own_file import WEIGHT_FILES, plain_config
 from lens_slt.models.shipped import (
     ALIASES,
@@ -55,11 +40,7 @@ from lens_slt.models.shipped import (
     shipped_checkpoints,
     shipped_file,
 )
-<<<<<<< HEAD
-from lens_slt.models.source import CalledModel, Device, LoadedModel, ModelSource, model_source
-=======
 from lens_slt.models.source import CalledModel, Device, LoadedModel, ModelSource, refuse_unpicklable
->>>>>>> checkpoints
 
 SERIES_CONFIG = "model-config.json"  # beside files of weights: the configuration of all of them
 SERIES_TOKENIZER = "tokenizer"  # a folder beside them, where their model has one
@@ -236,11 +217,7 @@ def checkpoints(
             raise ValueError(f"source: {name!r} has its final weights only, no checkpoints")
         run = {step: LoadedModel(name, checkpoint=step, backend=backend) for step in found}
         return _selected(name, run, steps)
-<<<<<<< HEAD
-    if _is_place(name):
-=======
     if is_place(name):
->>>>>>> checkpoints
         return _from_files(name, steps, config, backend, skip_broken)
     return _from_hub(name, steps, config, backend)
 
@@ -268,22 +245,9 @@ def _called(function: Callable[[int], Any], steps: Any, config: Any) -> Checkpoi
     _refuse(config=config)
     if steps is None or isinstance(steps, Mapping):
         raise ValueError(f"steps must be a list of steps where source is a function; got {steps!r}")
-<<<<<<< HEAD
-    first = model_source(function, checkpoint=steps[0])
-    sources = tuple(CalledModel(function, step) for step in steps)
-    return Checkpoints(first.label.rpartition(" at step ")[0], tuple(steps), sources)
-
-
-def _is_place(name: str) -> bool:
-    """Whether a text means files: it is a path that exists, a pattern, or looks like a path."""
-    path = Path(name).expanduser()
-    looks = name.startswith((".", "/", "~")) or path.suffix in WEIGHT_FILES or path.is_absolute()
-    return is_pattern(name) or looks or path.exists()
-=======
     refuse_unpicklable("source", function)
     sources = tuple(CalledModel(function, step) for step in steps)
     return Checkpoints(CalledModel(function).label, tuple(steps), sources)
->>>>>>> checkpoints
 
 
 def _from_files(
@@ -311,17 +275,6 @@ def _from_files(
     folders = {path.is_dir() for path in paths.values()}
     if folders == {True}:
         _refuse(config=config)
-<<<<<<< HEAD
-        sources = {step: LoadedModel(str(path), backend=backend) for step, path in paths.items()}
-        return _selected(_run_name(name), sources, None)
-    values = _config_beside(config, list(paths.values()))
-    if values.get("model_name") in (None, *_UNNAMED):  # else every step has the name of its file
-        values["model_name"] = _run_name(name)
-    sources = {
-        step: LoadedModel(str(path), config=values, backend=backend) for step, path in paths.items()
-    }
-    return _selected(_run_name(name), sources, None)
-=======
         if backend == "hooked":
             raise ValueError(
                 "backend='hooked' cannot load folders of saved models; use backend='bridge'"
@@ -335,7 +288,6 @@ def _from_files(
         step: LoadedModel(str(path), config=values, backend=backend) for step, path in paths.items()
     }
     return _selected(run_name(name), sources, None)
->>>>>>> checkpoints
 
 
 def _report_broken(broken: Mapping[int, str], n: int, skip: bool) -> None:
@@ -368,16 +320,6 @@ def _config_beside(config: Any, paths: Sequence[Path]) -> dict[str, Any]:
     return values
 
 
-<<<<<<< HEAD
-def _run_name(name: str) -> str:
-    """Of a folder its own, of a pattern that of the folder in which it begins to vary."""
-    parts = Path(name).expanduser().absolute().parts
-    plain = [part for part in parts[:-1] if not is_pattern(part)] if is_pattern(name) else parts
-    return plain[-1]
-
-
-=======
->>>>>>> checkpoints
 def _from_hub(name: str, steps: Any, config: Any, backend: Backend) -> Checkpoints:
     _refuse(config=config)
     if hint := did_you_mean(name, SHIPPED, 0.85):
@@ -391,53 +333,11 @@ def _from_hub(name: str, steps: Any, config: Any, backend: Backend) -> Checkpoin
             step: LoadedModel(name, revision=r, backend=backend) for step, r in steps.items()
         }
         return _selected(name, sources, None)
-<<<<<<< HEAD
-    labels, unit = _labels(name)
-=======
     labels, unit = checkpoint_labels(name)
->>>>>>> checkpoints
     run = {step: LoadedModel(name, checkpoint=step, backend=backend) for step in labels}
     return _selected(name, run, steps, unit)
 
 
-<<<<<<< HEAD
-def _labels(name: str) -> tuple[list[int], str]:
-    """The checkpoints of a model that TransformerLens knows, and their unit."""
-    try:
-        from transformer_lens.loading_from_pretrained import get_checkpoint_labels
-    except ImportError:  # TransformerLens 4 keeps them elsewhere
-        from transformer_lens.tools.model_registry.checkpoints import get_checkpoint_labels
-    try:
-        with _without_log():
-            labels, unit = get_checkpoint_labels(name)
-    except ValueError:
-        raise ValueError(
-            f"source: {name!r} is no folder, file, pattern or shipped model with checkpoints "
-            f"({', '.join(name for name in SHIPPED if shipped_checkpoints(name))}), and "
-            "TransformerLens knows no checkpoints of a model of that name; of one on the Hugging "
-            "Face Hub give its revisions, steps={1000: 'step1000', …}"
-        ) from None
-    except Exception as error:  # of the network, in whatever library
-        raise OSError(
-            f"source: the checkpoints of {name!r} cannot be listed ({error}); give its revisions, "
-            "steps={1000: 'step1000', …}, or try again with a network"
-        ) from error
-    return sorted(set(labels)), unit
-
-
-@contextlib.contextmanager
-def _without_log() -> Iterator[None]:
-    """TransformerLens says with every look-up that models were updated in 2023."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(level)
-
-
-=======
->>>>>>> checkpoints
 def _selected(
     name: str, sources: Mapping[int, ModelSource], steps: Any, unit: str = "step"
 ) -> Checkpoints:

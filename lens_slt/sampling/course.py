@@ -86,7 +86,9 @@ class Course:
 def first_course(settings: Settings, name: str = "") -> Course:
     """How a component starts."""
     stride = settings.stride_of(name)
-    return Course(stride or 1, settings.burn_in_steps, settings.least_draws, fixed=stride is not None)
+    return Course(
+        stride or 1, settings.burn_in_steps, settings.least_draws, fixed=stride is not None
+    )
 
 
 def first_target(stride: int, settings: Settings) -> int:

@@ -53,15 +53,9 @@ class CheckpointSaver:
     there.
 
     Files are ``step-000100.safetensors``, each written under another name first, so that no kill
-<<<<<<< HEAD
-    leaves half of one; ``model-config.json`` and the tokenizer lie beside them, and ``lens_slt.checkpoints(folder)``
-    reads both. A saver on a folder that holds some goes on with them; steps after the one from
-    which training goes on are written again.
-=======
     leaves half of one. The configuration (``model-config.json``) and the tokenizer lie beside them,
     and ``lens_slt.checkpoints(folder)`` reads all. A saver on a folder that holds some goes on with
     them; steps after the one from which training goes on are written again.
->>>>>>> checkpoints
 
     Args:
         folder: made if it is not there.
@@ -128,11 +122,7 @@ class CheckpointSaver:
         integer("step", step, at_least=self._last + 1, note="steps rise from call to call")
         before, self._last = self._last, step
         if loss is not None:
-<<<<<<< HEAD
-            self._curve.add(step, float(loss))
-=======
             self._curve.add(step, float(loss.detach() if isinstance(loss, Tensor) else loss))
->>>>>>> checkpoints
         if _due(self.schedule, before, step):
             why = SCHEDULE
         elif loss is not None and _due(self._candidates, before, step):
@@ -223,11 +213,7 @@ def save_weights(
     tensors = {name: _stored(tensor.detach(), precision) for name, tensor in weights.items()}
     hidden = path.with_name(f".{path.name}.tmp")
     try:
-<<<<<<< HEAD
-        save_file(tensors, hidden, dict(noted or {}))
-=======
         save_file(tensors, hidden, None if noted is None else dict(noted))
->>>>>>> checkpoints
         os.replace(hidden, path)
     finally:
         hidden.unlink(missing_ok=True)
