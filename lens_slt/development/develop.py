@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -177,6 +178,7 @@ class Sweep:
         groups: components that are sampled by one job.
         strides: steps of one draw, by component; empty where settings fix the step size.
         drawn: folders of draws at these strides, by step and component.
+        scale: the largest |λ̂| of every component so far.
     """
 
     checkpoints: Checkpoints
@@ -186,6 +188,7 @@ class Sweep:
     folder: Path
     strides: dict[str, int] = field(default_factory=dict)
     drawn: dict[tuple[int, str], Path] = field(default_factory=dict)
+    scale: dict[str, float] = field(default_factory=dict)
 
     def run(self, parallel: Any, keep_draws: bool, progress: bool) -> None:
         """Sample all, as finely as the worst checkpoint of a component needs, and read it off."""
@@ -214,13 +217,14 @@ class Sweep:
         found = run_jobs(jobs, parallel, label="step sizes", progress=progress)
         chosen: dict[str, int] = {}
         for outcome in found:
-            for name, (stride, _) in outcome.value.items():
-                chosen[name] = max(stride, chosen.get(name, 1))
+            for name, drawn in outcome.value.items():
+                chosen[name] = max(drawn.stride, chosen.get(name, 1))
         self._set_strides(chosen)
         for job, outcome in zip(jobs, found, strict=True):
-            for name, (stride, _) in outcome.value.items():
-                if stride == chosen[name] == 1:  # a finer course began later, at other noise
+            for name, drawn in outcome.value.items():
+                if drawn.stride == chosen[name] == 1:  # a finer course began later, at other noise
                     self.drawn[job.step, name] = job.folder
+                    self.scale[name] = max(abs(drawn.llc), self.scale.get(name, 0.0))
 
     def _set_strides(self, strides: Mapping[str, int]) -> None:
         self.strides |= strides
@@ -238,13 +242,19 @@ class Sweep:
                     strides = {name: self.strides[name] for name in names if name in self.strides}
                     jobs.append(self._cell(step, names, strides or None))
         outcomes = run_jobs(jobs, parallel, label="checkpoints", progress=progress)
-        failing = set()
+        found = [(name, one) for outcome in outcomes for name, one in outcome.value.items()]
         for job, outcome in zip(jobs, outcomes, strict=True):
-            for name, (stride, fails) in outcome.value.items():
-                self.drawn[job.step, name] = job.folder
-                if fails and name in self.strides and stride < MOST_STEPS_PER_DRAW:
-                    failing.add(name)
-        return sorted(failing)
+            self.drawn |= {(job.step, name): job.folder for name in outcome.value}
+        for name, one in found:
+            if np.isfinite(one.llc):
+                self.scale[name] = max(abs(one.llc), self.scale.get(name, 0.0))
+        return sorted(
+            {
+                name for name, one in found
+                if name in self.strides and one.stride < MOST_STEPS_PER_DRAW
+                and one.is_coarse(self.scale.get(name, 0.0))
+            }
+        )  # fmt: skip
 
     def _left(self) -> list[int]:
         """Steps that are not finished at these strides."""
