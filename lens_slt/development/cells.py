@@ -146,7 +146,7 @@ class ReadCell:
         for probe in self._next_token_probes():
             rows = [_chosen(per_token_llc(draws, probe), names) for draws, names in drawn]
             self._write(f"{MATRIX}-{probe}", rows)
-        if self.work.probes:
+        if self._next_token_probes():
             self._store(SUBLOSSES, self._sublosses(drawn[0][0], model))
         if self.work.behaviour:
             options = {k: v for k, v in self.work.options.items() if k != "engine"}
