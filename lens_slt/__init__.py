@@ -87,9 +87,10 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
+    from lens_slt.sampling.prepare import Probe
     from lens_slt.sampling.presets import PRESETS, preset
     from lens_slt.sampling.result import open_draws
-    from lens_slt.sampling.sample import Probe, sample
+    from lens_slt.sampling.sample import sample
     from lens_slt.sampling.settings import Settings
     from lens_slt.structure.cluster_summary import cluster_summary
     from lens_slt.structure.clusters import cluster_stability, clusters

@@ -64,8 +64,9 @@ from lens_slt.report.tables_circuits import behaviour_table, evidence_table, ver
 from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.sampling.course import first_course
 from lens_slt.sampling.estimate import estimate
+from lens_slt.sampling.prepare import Probe
 from lens_slt.sampling.result import settings_of
-from lens_slt.sampling.sample import Probe, sample
+from lens_slt.sampling.sample import sample
 from lens_slt.structure.overview import View, read_structure
 from lens_slt.text import visible
 

@@ -27,9 +27,11 @@ from lens_slt.models.suffix import flatten_slots
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.sampling.certificate import ERRORS, LARGEST_DEFECT, LARGEST_SHARE
-from lens_slt.sampling.folder import SamplingWarning
+from lens_slt.sampling.devices import one_device
+from lens_slt.sampling.folder import DESCRIPTION, DamagedRun, SamplingWarning
+from lens_slt.sampling.prepare import Probe
 from lens_slt.sampling.result import dataset, open_draws
-from lens_slt.sampling.sample import Probe, sample
+from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 
 LLC, BEHAVIOUR, SUBLOSSES, MATRIX = "refined_llc", "behaviour_scores", "sublosses", "per_token_llc"
@@ -49,17 +51,35 @@ class Work:
     options: Mapping[str, Any]  # weights, mask, pad_id, engine
     patterns: Mapping[str, Any]  # labels of probes, as given
     behaviour: bool
-    device: torch.device | str | None
+    device: str  # ``cuda`` is any that no other worker uses
 
     def sampled(
-        self, model: Any, components: Sequence[str], settings: Settings, path: Path
+        self, source: ModelSource, components: Sequence[str], settings: Settings, path: Path
     ) -> xr.DataTree:
-        """Draws of some components of a model."""
+        """Draws of some components of a model; what was left by a lost worker is begun anew."""
+        if path.exists() and not (path / DESCRIPTION).exists():
+            shutil.rmtree(path)  # lost before anything was kept
+        with one_device(self.device) as device:
+            try:
+                return self._sampled_on(device, source, components, settings, path)
+            except DamagedRun:
+                shutil.rmtree(path)
+                return self._sampled_on(device, source, components, settings, path)
+
+    def _sampled_on(
+        self,
+        device: torch.device,
+        source: ModelSource,
+        components: Sequence[str],
+        settings: Settings,
+        path: Path,
+    ) -> xr.DataTree:
         probes = {
             name: probe if probe.reference is None
-            else replace(probe, reference=probe.reference.load(self.device))
+            else replace(probe, reference=probe.reference.load(device))
             for name, probe in self.probes.items()
         }  # fmt: skip
+        model = source.load(device)
         with warnings.catch_warnings():  # who called has been warned already
             warnings.simplefilter("ignore", SamplingWarning)
             return sample(
@@ -109,8 +129,7 @@ class SampleCell:
         settings = self.work.settings
         if self.strides is not None:
             settings = settings.but(steps_per_draw=dict(self.strides))
-        model = self.source.load(self.work.device)
-        draws = self.work.sampled(model, self.components, settings, self.folder)
+        draws = self.work.sampled(self.source, self.components, settings, self.folder)
         columns = refined_llc(draws.drop_nodes("probes", errors="ignore"))
         keys = ("steps_per_draw", "llc", "defect", "defect_se")
         rows = zip(columns["component"].values, *(columns[key].values for key in keys), strict=True)
@@ -137,7 +156,10 @@ class ReadCell:
 
     def run(self) -> None:
         """Write the results; a finished checkpoint has a file that says so."""
-        model = self.source.load(self.work.device)
+        with one_device(self.work.device) as device:
+            self._run(self.source.load(device))
+
+    def _run(self, model: Any) -> None:
         drawn = [(open_draws(path), list(names)) for path, names in self.parts]
         llc = [_chosen(refined_llc(draws), names) for draws, names in drawn]
         norms = weight_norms(model, self.components)

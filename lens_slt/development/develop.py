@@ -23,8 +23,8 @@ from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.models.saved import save_source
 from lens_slt.models.source import ModelSource
 from lens_slt.sampling.folder import folder_of
+from lens_slt.sampling.prepare import PreparedRun, Probe, prepare, warn_about
 from lens_slt.sampling.presets import preset
-from lens_slt.sampling.sample import Job, Probe, prepare, warn_about
 from lens_slt.sampling.settings import LEAST_DRAWS, Settings
 from lens_slt.schema import check_version, stamp, stamped
 from lens_slt.torch_state import plain_torch
@@ -125,11 +125,14 @@ def develop(
         probes=_loaded(given, device), device=device, **options,
     )  # fmt: skip
     warn_about(job.adapted)
+    used = job.target.data.tokens.device
+    free = device is None or str(device) == "cuda"  # any of the GPUs of a worker
+    where = "cuda" if free and used.type == "cuda" else str(used)
     with _folder(path) as folder:
         sweep = Sweep(
             checkpoints,
             Work(
-                tokens, _with_sources(given, folder), settings, options, patterns, behaviour, device
+                tokens, _with_sources(given, folder), settings, options, patterns, behaviour, where
             ),
             tuple(tuple(members.names) for members in job.target.groups),
             tuple(component.name for component in job.components),
@@ -226,7 +229,7 @@ def _folder(path: str | Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def _identity(job: Job, sweep: Sweep) -> dict[str, Any]:
+def _identity(job: PreparedRun, sweep: Sweep) -> dict[str, Any]:
     """What makes two sweeps the same; checkpoints may join."""
     known = {key: job.identity[key] for key in ("tokens", "probes", "observables", "settings")}
     return {
