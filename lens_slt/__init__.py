@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.compare import compare
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_development
+    from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
@@ -110,6 +111,7 @@ __all__ = [
     "CheckpointSaver",
     "Checkpoints",
     "CircuitHypothesis",
+    "DevelopmentPlan",
     "Divergence",
     "Edge",
     "Estimate",
@@ -167,6 +169,7 @@ __all__ = [
     "paper_modes",
     "paper_rllc",
     "per_token_llc",
+    "plan_development",
     "plant",
     "planted_suite",
     "plot",
