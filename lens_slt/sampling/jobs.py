@@ -284,7 +284,8 @@ def _run(index: int, job: Any, mark: str, threads: int) -> tuple[int, Any, Excep
     torch.set_num_threads(threads)
     began = time.perf_counter()
     try:
-        value, error = job.run(), None
+        with parallel_config(backend="sequential", n_jobs=1):  # a job is one job
+            value, error = job.run(), None
     except Exception as caught:
         value, error = None, _portable(caught)
     if error is not None:

@@ -107,11 +107,11 @@ def test_another_sweep_is_refused(found, folder):
         developed([0, 5], folder, probes={})
 
 
+@pytest.mark.slow
 def test_half_a_store_is_begun_anew(tmp_path, monkeypatch):
     """A worker that was lost while it wrote: its part is repeated, and the result is the same."""
-    whole = developed([0, 5], tmp_path / "whole")
     place = tmp_path / "torn"
-    developed([0, 5], place, keep_draws=True)
+    whole = developed([0, 5], place, keep_draws=True).load()
     [cell] = list((place / "step-00000005").glob("draws-*"))[:1]
     (place / "step-00000005" / FINISHED).unlink()
     (cell / "state.safetensors").unlink(missing_ok=True)
@@ -121,6 +121,7 @@ def test_half_a_store_is_begun_anew(tmp_path, monkeypatch):
     np.testing.assert_array_equal(torn["refined_llc"]["llc"], whole["refined_llc"]["llc"])
 
 
+@pytest.mark.slow
 def test_a_coarse_step_is_made_finer_at_every_checkpoint(tmp_path, monkeypatch):
     """One checkpoint's certificate decides for the component, at all."""
     settings = replace(SETTINGS, steps_per_draw=None)
@@ -148,6 +149,7 @@ def test_biases_count_relative_to_the_curve():
     assert Drawn(1, float("nan"), 0.0, 0.0).is_coarse(10.0)
 
 
+@pytest.mark.slow
 def test_other_localizations(tmp_path):
     """A tighter prior holds more, at each of the checkpoints that were taken."""
     found = developed([0, 20], tmp_path / "run", gammas=[2000.0], behaviour=False)
