@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.tokens import load_tokens
     from lens_slt.development.compare import compare
     from lens_slt.development.curves import join_checkpoints
-    from lens_slt.development.develop import develop, open_development
+    from lens_slt.development.develop import develop, open_checkpoint, open_development
     from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
@@ -163,6 +163,7 @@ __all__ = [
     "model_source",
     "modes",
     "ngram_counts",
+    "open_checkpoint",
     "open_development",
     "open_draws",
     "paper_evidence",

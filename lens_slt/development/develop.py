@@ -171,6 +171,26 @@ def open_development(path: str | Path) -> xr.DataTree:
     return _joined(folder, steps)
 
 
+@typed
+def open_checkpoint(path: str | Path, step: int) -> dict[str, xr.Dataset]:
+    """The results of one checkpoint of a sweep, blocks of draws and all, by the name of their node.
+
+    What :func:`lens_slt.modes` and :func:`lens_slt.propose_circuits` need for their bootstrap.
+
+    Raises ValueError where ``develop(..., path=...)`` has not finished this checkpoint there.
+    """
+    place = step_folder(folder_of(path), step)
+    if not (place / FINISHED).exists():
+        raise ValueError(f"path: {str(path)!r} holds no finished checkpoint {step}")
+    files = sorted(place.glob("*.zarr"))
+    return {_node(file): read_result(place, file.stem) for file in files}
+
+
+def _node(file: Path) -> str:
+    """The node of a result, from the name of its folder."""
+    return file.stem.replace("-", "/", 1)
+
+
 def _at_gamma(sweep: Sweep, gamma: float) -> Sweep:
     """Refined LLCs alone, at another localization and a few checkpoints."""
     steps = sweep.checkpoints.steps
@@ -286,5 +306,5 @@ def _curves(folder: Path, steps: Sequence[int]) -> dict[str, xr.Dataset]:
         rows = {step: read_result(step_folder(folder, step), path.stem) for step in steps}
         if path.stem.startswith(MATRIX):
             rows = {step: row.drop_vars("blocks", errors="ignore") for step, row in rows.items()}
-        found[path.stem.replace("-", "/", 1)] = join_checkpoints(rows)
+        found[_node(path)] = join_checkpoints(rows)
     return found
