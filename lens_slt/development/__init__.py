@@ -1,0 +1,1 @@
+"""How structure forms over training: stages, transitions and critical checkpoints of curves."""
