@@ -23,7 +23,8 @@ from scipy.special import expit
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.noise import Curve
 
-POWERS = (-1.0, -0.7, -0.45, -0.3, -0.15, 0.15, 0.3, 0.45)  # of step + 1
+POWERS = (-1.0, -0.7, -0.5, -0.35, -0.2, -0.1, 0.1, 0.2, 0.35, 0.5)  # of step + 1
+NO_POWER = 0.2  # prior probability that there is none
 ROUNDINGS = (0.002, 0.015, 0.04)  # widths of corners as shares of the range of log(step + 1)
 APART = 4.0  # widths of the rounder of two neighbouring corners, at least
 MOST_CORNERS = 8
@@ -371,7 +372,7 @@ def _turned(
 ) -> tuple[_State, FloatArray]:
     """Another rounding of one corner, or another power of the step.
 
-    That there is no power is as likely as that there is one.
+    Powers are drawn from their prior, so that it needs no place in the odds.
     """
     n = len(state.powers)
     slot, coin = rng.integers(state.places.shape[1], size=n), rng.random(n) < 0.5
@@ -380,7 +381,7 @@ def _turned(
         coin, rng.integers(len(books.widths), size=n), roundings[row, slot]
     )
     some = rng.integers(len(POWERS), size=n)
-    drawn = np.where(rng.random(n) < 0.5, -1, some)
+    drawn = np.where(rng.random(n) < NO_POWER, -1, some)
     return _State(state.places, roundings, np.where(coin, state.powers, drawn)), np.zeros(n)
 
 
