@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.development.critical import critical_checkpoints
+    from lens_slt.development.stages import stages
+    from lens_slt.development.transitions import transitions
     from lens_slt.models.observable import (
         Accuracy,
         Divergence,
@@ -129,6 +132,7 @@ __all__ = [
     "composition_on_tokens",
     "composition_scores",
     "contexts",
+    "critical_checkpoints",
     "cross_check",
     "edge_attribution",
     "enrichment",
@@ -193,10 +197,12 @@ __all__ = [
     "sample_function",
     "shipped_checkpoints",
     "show_attention",
+    "stages",
     "susceptibility",
     "to_dot",
     "token_map",
     "top_tokens",
+    "transitions",
     "write_circuit",
     "write_hypotheses",
     "write_report",

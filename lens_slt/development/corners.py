@@ -87,6 +87,13 @@ class CornerPosterior:
             made = made + change * expit((at - corner) / width)
         return made
 
+    def grid_step(self, at: FloatArray) -> FloatArray:
+        """Distance of neighbouring places that a corner can have, near places on x."""
+        n = len(self.x)
+        index = np.interp(at, self.x, np.arange(n))
+        below = np.clip(np.floor(index).astype(int), 0, n - 2)
+        return np.diff(self.x)[below] / _per_checkpoint(n)
+
     def _each(self) -> list[tuple[FloatArray, FloatArray, FloatArray]]:
         """Corners one after another; those that are not there change nothing."""
         used = np.isfinite(self.corners)
@@ -197,7 +204,7 @@ class _Columns:
     def of(cls, curve: Curve) -> _Columns:
         x = curve.x
         n = len(x)
-        per = max(2, min(PLACES, MOST_PLACES // n))
+        per = _per_checkpoint(n)
         index = np.arange(int(np.ceil(BETWEEN * per)), int((n - 1 - BETWEEN) * per) + 1) / per
         places = np.interp(index, np.arange(n), x)
         widths = np.array(ROUNDINGS) * (x[-1] - x[0])
@@ -299,6 +306,11 @@ class _Columns:
         return CornerPosterior(
             self.x, *in_order, line, power, weights[:, -1], noise, distinct
         )
+
+
+def _per_checkpoint(n: int) -> int:
+    """Places of corners between two of n checkpoints."""
+    return max(2, min(PLACES, MOST_PLACES // n))
 
 
 def _next_temperature(score: FloatArray, now: float) -> tuple[float, FloatArray]:

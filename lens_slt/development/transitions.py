@@ -1,0 +1,183 @@
+"""Transitions of a curve over checkpoints: where it changes fast, with begin, middle and end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.arguments import integer, number, typed
+from lens_slt.arrays import FloatArray
+from lens_slt.development.curves import (
+    Labelled,
+    check_same_steps,
+    labelled_steps,
+    observables,
+    padded,
+    with_interval,
+)
+from lens_slt.development.noise import checked_curve
+from lens_slt.development.segments import SURE, Segments, cut
+from lens_slt.schema import stamped
+
+WITHIN = np.linspace(0, 1, 65)  # of a stage, where its middle is looked for
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Transitions of one curve, ``t`` of them, in training steps; intervals are ``[3, t]``.
+
+    Median, lower and upper end. NaN: a transition under way at the first or the last checkpoint.
+    """
+
+    begin: FloatArray  # [3, t]
+    midpoint: FloatArray  # [3, t]
+    end: FloatArray  # [3, t]
+    change: FloatArray  # [3, t] of the curve
+    share: FloatArray  # [t] of the curve's range
+    staged: float  # probability that the curve has any corner
+    fit: FloatArray  # [3, n] the curve without noise
+
+
+def find_transitions(
+    steps: FloatArray,
+    values: FloatArray,
+    *,
+    se: FloatArray | None = None,
+    covariance: FloatArray | None = None,
+    blocks: FloatArray | None = None,
+    least: float = 0.1,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Transitions:
+    """Transitions of a curve: the function under :func:`transitions`, on arrays.
+
+    Arguments as of ``find_stages``; ``least`` is the smallest change, as a share of the curve's
+    range.
+    """
+    _check(least, level, seed)
+    curve = checked_curve(steps, values, se=se, covariance=covariance, blocks=blocks)
+    return _transitions_of(cut(curve, level=level, seed=seed), least)
+
+
+def _check(least: float, level: float, seed: int) -> None:
+    number("least", least, at_least=0.0, below=1.0)
+    number("level", level, above=0.0, below=1.0)
+    integer("seed", seed, at_least=0, at_most=2**32 - 1)
+
+
+def _transitions_of(found: Segments, least: float) -> Transitions:
+    """Stages that are steeper than the ones beside them."""
+    fit = found.interval(found.posterior.values(found.curve.x))
+    span = np.ptp(fit[0])
+    change = found.interval(np.diff(found.chosen.values(found.edges), axis=1))
+    steep = np.abs(found.slopes)
+    beside = np.pad(steep, ((0, 0), (1, 1)))
+    peak = (steep > np.maximum(beside[:, :-2], beside[:, 2:])).mean(0) >= SURE
+    share = np.abs(change[0]) / span if span > 0 else np.zeros(found.k + 1)
+    chosen = np.flatnonzero(peak & (share >= least)) if found.k else np.array([], dtype=int)
+    nothing = np.full((3, 1), np.nan)
+    corners = np.expm1(np.column_stack([nothing, found.boundaries(), nothing]))
+    middles = found.interval(_middles(found)[:, chosen])
+    under_way = np.isnan(corners[0, chosen]) | np.isnan(corners[0, chosen + 1])
+    middle = np.where(under_way, np.nan, np.expm1(middles))
+    return Transitions(
+        corners[:, chosen], middle, corners[:, chosen + 1], change[:, chosen], share[chosen],
+        float((found.posterior.count > 0).mean()), fit,
+    )  # fmt: skip
+
+
+def _middles(found: Segments) -> FloatArray:
+    """``[s, k + 1]`` where the curve passes half of its change over each stage."""
+    edges = found.edges
+    made = []
+    for begin, end in zip(edges.T[:-1], edges.T[1:], strict=True):
+        at = begin[:, None] + (end - begin)[:, None] * WITHIN
+        values = found.chosen.values(at)
+        half = (values[:, :1] + values[:, -1:]) / 2
+        made.append(at[np.arange(len(at)), np.abs(values - half).argmin(1)])
+    return np.stack(made, 1)
+
+
+@typed
+def transitions(
+    curves: xr.Dataset | xr.DataArray,
+    *,
+    se: xr.Dataset | xr.DataArray | None = None,
+    least: float = 0.1,
+    level: float = 0.95,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Transitions of curves over checkpoints, of sublosses and behaviours, with intervals.
+
+    A transition is a stage that is steeper than the ones beside it (:func:`stages` says what a
+    stage is). It begins and ends at its boundaries, and its midpoint is where half of its change is
+    done.
+
+    Args:
+        curves: with the dimension ``checkpoint``, whose coordinate is the training step, and at
+            most one other, such as ``pattern``; or a Dataset of such curves.
+        se: standard errors, of the same form. Without them the noise is read off each curve.
+        least: the smallest change, as a share of the curve's range.
+        level: of intervals.
+        seed: of the sampler; the global random state is not touched.
+
+    Returns:
+        Dataset over ``observable``: ``n_transitions``, ``staged``, the probability that the curve
+        has stages at all; over ``transition``, in order of time: ``begin``, ``midpoint``, ``end``
+        (steps), ``change``, each with interval (``begin_low``, ``begin_high``, …), and ``share``,
+        the change over the curve's range; over ``step``: ``fit`` with interval. A transition under
+        way at the first checkpoint has no begin, one at the last no end, neither a midpoint: NaN.
+
+    Raises ValueError as :func:`stages` does.
+
+    Example:
+        >>> import numpy as np, xarray as xr, lens_slt as ls
+        >>> steps = np.unique(np.geomspace(1, 20_000, 40).astype(int))
+        >>> loss = 3 - 2 / (1 + np.exp(-6 * (np.log1p(steps) - 6)))
+        >>> found = ls.transitions(xr.DataArray(loss, coords={"checkpoint": steps}, name="repeats"))
+        >>> bool(abs(np.log(found["midpoint"].item()) - 6) < 0.1)
+        True
+    """
+    _check(least, level, seed)
+    steps = labelled_steps(curves, "curves")
+    errors = observed_errors(curves, se, steps)
+    found = {}
+    for name, values in observables(curves, "curves").items():
+        curve = checked_curve(steps, values, se=errors.get(name), name=f"curves {name}")
+        found[name] = _transitions_of(cut(curve, level=level, seed=seed), least)
+    each = list(found.values())
+    dims = ("observable", "transition")
+    data = {
+        **with_interval("begin", dims, [one.begin for one in each]),
+        **with_interval("midpoint", dims, [one.midpoint for one in each]),
+        **with_interval("end", dims, [one.end for one in each]),
+        **with_interval("change", dims, [one.change for one in each]),
+        "share": (dims, padded([one.share for one in each])),
+        "n_transitions": ("observable", np.array([len(one.share) for one in each])),
+        "staged": ("observable", np.array([one.staged for one in each])),
+        **with_interval("fit", ("observable", "step"), [one.fit for one in each]),
+    }
+    coords = {"observable": list(found), "step": steps}
+    attrs = dict(least=least, level=level, seed=seed)
+    return stamped(xr.Dataset(data, coords=coords, attrs=attrs), "transitions")
+
+
+def observed_errors(
+    curves: Labelled, se: Labelled | None, steps: FloatArray
+) -> dict[str, FloatArray]:
+    """Standard errors by name of the observable; of none, where none are given.
+
+    Raises ValueError for other checkpoints or names than those of the curves.
+    """
+    if se is None:
+        return {}
+    check_same_steps(se, steps, "se", "curves")
+    errors = observables(se, "se")
+    names = list(observables(curves, "curves"))
+    if isinstance(curves, xr.DataArray) and len(names) == len(errors) == 1:
+        return dict(zip(names, errors.values(), strict=True))
+    if set(errors) != set(names):
+        raise ValueError(f"se must be of {', '.join(names)}; got {', '.join(errors)}")
+    return errors
