@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
+from scipy.linalg import solve_triangular
+from scipy.signal import find_peaks
 from scipy.special import erf
 
 from lens_slt.arrays import FloatArray
@@ -18,6 +21,7 @@ BLOCKS = 16
 LEVEL = 40.0  # of λ̂
 FINE = 4000  # places at which a curve is integrated
 RELATIVE_SE, CORRELATION = 0.03, 0.5
+ALTERNATIVES = (-1.0, -0.5, -0.25, 0.25, 0.5)  # powers of the step
 FEATURELESS = ("constant", "power law up", "power law down", "two power laws", "line")
 
 
@@ -35,6 +39,7 @@ class Run:
     blocks: FloatArray  # [BLOCKS, n]
     covariance: FloatArray  # [n, n] true
     loss: FloatArray  # [n]
+    worth: FloatArray  # [k] of each boundary: χ² that the truth loses without its corner
 
 
 def staged_run(rng: np.random.Generator, relative_se: float = RELATIVE_SE) -> Run:
@@ -57,9 +62,7 @@ def staged_run(rng: np.random.Generator, relative_se: float = RELATIVE_SE) -> Ru
                      relative_se, rng)  # fmt: skip
 
 
-def featureless_run(
-    kind: str, rng: np.random.Generator, relative_se: float = RELATIVE_SE
-) -> Run:
+def featureless_run(kind: str, rng: np.random.Generator, relative_se: float = RELATIVE_SE) -> Run:
     """A run that has one stage only."""
     x = _checkpoints(rng)
     at = (x - x[0]) / (x[-1] - x[0])
@@ -170,6 +173,55 @@ def _observed(
     covariance = CORRELATION**lag * np.outer(error, error)
     blocks = truth + rng.multivariate_normal(np.zeros(n), BLOCKS * covariance, BLOCKS)
     se = blocks.std(0, ddof=1) / np.sqrt(BLOCKS)
+    worth = np.array([_worth(x, boundaries, k, truth, covariance) for k in range(len(boundaries))])
     wiggle = 0.01 * rng.standard_normal(n)  # training itself is noisy
     return Run(kind, np.expm1(x), boundaries, types, truth, blocks.mean(0), se, blocks,
-               covariance, loss + wiggle)  # fmt: skip
+               covariance, loss + wiggle, worth)  # fmt: skip
+
+
+def _worth(
+    x: FloatArray, boundaries: FloatArray, k: int, truth: FloatArray, covariance: FloatArray
+) -> float:
+    """χ² of the best fit to the truth without one corner, less that of the best with it."""
+    lower = np.linalg.cholesky(covariance)
+
+    def rest(corners: FloatArray) -> float:
+        hinges = np.maximum(x[:, None] - corners, 0)
+        smallest = np.inf
+        for power in (0.0, *ALTERNATIVES):
+            more = [np.exp(power * (x - x[-1] * (power > 0)))] if power else []
+            columns = np.column_stack([np.ones(len(x)), x, hinges, *more])
+            both = solve_triangular(lower, np.column_stack([columns, truth]), lower=True)
+            off = both[:, -1] - both[:, :-1] @ np.linalg.lstsq(both[:, :-1], both[:, -1])[0]
+            smallest = min(smallest, float(off @ off))
+        return smallest
+
+    return rest(np.delete(boundaries, k)) - rest(boundaries)
+
+
+def logistic_curves(
+    n: int, rng: np.random.Generator
+) -> tuple[xr.DataArray, tuple[FloatArray, FloatArray, FloatArray], FloatArray]:
+    """Observables that each change once, their begins, midpoints and ends, and peaks of speed.
+
+    Begin and end are where the slope is half of its peak. Of three, the first two change together.
+    The noise is 2 % of the range, and no standard error is given.
+    """
+    x = _checkpoints(rng)
+    inside = x[0] + (x[-1] - x[0]) * rng.uniform(0.3, 0.7, n)
+    if n > 1:
+        inside = x[0] + (x[-1] - x[0]) * np.array([0.3, 0.3, 0.7]) + rng.uniform(-0.4, 0.4, n)
+    scale = rng.uniform(0.15, 0.4, n)
+    values = np.tanh((x - inside[:, None]) / (2 * scale[:, None])) / 2
+    at = np.linspace(x[0], x[-1], FINE)
+    slopes = np.cosh((at - inside[:, None]) / (2 * scale[:, None])) ** -2 / (4 * scale[:, None])
+    speed = np.sqrt((slopes**2).mean(0))
+    peaks = at[find_peaks(speed, prominence=0.25 * speed.max())[0]]
+    half = 2 * np.arccosh(np.sqrt(2)) * scale
+    curves = xr.DataArray(
+        values + 0.02 * rng.standard_normal(values.shape),
+        coords={"observable": [f"observable {i}" for i in range(n)],
+                "checkpoint": np.expm1(x).round().astype(int)},
+        dims=("observable", "checkpoint"),
+    )  # fmt: skip
+    return curves, (inside - half, inside, inside + half), peaks

@@ -6,8 +6,8 @@ follow power laws over long stretches of training), so a corner has to beat them
 how many and how round, is sampled from the posterior by a sequential Monte Carlo sampler (Del Moral
 et al. 2006) that goes from the prior to the posterior in steps of the likelihood; coefficients and
 the scale of the noise are integrated out (unit-information prior, as in Bayesian adaptive
-regression splines: DiMatteo, Genovese & Kass 2001). Many corners explain a curve in many ways, which
-one optimum with a bootstrap around it would hide.
+regression splines: DiMatteo, Genovese & Kass 2001). Corners elsewhere often explain a curve as
+well, which one optimum with a bootstrap around it would hide.
 
 Every column that a design can have is computed once, whitened by the covariance of the errors: a
 model is a choice of columns, and its fit needs their products only.
@@ -24,7 +24,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.noise import Curve
 
 POWERS = (-1.0, -0.7, -0.5, -0.35, -0.2, -0.1, 0.1, 0.2, 0.35, 0.5)  # of step + 1
-NO_POWER = 0.2  # prior probability that there is none
+NO_POWER = 0.1  # prior probability that there is none
 ROUNDINGS = (0.002, 0.015, 0.04)  # widths of corners as shares of the range of log(step + 1)
 APART = 4.0  # widths of the rounder of two neighbouring corners, at least
 MOST_CORNERS = 8
@@ -127,7 +127,7 @@ def sample_corners(curve: Curve, *, seed: int = 0) -> CornerPosterior:
     """
     rng = np.random.default_rng(seed)
     books = _Columns.of(curve)
-    state = _State.empty(books)
+    state = _State.empty()
     score = books.score(state)
     for _ in range(4 * MOVES):  # to the prior
         state, score = _move(books, state, score, 0.0, rng)
@@ -156,7 +156,7 @@ class _State:
     powers: FloatArray  # [p] int
 
     @classmethod
-    def empty(cls, books: _Columns) -> _State:
+    def empty(cls) -> _State:
         return cls(
             np.full((PARTICLES, MOST_CORNERS), -1), np.zeros((PARTICLES, MOST_CORNERS), int),
             np.full(PARTICLES, -1),
@@ -287,7 +287,9 @@ class _Columns:
         off = np.linalg.solve(np.swapaxes(lower, 1, 2), random)[:, :, 0]
         unused = columns == len(self.scale) - 1
         weights = np.where(unused, 0.0, weights + noise[:, None] * off)
-        left = self.line_product - np.einsum("psk,pk->ps", self.along.T[columns].swapaxes(1, 2), weights)
+        left = self.line_product - np.einsum(
+            "psk,pk->ps", self.along.T[columns].swapaxes(1, 2), weights
+        )
         left = left + noise[:, None] * rng.standard_normal(left.shape)
         line = np.linalg.solve(self.line, left.T).T
         return self._curves(state, weights / self.scale[columns], line, noise, distinct)
@@ -303,9 +305,7 @@ class _Columns:
         changes = np.where(used, weights[:, :-1], np.nan)
         power = np.where(state.powers >= 0, np.array(POWERS)[state.powers], 0.0)
         in_order = [np.take_along_axis(one, order, 1) for one in (corners, widths, changes)]
-        return CornerPosterior(
-            self.x, *in_order, line, power, weights[:, -1], noise, distinct
-        )
+        return CornerPosterior(self.x, *in_order, line, power, weights[:, -1], noise, distinct)
 
 
 def _per_checkpoint(n: int) -> int:
@@ -364,9 +364,7 @@ def _born_or_dead(
     return _State(places, roundings, state.powers), np.where(possible, odds, -np.inf)
 
 
-def _shifted(
-    books: _Columns, state: _State, rng: np.random.Generator
-) -> tuple[_State, FloatArray]:
+def _shifted(books: _Columns, state: _State, rng: np.random.Generator) -> tuple[_State, FloatArray]:
     """One corner elsewhere."""
     n = len(state.powers)
     slot = np.where(state.places >= 0, rng.random(state.places.shape), -1.0).argmax(1)
@@ -379,9 +377,7 @@ def _shifted(
     return _State(places, state.roundings, state.powers), np.where(inside, 0.0, -np.inf)
 
 
-def _turned(
-    books: _Columns, state: _State, rng: np.random.Generator
-) -> tuple[_State, FloatArray]:
+def _turned(books: _Columns, state: _State, rng: np.random.Generator) -> tuple[_State, FloatArray]:
     """Another rounding of one corner, or another power of the step.
 
     Powers are drawn from their prior, so that it needs no place in the odds.

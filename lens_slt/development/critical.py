@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -79,16 +80,12 @@ def _basins(speed: FloatArray) -> list[slice]:
     if not speed.max() > 0 or np.ptp(speed) < PROMINENCE * speed.max():
         return []
     peaks = find_peaks(padded, prominence=PROMINENCE * speed.max())[0] - 1
-    valleys = [
-        int(a + speed[a : b + 1].argmin()) for a, b in zip(peaks[:-1], peaks[1:], strict=True)
-    ]
+    valleys = [int(a + speed[a : b + 1].argmin()) for a, b in pairwise(peaks)]
     edges = [0, *valleys, len(speed)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def _fastest(
-    speed: FloatArray, parts: FloatArray, at: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def _fastest(speed: FloatArray, parts: FloatArray, at: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Of every sample the middle of its fastest places ``[s]``, and shares there ``[s, o]``."""
     fast = speed >= NEAR * speed.max(1, keepdims=True)
     place = (fast * at).sum(1) / fast.sum(1)

@@ -10,7 +10,13 @@ import xarray as xr
 
 from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.development.curves import check_same_steps, component_curves, observables, padded, with_interval
+from lens_slt.development.curves import (
+    check_same_steps,
+    component_curves,
+    observables,
+    padded,
+    with_interval,
+)
 from lens_slt.development.noise import checked_curve
 from lens_slt.development.segments import SURE, Segments, cut
 from lens_slt.schema import stamped
@@ -132,15 +138,15 @@ def stages(
         seed: of the sampler; the global random state is not touched.
 
     Returns:
-        Dataset over ``component`` with ``n_stages`` and ``staged``, the probability that there is
-        more than one; over ``boundary``: ``boundary_step`` with interval
-        (``boundary_step_low``, ``boundary_step_high``; likewise everywhere), ``support``, the probability of at least so many boundaries; over
-        ``stage``: ``start`` and ``end`` (steps), ``slope`` with interval (λ̂ per unit of
-        log(step + 1)), ``trend``, its ``probability``, ``type``, with a loss ``loss_change`` with
-        interval; over ``stage`` and ``pattern``: ``subloss_change`` with interval; over ``step``:
-        ``fit`` with interval, the curve without noise; ``noise``: the size of the errors that
-        the curve shows, over the one that was given. Components with fewer stages than others
-        have NaN or empty text for the rest.
+        Dataset over ``component``: ``n_stages``; ``staged``, the probability that there is more
+        than one; ``noise``, the errors that the curve shows, over those that were given. Over
+        ``boundary``: ``boundary_step`` with its interval (``boundary_step_low``,
+        ``boundary_step_high``, and so for every interval); ``support``, the probability that there
+        are at least so many. Over ``stage``: ``start`` and ``end`` (steps); ``slope`` with
+        interval, λ̂ per unit of log(step + 1); ``trend`` and its ``probability``; ``type``; with a
+        loss, ``loss_change`` with interval. Over ``stage`` and ``pattern``: ``subloss_change`` with
+        interval. Over ``step``: ``fit`` with interval, the curve without noise. Components with
+        fewer stages than others have NaN, or empty text, for the rest.
 
     Raises ValueError for fewer than 20 checkpoints, steps that repeat or run backwards, values that
     are not finite, other checkpoints in ``loss`` or ``sublosses``, numbers out of range.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -92,7 +93,7 @@ def _middles(found: Segments) -> FloatArray:
     """``[s, k + 1]`` where the curve passes half of its change over each stage."""
     edges = found.edges
     made = []
-    for begin, end in zip(edges.T[:-1], edges.T[1:], strict=True):
+    for begin, end in pairwise(edges.T):
         at = begin[:, None] + (end - begin)[:, None] * WITHIN
         values = found.chosen.values(at)
         half = (values[:, :1] + values[:, -1:]) / 2
