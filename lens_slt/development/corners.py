@@ -24,7 +24,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.noise import Curve
 
 POWERS = (-1.0, -0.7, -0.5, -0.35, -0.2, -0.1, 0.1, 0.2, 0.35, 0.5)  # of step + 1
-NO_POWER = 0.1  # prior probability that there is none
+NO_POWER = (0.1, 0.1, 0.5)  # prior: that there is none, with 0, 1, and 2 or more corners
 ROUNDINGS = (0.002, 0.015, 0.04)  # widths of corners as shares of the range of log(step + 1)
 APART = 4.0  # widths of the rounder of two neighbouring corners, at least
 MOST_CORNERS = 8
@@ -259,12 +259,16 @@ class _Columns:
         return PRIOR_NOISE if self.known else 0.0
 
     def score(self, state: _State) -> FloatArray:
-        """Log of likelihood, integrated over coefficients and noise, times their prior."""
+        """Log of likelihood, integrated over coefficients and noise, times the power's prior."""
         columns = self.chosen(state)
         used = (columns != len(self.scale) - 1).sum(1)
         _, _, rest = self.fit(columns)
         noise = self.prior_noise + rest + RIDGE * self.rest
-        return -0.5 * used * np.log(len(self.x)) - 0.5 * self.freedom * np.log(noise)
+        likelihood = -0.5 * used * np.log(len(self.x)) - 0.5 * self.freedom * np.log(noise)
+        n_corners = np.minimum((state.places >= 0).sum(1), len(NO_POWER) - 1)
+        none = np.array(NO_POWER)[n_corners]
+        prior = np.where(state.powers < 0, none, (1 - none) / len(POWERS))
+        return likelihood + np.log(np.maximum(prior, np.finfo(float).tiny))
 
     def allowed(self, state: _State) -> BoolArray:
         """Corners far enough from one another, by checkpoints and by their widths."""
@@ -378,18 +382,14 @@ def _shifted(books: _Columns, state: _State, rng: np.random.Generator) -> tuple[
 
 
 def _turned(books: _Columns, state: _State, rng: np.random.Generator) -> tuple[_State, FloatArray]:
-    """Another rounding of one corner, or another power of the step.
-
-    Powers are drawn from their prior, so that it needs no place in the odds.
-    """
+    """Another rounding of one corner, or another power of the step."""
     n = len(state.powers)
     slot, coin = rng.integers(state.places.shape[1], size=n), rng.random(n) < 0.5
     roundings, row = state.roundings.copy(), np.arange(n)
     roundings[row, slot] = np.where(
         coin, rng.integers(len(books.widths), size=n), roundings[row, slot]
     )
-    some = rng.integers(len(POWERS), size=n)
-    drawn = np.where(rng.random(n) < NO_POWER, -1, some)
+    drawn = rng.integers(-1, len(POWERS), size=n)
     return _State(state.places, roundings, np.where(coin, state.powers, drawn)), np.zeros(n)
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import xarray as xr
-from scipy.signal import find_peaks
 
 from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.corners import CornerPosterior, sample_corners
 from lens_slt.development.curves import labelled_steps, observables, one_interval
 from lens_slt.development.noise import Curve, checked_curve
+from lens_slt.development.peaks import PER_CHECKPOINT, basins, fine_places
 from lens_slt.development.transitions import observed_errors
 from lens_slt.schema import stamped
 
-PER_CHECKPOINT = 8  # places between two checkpoints at which speeds are compared
-PROMINENCE = 0.25  # of the largest speed: how much a peak has to stand out
 STILL = 2.0  # standard errors of a curve's ends: what ranges over less does not move
 NEAR = 0.98  # of the largest speed: places that count as the fastest
 
@@ -35,10 +32,7 @@ class Critical:
 
 def find_critical(curves: list[Curve], *, level: float = 0.95, seed: int = 0) -> Critical:
     """Critical checkpoints of checked curves over the same steps; see the function on results."""
-    x = curves[0].x
-    n = len(x)
-    index = np.arange((n - 1) * PER_CHECKPOINT + 1) / PER_CHECKPOINT
-    at = np.interp(index, np.arange(n), x)
+    at = fine_places(curves[0].x)
     posteriors = [sample_corners(curve, seed=seed + i) for i, curve in enumerate(curves)]
     scales = np.array([_range(one) for one in posteriors])
     moves = scales > 0
@@ -51,7 +45,7 @@ def find_critical(curves: list[Curve], *, level: float = 0.95, seed: int = 0) ->
     tail = (1 - level) / 2
     ends = [0.5, tail, 1 - tail]
     places, shares = [], []
-    for inside in _basins(speed.mean(0)):
+    for inside in basins(speed.mean(0)):
         found, share = _fastest(speed[:, inside], parts[:, :, inside], at[inside])
         places.append(np.quantile(found, ends))
         shares.append(np.quantile(share, ends, axis=0))
@@ -72,17 +66,6 @@ def _range(posterior: CornerPosterior) -> float:
     between = values[:, high] - values[:, low]
     least = STILL * between.std()
     return float(between.mean()) if between.mean() > max(least, 0) else 0.0
-
-
-def _basins(speed: FloatArray) -> list[slice]:
-    """Peaks of the mean speed, each with the places that are nearer to it than to a valley."""
-    padded = np.concatenate([[0.0], speed, [0.0]])  # a peak at the end is one, too
-    if not speed.max() > 0 or np.ptp(speed) < PROMINENCE * speed.max():
-        return []
-    peaks = find_peaks(padded, prominence=PROMINENCE * speed.max())[0] - 1
-    valleys = [int(a + speed[a : b + 1].argmin()) for a, b in pairwise(peaks)]
-    edges = [0, *valleys, len(speed)]
-    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _fastest(speed: FloatArray, parts: FloatArray, at: FloatArray) -> tuple[FloatArray, FloatArray]:

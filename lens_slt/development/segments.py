@@ -12,6 +12,7 @@ from lens_slt.development.noise import Curve
 
 FIRST, FURTHER = 0.8, 0.5  # posterior probability that a first corner, or one more, has to have
 SURE = 0.8  # probability of what is said of a stage in words
+MARGIN = 0.2  # of a stage, at either end
 FEWEST_SAMPLES = 40  # to read an interval off
 
 
@@ -33,20 +34,25 @@ class Segments:
         return len(self.support)
 
     @property
+    def staged(self) -> float:
+        """Probability that there is any corner."""
+        return float((self.posterior.count > 0).mean())
+
+    @property
     def corners(self) -> FloatArray:
         """``[s, k]``."""
         return self.chosen.corners[:, : self.k]
 
     @property
-    def edges(self) -> FloatArray:
-        """``[s, k + 2]``: the first checkpoint, corners, the last checkpoint."""
-        ends = np.broadcast_to(self.curve.x[[0, -1]], (len(self.corners), 2))
-        return np.column_stack([ends[:, :1], self.corners, ends[:, 1:]])
-
-    @property
     def slopes(self) -> FloatArray:
-        """``[s, k + 1]`` mean slopes of stages."""
-        return np.diff(self.chosen.values(self.edges), axis=1) / np.diff(self.edges, axis=1)
+        """``[s, k + 1]`` slopes of stages within their boundaries, in all samples.
+
+        A fifth of a stage is left out at either end, where a sample may have another stage.
+        """
+        ends = np.concatenate([self.curve.x[:1], self.boundaries()[0], self.curve.x[-1:]])
+        margin = MARGIN * np.diff(ends)
+        low, high = ends[:-1] + margin, ends[1:] - margin
+        return (self.posterior.values(high) - self.posterior.values(low)) / (high - low)
 
     def interval(self, samples: FloatArray) -> FloatArray:
         """``[3, ...]``: median, lower and upper end, over the first axis."""

@@ -37,7 +37,7 @@ class Stages:
     slopes: FloatArray  # [3, k + 1]
     trends: tuple[str, ...]  # [k + 1] rises, falls, flat or unclear
     probability: FloatArray  # [k + 1] of the most probable trend
-    below: FloatArray  # [k + 1] probability that the stage's mean is below zero
+    below: FloatArray  # [k + 1] probability that the curve is below zero in its middle
     fit: FloatArray  # [3, n] the curve without noise, all numbers of stages averaged
     noise: float  # standard deviation of the errors over the one that was given (or itself)
 
@@ -90,10 +90,10 @@ def _stages_of(found: Segments, flat: float) -> Stages:
     best = chances.argmax(0)
     sure = chances.max(0) >= SURE
     trends = [TRENDS[b] if s else "unclear" for b, s in zip(best, sure, strict=True)]
-    ends = found.chosen.values(found.edges)
-    middle = (ends[:, 1:] + ends[:, :-1]) / 2
+    places = np.concatenate([found.curve.x[:1], found.boundaries()[0], found.curve.x[-1:]])
+    middle = found.posterior.values((places[1:] + places[:-1]) / 2)
     return Stages(
-        np.expm1(found.boundaries()), found.support, float((found.posterior.count > 0).mean()),
+        np.expm1(found.boundaries()), found.support, found.staged,
         found.interval(slopes), tuple(trends),
         chances.max(0), (middle < 0).mean(0), fit, float(np.median(found.posterior.noise)),
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -19,10 +18,9 @@ from lens_slt.development.curves import (
     with_interval,
 )
 from lens_slt.development.noise import checked_curve
+from lens_slt.development.peaks import basins, fine_places, half_heights
 from lens_slt.development.segments import SURE, Segments, cut
 from lens_slt.schema import stamped
-
-WITHIN = np.linspace(0, 1, 65)  # of a stage, where its middle is looked for
 
 
 @dataclass(frozen=True)
@@ -69,36 +67,44 @@ def _check(least: float, level: float, seed: int) -> None:
 
 
 def _transitions_of(found: Segments, least: float) -> Transitions:
-    """Stages that are steeper than the ones beside them."""
-    fit = found.interval(found.posterior.values(found.curve.x))
-    span = np.ptp(fit[0])
-    change = found.interval(np.diff(found.chosen.values(found.edges), axis=1))
-    steep = np.abs(found.slopes)
-    beside = np.pad(steep, ((0, 0), (1, 1)))
-    peak = (steep > np.maximum(beside[:, :-2], beside[:, 2:])).mean(0) >= SURE
-    share = np.abs(change[0]) / span if span > 0 else np.zeros(found.k + 1)
-    chosen = np.flatnonzero(peak & (share >= least)) if found.k else np.array([], dtype=int)
-    nothing = np.full((3, 1), np.nan)
-    corners = np.expm1(np.column_stack([nothing, found.boundaries(), nothing]))
-    middles = found.interval(_middles(found)[:, chosen])
-    under_way = np.isnan(corners[0, chosen]) | np.isnan(corners[0, chosen + 1])
-    middle = np.where(under_way, np.nan, np.expm1(middles))
+    """Peaks of the slope's size, in all samples."""
+    posterior = found.posterior
+    fit = found.interval(posterior.values(found.curve.x))
+    at = fine_places(found.curve.x)
+    slopes, values = posterior.slopes(at), posterior.values(at)
+    span, rows = np.ptp(fit[0]), []
+    for inside in basins(np.abs(slopes.mean(0))) if found.k else []:
+        row = _one_peak(found, slopes[:, inside], values[:, inside], at[inside])
+        if abs(row[3, 0]) >= least * span:
+            rows.append(row)
+    begin, middle, end, change = np.array(rows).reshape(-1, 4, 3).transpose(1, 2, 0)
     return Transitions(
-        corners[:, chosen], middle, corners[:, chosen + 1], change[:, chosen], share[chosen],
-        float((found.posterior.count > 0).mean()), fit,
+        np.expm1(begin), np.expm1(middle), np.expm1(end), change, np.abs(change[0]) / span,
+        found.staged, fit,
     )  # fmt: skip
 
 
-def _middles(found: Segments) -> FloatArray:
-    """``[s, k + 1]`` where the curve passes half of its change over each stage."""
-    edges = found.edges
-    made = []
-    for begin, end in pairwise(edges.T):
-        at = begin[:, None] + (end - begin)[:, None] * WITHIN
-        values = found.chosen.values(at)
-        half = (values[:, :1] + values[:, -1:]) / 2
-        made.append(at[np.arange(len(at)), np.abs(values - half).argmin(1)])
-    return np.stack(made, 1)
+def _one_peak(
+    found: Segments, slopes: FloatArray, values: FloatArray, at: FloatArray
+) -> FloatArray:
+    """``[4, 3]``: begin, midpoint, end and change, with intervals; NaN for what is not seen."""
+    mean = slopes.mean(0)
+    sign = np.sign(mean[np.abs(mean).argmax()])
+    begin, end = half_heights(sign * slopes, at)
+    seen = [np.isfinite(side).mean() >= SURE for side in (begin, end)]
+    first = np.where(np.isfinite(begin) & seen[0], begin, at[0])
+    last = np.where(np.isfinite(end) & seen[1], end, at[-1])
+    row = np.arange(len(first))
+    from_, to = (np.abs(at - side[:, None]).argmin(1) for side in (first, last))
+    start, stop = values[row, from_], values[row, to]
+    between = (at >= first[:, None]) & (at <= last[:, None])
+    off = np.where(between, np.abs(values - ((start + stop) / 2)[:, None]), np.inf)
+    ends = [
+        found.interval(side[np.isfinite(side)]) if is_seen else np.full(3, np.nan)
+        for side, is_seen in zip((begin, end), seen, strict=True)
+    ]
+    middle = found.interval(at[off.argmin(1)]) if all(seen) else np.full(3, np.nan)
+    return np.stack([ends[0], middle, ends[1], found.interval(stop - start)])
 
 
 @typed
@@ -112,9 +118,10 @@ def transitions(
 ) -> xr.Dataset:
     """Transitions of curves over checkpoints, of sublosses and behaviours, with intervals.
 
-    A transition is a stage that is steeper than the ones beside it (:func:`stages` says what a
-    stage is). It begins and ends at its boundaries, and its midpoint is where half of its change is
-    done.
+    A transition is a peak of the slope over log(step + 1), of a curve that has stages
+    (:func:`stages` says when it has). It begins and ends where the slope is half-way between the
+    peak and the valley on that side; its change is that between begin and end, its midpoint where
+    half of it is done.
 
     Args:
         curves: with the dimension ``checkpoint``, whose coordinate is the training step, and at
