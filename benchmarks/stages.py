@@ -1,16 +1,16 @@
 """Stages of synthetic training runs whose boundaries, noise and types are known.
 
-λ̂ has a relative standard error of 3 % and errors of neighbouring checkpoints correlate by 0.5, as in
-a default run; the errors are read off 16 blocks of draws. Curves are not made as they are fitted
+λ̂ has a relative standard error of 3 %, and errors of neighbouring checkpoints correlate by 0.5, as
+in a default run; both are read off 16 blocks of draws. Curves are not made as they are fitted
 (`benchmarks.staged_runs`). `boundary_coverage`: of found boundaries that belong to a true one, the
-share whose 95 % interval holds it. `missed`: of all true boundaries, the share without a found one
-within half a unit of log(step + 1) or with it in its interval; `missed_seeable`, of those alone
-whose corner is worth 10 or more of χ² to one who knows all the rest. `false_stage_rate`: of curves without stages, the
-share that is cut. `extra_per_run`: found boundaries that belong to no true one. `types_right`: of
-stages that are given a type, in runs cut right, the share that has it. `transition_coverage` is of
-begin, midpoint and end of sublosses, `critical_coverage` of the steps where three observables
-together are fastest. Beside it, on the same runs, the published rule, a Gaussian process with
-intervals of its slope, and ruptures.
+share whose 95 % interval holds it. `missed`: of true boundaries that could be seen, those whose
+corner is worth 10 of χ² or more to one who knows all the rest, the share without a found one within
+half a unit of log(step + 1) or with it in its interval; `missed_all`, of all. `false_stage_rate`: of
+curves without stages, the share that is cut. `extra_per_run`: found boundaries that belong to no
+true one. `types_right`: of stages that are given a type, in runs with the right number of stages,
+the share that has it. `transition_coverage` is of begin, midpoint and end of transitions,
+`critical_coverage` of steps where three observables together are fastest. Beside it, on the same
+runs, the published rule, a Gaussian process with intervals of its slope, and ruptures.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Tally:
             name,
             float(np.mean(self.held)) if intervals and self.held else "",
             float(np.median(self.widths)) if intervals and self.widths else "",
-            self.missed / self.true,
             self.seeable_missed / max(1, self.seeable),
+            self.missed / self.true,
             self.extra / self.runs,
             self.false_rate() if self.featureless else "",
         ]
@@ -191,7 +191,7 @@ def main() -> None:
             tally.add(run, method(run))
         featureless(tally, method, plain)
         rows.append(tally.row(name, intervals=name.endswith("intervals")))
-    columns = ["method", "coverage", "median width", "missed", "of seeable", "extra a run", "false"]
+    columns = ["method", "coverage", "median width", "missed", "of all", "extra a run", "false"]
     show_table("Boundaries, in units of log(step + 1)", columns, rows)
     kinds = [[kind, float(np.mean(cuts)), len(cuts)] for kind, cuts in ours.featureless.items()]
     show_table("Curves without stages: share that is cut", ["kind", "share", "of"], kinds)
@@ -203,8 +203,8 @@ def main() -> None:
         "boundary_coverage": float(np.mean(ours.held)),
         "median_width": float(np.median(ours.widths)),
         "false_stage_rate": ours.false_rate(),
-        "missed": ours.missed / ours.true,
-        "missed_seeable": ours.seeable_missed / max(1, ours.seeable),
+        "missed": ours.seeable_missed / max(1, ours.seeable),
+        "missed_all": ours.missed / ours.true,
         "seeable": ours.seeable / ours.true,
         "extra_per_run": ours.extra / ours.runs,
         "types_right": float(np.mean([kind == "True" for kind in named])),

@@ -27,12 +27,12 @@ POWERS = (-1.0, -0.7, -0.5, -0.35, -0.2, -0.1, 0.1, 0.2, 0.35, 0.5)  # of step +
 NO_POWER = (0.1, 0.1, 0.5)  # prior: that there is none, with 0, 1, and 2 or more corners
 ROUNDINGS = (0.002, 0.015, 0.04)  # widths of corners as shares of the range of log(step + 1)
 APART = 4.0  # widths of the rounder of two neighbouring corners, at least
-MOST_CORNERS = 8
+MOST_CORNERS = 7
 PLACES, MOST_PLACES = 8, 480  # possible corners between two checkpoints, and in all
 BETWEEN = 1.5  # checkpoints between two corners, or a corner and the end, at least
 ODDS = 0.4  # prior: of one corner more
 PRIOR_NOISE = 8.0  # degrees of freedom with which the given errors are believed
-PARTICLES, MOVES, LAST_MOVES, SNAPSHOTS = 512, 9, 60, 6
+PARTICLES, MOVES, LAST_MOVES, SNAPSHOTS = 384, 9, 40, 5
 KEEP = 0.5  # effective share of particles from one temperature to the next
 JUMPS = (1, 3, 10, 40)  # scales of moves of a corner, in places
 RIDGE = 1e-9
@@ -192,7 +192,7 @@ class _Columns:
     index: FloatArray  # [g] the same, counted in checkpoints
     widths: FloatArray  # [r]
     scale: FloatArray  # [m] norms of columns: hinges by place and rounding, powers, one of zeros
-    gram: FloatArray  # [m, m]; 1 for the column of zeros
+    gram: FloatArray  # [m, m]
     product: FloatArray  # [m] with the values
     along: FloatArray  # [2, m] the parts along an orthonormal basis of the line
     line: FloatArray  # [2, 2] from value and slope of the line to that basis
@@ -221,7 +221,6 @@ class _Columns:
         scale = np.append(np.linalg.norm(columns[:, :-1], axis=0), 1.0)
         columns = columns / scale
         gram = columns.T @ columns
-        gram[-1, -1] = 1.0
         left = values - basis @ (basis.T @ values)
         return cls(
             x, places, index, widths, scale, gram, columns.T @ left, along / scale,
@@ -241,11 +240,9 @@ class _Columns:
     def fit(self, columns: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Products, coefficients and remaining squares of designs."""
         gram = self.gram[columns[:, :, None], columns[:, None, :]]
-        # two unused corners share the column of zeros: they are told apart by the identity
-        unused = columns == len(self.scale) - 1
-        gram = np.where(unused[:, :, None] | unused[:, None, :], 0.0, gram)
-        gram = gram + np.eye(columns.shape[1]) * np.where(unused, 1.0, RIDGE)[:, :, None]
-        product = np.where(unused, 0.0, self.product[columns])
+        unused = columns == len(self.scale) - 1  # all of them the column of zeros
+        gram += np.eye(columns.shape[1]) * np.where(unused, 1.0, RIDGE)[:, :, None]
+        product = self.product[columns]
         weights = np.linalg.solve(gram, product[:, :, None])[:, :, 0]
         return gram, weights, np.maximum(self.rest - (weights * product).sum(1), 0.0)
 

@@ -10,7 +10,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.development.corners import MOST_CORNERS, CornerPosterior, sample_corners
 from lens_slt.development.noise import Curve
 
-FIRST, FURTHER = 0.8, 0.5  # posterior probability that a first corner, or one more, has to have
+FIRST, FURTHER = 0.9, 0.5  # posterior probability that a first corner, or one more, has to have
 SURE = 0.8  # probability of what is said of a stage in words
 MARGIN = 0.2  # of a stage, at either end
 FEWEST_SAMPLES = 40  # to read an interval off
@@ -69,7 +69,7 @@ class Segments:
 def cut(curve: Curve, *, level: float, seed: int) -> Segments:
     """Sample the posterior of a curve and choose the number of corners.
 
-    A curve has stages where the probability of a corner is at least 0.8; each further corner needs
+    A curve has stages where the probability of a corner is at least 0.9; each further corner needs
     that more corners than it are as likely as not.
     """
     posterior = sample_corners(curve, seed=seed)

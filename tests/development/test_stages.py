@@ -44,7 +44,8 @@ def found() -> xr.Dataset:
     loss = 8 - np.clip(X - 4, 0, 2) - 0.3 * np.maximum(X - 8, 0) + noise[0]
     repeats = xr.DataArray(
         np.stack([loss, 5 - 3 * logistic(5) + noise[1]]),
-        coords={"pattern": ["text", "repeats"], "checkpoint": STEPS}, dims=("pattern", "checkpoint"),
+        coords={"pattern": ["text", "repeats"], "checkpoint": STEPS}, 
+        dims=("pattern", "checkpoint"),
     )  # fmt: skip
     return ls.stages(curve, loss=labelled(loss), sublosses=repeats)
 
