@@ -204,8 +204,8 @@ def logistic_curves(
 ) -> tuple[xr.DataArray, tuple[FloatArray, FloatArray, FloatArray], FloatArray]:
     """Observables that each change once, their begins, midpoints and ends, and peaks of speed.
 
-    Begin and end are where the slope is half of its peak. Of three, the first two change together.
-    The noise is 2 % of the range, and no standard error is given.
+    Begin and end are where a tenth and nine tenths of the change are done. Of three, the first two
+    change together. The noise is 2 % of the range, and no standard error is given.
     """
     x = _checkpoints(rng)
     inside = x[0] + (x[-1] - x[0]) * rng.uniform(0.3, 0.7, n)
@@ -217,7 +217,7 @@ def logistic_curves(
     slopes = np.cosh((at - inside[:, None]) / (2 * scale[:, None])) ** -2 / (4 * scale[:, None])
     speed = np.sqrt((slopes**2).mean(0))
     peaks = at[find_peaks(speed, prominence=0.25 * speed.max())[0]]
-    half = 2 * np.arccosh(np.sqrt(2)) * scale
+    half = np.log(9) * scale  # from a tenth to a half
     curves = xr.DataArray(
         values + 0.02 * rng.standard_normal(values.shape),
         coords={"observable": [f"observable {i}" for i in range(n)],

@@ -5,8 +5,8 @@ in a default run; both are read off 16 blocks of draws. Curves are not made as t
 (`benchmarks.staged_runs`). `boundary_coverage`: of found boundaries that belong to a true one, the
 share whose 95 % interval holds it. `missed`: of true boundaries that could be seen, those whose
 corner is worth 10 of χ² or more to one who knows all the rest, the share without a found one within
-half a unit of log(step + 1) or with it in its interval; `missed_all`, of all. `false_stage_rate`: of
-curves without stages, the share that is cut. `extra_per_run`: found boundaries that belong to no
+half a unit of log(step + 1) or with it in its interval; `missed_all`, of all. `false_stage_rate`:
+of curves without stages, the share that is cut. `extra_per_run`: found boundaries that belong to no
 true one. `types_right`: of stages that are given a type, in runs with the right number of stages,
 the share that has it. `transition_coverage` is of begin, midpoint and end of transitions,
 `critical_coverage` of steps where three observables together are fastest. Beside it, on the same

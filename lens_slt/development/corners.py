@@ -25,14 +25,14 @@ from lens_slt.development.noise import Curve
 
 POWERS = (-1.0, -0.7, -0.5, -0.35, -0.2, -0.1, 0.1, 0.2, 0.35, 0.5)  # of step + 1
 NO_POWER = (0.1, 0.1, 0.5)  # prior: that there is none, with 0, 1, and 2 or more corners
-ROUNDINGS = (0.002, 0.015, 0.04)  # widths of corners as shares of the range of log(step + 1)
-APART = 4.0  # widths of the rounder of two neighbouring corners, at least
+ROUNDINGS = (0.002, 0.01, 0.02, 0.04)  # widths of corners as shares of the range of log(step + 1)
+APART = 3.0  # widths of the rounder of two neighbouring corners, at least
 MOST_CORNERS = 7
 PLACES, MOST_PLACES = 8, 480  # possible corners between two checkpoints, and in all
 BETWEEN = 1.5  # checkpoints between two corners, or a corner and the end, at least
 ODDS = 0.4  # prior: of one corner more
 PRIOR_NOISE = 8.0  # degrees of freedom with which the given errors are believed
-PARTICLES, MOVES, LAST_MOVES, SNAPSHOTS = 384, 9, 40, 5
+PARTICLES, MOVES, LAST_MOVES, SNAPSHOTS = 384, 9, 100, 10
 KEEP = 0.5  # effective share of particles from one temperature to the next
 JUMPS = (1, 3, 10, 40)  # scales of moves of a corner, in places
 RIDGE = 1e-9

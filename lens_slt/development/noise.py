@@ -18,6 +18,7 @@ from lens_slt.arrays import FloatArray
 FEWEST = 20  # checkpoints: with fewer, a stage has too few to tell it from its neighbours
 FEWEST_BLOCKS = 4
 SMALLEST_EIGENVALUE = 0.02  # of correlations read off blocks: more they cannot tell
+NEIGHBOURS = (1.0, 2.0, 3.0, 2.0, 1.0)  # weights of standard errors around a checkpoint
 ALLOWED_ASYMMETRY = 1e-6
 
 
@@ -59,8 +60,8 @@ def checked_curve(
         se: ``[n]`` standard errors of the values.
         covariance: ``[n, n]`` of the errors of the values; instead of ``se`` and ``blocks``.
         blocks: ``[b, n]`` the same values from blocks of draws, the same draws of randomness for
-            all checkpoints; their correlations are taken from them, and the standard errors, too,
-            where ``se`` is not given.
+            all checkpoints; correlations are taken from them, and the standard errors, too, where
+            ``se`` is not given. Standard errors are averaged over neighbours then.
         name: of the values, for messages.
 
     Raises:
@@ -128,7 +129,7 @@ def _covariance(
     spread = blocks.std(0, ddof=1)
     if not (spread > 0).all():
         raise ValueError("blocks must differ from one another at every checkpoint")
-    errors = spread / np.sqrt(len(blocks)) if se is None else se
+    errors = steadied(spread / np.sqrt(len(blocks)) if se is None else se)
     return block_correlation(blocks) * np.outer(errors, errors)
 
 
@@ -144,6 +145,18 @@ def _checked_covariance(n: int, covariance: FloatArray) -> FloatArray:
             "pass the blocks instead"
         )
     return covariance
+
+
+def steadied(se: FloatArray) -> FloatArray:
+    """Standard errors averaged over neighbouring checkpoints, geometrically.
+
+    Those of a few blocks are themselves uncertain (16 blocks: by 18 %), and one that came out too
+    small would bend the curve to its checkpoint.
+    """
+    half = len(NEIGHBOURS) // 2
+    log = np.log(se)
+    sums = np.convolve(log, NEIGHBOURS)[half:-half]
+    return np.exp(sums / np.convolve(np.ones_like(log), NEIGHBOURS)[half:-half])
 
 
 def block_correlation(blocks: FloatArray) -> FloatArray:

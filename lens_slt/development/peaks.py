@@ -1,4 +1,4 @@
-"""Peaks of a speed over training: where they are, and where each begins and ends."""
+"""Peaks of a speed over training, the valleys beside them, and what is done on the way."""
 
 from __future__ import annotations
 
@@ -29,25 +29,17 @@ def basins(speed: FloatArray) -> list[slice]:
     return [slice(a, b) for a, b in pairwise([0, *valleys, len(speed)])]
 
 
-def half_heights(slope: FloatArray, at: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Where slopes ``[s, g]`` with one peak pass half-way from either valley to it: ``[s]`` each.
+def valleys(speed: FloatArray, inside: slice) -> tuple[int, int, int]:
+    """Places of the valley before the peak of a basin, of the peak, and of the valley after it."""
+    peak = inside.start + int(speed[inside].argmax())
+    before = inside.start + int(speed[inside.start : peak + 1].argmin())
+    return before, peak, peak + int(speed[peak : inside.stop].argmin())
 
-    NaN on a side where the slope nowhere falls below half of its peak.
-    """
-    return _half_height(slope, at), -_half_height(slope[:, ::-1], -at[::-1])
 
-
-def _half_height(slope: FloatArray, at: FloatArray) -> FloatArray:
-    """Before the peak."""
-    g = slope.shape[1]
-    top, place = slope.max(1), slope.argmax(1)
-    before = np.arange(g) <= place[:, None]
-    valley = np.where(before, slope, np.inf).min(1)
-    half = (top + valley) / 2
-    under = before & (slope < half[:, None])
-    last = g - 1 - under[:, ::-1].argmax(1)
-    row, after = np.arange(len(slope)), np.minimum(last + 1, g - 1)
-    low, high = slope[row, last], slope[row, after]
-    share = (half - low) / np.where(high > low, high - low, 1.0)
-    found = at[last] + np.clip(share, 0, 1) * (at[after] - at[last])
-    return np.where(under.any(1) & (valley < top / 2), found, np.nan)
+def first_reached(share: FloatArray, level: float, at: FloatArray) -> FloatArray:
+    """``[s]``: where curves ``[s, g]`` from 0 to 1 first reach a level, between places."""
+    there = np.maximum((share >= level).argmax(1), 1)
+    row = np.arange(len(share))
+    low, high = share[row, there - 1], share[row, there]
+    part = np.clip((level - low) / np.where(high > low, high - low, 1.0), 0, 1)
+    return at[there - 1] + part * (at[there] - at[there - 1])

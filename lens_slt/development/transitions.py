@@ -18,9 +18,12 @@ from lens_slt.development.curves import (
     with_interval,
 )
 from lens_slt.development.noise import checked_curve
-from lens_slt.development.peaks import basins, fine_places, half_heights
-from lens_slt.development.segments import SURE, Segments, cut
+from lens_slt.development.peaks import basins, fine_places, first_reached, valleys
+from lens_slt.development.segments import Segments, cut
 from lens_slt.schema import stamped
+
+DONE = (0.1, 0.5, 0.9)  # of the change: begin, midpoint, end
+UNDER_WAY = 0.5  # of the peak's slope, at the first or last checkpoint: no begin, or no end
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,14 @@ def _transitions_of(found: Segments, least: float) -> Transitions:
     at = fine_places(found.curve.x)
     slopes, values = posterior.slopes(at), posterior.values(at)
     span, rows = np.ptp(fit[0]), []
-    for inside in basins(np.abs(slopes.mean(0))) if found.k else []:
-        row = _one_peak(found, slopes[:, inside], values[:, inside], at[inside])
+    speed = np.abs(slopes.mean(0))
+    for inside in basins(speed) if found.k else []:
+        before, peak, after = valleys(speed, inside)
+        row = _one_peak(found, values[:, before : after + 1], at[before : after + 1])
+        if speed[before] >= UNDER_WAY * speed[peak]:
+            row[:2] = np.nan
+        if speed[after] >= UNDER_WAY * speed[peak]:
+            row[1:3] = np.nan
         if abs(row[3, 0]) >= least * span:
             rows.append(row)
     begin, middle, end, change = np.array(rows).reshape(-1, 4, 3).transpose(1, 2, 0)
@@ -84,27 +93,13 @@ def _transitions_of(found: Segments, least: float) -> Transitions:
     )  # fmt: skip
 
 
-def _one_peak(
-    found: Segments, slopes: FloatArray, values: FloatArray, at: FloatArray
-) -> FloatArray:
-    """``[4, 3]``: begin, midpoint, end and change, with intervals; NaN for what is not seen."""
-    mean = slopes.mean(0)
-    sign = np.sign(mean[np.abs(mean).argmax()])
-    begin, end = half_heights(sign * slopes, at)
-    seen = [np.isfinite(side).mean() >= SURE for side in (begin, end)]
-    first = np.where(np.isfinite(begin) & seen[0], begin, at[0])
-    last = np.where(np.isfinite(end) & seen[1], end, at[-1])
-    row = np.arange(len(first))
-    from_, to = (np.abs(at - side[:, None]).argmin(1) for side in (first, last))
-    start, stop = values[row, from_], values[row, to]
-    between = (at >= first[:, None]) & (at <= last[:, None])
-    off = np.where(between, np.abs(values - ((start + stop) / 2)[:, None]), np.inf)
-    ends = [
-        found.interval(side[np.isfinite(side)]) if is_seen else np.full(3, np.nan)
-        for side, is_seen in zip((begin, end), seen, strict=True)
-    ]
-    middle = found.interval(at[off.argmin(1)]) if all(seen) else np.full(3, np.nan)
-    return np.stack([ends[0], middle, ends[1], found.interval(stop - start)])
+def _one_peak(found: Segments, values: FloatArray, at: FloatArray) -> FloatArray:
+    """``[4, 3]``: begin, midpoint, end and change of curves from one valley to the next."""
+    change = values[:, -1] - values[:, 0]
+    safe = np.where(change == 0, 1.0, change)
+    share = (values - values[:, :1]) / safe[:, None]
+    places = [found.interval(first_reached(share, level, at)) for level in DONE]
+    return np.stack([*places, found.interval(change)])
 
 
 @typed
@@ -119,9 +114,9 @@ def transitions(
     """Transitions of curves over checkpoints, of sublosses and behaviours, with intervals.
 
     A transition is a peak of the slope over log(step + 1), of a curve that has stages
-    (:func:`stages` says when it has). It begins and ends where the slope is half-way between the
-    peak and the valley on that side; its change is that between begin and end, its midpoint where
-    half of it is done.
+    (:func:`stages` says when it has). Its change is that of the curve between the valleys of the
+    slope on either side. It begins where a tenth of it is done, has its midpoint at a half, and
+    ends at nine tenths.
 
     Args:
         curves: with the dimension ``checkpoint``, whose coordinate is the training step, and at

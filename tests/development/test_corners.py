@@ -53,12 +53,12 @@ def test_the_posterior_of_one_corner_is_that_of_summing_over_all_places(monkeypa
     chances = np.exp(logs - logs.max())
     chances /= chances.sum()
     assert 0.1 < chances[0] < 0.9  # neither is beyond doubt
-    # 512 particles, each in six snapshots
+    # 384 particles, each in ten snapshots
     assert (found.count == 0).mean() == pytest.approx(chances[0], abs=0.05)
     mean = (chances[1:] * places).sum() / chances[1:].sum()
     sd = np.sqrt((chances[1:] * (places - mean) ** 2).sum() / chances[1:].sum())
     drawn = found.corners[found.count == 1, 0]
-    assert drawn.mean() == pytest.approx(mean, abs=5 * sd / np.sqrt(400))
+    assert drawn.mean() == pytest.approx(mean, abs=5 * sd / np.sqrt(300))
     assert drawn.std() == pytest.approx(sd, rel=0.2)
 
 
@@ -77,13 +77,13 @@ def test_coefficients_are_those_of_generalised_least_squares():
     assert found.k == 2
     slope = found.slopes[:, 1]
     assert slope.mean() == pytest.approx(best, abs=2 * error)
-    assert error < slope.std() < 3 * error  # corners and powers are not known either
+    assert 0.7 * error < slope.std() < 3 * error  # corners and powers are not known either
 
 
 def test_intervals_hold_the_corner():
     rng = np.random.default_rng(7)
     held = []
-    for _ in range(12):
+    for _ in range(8):
         place = rng.uniform(3, 6)
         values = bent(place, slopes=(0, 12)) + rng.standard_normal(len(X))
         found = cut(checked_curve(STEPS, values, se=np.ones(len(X))), level=0.9, seed=0)
@@ -92,7 +92,7 @@ def test_intervals_hold_the_corner():
         held.append(low <= place <= high)
         assert high - low < 1.0
         assert low < middle < high
-    assert sum(held) >= 8  # 10.8 expected; 7 or fewer have a probability of 0.4 %
+    assert sum(held) >= 5  # 7.2 expected; 4 or fewer have a probability of 0.5 %
 
 
 def test_noise_that_was_given_too_small_is_found_out():
