@@ -60,14 +60,6 @@ class CornerPosterior:
         """Number of corners of every sample."""
         return np.isfinite(self.corners).sum(1)
 
-    def __getitem__(self, chosen: BoolArray) -> CornerPosterior:
-        """Some of the samples."""
-        return CornerPosterior(
-            self.x, self.corners[chosen], self.widths[chosen], self.changes[chosen],
-            self.line[chosen], self.power[chosen], self.power_weight[chosen], self.noise[chosen],
-            self.distinct,
-        )  # fmt: skip
-
     def values(self, at: FloatArray) -> FloatArray:
         """``[s, m]`` of the curves at places ``[m]``, or ``[s, m]``, of log(step + 1)."""
         at = np.broadcast_to(at, (len(self.line), np.shape(at)[-1]))

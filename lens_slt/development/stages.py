@@ -32,7 +32,7 @@ class Stages:
     """
 
     boundaries: FloatArray  # [3, k] steps
-    support: FloatArray  # [k] probability that there are at least that many
+    support: FloatArray  # [k] probability of a corner within each interval
     staged: float  # probability that there is one
     slopes: FloatArray  # [3, k + 1]
     trends: tuple[str, ...]  # [k + 1] rises, falls, flat or unclear
@@ -90,8 +90,8 @@ def _stages_of(found: Segments, flat: float) -> Stages:
     best = chances.argmax(0)
     sure = chances.max(0) >= SURE
     trends = [TRENDS[b] if s else "unclear" for b, s in zip(best, sure, strict=True)]
-    places = np.concatenate([found.curve.x[:1], found.boundaries()[0], found.curve.x[-1:]])
-    middle = found.posterior.values((places[1:] + places[:-1]) / 2)
+    edges = found.edges
+    middle = found.posterior.values((edges[1:] + edges[:-1]) / 2)
     return Stages(
         np.expm1(found.boundaries()), found.support, found.staged,
         found.interval(slopes), tuple(trends),
@@ -141,8 +141,8 @@ def stages(
         Dataset over ``component``: ``n_stages``; ``staged``, the probability that there is more
         than one; ``noise``, the errors that the curve shows, over those that were given. Over
         ``boundary``: ``boundary_step`` with its interval (``boundary_step_low``,
-        ``boundary_step_high``, and so for every interval); ``support``, the probability that there
-        are at least so many. Over ``stage``: ``start`` and ``end`` (steps); ``slope`` with
+        ``boundary_step_high``, and so for every interval); ``support``, the probability of a
+        corner within it. Over ``stage``: ``start`` and ``end`` (steps); ``slope`` with
         interval, λ̂ per unit of log(step + 1); ``trend`` and its ``probability``; ``type``; with a
         loss, ``loss_change`` with interval. Over ``stage`` and ``pattern``: ``subloss_change`` with
         interval. Over ``step``: ``fit`` with interval, the curve without noise. Components with
