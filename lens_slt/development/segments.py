@@ -13,8 +13,8 @@ from lens_slt.development.noise import Curve
 
 FIRST, FURTHER = 0.9, 0.5  # posterior probability that a first corner, or one more, has to have
 SURE = 0.8  # probability of what is said of a stage in words
-HELD = 0.95  # of the samples that have one more corner: what its place has to hold
-EVERY = 3  # samples to look for places in
+HELD = 0.8  # of the samples that have one more corner: what its place has to hold
+EVERY = 6  # samples to look for places in
 MARGIN = 0.2  # of a stage, at either end
 
 
@@ -76,7 +76,7 @@ def cut(curve: Curve, *, level: float, seed: int) -> Segments:
     """Sample the posterior of a curve and find the boundaries that it supports.
 
     A curve has stages where the probability of a corner is at least 0.9. Places of corners are
-    found one after another, the surest first: the shortest stretch that holds a corner in 95 % of
+    found one after another, the surest first: the shortest stretch that holds a corner in 80 % of
     the samples that have one left. It ends where fewer than half of the samples have, or where the
     stretch reaches over a boundary found before: a corner that could be in any of several stages
     bounds none. A boundary's interval is that of the corners that belong to it, in order, in all
