@@ -42,9 +42,12 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
     from lens_slt.development.compare import compare
+    from lens_slt.development.critical import critical_checkpoints
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_checkpoint, open_development
     from lens_slt.development.plan import DevelopmentPlan, plan_development
+    from lens_slt.development.stages import stages
+    from lens_slt.development.transitions import transitions
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
@@ -143,6 +146,7 @@ __all__ = [
     "composition_on_tokens",
     "composition_scores",
     "contexts",
+    "critical_checkpoints",
     "cross_check",
     "develop",
     "edge_attribution",
@@ -213,10 +217,12 @@ __all__ = [
     "sample_function",
     "shipped_checkpoints",
     "show_attention",
+    "stages",
     "susceptibility",
     "to_dot",
     "token_map",
     "top_tokens",
+    "transitions",
     "write_circuit",
     "write_hypotheses",
     "write_report",

@@ -69,6 +69,11 @@ def _each(words: str, form: str) -> str:
     return " ".join(form.format(word) for word in words.split())
 
 
+def _with_interval(name: str) -> str:
+    """A quantity and the ends of its interval."""
+    return f"{name} {name}_low {name}_high"
+
+
 def _matrix(name: str, quantities: str) -> Schema:
     """Of tokens × components."""
     return Schema(
@@ -214,6 +219,30 @@ SCHEMAS: dict[str, Schema] = {
         Schema(
             "edge_attribution", "edge_attribution",
             needed=over("source target through", "effect"),
+        ),
+        Schema(
+            "stages", "stages", attrs=("flat", "level"),
+            needed=over("component", "n_stages staged noise")
+            | over("component boundary", _with_interval("boundary_step") + " support")
+            | over("component stage", "start end trend probability type")
+            | over("component stage", _with_interval("slope"))
+            | over("component step", _with_interval("fit")),
+            optional=over("component stage", _with_interval("loss_change"))
+            | over("component stage pattern", _with_interval("subloss_change")),
+        ),
+        Schema(
+            "transitions", "transitions", attrs=("level",),
+            needed=over(
+                "observable transition",
+                " ".join(map(_with_interval, ("begin", "midpoint", "end", "change"))) + " share",
+            ) | over("observable", "n_transitions staged")
+            | over("observable step", _with_interval("fit")),
+        ),
+        Schema(
+            "critical_checkpoints", "critical_checkpoints", attrs=("level",),
+            needed=over("critical", _with_interval("at_step"))
+            | over("critical observable", _with_interval("share"))
+            | over("step", _with_interval("speed")) | over("observable", "moves"),
         ),
         Schema(
             "faithfulness_curve", "faithfulness_curve",

@@ -63,9 +63,7 @@ def read_development(
         seed: of what is resampled.
         progress: show a bar.
     """
-    development = require(
-        development, "development", argument="development", leading=(CHECKPOINT,)
-    )
+    development = require(development, "development", argument="development", leading=(CHECKPOINT,))
     llc = development["refined_llc"].to_dataset()
     losses, errors = _sublosses(development)
     whole = with_whole(llc)
@@ -114,7 +112,9 @@ def _sublosses(development: xr.DataTree) -> tuple[xr.DataArray | None, xr.DataAr
     enough = (flat["n_tokens"] >= FEWEST_TOKENS).all(CHECKPOINT)
     flat = flat.sel(place=enough.values)
     several = found.sizes["probe"] > 1
-    names = [f"{probe} {pattern}" if several else pattern for probe, pattern in flat["place"].values]
+    names = [
+        f"{probe} {pattern}" if several else pattern for probe, pattern in flat["place"].values
+    ]
     flat = flat.drop_vars(["place", "probe", "pattern"]).rename(place="pattern")
     flat = flat.assign_coords(pattern=names)
     return flat["loss"], flat["se"]
