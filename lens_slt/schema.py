@@ -142,6 +142,16 @@ SCHEMAS: dict[str, Schema] = {
             needed=over("probe pattern", "loss se n_tokens"),
             optional=over("block probe pattern", "blocks"),
         ),
+        Schema(
+            "head_trajectories", "head_trajectories", attrs=("verdict",),
+            needed=over("component", "cluster sure") | over("component other_component", "together")
+            | over("label", "size") | over("label refinement", "centre")
+            | over("variant component", "variant_cluster")
+            | over("variant", "stability silhouette method scaling scope")
+            | over("variant other_variant", "agreement") | over("", "p_noise p_continuum"),
+            optional=over("component", "head_type") | over("variant", "variant_type_ari")
+            | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,
