@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.compare import compare
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_development
+    from lens_slt.development.differentiation import differentiation
     from lens_slt.development.trajectories import head_trajectories
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
@@ -143,6 +144,7 @@ __all__ = [
     "contexts",
     "cross_check",
     "develop",
+    "differentiation",
     "edge_attribution",
     "enrichment",
     "estimate",

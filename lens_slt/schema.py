@@ -152,6 +152,14 @@ SCHEMAS: dict[str, Schema] = {
             optional=over("component", "head_type") | over("variant", "variant_type_ari")
             | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
         ),
+        Schema(
+            "differentiation", "differentiation", attrs=("against",),
+            needed=over(
+                "component refinement",
+                "step step_low step_high support side verdict excess excess_se p band_low "
+                "band_high",
+            ) | over("component", "first_refinement"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,
