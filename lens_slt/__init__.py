@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_development
     from lens_slt.development.differentiation import differentiation
+    from lens_slt.development.migration import migration
     from lens_slt.development.trajectories import head_trajectories
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
@@ -161,6 +162,7 @@ __all__ = [
     "load_tokens",
     "make_prompts",
     "map_stability",
+    "migration",
     "model_source",
     "modes",
     "ngram_counts",

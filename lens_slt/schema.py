@@ -160,6 +160,19 @@ SCHEMAS: dict[str, Schema] = {
                 "band_high",
             ) | over("component", "first_refinement"),
         ),
+        Schema(
+            "migration", "migration", attrs=("verdict", "probe", "before_step", "after_step"),
+            needed=over(
+                "component", "llc se before after change change_low change_high p word"
+            ),
+            optional=over(
+                "when component pattern", "effect effect_se affected_share affected_share_se"
+            ) | over("pattern", "token_share") | over(
+                "component pattern",
+                "effect_change effect_change_se effect_change_low effect_change_high "
+                "effect_change_p effect_word",
+            ),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,

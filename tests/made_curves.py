@@ -11,6 +11,7 @@ from lens_slt.development.head_curves import HeadCurves
 from lens_slt.schema import SCHEMAS, stamped
 
 PER_LAYER = 8
+SHARED = 0.9  # of the variance of an error, where there are blocks
 STEPS = np.unique(np.round(np.geomspace(4, 5000, 20)).astype(int))
 
 
@@ -38,7 +39,7 @@ def curves_of(
 ) -> HeadCurves:
     """Curves ``[refinement, head, checkpoint]`` measured with an error.
 
-    With blocks all checkpoints share it: what is measured at one is too large at all.
+    With blocks checkpoints share most of it.
     """
     generator = np.random.default_rng(seed)
     heads = tuple(f"L{i // PER_LAYER}H{i % PER_LAYER}" for i in range(values.shape[1]))
@@ -46,7 +47,9 @@ def curves_of(
         measured, blocks = values + noise * generator.normal(size=values.shape), None
     else:
         shared = generator.normal(size=(n_blocks, *values.shape[:2], 1))
-        blocks = values + noise * np.sqrt(n_blocks) * np.repeat(shared, len(steps), -1)
+        own = generator.normal(size=(n_blocks, *values.shape))
+        error = np.sqrt(SHARED) * shared + np.sqrt(1 - SHARED) * own
+        blocks = values + noise * np.sqrt(n_blocks) * error
         measured = blocks.mean(0)
     se = np.full(values.shape, noise)
     return HeadCurves(steps.astype(float), heads, tuple(refinements), measured, se, blocks)

@@ -126,13 +126,14 @@ def differentiation(
 
     Returns:
         Dataset over (component, refinement): ``step``, the first checkpoint outside, NaN where a
-        head stays; ``step_low`` and ``step_high``: between them it crossed the end of the band, in 95 %
-        of resampled curves, the gap to the checkpoint before included; ``support``, the share of resampled curves that leave; ``side``,
-        ``above`` or ``below`` at the farthest; ``verdict``: ``differentiates``, ``apart from the
-        start`` (outside at the first checkpoint already), ``leaves and comes back``, ``stays in the
-        band``. By checkpoint: ``excess``, how far beyond the band (negative inside), ``excess_se``,
-        ``p`` corrected, ``band_low`` and ``band_high``. Over component: ``first_refinement``, the
-        one in which it differentiates first; "" for none.
+        head stays; ``step_low`` and ``step_high``: between them it crossed the end of the band, in
+        95 % of resampled curves, the gap to the checkpoint before included; ``support``, the share
+        of resampled curves that leave; ``side``, ``above`` or ``below`` at the farthest;
+        ``verdict``: ``differentiates``, ``apart from the start`` (outside at the first checkpoint
+        already), ``leaves and comes back``, ``stays in the band``. By checkpoint: ``excess``, how
+        far beyond the band (negative inside), ``excess_se``, ``p`` corrected, ``band_low`` and
+        ``band_high``. Over component: ``first_refinement``, the one in which it differentiates
+        first; "" for none.
 
     Raises:
         TypeError, ValueError: no curves of heads, gaps in them, unknown refinements, layers of

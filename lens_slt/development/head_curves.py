@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from lens_slt.arguments import choice
 from lens_slt.arrays import FloatArray
@@ -86,8 +87,8 @@ class HeadCurves:
         drawn = np.tensordot(generator.normal(size=(n, len(unit))), unit, 1)
         return np.asarray(drawn * self.se)
 
-    def means_over_heads(self, groups: dict[str, np.ndarray]) -> HeadCurves:
-        """Means over groups of heads ``name → indices`` as curves of their own.
+    def means_over_heads(self, groups: Mapping[str, NDArray[np.int_]]) -> HeadCurves:
+        """Means over groups of heads, ``name → indices``, as curves of their own.
 
         Without blocks their errors are those of means of independent values.
         """
@@ -101,6 +102,8 @@ class HeadCurves:
             se = blocks.std(0, ddof=1) / np.sqrt(len(blocks))
         else:
             se = np.stack([np.sqrt((self.se[:, g] ** 2).sum(1)) / len(g) for g in take], 1)
+        alone = [len(g) == 1 for g in take]
+        se[:, alone] = self.se[:, [g[0] for g in take if len(g) == 1]]
         return replace(self, heads=tuple(groups), values=mean(self.values), se=se, blocks=blocks)
 
 

@@ -21,7 +21,7 @@ from lens_slt.development.partitions import (
     silhouette,
 )
 from lens_slt.development.trajectories import CLUSTERS, CONTINUUM, NOISY, find_trajectories
-from tests.made_curves import as_result, curves_of, part_of_run, planted_clusters, shapes
+from tests.made_curves import SHARED, as_result, curves_of, part_of_run, planted_clusters, shapes
 
 GENERATOR = np.random.default_rng(0)
 
@@ -211,7 +211,8 @@ def test_noise_goes_together_as_blocks_do() -> None:
     values = np.zeros((1, 8, 20))
     drawn = curves_of(values, 0.3, n_blocks=12).noise(400, np.random.default_rng(0))
     assert drawn.std(0).mean() == pytest.approx(0.3, rel=0.1)
-    assert np.allclose(np.diff(drawn, axis=-1), 0)
+    own = (2 * (1 - SHARED)) ** 0.5
+    assert np.diff(drawn, axis=-1).std() == pytest.approx(0.3 * own, rel=0.25)
     apart = curves_of(values, 0.3).noise(400, np.random.default_rng(0))
     assert np.diff(apart, axis=-1).std() == pytest.approx(0.3 * 2**0.5, rel=0.1)
 
