@@ -45,8 +45,11 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.critical import critical_checkpoints
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_checkpoint, open_development
+    from lens_slt.development.differentiation import differentiation
+    from lens_slt.development.migration import migration
     from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.development.stages import stages
+    from lens_slt.development.trajectories import head_trajectories
     from lens_slt.development.transitions import transitions
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
@@ -149,12 +152,14 @@ __all__ = [
     "critical_checkpoints",
     "cross_check",
     "develop",
+    "differentiation",
     "edge_attribution",
     "enrichment",
     "estimate",
     "faithfulness_curve",
     "halves",
     "hard_suite",
+    "head_trajectories",
     "influence",
     "join_checkpoints",
     "keep_only",
@@ -164,6 +169,7 @@ __all__ = [
     "load_tokens",
     "make_prompts",
     "map_stability",
+    "migration",
     "model_source",
     "modes",
     "ngram_counts",

@@ -147,6 +147,37 @@ SCHEMAS: dict[str, Schema] = {
             needed=over("probe pattern", "loss se n_tokens"),
             optional=over("block probe pattern", "blocks"),
         ),
+        Schema(
+            "head_trajectories", "head_trajectories", attrs=("verdict",),
+            needed=over("component", "cluster sure") | over("component other_component", "together")
+            | over("label", "size") | over("label refinement", "centre")
+            | over("variant component", "variant_cluster")
+            | over("variant", "stability silhouette method scaling scope")
+            | over("variant other_variant", "agreement") | over("", "p_noise p_continuum"),
+            optional=over("component", "head_type") | over("variant", "variant_type_ari")
+            | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
+        ),
+        Schema(
+            "differentiation", "differentiation", attrs=("against",),
+            needed=over(
+                "component refinement",
+                "step step_low step_high support side verdict excess excess_se p band_low "
+                "band_high",
+            ) | over("component", "first_refinement"),
+        ),
+        Schema(
+            "migration", "migration", attrs=("verdict", "probe", "before_step", "after_step"),
+            needed=over(
+                "component", "llc se before after change change_low change_high p word"
+            ),
+            optional=over(
+                "when component pattern", "effect effect_se affected_share affected_share_se"
+            ) | over("pattern", "token_share") | over(
+                "component pattern",
+                "effect_change effect_change_se effect_change_low effect_change_high "
+                "effect_change_p effect_word",
+            ),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,
