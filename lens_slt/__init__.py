@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
     from lens_slt.development.compare import compare
+    from lens_slt.development.construction import construction
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_development
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
@@ -139,6 +140,7 @@ __all__ = [
     "composition_by_component",
     "composition_on_tokens",
     "composition_scores",
+    "construction",
     "contexts",
     "cross_check",
     "develop",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from lens_slt.development.cells import (
     read_result,
 )
 from lens_slt.development.curves import join_checkpoints
+from lens_slt.development.folder import REFERENCES, open_sweep, step_folder, sweep_folder
 from lens_slt.json_files import read_json
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.models.saved import save_source
@@ -40,7 +39,6 @@ from lens_slt.torch_state import plain_torch
 
 DESCRIPTION = "development.json"
 STRIDES = "steps-per-draw.json"
-REFERENCES = "references"  # models that probes are compared with
 PILOTS = (0.33, 0.67, 1.0)  # places in the run at which step sizes are chosen first
 FINER = 2  # how often steps are made smaller for all checkpoints, because of one
 
@@ -130,7 +128,7 @@ def develop(
         probes=_loaded(given, device), device=device, **options,
     )  # fmt: skip
     warn_about(job.adapted)
-    with _folder(path) as folder:
+    with sweep_folder(path) as folder:
         sweep = Sweep(
             checkpoints,
             Work(
@@ -140,7 +138,7 @@ def develop(
             tuple(component.name for component in job.components),
             folder,
         )
-        _open(folder, _identity(job, sweep))
+        open_sweep(folder, DESCRIPTION, "development", _identity(job, sweep))
         sweep.run(parallel, keep_draws, progress)
         found = _joined(folder, checkpoints.steps)
         return found if path is not None else found.load()
@@ -276,11 +274,6 @@ class Sweep:
         )  # fmt: skip
 
 
-def step_folder(folder: Path, step: int) -> Path:
-    """Where a checkpoint's results lie."""
-    return folder / f"step-{step:08d}"
-
-
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
@@ -315,18 +308,6 @@ def _with_sources(probes: Mapping[str, Probe], folder: Path) -> dict[str, Probe]
     return found
 
 
-@contextlib.contextmanager
-def _folder(path: str | Path | None) -> Iterator[Path]:
-    """The caller's folder, or one that is gone afterwards."""
-    if path is not None:
-        folder = folder_of(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="lens-slt-") as made:
-        yield Path(made)
-
-
 def _identity(job: Job, sweep: Sweep) -> dict[str, Any]:
     """What makes two sweeps the same; checkpoints may join."""
     known = {key: job.identity[key] for key in ("tokens", "probes", "observables", "settings")}
@@ -338,27 +319,6 @@ def _identity(job: Job, sweep: Sweep) -> dict[str, Any]:
         "behaviour": sweep.work.behaviour,
         **known,
     }
-
-
-def _open(folder: Path, identity: dict[str, Any]) -> None:
-    """Begin a sweep here, or go on with the same one."""
-    file = folder / DESCRIPTION
-    if not file.exists():
-        if any(one.name != REFERENCES for one in folder.iterdir()):
-            raise ValueError(
-                f"path: {str(folder)!r} is not empty and holds no sweep; use another path"
-            )
-        file.write_text(json.dumps(identity, indent=1), "utf-8")
-        return
-    there = read_json(file)
-    check_version("development", there.get("schema"), "path")
-    here = json.loads(json.dumps(identity))
-    odd = [key for key in here if there.get(key) != here[key]]
-    if odd:
-        raise ValueError(
-            f"path: {str(folder)!r} holds another sweep, which differs in {', '.join(odd)}: use "
-            "another path, or delete it"
-        )
 
 
 def _joined(folder: Path, steps: Sequence[int]) -> xr.DataTree:
