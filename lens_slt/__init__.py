@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.tokens import load_tokens
     from lens_slt.development.compare import compare
     from lens_slt.development.construction import construction
+    from lens_slt.development.construction_table import construction_table
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_development
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
@@ -141,6 +142,7 @@ __all__ = [
     "composition_on_tokens",
     "composition_scores",
     "construction",
+    "construction_table",
     "contexts",
     "cross_check",
     "develop",

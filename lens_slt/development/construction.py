@@ -92,8 +92,8 @@ def construction(
     - *supported*: a circuit with that verdict in its trial; its interval begins at the last trial
       without.
 
-    Other intervals reach from the last checkpoint at which it clearly is not there to the first from
-    which on it clearly is, corrected for all parts and checkpoints
+    Other intervals reach from the last checkpoint at which it clearly is not there to the first
+    from which on it clearly is, corrected for all parts and checkpoints
     (:mod:`lens_slt.development.onsets`). Whether other parts of the model have such effects too is
     the trial's question, not these criteria's.
 
@@ -146,7 +146,8 @@ def construction(
         raise ValueError("hypotheses: there are none, give at least one circuit")
     slt = dict(slt or {})
     for step, one in slt.items():
-        choice("a step in slt", step, checkpoints.steps)
+        if step not in checkpoints.steps:
+            raise ValueError(f"slt: {checkpoints!r} has no step {step!r}")
         instance(f"slt[{step}]", one, SltEvidence)
     options = {
         "patterns": patterns, "roles": roles, "how": how, "metric": metric,
