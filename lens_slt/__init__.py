@@ -42,6 +42,8 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
     from lens_slt.development.compare import compare
+    from lens_slt.development.construction import construction
+    from lens_slt.development.construction_table import construction_table
     from lens_slt.development.critical import critical_checkpoints
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_checkpoint, open_development
@@ -148,6 +150,8 @@ __all__ = [
     "composition_by_component",
     "composition_on_tokens",
     "composition_scores",
+    "construction",
+    "construction_table",
     "contexts",
     "critical_checkpoints",
     "cross_check",

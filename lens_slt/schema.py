@@ -178,6 +178,16 @@ SCHEMAS: dict[str, Schema] = {
                 "effect_change_p effect_word",
             ),
         ),
+        Schema(
+            "construction", "construction",
+            attrs=("run", "unit", "units", "least_effect", "sequences", "level"),
+            needed=over("part context", f"effect {_each('se low high', 'effect_{}')}")
+            | over("part", "behaviour behaviour_se head_type behaves_as behaves_least")
+            | over("part", f"alone {_each('se low high share', 'alone_{}')}")
+            | over("part", "composition composition_q share share_se verdict reasons")
+            | over("part criterion", "onset onset_low onset_high")
+            | over("part", "kind circuit piece pattern"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,

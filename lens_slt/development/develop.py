@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ import xarray as xr
 from lens_slt.arguments import boolean, choice, number, typed
 from lens_slt.development.cells import FINISHED, LLC, MATRIX, Work, read_result
 from lens_slt.development.curves import join_checkpoints
-from lens_slt.development.sweep import Sweep, step_folder
+from lens_slt.development.folder import REFERENCES, open_sweep, step_folder, sweep_folder
+from lens_slt.development.sweep import Sweep
 from lens_slt.json_files import read_json
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.models.saved import save_source
@@ -31,7 +29,6 @@ from lens_slt.torch_state import plain_torch
 
 DESCRIPTION = "development.json"
 GAMMA, AT_OTHER_GAMMA = "gamma", 6  # folders of other localizations, and checkpoints there
-REFERENCES = "references"  # models that probes are compared with
 
 
 @typed
@@ -128,7 +125,7 @@ def develop(
     used = job.target.data.tokens.device
     free = device is None or str(device) == "cuda"  # any of the GPUs of a worker
     where = "cuda" if free and used.type == "cuda" else str(used)
-    with _folder(path) as folder:
+    with sweep_folder(path) as folder:
         sweep = Sweep(
             checkpoints,
             Work(
@@ -138,11 +135,13 @@ def develop(
             tuple(component.name for component in job.components),
             folder,
         )
-        _open(folder, _identity(job, sweep))
+        open_sweep(folder, DESCRIPTION, "development", _identity(job, sweep))
         sweep.run(parallel, keep_draws, progress)
         for gamma in gammas:
             other = _at_gamma(sweep, gamma)
-            _open(other.folder, _identity(job, other) | {"gamma": gamma})
+            open_sweep(
+                other.folder, DESCRIPTION, "development", _identity(job, other) | {"gamma": gamma}
+            )
             other.run(parallel, keep_draws, progress)
         found = _joined(folder, checkpoints.steps)
         return found if path is not None else found.load()
@@ -237,18 +236,6 @@ def _with_sources(probes: Mapping[str, Probe], folder: Path) -> dict[str, Probe]
     return found
 
 
-@contextlib.contextmanager
-def _folder(path: str | Path | None) -> Iterator[Path]:
-    """The caller's folder, or one that is gone afterwards."""
-    if path is not None:
-        folder = folder_of(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="lens-slt-") as made:
-        yield Path(made)
-
-
 def _identity(job: PreparedRun, sweep: Sweep) -> dict[str, Any]:
     """What makes two sweeps the same; checkpoints may join."""
     known = {key: job.identity[key] for key in ("tokens", "probes", "observables", "settings")}
@@ -260,28 +247,6 @@ def _identity(job: PreparedRun, sweep: Sweep) -> dict[str, Any]:
         "behaviour": sweep.work.behaviour,
         **known,
     }
-
-
-def _open(folder: Path, identity: dict[str, Any]) -> None:
-    """Begin a sweep here, or go on with the same one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / DESCRIPTION
-    if not file.exists():
-        if any(one.name != REFERENCES for one in folder.iterdir()):
-            raise ValueError(
-                f"path: {str(folder)!r} is not empty and holds no sweep; use another path"
-            )
-        file.write_text(json.dumps(identity, indent=1), "utf-8")
-        return
-    there = read_json(file)
-    check_version("development", there.get("schema"), "path")
-    here = json.loads(json.dumps(identity))
-    odd = [key for key in here if there.get(key) != here[key]]
-    if odd:
-        raise ValueError(
-            f"path: {str(folder)!r} holds another sweep, which differs in {', '.join(odd)}: use "
-            "another path, or delete it"
-        )
 
 
 def _joined(folder: Path, steps: Sequence[int]) -> xr.DataTree:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lens_slt.development.cells import FINISHED, ReadCell, SampleCell, Work
+from lens_slt.development.folder import step_folder
 from lens_slt.json_files import read_json
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.sampling.course import MOST_STEPS_PER_DRAW
@@ -136,8 +137,3 @@ class Sweep:
             tuple((path, tuple(names)) for path, names in parts.items()), self.components,
             self.strides, self._mark(step), step_folder(self.folder, step), keep_draws,
         )  # fmt: skip
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    """Where a checkpoint's results lie."""
-    return folder / f"step-{step:08d}"
