@@ -26,7 +26,7 @@ FEWEST_TOKENS = 50  # of a pattern whose subloss is looked at
 
 @dataclass(frozen=True)
 class DevelopmentView:
-    """What curves over checkpoints say; a part that cannot be read is None, and ``refused`` says why.
+    """What curves over checkpoints say; what cannot be read is None, and ``refused`` says why.
 
     Attributes:
         curves: from :func:`lens_slt.develop`.

@@ -163,7 +163,8 @@ def backend_options(parallel: Any) -> dict[str, Any]:
 
 def is_configured() -> bool:
     """Whether a ``joblib.parallel_config`` with more than one worker is active."""
-    return get_active_backend()[1] != 1
+    backend, n_jobs = get_active_backend()
+    return (backend.default_n_jobs if n_jobs is None else n_jobs) != 1
 
 
 def _check_dask_client() -> None:
@@ -284,7 +285,7 @@ def _run(index: int, job: Any, mark: str, threads: int) -> tuple[int, Any, Excep
     torch.set_num_threads(threads)
     began = time.perf_counter()
     try:
-        with parallel_config(backend="sequential", n_jobs=1):  # a job is one job
+        with parallel_config(backend="sequential", n_jobs=1):  # within a job, no more jobs
             value, error = job.run(), None
     except Exception as caught:
         value, error = None, _portable(caught)

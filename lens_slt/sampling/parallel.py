@@ -139,6 +139,8 @@ class SampleJob:
         folder = Path(self.root) / self.store
         with one_device(self.device) as device:
             prepared = self._prepared(device)
+            if folder.exists() and not (folder / DESCRIPTION).exists():
+                shutil.rmtree(folder)  # killed before anything was kept
             try:
                 _sample_into(folder, prepared)
             except DamagedRun as error:
@@ -208,13 +210,15 @@ def _sampled(
     if source is None:
         source = save_source(prepared.adapted.module, whole / MODEL)
     jobs = _jobs(prepared, source, root, device)
-    left = [job for job in jobs if not _is_done(root / job.store, job.components)]
+    anew = {job.name: _damage(root / job.store, job.components) for job in jobs}
+    left = [job for job in jobs if not _is_done(root / job.store)]
     first = sorted(left, key=lambda job: _first_layer(prepared, job))  # the longest of most runs
     label = f"{len(prepared.names)} components in {len(jobs)} parts"
     outcomes = run_jobs(first, parallel, label=label, progress=progress)
-    anew = [f"{outcome.name} ({outcome.value})" for outcome in outcomes if outcome.value]
-    if anew:
-        warnings.warn(f"begun anew: {'; '.join(anew)}", SamplingWarning, stacklevel=6)
+    anew |= {outcome.name: outcome.value for outcome in outcomes if outcome.value}
+    said = [f"{name} ({why})" for name, why in anew.items() if why]
+    if said:
+        warnings.warn(f"begun anew: {'; '.join(said)}", SamplingWarning, stacklevel=6)
     return [root / job.store for job in jobs]
 
 
@@ -244,15 +248,19 @@ def _first_layer(prepared: PreparedRun, job: SampleJob) -> int:
     return by_name[job.components[0]].layer
 
 
-def _is_done(store: Path, components: tuple[str, ...]) -> bool:
-    """Whether a part is complete and as it was written."""
+def _is_done(store: Path) -> bool:
+    return (store / DESCRIPTION).exists() and is_finished(store)
+
+
+def _damage(store: Path, components: tuple[str, ...]) -> str:
+    """Why a part that was complete is not as it was written, and is removed; else nothing."""
     try:
-        if not (store / DESCRIPTION).exists() or not is_finished(store):
-            return False
-        check_finished(store, list(components), {})
-    except DamagedRun:
-        return False
-    return True
+        if _is_done(store):
+            check_finished(store, list(components), {})
+    except DamagedRun as error:
+        shutil.rmtree(store)
+        return str(error)
+    return ""
 
 
 def _joined(prepared: PreparedRun, parts: list[Path], store: DrawStore) -> xr.DataTree:
