@@ -37,13 +37,23 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.propose import propose_circuits
     from lens_slt.circuits.replacements import Ablation
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
-    from lens_slt.circuits.trial import Trial, compare, cross_check, read_trials
+    from lens_slt.circuits.trial import Trial, cross_check, read_trials
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.development.compare import compare
+    from lens_slt.development.construction import construction
+    from lens_slt.development.construction_table import construction_table
     from lens_slt.development.critical import critical_checkpoints
+    from lens_slt.development.curves import join_checkpoints
+    from lens_slt.development.develop import develop, open_checkpoint, open_development
+    from lens_slt.development.differentiation import differentiation
+    from lens_slt.development.migration import migration
+    from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.development.stages import stages
+    from lens_slt.development.trajectories import head_trajectories
     from lens_slt.development.transitions import transitions
+    from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
         Divergence,
@@ -52,6 +62,7 @@ if TYPE_CHECKING:  # also read by _homes
         Sites,
     )
     from lens_slt.models.shipped import load_model, shipped_checkpoints
+    from lens_slt.models.source import model_source
     from lens_slt.observables.influence import attribute, influence
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
@@ -85,9 +96,10 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
+    from lens_slt.sampling.prepare import Probe
     from lens_slt.sampling.presets import PRESETS, preset
     from lens_slt.sampling.result import open_draws
-    from lens_slt.sampling.sample import Probe, sample
+    from lens_slt.sampling.sample import sample
     from lens_slt.sampling.settings import Settings
     from lens_slt.structure.cluster_summary import cluster_summary
     from lens_slt.structure.clusters import cluster_stability, clusters
@@ -96,13 +108,18 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.saver import CheckpointSaver
+    from lens_slt.training.schedule import checkpoint_schedule
 
 __all__ = [
     "PRESETS",
     "Ablation",
     "Accuracy",
     "Calibration",
+    "CheckpointSaver",
+    "Checkpoints",
     "CircuitHypothesis",
+    "DevelopmentPlan",
     "Divergence",
     "Edge",
     "Estimate",
@@ -122,6 +139,8 @@ __all__ = [
     "behaviour_scores",
     "bracket_depth",
     "calibrate",
+    "checkpoint_schedule",
+    "checkpoints",
     "circuit",
     "circuit_graph",
     "cluster_stability",
@@ -131,16 +150,22 @@ __all__ = [
     "composition_by_component",
     "composition_on_tokens",
     "composition_scores",
+    "construction",
+    "construction_table",
     "contexts",
     "critical_checkpoints",
     "cross_check",
+    "develop",
+    "differentiation",
     "edge_attribution",
     "enrichment",
     "estimate",
     "faithfulness_curve",
     "halves",
     "hard_suite",
+    "head_trajectories",
     "influence",
+    "join_checkpoints",
     "keep_only",
     "knock_in",
     "label_patterns",
@@ -148,13 +173,18 @@ __all__ = [
     "load_tokens",
     "make_prompts",
     "map_stability",
+    "migration",
+    "model_source",
     "modes",
     "ngram_counts",
+    "open_checkpoint",
+    "open_development",
     "open_draws",
     "paper_evidence",
     "paper_modes",
     "paper_rllc",
     "per_token_llc",
+    "plan_development",
     "plant",
     "planted_suite",
     "plot",

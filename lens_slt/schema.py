@@ -80,7 +80,7 @@ def _matrix(name: str, quantities: str) -> Schema:
         name, name, attrs=("quantity", "probe"),
         needed=over("component token", f"{quantities} se") | _TOKEN | over("token", "base_loss")
         | over("component", "split_half reliability mean mean_se rms_se verdict"),
-        optional=over("block component token", "blocks"),
+        optional=over("block component token", "blocks") | over("component", "step_size n_draws"),
     )  # fmt: skip
 
 
@@ -107,7 +107,8 @@ SCHEMAS: dict[str, Schema] = {
             "refined_llc", "refined_llc", attrs=("settings",),
             needed=over("component", "llc se mean_paired_loss ess rhat chains_used verdict")
             | over("component", f"{_CERTIFICATE} {_ROOT}"),
-            optional=over("component probe", "probe_llc probe_se probe_text_se"),
+            optional=over("component probe", "probe_llc probe_se probe_text_se")
+            | over("block component", "blocks") | over("block component probe", "probe_blocks"),
         ),
         Schema(
             "refined_observable", "refined_observable", attrs=("settings", "probe"),
@@ -137,6 +138,57 @@ SCHEMAS: dict[str, Schema] = {
             needed=over("mode|component pattern", "auc low high p q")
             | over("pattern", "n_tokens n_sequences"),
         ),
+        Schema(
+            "development", "develop", kind=xr.DataTree, attrs=("run", "unit", "settings"),
+            needed=over("component", "refined_llc/llc refined_llc/se"),
+        ),
+        Schema(
+            "sublosses", "develop", attrs=("tokens_hash",),
+            needed=over("probe pattern", "loss se n_tokens"),
+            optional=over("block probe pattern", "blocks"),
+        ),
+        Schema(
+            "head_trajectories", "head_trajectories", attrs=("verdict",),
+            needed=over("component", "cluster sure") | over("component other_component", "together")
+            | over("label", "size") | over("label refinement", "centre")
+            | over("variant component", "variant_cluster")
+            | over("variant", "stability silhouette method scaling scope")
+            | over("variant other_variant", "agreement") | over("", "p_noise p_continuum"),
+            optional=over("component", "head_type") | over("variant", "variant_type_ari")
+            | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
+        ),
+        Schema(
+            "differentiation", "differentiation", attrs=("against",),
+            needed=over(
+                "component refinement",
+                "step step_low step_high support side verdict excess excess_se p band_low "
+                "band_high",
+            ) | over("component", "first_refinement"),
+        ),
+        Schema(
+            "migration", "migration", attrs=("verdict", "probe", "before_step", "after_step"),
+            needed=over(
+                "component", "llc se before after change change_low change_high p word"
+            ),
+            optional=over(
+                "when component pattern", "effect effect_se affected_share affected_share_se"
+            ) | over("pattern", "token_share") | over(
+                "component pattern",
+                "effect_change effect_change_se effect_change_low effect_change_high "
+                "effect_change_p effect_word",
+            ),
+        ),
+        Schema(
+            "construction", "construction",
+            attrs=("run", "unit", "units", "least_effect", "sequences", "level"),
+            needed=over("part context", f"effect {_each('se low high', 'effect_{}')}")
+            | over("part", "behaviour behaviour_se head_type behaves_as behaves_least")
+            | over("part", f"alone {_each('se low high share', 'alone_{}')}")
+            | over("part", "composition composition_q share share_se verdict reasons")
+            | over("part criterion", "onset onset_low onset_high")
+            | over("part", "kind circuit piece pattern"),
+        ),
+        Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,
             needed=over("pattern sequence position", "patterns") | over("pattern", "pattern"),

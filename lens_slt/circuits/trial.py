@@ -248,7 +248,7 @@ def cross_check(
 
 
 @typed
-def compare(trials: Sequence[Trial]) -> pd.DataFrame:
+def compare_trials(trials: Sequence[Trial]) -> pd.DataFrame:
     """Hypotheses side by side: verdicts and main effects, the best first.
 
     Supported ones come first, then undecided, then contradicted; within each by what the circuit

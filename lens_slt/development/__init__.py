@@ -1,1 +1,1 @@
-"""How structure forms over training: stages, transitions and critical checkpoints of curves."""
+"""Results over the checkpoints of a training run: curves, stages, how structure was built."""

@@ -10,7 +10,7 @@ import xarray as xr
 from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.corners import CornerPosterior, sample_corners
-from lens_slt.development.curves import labelled_steps, observables, one_interval
+from lens_slt.development.labelled import labelled_steps, observables, one_interval
 from lens_slt.development.noise import Curve, checked_curve
 from lens_slt.development.peaks import PER_CHECKPOINT, basins, fine_places
 from lens_slt.development.transitions import observed_errors

@@ -1,122 +1,139 @@
-"""Labelled curves over checkpoints as plain arrays, and results of unequal length as one array."""
+"""Results of single checkpoints joined along the dimension ``checkpoint``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
-from lens_slt.arrays import FloatArray
-from lens_slt.development.noise import check_steps
+from lens_slt.arguments import integer, typed
+from lens_slt.schema import SCHEMAS, stamped
 
-Labelled = xr.Dataset | xr.DataArray
+CHECKPOINT = "checkpoint"
+ALONE = ("draws", "patterns", "token_map", "map_stability", "clusters", "cluster_summary",
+         "cluster_stability", "response", "faithfulness_curve", "effects")  # fmt: skip
+PER_CHECKPOINT = ("model_hash", "written_on")  # attributes that tell checkpoints apart
+OF_THE_RUN = ("steps_per_draw",)  # settings that do not make results incomparable
 
 
-def labelled_steps(curve: Labelled, argument: str) -> FloatArray:
-    """The training steps of a curve.
+@typed
+def join_checkpoints(results: Mapping[int, xr.Dataset]) -> xr.Dataset:
+    """One result of every checkpoint as curves: ``checkpoint`` comes first in every variable.
 
-    Raises ValueError without a dimension ``checkpoint`` with steps as its coordinate, and for what
-    ``check_steps`` refuses.
+    Args:
+        results: by training step, what the same function returned for each: refined LLCs, matrices,
+            behaviour scores, composition scores, … with the same settings, tokens and components.
+
+    Returns:
+        The same result with the dimension ``checkpoint``, the training step. Numbers that were
+        attributes and differ, such as the mean loss, are variables.
+
+    Raises:
+        TypeError, ValueError: fewer than two; results of different functions, settings, tokens or
+            components; steps that are no whole numbers.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> curves = {step: ls.behaviour_scores(run.load(step)) for step in run}
+        >>> ls.join_checkpoints(curves)["previous_token"].dims
+        ('checkpoint', 'component')
     """
-    if "checkpoint" not in curve.dims:
-        raise ValueError(
-            f"{argument} must have the dimension 'checkpoint'; "
-            f"got {', '.join(map(str, curve.dims)) or 'none'}"
-        )
-    if "checkpoint" not in curve.coords or curve["checkpoint"].dtype.kind not in "iuf":
-        raise ValueError(
-            f"the dimension 'checkpoint' of {argument} needs the training steps as its coordinate: "
-            f"{argument}.assign_coords(checkpoint=steps)"
-        )
-    steps = curve["checkpoint"].values.astype(float)
-    check_steps(steps)
-    return steps
-
-
-def component_curves(curve: xr.Dataset) -> tuple[FloatArray, dict[str, dict[str, FloatArray]]]:
-    """Steps, and by component ``values``, ``se`` and, if there, ``blocks``.
-
-    Raises ValueError where ``llc`` or ``se`` is missing or has other dimensions.
-    """
-    missing = [name for name in ("llc", "se") if name not in curve]
-    if missing:
-        raise ValueError(f"curve must have llc and se; {' and '.join(missing)} is missing")
-    steps = labelled_steps(curve, "curve")
-    kept = curve[[name for name in ("llc", "se", "blocks") if name in curve]]
-    if "component" not in kept.dims:
-        kept = kept.expand_dims(component=["full"])
-    wanted = {
-        "llc": ("component", "checkpoint"), "se": ("component", "checkpoint"),
-        "blocks": ("component", "block", "checkpoint"),
-    }  # fmt: skip
-    arrays = {}
-    for name, variable in kept.data_vars.items():
-        dims = wanted[str(name)]
-        if set(variable.dims) != set(dims):
-            raise ValueError(
-                f"{name} of curve must have the dimensions {', '.join(dims)}; "
-                f"got {', '.join(map(str, variable.dims))}"
-            )
-        arrays["values" if name == "llc" else str(name)] = variable.transpose(*dims).values
-    names = [str(name) for name in kept["component"].values]
-    return steps, {
-        name: {key: array[i].astype(float) for key, array in arrays.items()}
-        for i, name in enumerate(names)
+    for step in results:
+        integer("a step of results", step, at_least=0)
+    if len(results) < 2:
+        raise ValueError(f"results must be of at least two checkpoints; got {len(results)}")
+    steps = sorted(results)
+    whole = [results[step] for step in steps]
+    name = _name(steps, whole)
+    _check_settings(steps, whole)
+    labels = _common_labels(steps, whole)
+    rows = [row.drop_vars([key for key in row.coords if key in labels]) for row in whole]
+    joined = xr.concat(
+        rows, pd.Index(steps, name=CHECKPOINT), data_vars="all", coords="all", join="override",
+        compat="override", combine_attrs="drop_conflicts",
+    ).assign_coords(labels)  # fmt: skip
+    joined = joined.assign(_numbers(whole, joined))
+    front = {
+        key: value.transpose(CHECKPOINT, ...)
+        for key, value in joined.variables.items()
+        if CHECKPOINT in value.dims and key != CHECKPOINT
     }
+    coords = {key: value for key, value in front.items() if key in joined.coords}
+    data = {key: value for key, value in front.items() if key not in coords}
+    return stamped(joined.assign_coords(coords).assign(data), name)
 
 
-def observables(curves: Labelled, argument: str) -> dict[str, FloatArray]:
-    """Curves by name: variables of a dataset, labels of another dimension, or one curve.
-
-    Raises ValueError for more than one dimension besides ``checkpoint``.
-    """
-    if isinstance(curves, xr.Dataset):
-        found: dict[str, FloatArray] = {}
-        for name, variable in curves.data_vars.items():
-            for label, values in observables(variable, f"{argument}[{name!r}]").items():
-                found[f"{name} {label}" if variable.ndim > 1 else str(name)] = values
-        return found
-    others = [dim for dim in curves.dims if dim != "checkpoint"]
-    if "checkpoint" not in curves.dims or len(others) > 1:
-        raise ValueError(
-            f"{argument} must have the dimension 'checkpoint' and at most one other; "
-            f"got {', '.join(map(str, curves.dims)) or 'none'}"
-        )
-    if not others:
-        return {str(curves.name or "curve"): curves.values.astype(float)}
-    ordered = curves.transpose(others[0], "checkpoint")
-    labels = [str(label) for label in ordered[others[0]].values]
-    return dict(zip(labels, ordered.values.astype(float), strict=True))
+def _name(steps: list[int], whole: list[xr.Dataset]) -> str:
+    """The one result that all of them are."""
+    names = [str(row.attrs.get("result", "")) for row in whole]
+    for step, row, name in zip(steps, whole, names, strict=True):
+        if name not in SCHEMAS or name in ALONE or not isinstance(row, xr.Dataset):
+            raise TypeError(
+                f"results[{step}] must be what one function of lens_slt returned, such as "
+                f"refined_llc(…); got {name or type(row).__name__}"
+            )
+        if name != names[0]:
+            raise ValueError(f"results: {names[0]} at step {steps[0]}, {name} at step {step}")
+        if CHECKPOINT in row.dims:
+            raise ValueError(f"results[{step}] already has the dimension {CHECKPOINT!r}")
+    return names[0]
 
 
-def check_same_steps(curve: Labelled, steps: FloatArray, argument: str, of: str) -> None:
-    """Refuse a curve over other checkpoints."""
-    own = labelled_steps(curve, argument)
-    if not np.array_equal(own, steps):
-        raise ValueError(
-            f"{argument} must be over the checkpoints of {of}; it has {len(own)} from step "
-            f"{own[0]:g} to {own[-1]:g}, {of} {len(steps)} from {steps[0]:g} to {steps[-1]:g}"
-        )
+def _check_settings(steps: list[int], whole: list[xr.Dataset]) -> None:
+    """Raise ValueError where results were made otherwise, or of other tokens."""
+    first = whole[0].attrs
+    for step, row in zip(steps[1:], whole[1:], strict=True):
+        there = settings_differences(first, row.attrs)
+        if there:
+            raise ValueError(
+                f"results at steps {steps[0]} and {step} do not belong together: {'; '.join(there)}"
+            )
 
 
-def one_interval(name: str, dims: tuple[str, ...], ends: FloatArray) -> dict[str, Any]:
-    """Variables of a quantity ``[3, ...]``: the median and the ends of its interval."""
-    return {key: (dims, ends[i]) for i, key in enumerate((name, f"{name}_low", f"{name}_high"))}
+def settings_differences(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> list[str]:
+    """What two results' attributes say of different settings and tokens, in words."""
+    found = []
+    for key in ("probe", "quantity", "tokens_hash", "seed", "n_random", "length"):
+        if one.get(key) != other.get(key):
+            words = f"{key} {one.get(key)} and {other.get(key)}"
+            found.append("other tokens" if key == "tokens_hash" else words)
+    here, there = (json.loads(attrs.get("settings", "{}")) for attrs in (one, other))
+    found += [
+        f"{key} {here.get(key)} and {there.get(key)}"
+        for key in sorted({*here, *there})
+        if key not in OF_THE_RUN and here.get(key) != there.get(key)
+    ]
+    return found
 
 
-def with_interval(name: str, dims: tuple[str, ...], rows: Sequence[FloatArray]) -> dict[str, Any]:
-    """The same of rows ``[3, ...]`` of unequal length."""
-    return one_interval(name, dims, np.stack([padded([row[i] for row in rows]) for i in range(3)]))
+def _common_labels(steps: list[int], whole: list[xr.Dataset]) -> dict[str, xr.Variable]:
+    """Labels of dimensions, and coordinates that all share."""
+    found: dict[str, xr.Variable] = {}
+    for key, variable in whole[0].coords.items():
+        rest = [row.coords.get(key) for row in whole[1:]]
+        if all(other is not None and variable.variable.equals(other.variable) for other in rest):
+            found[str(key)] = variable.variable
+        elif key in whole[0].dims or key in ("sequence", "position", "token_id"):
+            odd = next(
+                step for step, other in zip(steps[1:], rest, strict=True)
+                if other is None or not variable.variable.equals(other.variable)
+            )  # fmt: skip
+            raise ValueError(f"results at steps {steps[0]} and {odd} differ in {key!r}")
+    return found
 
 
-def padded(rows: Sequence[Any], dtype: Any = float) -> Any:
-    """Arrays whose first dimensions differ, as one; NaN, or empty text, where there is nothing."""
-    most = max((len(row) for row in rows), default=0)
-    rest = np.shape(rows[0])[1:] if len(rows) else ()
-    made = np.full((len(rows), most, *rest), "" if dtype is str else np.nan,
-                   dtype=object if dtype is str else dtype)  # fmt: skip
-    for i, row in enumerate(rows):
-        made[i, : len(row)] = row
-    return made.astype(str) if dtype is str else made
+def _numbers(whole: list[xr.Dataset], joined: xr.Dataset) -> dict[str, Any]:
+    """Attributes that are numbers, or hashes, and differ, as variables."""
+    found = {}
+    for key, value in whole[0].attrs.items():
+        values = [row.attrs.get(key) for row in whole]
+        told = isinstance(value, int | float) or key in PER_CHECKPOINT
+        differ = None not in values and any(v != value for v in values)
+        if told and differ and key not in joined.variables:
+            found[key] = (CHECKPOINT, np.array(values))
+    return found

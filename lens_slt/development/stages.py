@@ -10,7 +10,7 @@ import xarray as xr
 
 from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.development.curves import (
+from lens_slt.development.labelled import (
     check_same_steps,
     component_curves,
     observables,

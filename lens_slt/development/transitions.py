@@ -9,7 +9,7 @@ import xarray as xr
 
 from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.development.curves import (
+from lens_slt.development.labelled import (
     Labelled,
     check_same_steps,
     labelled_steps,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -55,9 +55,9 @@ def load_own(path: Path, config: Any, *, hooked: bool, device: torch.device) -> 
     Raises FileNotFoundError, TypeError, ValueError: the message says what of the file or the
     configuration does not fit.
     """
-    given = _weights_of(path)
+    given = weights_of(path)
     bridge_names = "embed.weight" in given
-    values = _config_of(config)
+    values = plain_config(config)
     values |= {"device": str(device), "init_weights": False, "seed": None}
     if values.get("model_name", "custom") == "custom":
         values["model_name"] = path.stem
@@ -96,14 +96,22 @@ def _refuse_other_forms(values: Mapping[str, Any]) -> None:
             )
 
 
-def _weights_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, without what wraps them and without buffers."""
+def weights_of(path: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file by name, without what wraps them and without buffers.
+
+    With ``shapes_only`` they are on torch's ``meta`` device: of safetensors, and of what
+    ``torch.save`` writes, only the description is read. Raises ValueError for what is no such file.
+    """
     try:
         if path.suffix == ".safetensors":
-            found: Any = load_file(path)
+            found: Any = _described(path) if shapes_only else load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, SafetensorError, UnpicklingError, ValueError) as error:
+            place = "meta" if shapes_only else "cpu"
+            mapped = shapes_only and zipfile.is_zipfile(path)  # other files are of an old format
+            found = torch.load(path, map_location=place, weights_only=True, mmap=mapped)
+    except (FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle raises whatever it comes to
         why = str(error).strip().split("\n")[0] or "it ends too early"
         raise ValueError(
             f"{str(path)!r} cannot be read as weights: {why[:200]}. Save them with "
@@ -124,11 +132,23 @@ def _weights_of(path: Path) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return without_buffers(tensors)
+
+
+def without_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are weights."""
     return {key: value for key, value in tensors.items() if key.split(".")[-1] not in _BUFFERS}
 
 
-def _config_of(config: Any) -> dict[str, Any]:
-    """A configuration as keyword arguments."""
+def _described(path: Path) -> dict[str, Tensor]:
+    """Tensors without values, as the header of a safetensors file describes them."""
+    with safe_open(path, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A configuration, a dict or the path of a JSON file, as keyword arguments."""
     if isinstance(config, str | Path):
         config = read_json(location("config", config))
     if not isinstance(config, Mapping) and hasattr(config, "to_dict"):
@@ -154,15 +174,14 @@ def _made(values: dict[str, Any], hooked: bool) -> Any:
     if hooked:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-        _check_keys(values, set(inspect.signature(HookedTransformerConfig).parameters))
+        _check_keys(values, known_config_keys(HookedTransformerConfig))
         return _try(
             lambda: HookedTransformer(HookedTransformerConfig(**values), tokenizer=tokenizer)
         )
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    known = set(inspect.signature(TransformerBridgeConfig).parameters) - {"kwargs"}
-    known |= {field.name for field in dataclasses.fields(TransformerBridgeConfig)}
+    known = known_config_keys(TransformerBridgeConfig)
     values = {k: value for k, value in values.items() if k in known or not _dormant(k, value)}
     _check_keys(values, known)
     return _try(
@@ -200,6 +219,12 @@ def _try(make: Any) -> Any:
         return make()
     except (TypeError, ValueError, AssertionError, KeyError, NotImplementedError) as error:
         raise ValueError(f"config: TransformerLens makes no model of it: {error}") from error
+
+
+def known_config_keys(kind: Any) -> set[str]:
+    """What a configuration of TransformerLens's is made of."""
+    known = set(inspect.signature(kind).parameters) - {"kwargs"}
+    return known | {field.name for field in dataclasses.fields(kind) if field.init}
 
 
 def _check_keys(values: Mapping[str, Any], known: set[str]) -> None:

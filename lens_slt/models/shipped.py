@@ -55,6 +55,7 @@ def load_model(
     *,
     config: Any = None,
     checkpoint: int | None = None,
+    revision: str | None = None,
     backend: Backend = "auto",
     device: str | torch.device | None = None,
 ) -> Any:
@@ -64,9 +65,10 @@ def load_model(
     TransformerLens knows, or a file of weights: .safetensors, or .pt and its like with a state
     dict. Such a file needs ``config``: a dict, a ``HookedTransformerConfig``, or the path of a JSON
     file; its names are those of TransformerLens (``blocks.0.attn.W_Q``), or of a native
-    TransformerBridge. ``checkpoint`` is a training step. The result is a HookedTransformer where
-    TransformerLens has it and it knows the model, else a TransformerBridge; ``backend`` asks for
-    one of them. Both give equal logits on the shipped models.
+    TransformerBridge. ``checkpoint`` is a training step, ``revision`` a branch, tag or commit
+    of the Hugging Face Hub, of which a TransformerBridge is made. The result is a HookedTransformer
+    where TransformerLens has it and it knows the model, else a TransformerBridge; ``backend`` asks
+    for one of them. Both give equal logits on the shipped models.
 
     Raises ValueError for a misspelt name, an unknown checkpoint, weights that do not fit the
     config (it names them), ImportError for ``hooked`` on TransformerLens 4, OSError where a model
@@ -90,6 +92,9 @@ def load_model(
             "use backend='bridge'"
         )
     own = _own_file(name, config, checkpoint)
+    if revision is not None:
+        _check_revision(name, revision, checkpoint, backend, own)
+        backend = "bridge"
     target = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         if own is not None:
@@ -100,7 +105,7 @@ def load_model(
         elif Path(name).expanduser().is_dir():
             model = _load_folder(Path(name).expanduser(), checkpoint, backend, target)
         else:
-            model = _load_by_name(name, checkpoint, backend, target)
+            model = _load_by_name(name, checkpoint, revision, backend, target)
     return model.eval()
 
 
@@ -112,6 +117,11 @@ def shipped_checkpoints(name: str) -> list[int]:
 
 def shipped_weights(name: str, checkpoint: int | None = None) -> Weights:
     """Float32 weights of a shipped model under TransformerLens's names."""
+    return read_weights(shipped_file(name, checkpoint))
+
+
+def shipped_file(name: str, checkpoint: int | None = None) -> Path:
+    """The file with the weights of a shipped model."""
     file_name = _file_name(name)
     path = SHIPPED_FOLDER / f"{file_name}.safetensors"
     if checkpoint is not None:
@@ -121,7 +131,7 @@ def shipped_weights(name: str, checkpoint: int | None = None) -> Weights:
         path = checkpoints[checkpoint]
     if not path.is_file():
         raise FileNotFoundError(f"the weights of {name!r} are not in this installation: {path}")
-    return read_weights(path)
+    return path
 
 
 def read_weights(path: Path) -> Weights:
@@ -247,12 +257,38 @@ def _load_folder(
     return TransformerBridge.boot_transformers(str(folder), device=device)
 
 
-def _load_by_name(name: str, checkpoint: int | None, backend: Backend, device: torch.device) -> Any:
+def _check_revision(
+    name: str, revision: str, checkpoint: int | None, backend: Backend, own: Path | None
+) -> None:
+    """Raise ValueError where a revision means nothing."""
+    if own is not None or _is_shipped(name) or Path(name).expanduser().is_dir():
+        raise ValueError(
+            f"revision is for models of the Hugging Face Hub, {name!r} is none; got {revision!r}"
+        )
+    if checkpoint is not None:
+        raise ValueError(
+            f"revision and checkpoint both say which weights; got {revision!r} and {checkpoint!r}"
+        )
+    if backend == "hooked":
+        raise ValueError(
+            f"backend='hooked' cannot load a revision; use backend='bridge' for {revision!r}"
+        )
+
+
+def _load_by_name(
+    name: str,
+    checkpoint: int | None,
+    revision: str | None,
+    backend: Backend,
+    device: torch.device,
+) -> Any:
     if hint := did_you_mean(name, _names(), _TYPO):
         raise ValueError(f"there is no model {name!r}{hint} {_shipped_list()}")
     options: dict[str, Any] = {"device": device}
     if checkpoint is not None:
         options["checkpoint_value"] = checkpoint
+    if revision is not None:
+        options["revision"] = revision
     load = _transformer_lens_loader(name, backend)
     try:
         return load(name, **options)

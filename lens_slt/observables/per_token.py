@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,8 @@ from lens_slt.arguments import choice
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
 from lens_slt.sampling.folder import folder_of, in_words
 from lens_slt.sampling.result import dataset, n_draws, settings_of
+from lens_slt.sampling.spread import MOST_BLOCKS, blocks_of, number_of_blocks
 from lens_slt.schema import require, stamp, stamped
-
-MOST_BLOCKS = 32  # of consecutive draws; a standard error from 8 is itself a quarter uncertain
-SHORTEST_BLOCK = 5  # draws with probes, where there are enough of them
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,11 @@ class ProbeReader:
     def n_blocks(self) -> int:
         """Blocks of draws, as many for every component."""
         n = min(self.n_draws(str(name)) for name in self.probe["component"].values)
-        return min(self.most_blocks, max(n // SHORTEST_BLOCK, min(4, n // 2), 1))
+        return number_of_blocks(n, self.most_blocks)
 
     def blocks(self, component: str) -> list[slice]:
         """Consecutive draws that are summed together."""
-        edges = np.linspace(0, self.n_draws(component), self.n_blocks + 1).astype(int)
-        return [slice(a, b) for a, b in pairwise(edges)]
+        return blocks_of(self.n_draws(component), self.n_blocks)
 
     def weights(self, component: str) -> tuple[FloatArray, FloatArray]:
         """Weight of every draw ``[chain, draw]``, zero for excluded chains, and φ."""
@@ -276,6 +272,8 @@ def _labelled(
     health = dataset(reader.draws, "health").sel(component=list(components))
     columns = {key: ("component", np.array(values)) for key, values in rows.items()}
     columns["verdict"] = ("component", health["summary"].values)
+    root = reader.draws.to_dataset().sel(component=list(components))
+    columns |= {key: ("component", root[key].values) for key in ("step_size", "n_draws")}
     small = xr.Dataset(columns, coords=coords, attrs={**reader.draws.attrs, **attrs})
     if path is not None:
         folder = folder_of(path)

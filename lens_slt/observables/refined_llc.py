@@ -10,7 +10,13 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import independent_units, standard_error, weighted_mean
+from lens_slt.sampling.spread import (
+    independent_units,
+    number_of_blocks,
+    pseudo_values,
+    standard_error,
+    weighted_mean,
+)
 from lens_slt.schema import require, stamped
 
 ROOT_COLUMNS = (
@@ -39,7 +45,9 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         ``se``, autocorrelation and shared minibatches included; ``ess``, the number of independent
         draws worth the same error; ``rhat`` over the used chains; ``chains_used``; ``verdict`` in
         words; ``n_parameters``; ``mean_paired_loss`` in nats per token; ``probe_llc`` and
-        ``probe_se``. NaN where no chain can be used.
+        ``probe_se``. NaN where no chain can be used. ``blocks`` and ``probe_blocks`` are the
+        jackknife's values over blocks of draws: runs that share their noise (equal settings and
+        step sizes) are compared by the differences between them.
 
         These errors are of the draws, at these tokens. ``probe_text_se`` is that of the choice of
         the probe's sequences: for other texts of the kind take √(probe_se² + probe_text_se²).
@@ -76,6 +84,10 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         data[name] = ("component", health[name].values)
     for name in ROOT_COLUMNS:
         data[name] = ("component", root[name].values)
+    n_blocks = number_of_blocks(-(-min(counts) // settings.thin))  # also of draws with probes
+    data["blocks"] = (
+        ("block", "component"), scale * _blocks(steps, loss, used, settings, n_blocks),
+    )  # fmt: skip
     coords: dict[str, Any] = {"component": names}
     if "probes" in draws.children:
         probes = {
@@ -98,6 +110,17 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
             for i in range(len(names))
         ]
         data["probe_text_se"] = (("component", "probe"), scale * np.array(text))
+        data["probe_blocks"] = (
+            ("block", "component", "probe"), scale * np.stack(
+                [
+                    _blocks(
+                        [probe_trace(probe, i, counts[i]) for i in range(len(names))], loss, used,
+                        settings, n_blocks,
+                    )
+                    for probe in probes.values()
+                ], -1,
+            ),
+        )  # fmt: skip
     return stamped(xr.Dataset(data, coords=coords, attrs=dict(draws.attrs)), "refined_llc")
 
 
@@ -128,6 +151,31 @@ def text_error(means: FloatArray, weight: FloatArray) -> float:
         return float("nan")
     rest = weight * (means - np.average(means, weights=weight))
     return float(np.sqrt(n / (n - 1) * (rest**2).sum()) / weight.sum())
+
+
+def _blocks(
+    traces: list[FloatArray],
+    losses: list[FloatArray],
+    used: BoolArray,
+    settings: Settings,
+    n_blocks: int,
+) -> FloatArray:
+    """The jackknife's values ``[block, component]`` of mean traces ``[chain, draw]``."""
+    found = np.full((n_blocks, len(traces)), np.nan)
+    for i, (trace, loss) in enumerate(zip(traces, losses, strict=True)):
+        if used[i].any():
+            weights = draw_weights(trace, loss, used[i], settings)
+            found[:, i] = pseudo_values(trace[used[i]], weights, n_blocks)
+    return found
+
+
+def draw_weights(
+    trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
+) -> FloatArray:
+    """Weights of the draws of used chains ``[chain, draw]``: 1 where the sampler has none."""
+    thin = settings.thin if trace.shape != sampling_loss.shape else 1
+    weighted = settings.method.draw_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
+    return np.ones_like(trace[used]) if weighted is None else weighted[0].reshape(trace[used].shape)
 
 
 def mean_with_error(

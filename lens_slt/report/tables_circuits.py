@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_slt.circuits.evidence import Evidence
-from lens_slt.circuits.trial import Trial, compare, p_words
+from lens_slt.circuits.trial import Trial, compare_trials, p_words
 from lens_slt.report.tables import PlainTable, cell
 from lens_slt.schema import require
 
@@ -38,7 +38,7 @@ def verdicts_table(trials: Sequence[Trial]) -> Table:
         table.add_column(name, justify=justify)
     table.add_column("sufficiency", justify="right")
     table.add_column("alone", justify="right")
-    for row in compare(trials).itertuples():
+    for row in compare_trials(trials).itertuples():
         table.add_row(
             styled(row.verdict), row.hypothesis, _number(row.necessity),
             _number(row.sufficiency), _number(row.faithfulness),

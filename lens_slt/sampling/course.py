@@ -44,6 +44,7 @@ class Course:
         taken: steps since this course began.
         attempt: how often the step was made smaller.
         done: whether it has all its draws.
+        fixed: whether the stride was given.
     """
 
     stride: int
@@ -52,6 +53,7 @@ class Course:
     taken: int = 0
     attempt: int = 0
     done: bool = False
+    fixed: bool = False
 
     @property
     def draws(self) -> int:
@@ -81,9 +83,12 @@ class Course:
         return replace(self, taken=self.taken + 1)
 
 
-def first_course(settings: Settings) -> Course:
-    """How every component starts."""
-    return Course(1, settings.burn_in_steps, settings.least_draws)
+def first_course(settings: Settings, name: str = "") -> Course:
+    """How a component starts."""
+    stride = settings.stride_of(name)
+    return Course(
+        stride or 1, settings.burn_in_steps, settings.least_draws, fixed=stride is not None
+    )
 
 
 def first_target(stride: int, settings: Settings) -> int:
@@ -98,7 +103,7 @@ def is_decision(course: Course, settings: Settings) -> bool:
     """Whether draws have to be looked at now."""
     if not course.between or course.done:
         return False
-    early = settings.chooses_step and course.draws in EARLY_CHECKS
+    early = settings.chooses_step and not course.fixed and course.draws in EARLY_CHECKS
     return early or course.draws >= course.target
 
 
@@ -127,7 +132,7 @@ def decided(
         mean, error: of the paired loss; NaN if no chain is finite.
         finite: whether all chains are.
     """
-    if settings.chooses_step:
+    if settings.chooses_step and not course.fixed:
         stride = _next_stride(course, found, finite)
         if stride > course.stride:
             target = first_target(stride, settings)

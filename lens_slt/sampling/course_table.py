@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lens_slt.sampling.course import Course
 from lens_slt.sampling.driver import Outcome
 from lens_slt.sampling.settings import Settings
 
@@ -26,25 +27,27 @@ def course_table(outcome: Outcome, settings: Settings) -> dict[str, list[Any]]:
         "prior_loss_se": (prior.std(1, ddof=1) / np.sqrt(n)).tolist(),
     }
     table["choice"] = [
-        _words(settings, course.stride, course.draws, course.attempt, float(h))
+        _words(settings, course, float(h))
         for course, h in zip(outcome.courses, curvature, strict=True)
     ]
     return table
 
 
-def _words(settings: Settings, stride: int, draws: int, attempt: int, curvature: float) -> str:
+def _words(settings: Settings, course: Course, curvature: float) -> str:
     if settings.step_size is not None:
         return f"ε {settings.step_size:.3g} as given"
     if not settings.chooses_step:
         return f"ε {settings.epsilon:.3g}, the published value" if not settings.method.EXACT else ""
-    epsilon = settings.epsilon / stride
-    words = f"ε {epsilon:.3g}"
-    if stride == 1:
-        words += " = 0.8/γ"
-    else:
-        words += f" = 0.8/γ/{stride}, {stride} steps a draw: larger steps had a defect"
+    stride = course.stride
+    words = f"ε {settings.epsilon / stride:.3g} = 0.8/γ"
+    if stride > 1:
+        words += f"/{stride}, {stride} steps a draw"
+    if course.fixed:
+        words += " as given"
+    elif stride > 1:
+        words += ": larger steps had a defect"
     if curvature > settings.gamma:
         words += f"; stiffest direction nβ·h {curvature:.0f} preconditioned"
-    if draws > settings.least_draws:
-        words += f"; {draws} draws until certified and precise"
+    if course.draws > settings.least_draws:
+        words += f"; {course.draws} draws until certified and precise"
     return words

@@ -128,8 +128,8 @@ class _Loop:
         """Before the first step."""
         self.pilot = pilot(self.target, self.settings)
         groups = self.target.groups
-        n = sum(len(members.names) for members in groups)
-        courses = (first_course(self.settings),) * n
+        names = [name for members in groups for name in members.names]
+        courses = tuple(first_course(self.settings, name) for name in names)
         runs = []
         for g, members in enumerate(groups):
             rows = tuple(range(len(members.names)))

@@ -30,8 +30,8 @@ from lens_slt.sampling.half_step import half_step_draws, is_short, rings
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
 from lens_slt.sampling.pilot import CURVATURE_BATCHES, pilot
 from lens_slt.sampling.plan import StepCosts, Stretch
+from lens_slt.sampling.prepare import PreparedRun
 from lens_slt.sampling.result import trace_specs
-from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units
 from lens_slt.sampling.store import DrawStore, open_store
@@ -78,7 +78,7 @@ class Foreseen:
         return total
 
 
-def foresee(job: Job, times: StepTimes) -> Foreseen:
+def foresee(job: PreparedRun, times: StepTimes) -> Foreseen:
     """What a run that begins will do."""
     s, costs = job.settings, times.costs
     curvature = _curvature_seconds(job, costs)
@@ -86,7 +86,7 @@ def foresee(job: Job, times: StepTimes) -> Foreseen:
     quick = times.pilot + curvature + first_draws <= COURSE_SECONDS
     if quick and (_has_certificate(s) or s.least_draws < s.most_draws):
         return _begun(job, times)
-    courses = (first_course(s),) * len(job.names)
+    courses = tuple(first_course(s, name) for name in job.names)
     ended = tuple(replace(c, taken=c.steps_left, done=True) for c in courses)
     stretches = tuple(_rest(i, course, 0) for i, course in enumerate(courses))
     found = Foreseen(
@@ -102,7 +102,7 @@ def foresee(job: Job, times: StepTimes) -> Foreseen:
     return replace(found, pilot=seconds, vector_bytes=state_bytes(measured.tensors()))
 
 
-def continued(job: Job, times: StepTimes, about: dict[str, Any]) -> Foreseen:
+def continued(job: PreparedRun, times: StepTimes, about: dict[str, Any]) -> Foreseen:
     """What is left of a run whose state says ``about`` it."""
     courses = tuple(Course(**course) for course in about["courses"])
     left = tuple(_rest(i, course, about["step"]) for i, course in enumerate(courses))
@@ -117,9 +117,9 @@ def continued(job: Job, times: StepTimes, about: dict[str, Any]) -> Foreseen:
 class _Diary:
     """Stretches of real courses, as they begin anew."""
 
-    def __init__(self, n: int, first: Course) -> None:
-        self.began = [0] * n
-        self.courses = [first] * n
+    def __init__(self, courses: list[Course]) -> None:
+        self.began = [0] * len(courses)
+        self.courses = list(courses)
         self.stretches: list[Stretch] = []
 
     def note(self, book: Book) -> None:
@@ -136,11 +136,11 @@ class _Diary:
         self.began[place] = last
 
 
-def _begun(job: Job, times: StepTimes) -> Foreseen:
+def _begun(job: PreparedRun, times: StepTimes) -> Foreseen:
     """Courses that are really begun, and then continued on paper."""
     s = job.settings.but(full_loss=False)
     n = len(job.names)
-    trial, diary = Trial(job.target), _Diary(n, first_course(s))
+    trial, diary = Trial(job.target), _Diary([first_course(s, name) for name in job.names])
     store = open_store(None, trace_specs(n, s), {})
 
     def on_step(book: Book) -> None:
@@ -232,7 +232,8 @@ def _on_paper(course: Course, place: int, diary: _Diary, seen: _Seen | None, s: 
     One that begins anew is taken to need no more than its first draws.
     """
     while not course.done:
-        early = [n for n in EARLY_CHECKS if s.chooses_step and course.draws < n]
+        adapts = s.chooses_step and not course.fixed
+        early = [n for n in EARLY_CHECKS if adapts and course.draws < n]
         check = min([*early, course.target])
         here = replace(course, taken=(course.burn_in + check) * course.stride)
         course = replace(here, done=True)
@@ -276,7 +277,7 @@ def _measures_curvature(s: Settings) -> bool:
     return s.chooses_step and s.n_beta > 0
 
 
-def _curvature_seconds(job: Job, costs: StepCosts) -> float:
+def _curvature_seconds(job: PreparedRun, costs: StepCosts) -> float:
     """To measure curvature, if it is measured: gradients of one row instead of every chain."""
     if not _measures_curvature(job.settings):
         return 0.0
@@ -284,14 +285,14 @@ def _curvature_seconds(job: Job, costs: StepCosts) -> float:
     return CURVATURE_BATCHES * (costs.fixed * len(job.target.groups) + gradients)
 
 
-def _vector_bytes(job: Job) -> int:
+def _vector_bytes(job: PreparedRun) -> int:
     """Size of the vectors of all preconditioners."""
     if not _measures_curvature(job.settings):
         return 0
     return RANK * sum(members.star.nbytes for members in job.target.groups)
 
 
-def _lanczos_bytes(job: Job) -> int:
+def _lanczos_bytes(job: PreparedRun) -> int:
     """Memory for the vectors that they are found with."""
     if not _measures_curvature(job.settings):
         return 0

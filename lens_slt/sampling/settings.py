@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from lens_slt.arguments import boolean, choice, integer, number
 from lens_slt.sampling.registry import SAMPLERS
@@ -29,6 +31,9 @@ class Settings:
         step_size: ε. None: ``lm`` chooses it for every component, 0.8/γ or an integer fraction of
             that (:mod:`lens_slt.sampling.course`); 1e-3, the published value, for ``sgld`` and
             ``rmsprop_sgld``; the step of ``pcn`` adapts during burn-in. A number is obeyed.
+        steps_per_draw: k of ``lm``'s ε = 0.8/γ/k, for all components or by component: what would
+            else be chosen. Runs with the same k share their noise step by step, so that differences
+            between checkpoints are sharper than values (:func:`lens_slt.develop`).
         sampler: ``lm``, ``sgld``, ``rmsprop_sgld``, or an exact reference, ``pcn``/``importance``.
         chains: chains per component.
         draws: draws per chain after burn-in. None: 200, and up to 1600 of components whose
@@ -55,6 +60,7 @@ class Settings:
     n_beta: float = 30.0
     gamma: float = 200.0
     step_size: float | None = None
+    steps_per_draw: int | Mapping[str, int] | None = None
     sampler: str = "lm"
     chains: int = 4
     draws: int | None = None
@@ -74,6 +80,7 @@ class Settings:
         if self.step_size is not None:
             number("step_size", self.step_size, above=0)
         choice("sampler", self.sampler, tuple(SAMPLERS))
+        self._check_steps_per_draw()
         choice("drift_dtype", self.drift_dtype, DRIFT_DTYPES)
         for name in ("chains", "thin"):
             integer(name, getattr(self, name), at_least=1)
@@ -93,6 +100,24 @@ class Settings:
             raise ValueError(
                 f"chains must be even when antithetic=True, chains come in pairs; got {self.chains}"
             )
+
+    def _check_steps_per_draw(self) -> None:
+        given = self.steps_per_draw
+        if given is None:
+            return
+        if not self.chooses_step:
+            raise ValueError(
+                f"steps_per_draw divides the step that lm chooses; got {given!r} with "
+                f"sampler={self.sampler!r}, step_size={self.step_size!r}: leave one of them out"
+            )
+        each = given if isinstance(given, Mapping) else {"": given}
+        for name, value in each.items():
+            integer(f"steps_per_draw[{name!r}]" if name else "steps_per_draw", value, at_least=1)
+
+    def stride_of(self, name: str) -> int | None:
+        """Steps of one draw of a component, where they are given."""
+        given = self.steps_per_draw
+        return given.get(name) if isinstance(given, Mapping) else given
 
     @property
     def method(self) -> Sampler:
@@ -148,10 +173,10 @@ class Settings:
         """Sequences per minibatch, of so many."""
         return min(self.batch_size or LEAST_BATCH, n_sequences)
 
-    def but(self, **changes: float | int | str | bool | None) -> Settings:
+    def but(self, **changes: float | int | str | bool | Mapping[str, int] | None) -> Settings:
         """The same settings with some changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
-    def as_dict(self) -> dict[str, float | int | str | bool | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, for records."""
         return asdict(self)

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from lens_slt.arrays import BoolArray, FloatArray
 
 LEAST_DRAWS = 4  # that have a standard error
+MOST_BLOCKS = 32  # of consecutive draws; a standard error from 8 is itself a quarter uncertain
+SHORTEST_BLOCK = 5  # draws, where there are enough of them
+
+
+def number_of_blocks(n_draws: int, most: int = MOST_BLOCKS) -> int:
+    """Into how many blocks so many draws are divided."""
+    return min(most, max(n_draws // SHORTEST_BLOCK, min(4, n_draws // 2), 1))
+
+
+def blocks_of(n_draws: int, n_blocks: int) -> list[slice]:
+    """Blocks of consecutive draws, as equal as they can be."""
+    edges = np.linspace(0, n_draws, n_blocks + 1).astype(int)
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def pseudo_values(values: FloatArray, weights: FloatArray, n_blocks: int) -> FloatArray:
+    """The jackknife's values of a weighted mean of ``[chain, draw]``, one per block of draws.
+
+    Their mean is that mean, up to the bias that the jackknife removes.
+    """
+    blocks = blocks_of(values.shape[1], n_blocks)
+    sums = np.array([(weights[:, b] * values[:, b]).sum() for b in blocks])
+    sizes = np.array([weights[:, b].sum() for b in blocks])
+    whole = sums.sum() / sizes.sum()
+    if n_blocks == 1:
+        return np.array([whole])
+    rest = (sums.sum() - sums) / (sizes.sum() - sizes)
+    return np.asarray(whole + (n_blocks - 1) * (rest.mean() - rest))
 
 
 def standard_error(series: FloatArray) -> float:

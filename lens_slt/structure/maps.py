@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.structure.clusters import check_enough, matched_tokens, token_coordinates
 from lens_slt.structure.standardize import standardized
+from lens_slt.torch_state import kept_random_state
 
 
 @typed
@@ -127,15 +127,13 @@ def _umap() -> Any:
 
 @contextmanager
 def _global_state_kept() -> Iterator[None]:
-    """Put Python's and NumPy's random states, and the number of threads, back on any exit.
+    """Put random states and the number of threads back on any exit.
 
     Numba sets the number of threads of the whole process.
     """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     threads = torch.get_num_threads()
     try:
-        yield
+        with kept_random_state():
+            yield
     finally:
         torch.set_num_threads(threads)
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002

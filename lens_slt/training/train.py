@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from rich.progress import MofNCompleteColumn, Progress
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lens_slt.data.corpora import CORPORA, corpus
@@ -25,6 +24,7 @@ from lens_slt.models import forward
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.loss import unembed_loss
 from lens_slt.models.shipped import shipped_architecture
+from lens_slt.training.saver import save_weights
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def train(recipe: Recipe, out: Path) -> None:
         bar = progress.add_task("training", total=end)
         while True:
             if is_checkpoint(step) or step == end:
-                half = {name: t.detach().half().contiguous() for name, t in weights.items()}
-                save_file(half, out / f"step-{step:06d}.safetensors")
+                save_weights(weights, out / f"step-{step:06d}.safetensors")
             if step % 50 == 0 or step == end:
                 first, second = repeat_losses(arch, weights, recipe.length)
                 curve.append({"step": step, "loss": recent, "first": first, "second": second})

@@ -95,3 +95,13 @@ def test_importance_reweights_towards_the_prior_result():
     combined = np.hypot(lm["se"], exact["se"])
     assert (np.abs(lm["llc"] - exact["llc"]) < 4 * combined).all()
     assert (combined < 0.08 * exact["llc"]).all()
+
+
+def test_blocks_have_the_mean_and_the_error(draws):
+    """Of the weight-refined and of the data-refined coefficients."""
+    table = ls.refined_llc(draws)
+    n = table.sizes["block"]
+    np.testing.assert_allclose(table["blocks"].mean("block"), table["llc"], rtol=1e-5)
+    np.testing.assert_allclose(table["probe_blocks"].mean("block"), table["probe_llc"], rtol=1e-4)
+    error = table["blocks"].std("block", ddof=1) / n**0.5
+    assert float(np.median(error / table["se"])) == pytest.approx(1, abs=0.5)

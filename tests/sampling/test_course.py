@@ -329,3 +329,45 @@ def test_courses_survive_as_plain_values():
     assert Course(**json.loads(json.dumps(asdict(course)))) == course
     assert (course.draws, course.between, course.burning_in) == (77 // 8 - 5, False, False)
     assert sorted(EARLY_CHECKS) == [12, 50]
+
+
+def test_steps_per_draw_as_given():
+    """A quartic that needs many small steps keeps the stride that was given, without retries."""
+    stiff = quartic(1e3)
+    chosen = run(MadeTarget([{"L0H0": stiff}], P, SHORT))
+    k = int(chosen["steps_per_draw"].values[0])
+    assert k > 1
+    given = SHORT.but(steps_per_draw={"L0H0": k})
+    draws = run(MadeTarget([{"L0H0": stiff}], P, given))
+    assert int(draws["steps_per_draw"].values[0]) == k
+    assert "as given" in str(draws["choice"].values[0])
+    llc = ls.refined_llc(draws)
+    exact = quartic_exact(1e3)
+    assert abs(float(llc["llc"][0]) - exact) < 4 * float(llc["se"][0]) + 0.03 * exact
+
+
+def test_shared_noise_makes_differences_sharper():
+    """Two losses that differ little, at one step size: their blocks tell the difference apart."""
+    settings = SHORT.but(steps_per_draw=1)
+    one, other = (
+        ls.refined_llc(run(MadeTarget([{"L0H0": quadratic(scale * H)}], P, settings)))
+        for scale in (1.0, 1.05)
+    )
+    difference = (other["blocks"] - one["blocks"])[:, 0]
+    n = difference.sizes["block"]
+    np.testing.assert_allclose(difference.mean(), other["llc"][0] - one["llc"][0], rtol=1e-4)
+    assert float(difference.std(ddof=1)) / n**0.5 < 0.3 * float(one["se"][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(steps_per_draw=0), "at least 1"),
+        (dict(steps_per_draw={"L0H0": 1.5}), "L0H0"),
+        (dict(steps_per_draw=2, step_size=1e-3), "leave one of them out"),
+        (dict(steps_per_draw=2, sampler="sgld"), "leave one of them out"),
+    ],
+)
+def test_steps_per_draw_is_checked(changes, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        Settings(**changes)
