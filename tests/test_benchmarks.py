@@ -214,3 +214,9 @@ def test_answers():
     found = figures("answers", "--quick")
     wanted = {"certified_share", "rank_correlation_llc", "rank_correlation_observable"}
     assert {f"{key}_{model}" for key in wanted for model in ("addition", "names")} <= set(found)
+
+
+@pytest.mark.slow
+def test_stages():
+    found = figures("stages", "--quick")
+    assert {"boundary_coverage", "median_width", "false_stage_rate", "missed"} <= set(found)
