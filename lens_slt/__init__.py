@@ -41,11 +41,13 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.development.alignment import mode_development
     from lens_slt.development.compare import compare
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_development
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.migration import migration
+    from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.trajectories import head_trajectories
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
@@ -163,6 +165,7 @@ __all__ = [
     "make_prompts",
     "map_stability",
     "migration",
+    "mode_development",
     "model_source",
     "modes",
     "ngram_counts",
@@ -171,6 +174,7 @@ __all__ = [
     "paper_evidence",
     "paper_modes",
     "paper_rllc",
+    "pattern_influence",
     "per_token_llc",
     "plant",
     "planted_suite",

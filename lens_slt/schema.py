@@ -173,6 +173,23 @@ SCHEMAS: dict[str, Schema] = {
                 "effect_change_p effect_word",
             ),
         ),
+        Schema(
+            "mode_development", "mode_development", attrs=("quantity",),
+            needed=over("mode", "step step_low step_high support verdict")
+            | over(
+                "mode", "angle correlation loading_span_angle token_span_angle explained",
+            )
+            | over("mode component", "loading") | over("mode token", "score") | _TOKEN,
+            optional=over("mode", "angle_low angle_high correlation_low correlation_high"),
+        ),
+        Schema(
+            "pattern_influence", "pattern_influence",
+            needed=over(
+                "query source",
+                "influence se correlation correlation_se effect flips peak peak_low peak_high "
+                "peak_ratio",
+            ),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,
