@@ -40,6 +40,7 @@ class Schema:
     attrs: Dims = ()  # that readers need
     kind: type = xr.Dataset
     version: int = 1
+    of_a_run: bool = False  # one result of all checkpoints, whose dimension needs no choice
 
     @property
     def variables(self) -> dict[str, Dims]:
@@ -67,6 +68,11 @@ _BEHAVIOUR = (
 def _each(words: str, form: str) -> str:
     """Every word put into ``form``."""
     return " ".join(form.format(word) for word in words.split())
+
+
+def _with_interval(name: str) -> str:
+    """A quantity and the ends of its interval."""
+    return f"{name} {name}_low {name}_high"
 
 
 def _matrix(name: str, quantities: str) -> Schema:
@@ -143,7 +149,8 @@ SCHEMAS: dict[str, Schema] = {
             optional=over("block probe pattern", "blocks"),
         ),
         Schema(
-            "head_trajectories", "head_trajectories", attrs=("verdict",),
+            "head_trajectories", "head_trajectories", of_a_run=True,
+            attrs=("verdict",),
             needed=over("component", "cluster sure") | over("component other_component", "together")
             | over("label", "size") | over("label refinement", "centre")
             | over("variant component", "variant_cluster")
@@ -153,7 +160,8 @@ SCHEMAS: dict[str, Schema] = {
             | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
         ),
         Schema(
-            "differentiation", "differentiation", attrs=("against",),
+            "differentiation", "differentiation", of_a_run=True,
+            attrs=("against",),
             needed=over(
                 "component refinement",
                 "step step_low step_high support side verdict excess excess_se p band_low "
@@ -161,7 +169,8 @@ SCHEMAS: dict[str, Schema] = {
             ) | over("component", "first_refinement"),
         ),
         Schema(
-            "migration", "migration", attrs=("verdict", "probe", "before_step", "after_step"),
+            "migration", "migration", of_a_run=True,
+            attrs=("verdict", "probe", "before_step", "after_step"),
             needed=over(
                 "component", "llc se before after change change_low change_high p word"
             ),
@@ -174,7 +183,8 @@ SCHEMAS: dict[str, Schema] = {
             ),
         ),
         Schema(
-            "mode_development", "mode_development", attrs=("quantity",),
+            "mode_development", "mode_development", of_a_run=True,
+            attrs=("quantity",),
             needed=over("mode", "step step_low step_high support verdict")
             | over(
                 "mode", "angle correlation loading_span_angle token_span_angle explained",
@@ -183,12 +193,22 @@ SCHEMAS: dict[str, Schema] = {
             optional=over("mode", "angle_low angle_high correlation_low correlation_high"),
         ),
         Schema(
-            "pattern_influence", "pattern_influence",
+            "pattern_influence", "pattern_influence", of_a_run=True,
             needed=over(
                 "query source",
                 "influence se correlation correlation_se effect flips peak peak_low peak_high "
                 "peak_ratio",
             ),
+        ),
+        Schema(
+            "construction", "construction",
+            attrs=("run", "unit", "units", "least_effect", "sequences", "level"),
+            needed=over("part context", f"effect {_each('se low high', 'effect_{}')}")
+            | over("part", "behaviour behaviour_se head_type behaves_as behaves_least")
+            | over("part", f"alone {_each('se low high share', 'alone_{}')}")
+            | over("part", "composition composition_q share share_se verdict reasons")
+            | over("part criterion", "onset onset_low onset_high")
+            | over("part", "kind circuit piece pattern"),
         ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
@@ -264,6 +284,30 @@ SCHEMAS: dict[str, Schema] = {
             needed=over("source target through", "effect"),
         ),
         Schema(
+            "stages", "stages", attrs=("flat", "level"),
+            needed=over("component", "n_stages staged noise")
+            | over("component boundary", _with_interval("boundary_step") + " support")
+            | over("component stage", "start end trend probability type")
+            | over("component stage", _with_interval("slope"))
+            | over("component step", _with_interval("fit")),
+            optional=over("component stage", _with_interval("loss_change"))
+            | over("component stage pattern", _with_interval("subloss_change")),
+        ),
+        Schema(
+            "transitions", "transitions", attrs=("level",),
+            needed=over(
+                "observable transition",
+                " ".join(map(_with_interval, ("begin", "midpoint", "end", "change"))) + " share",
+            ) | over("observable", "n_transitions staged")
+            | over("observable step", _with_interval("fit")),
+        ),
+        Schema(
+            "critical_checkpoints", "critical_checkpoints", attrs=("level",),
+            needed=over("critical", _with_interval("at_step"))
+            | over("critical observable", _with_interval("share"))
+            | over("step", _with_interval("speed")) | over("observable", "moves"),
+        ),
+        Schema(
             "faithfulness_curve", "faithfulness_curve",
             needed=over("size", "faithfulness low high") | over("random_ranking size", "random")
             | over("", "cpr cmd cpr_p cmd_p"),
@@ -330,7 +374,8 @@ def require(result: Any, *names: str, argument: str, leading: Dims = ()) -> Any:
             f"{more}: {_remedy(result, schema, argument)}"
         )
     for dim in LEADING:
-        if dim not in leading and dim in _all_dims(result, schema):
+        own = schema.of_a_run and dim == "checkpoint"
+        if not own and dim not in leading and dim in _all_dims(result, schema):
             raise ValueError(
                 f"{argument} has the dimension {dim!r}: choose one, {argument}.sel({dim}=…)"
             )

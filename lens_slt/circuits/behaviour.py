@@ -79,6 +79,10 @@ TYPES = (
     "copying", "other",
 )  # fmt: skip
 
+ATTENDS = {  # types by attention: which score, and the least of it
+    "previous token": ("previous_token", 0.5), "current token": ("current_token", 0.5),
+    "induction": ("prefix_matching", 0.3), "first token": ("first_token", 0.5),
+}  # fmt: skip
 DEAD = 0.01  # share of the stream that a dead head writes less than
 SHARE_OF = 16  # sequences that this is measured on
 
@@ -387,16 +391,12 @@ def _types(scores: xr.Dataset) -> list[str]:
     """The first type of the module's table that holds, for each head."""
     multigram = scores["ngram"] + scores["skip_gram"]
     noise = np.hypot(scores["ngram_se"], scores["skip_gram_se"])
-    holds = {
-        "dead": scores["written_share"] < DEAD,
-        "previous token": scores["previous_token"] >= 0.5,
-        "current token": scores["current_token"] >= 0.5,
-        "induction": (scores["prefix_matching"] >= 0.3) & ~(scores["copying"] <= 0),
-        "first token": scores["first_token"] >= 0.5,
-        "multigram": (multigram > 1) & (multigram > 3 * noise),
-        "copying": scores["copying"] >= 0.7,
-    }
+    holds = {name: scores[score] >= least for name, (score, least) in ATTENDS.items()}
+    holds["dead"] = scores["written_share"] < DEAD
+    holds["induction"] &= ~(scores["copying"] <= 0)
+    holds["multigram"] = (multigram > 1) & (multigram > 3 * noise)
+    holds["copying"] = scores["copying"] >= 0.7
     return [
-        next((name for name, holding in holds.items() if bool(holding[i])), "other")
+        next((name for name in TYPES[:-1] if bool(holds[name][i])), TYPES[-1])
         for i in range(scores.sizes["component"])
     ]

@@ -33,6 +33,7 @@ class Measured:
     low: float
     high: float
     p: float
+    se: float = float("nan")
 
 
 class Contrast:
@@ -139,7 +140,7 @@ class Contrast:
         low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         se = float(draws.std(ddof=1))
         p = stats.t.sf(value / se, self.n_sequences - 1) if se > 0 else float(value <= 0)
-        return Measured(value, float(low), float(high), float(p))
+        return Measured(value, float(low), float(high), float(p), se)
 
     def _others(self, effect: FloatArray) -> FloatArray:
         """Sums over the tokens that each stratum is compared with."""

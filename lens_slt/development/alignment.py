@@ -7,7 +7,7 @@ signs changes. Spans of several modes are compared by their largest principal an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from scipy.optimize import linear_sum_assignment
 
 from lens_slt.arguments import boolean, integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.development.cells import FINISHED, MATRIX, read_result
+from lens_slt.development.cells import FINISHED, MATRIX
 from lens_slt.development.curves import CHECKPOINT
+from lens_slt.development.develop import open_checkpoint
 from lens_slt.sampling.folder import folder_of
 from lens_slt.schema import MATRICES, require, stamped
 from lens_slt.structure.modes import CONFIDENCE, SPARE, STABLE_ANGLE, Decomposition
@@ -153,25 +154,40 @@ class _Series:
     """Matrices by step, in memory or in the folder of a sweep."""
 
     steps: tuple[int, ...]
-    given: Mapping[int, xr.Dataset] | dict[int, Path]
+    load: Callable[[int], xr.Dataset]
 
     @classmethod
     def of(cls, matrices: Any, probe: str | None) -> _Series:
-        if isinstance(matrices, Mapping):
-            if probe is not None:
-                raise ValueError("probe is for a path; the matrices given are of one each")
-            given = {step: matrices[step] for step in sorted(matrices)}
+        if not isinstance(matrices, Mapping):
+            series = cls._of_folder(folder_of(matrices), probe)
+        elif probe is not None:
+            raise ValueError("probe is for a path; the matrices given are of one each")
         else:
-            given = _files(folder_of(matrices), probe)
-        if len(given) < 2:
-            raise ValueError(f"matrices must be of at least two checkpoints; got {len(given)}")
-        return cls(tuple(given), given)
+            series = cls(tuple(sorted(matrices)), matrices.__getitem__)
+        if len(series.steps) < 2:
+            raise ValueError(
+                f"matrices must be of at least two checkpoints; got {len(series.steps)}"
+            )
+        return series
+
+    @classmethod
+    def _of_folder(cls, folder: Path, probe: str | None) -> _Series:
+        places = [file.parent for file in sorted(folder.glob(f"step-*/{FINISHED}"))]
+        files = [file for place in places for file in place.glob(f"{MATRIX}-*.zarr")]
+        names = sorted({file.stem.removeprefix(f"{MATRIX}-") for file in files})
+        if probe is None and len(names) == 1:
+            probe = names[0]
+        if probe not in names:
+            raise ValueError(
+                f"probe must be one whose per-token rLLCs are in {str(folder)!r} "
+                f"({', '.join(names) or 'none'}); got {probe!r}"
+            )
+        node = f"{MATRIX}/{probe}"
+        steps = tuple(int(place.name.removeprefix("step-")) for place in places)
+        return cls(steps, lambda step: open_checkpoint(folder, step)[node].load())
 
     def matrix(self, step: int, like: xr.Dataset | None = None) -> xr.Dataset:
-        found: Any = self.given[step]
-        if isinstance(found, Path):
-            found = read_result(found.parent, found.stem).load()
-        found = require(found, *MATRICES, argument=f"matrices[{step}]")
+        found = require(self.load(step), *MATRICES, argument=f"matrices[{step}]")
         for key in ("component", "sequence", "position", "token_id"):
             if like is not None and not np.array_equal(found[key].values, like[key].values):
                 raise ValueError(
@@ -179,25 +195,6 @@ class _Series:
                     "the same components and probe"
                 )
         return found
-
-
-def _files(folder: Path, probe: str | None) -> dict[int, Path]:
-    """Matrices of a probe in the folder of a sweep, by step."""
-    places = [file.parent for file in sorted(folder.glob(f"step-*/{FINISHED}"))]
-    names = sorted(
-        {p.stem.removeprefix(f"{MATRIX}-") for f in places for p in f.glob(f"{MATRIX}-*")}
-    )
-    if probe is None and len(names) == 1:
-        probe = names[0]
-    if probe not in names:
-        there = ", ".join(names) or "none"
-        raise ValueError(
-            f"probe must be one whose per-token rLLCs are in {str(folder)!r} ({there}); "
-            f"got {probe!r}"
-        )
-    return {
-        int(place.name.removeprefix("step-")): place / f"{MATRIX}-{probe}.zarr" for place in places
-    }
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import lens_slt as ls
 from lens_slt.arrays import write_zarr
 from lens_slt.development.alignment import APPEARS, FROM_START, NOISE, first_lasting, match_modes
 from lens_slt.development.cells import FINISHED
-from lens_slt.development.develop import step_folder
+from lens_slt.development.folder import step_folder
+from lens_slt.schema import name_of
 from lens_slt.structure.modes import Decomposition
 from tests.made_matrices import POSITIONS, SEQUENCES, matrix_of
 
@@ -51,6 +52,7 @@ def test_planted_modes_appear_when_they_do() -> None:
     second = found["correlation"].sel(mode=2)
     assert (second[3:] > 0.9).all()
     assert (np.abs(second[:3]) < 0.5).all()
+    assert name_of(found) == "mode_development"
     last = found.isel(checkpoint=-1)
     assert np.allclose(last["angle"], 0, atol=1e-4)
     assert np.allclose(last["correlation"], 1)
