@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.development.alignment import mode_development
     from lens_slt.development.compare import compare
     from lens_slt.development.construction import construction
     from lens_slt.development.construction_table import construction_table
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.develop import develop, open_checkpoint, open_development
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.migration import migration
+    from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.development.stages import stages
     from lens_slt.development.trajectories import head_trajectories
@@ -174,6 +176,7 @@ __all__ = [
     "make_prompts",
     "map_stability",
     "migration",
+    "mode_development",
     "model_source",
     "modes",
     "ngram_counts",
@@ -183,6 +186,7 @@ __all__ = [
     "paper_evidence",
     "paper_modes",
     "paper_rllc",
+    "pattern_influence",
     "per_token_llc",
     "plan_development",
     "plant",

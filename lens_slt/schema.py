@@ -40,6 +40,7 @@ class Schema:
     attrs: Dims = ()  # that readers need
     kind: type = xr.Dataset
     version: int = 1
+    of_a_run: bool = False  # one result of all checkpoints, whose dimension needs no choice
 
     @property
     def variables(self) -> dict[str, Dims]:
@@ -148,7 +149,8 @@ SCHEMAS: dict[str, Schema] = {
             optional=over("block probe pattern", "blocks"),
         ),
         Schema(
-            "head_trajectories", "head_trajectories", attrs=("verdict",),
+            "head_trajectories", "head_trajectories", of_a_run=True,
+            attrs=("verdict",),
             needed=over("component", "cluster sure") | over("component other_component", "together")
             | over("label", "size") | over("label refinement", "centre")
             | over("variant component", "variant_cluster")
@@ -158,7 +160,8 @@ SCHEMAS: dict[str, Schema] = {
             | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
         ),
         Schema(
-            "differentiation", "differentiation", attrs=("against",),
+            "differentiation", "differentiation", of_a_run=True,
+            attrs=("against",),
             needed=over(
                 "component refinement",
                 "step step_low step_high support side verdict excess excess_se p band_low "
@@ -166,7 +169,8 @@ SCHEMAS: dict[str, Schema] = {
             ) | over("component", "first_refinement"),
         ),
         Schema(
-            "migration", "migration", attrs=("verdict", "probe", "before_step", "after_step"),
+            "migration", "migration", of_a_run=True,
+            attrs=("verdict", "probe", "before_step", "after_step"),
             needed=over(
                 "component", "llc se before after change change_low change_high p word"
             ),
@@ -176,6 +180,24 @@ SCHEMAS: dict[str, Schema] = {
                 "component pattern",
                 "effect_change effect_change_se effect_change_low effect_change_high "
                 "effect_change_p effect_word",
+            ),
+        ),
+        Schema(
+            "mode_development", "mode_development", of_a_run=True,
+            attrs=("quantity",),
+            needed=over("mode", "step step_low step_high support verdict")
+            | over(
+                "mode", "angle correlation loading_span_angle token_span_angle explained",
+            )
+            | over("mode component", "loading") | over("mode token", "score") | _TOKEN,
+            optional=over("mode", "angle_low angle_high correlation_low correlation_high"),
+        ),
+        Schema(
+            "pattern_influence", "pattern_influence", of_a_run=True,
+            needed=over(
+                "query source",
+                "influence se correlation correlation_se effect flips peak peak_low peak_high "
+                "peak_ratio",
             ),
         ),
         Schema(
@@ -352,7 +374,8 @@ def require(result: Any, *names: str, argument: str, leading: Dims = ()) -> Any:
             f"{more}: {_remedy(result, schema, argument)}"
         )
     for dim in LEADING:
-        if dim not in leading and dim in _all_dims(result, schema):
+        own = schema.of_a_run and dim == "checkpoint"
+        if not own and dim not in leading and dim in _all_dims(result, schema):
             raise ValueError(
                 f"{argument} has the dimension {dim!r}: choose one, {argument}.sel({dim}=…)"
             )

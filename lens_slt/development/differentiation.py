@@ -228,7 +228,8 @@ def _onsets(z: FloatArray, critical: float) -> tuple[NDArray[np.int_], BoolArray
     outside, inside = z > critical, z < INSIDE
     later = np.flip(np.maximum.accumulate(np.flip(inside, -1), -1), -1)
     lasting = outside & ~later
-    return np.where(lasting.any(-1), lasting.argmax(-1), NOWHERE), outside.any(-1)
+    first = np.where(lasting.any(-1), lasting.argmax(-1), NOWHERE)
+    return first, np.asarray(outside.any(-1))
 
 
 def _interval(onsets: NDArray[np.int_]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
