@@ -92,8 +92,7 @@ def when(onset: float, low: float, high: float, first: int) -> str:
         return f"{onset:.0f}, {UNCLEAR}"
     if high == first:
         return f"{first} or before"
-    begin = "–" if np.isnan(low) else f"{low:.0f}–"
-    return f"{onset:.0f} ({begin}{high:.0f})"
+    return f"{onset:.0f} ({'up to ' if np.isnan(low) else f'{low:.0f}–'}{high:.0f})"
 
 
 def _at_the_end(
