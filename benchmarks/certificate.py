@@ -167,7 +167,7 @@ def cells(
 def overhead() -> float:
     """CPU time of the coupled virial over that of a step of all heads of the shipped model."""
     model, tokens = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=64)
-    from lens_slt.sampling.sample import prepare
+    from lens_slt.sampling.prepare import prepare
 
     job = prepare(
         model, tokens, "heads", settings=ls.Settings(batch_size=8), probes=None, mask=None,

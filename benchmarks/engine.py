@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.common import clock
 from lens_slt.sampling.driver import run_chains
-from lens_slt.sampling.sample import prepare
+from lens_slt.sampling.prepare import prepare
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import open_store
 

@@ -24,7 +24,8 @@ import lens_slt as ls
 from benchmarks.common import Target, finish, one_thread, parser, show_table
 from benchmarks.engine import random_model, random_tokens
 from lens_slt.sampling.folder import read_description
-from lens_slt.sampling.sample import Job, prepare, run
+from lens_slt.sampling.prepare import PreparedRun, prepare
+from lens_slt.sampling.run import run
 from lens_slt.sampling.store import STATE_FILE, read_about
 
 TARGETS = {"resumed_identical": Target(least=1.0)}
@@ -48,7 +49,7 @@ class Tally:
         return self.identical / self.runs
 
 
-def jobs() -> dict[str, Job]:
+def jobs() -> dict[str, PreparedRun]:
     """Small runs of every sampler that keeps another state, up to where they use their folder."""
     model = random_model(n_layers=2, d_model=16, n_heads=2, d_vocab=40, n_ctx=16)
     reference = random_model(n_layers=1, d_model=16, n_heads=2, d_vocab=40, n_ctx=16)
@@ -97,7 +98,7 @@ def killed_runs(
     return tally
 
 
-def _undisturbed(job: Job, path: Path) -> tuple[float, xr.DataTree]:
+def _undisturbed(job: PreparedRun, path: Path) -> tuple[float, xr.DataTree]:
     """Seconds from the folder's appearance to the end, and the draws."""
     made = run(job, path).load()
     pid = _started(job, path.with_name(f"{path.name} timed"))
@@ -106,7 +107,7 @@ def _undisturbed(job: Job, path: Path) -> tuple[float, xr.DataTree]:
     return time.monotonic() - began, made
 
 
-def _kill_one(job: Job, path: Path, seconds: float) -> None:
+def _kill_one(job: PreparedRun, path: Path, seconds: float) -> None:
     """Start a run and kill it so many seconds after its folder appears, or was there."""
     pid = _started(job, path)
     _appeared(path, pid)
@@ -115,7 +116,7 @@ def _kill_one(job: Job, path: Path, seconds: float) -> None:
     os.waitpid(pid, 0)
 
 
-def _started(job: Job, path: Path) -> int:
+def _started(job: PreparedRun, path: Path) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1

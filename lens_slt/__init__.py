@@ -44,8 +44,15 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.compare import compare
     from lens_slt.development.construction import construction
     from lens_slt.development.construction_table import construction_table
+    from lens_slt.development.critical import critical_checkpoints
     from lens_slt.development.curves import join_checkpoints
-    from lens_slt.development.develop import develop, open_development
+    from lens_slt.development.develop import develop, open_checkpoint, open_development
+    from lens_slt.development.differentiation import differentiation
+    from lens_slt.development.migration import migration
+    from lens_slt.development.plan import DevelopmentPlan, plan_development
+    from lens_slt.development.stages import stages
+    from lens_slt.development.trajectories import head_trajectories
+    from lens_slt.development.transitions import transitions
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
@@ -95,9 +102,10 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
+    from lens_slt.sampling.prepare import Probe
     from lens_slt.sampling.presets import PRESETS, preset
     from lens_slt.sampling.result import open_draws
-    from lens_slt.sampling.sample import Probe, sample
+    from lens_slt.sampling.sample import sample
     from lens_slt.sampling.settings import Settings
     from lens_slt.structure.cluster_summary import cluster_summary
     from lens_slt.structure.clusters import cluster_stability, clusters
@@ -117,6 +125,7 @@ __all__ = [
     "CheckpointSaver",
     "Checkpoints",
     "CircuitHypothesis",
+    "DevelopmentPlan",
     "Divergence",
     "Edge",
     "Estimate",
@@ -150,14 +159,17 @@ __all__ = [
     "construction",
     "construction_table",
     "contexts",
+    "critical_checkpoints",
     "cross_check",
     "develop",
+    "differentiation",
     "edge_attribution",
     "enrichment",
     "estimate",
     "faithfulness_curve",
     "halves",
     "hard_suite",
+    "head_trajectories",
     "influence",
     "join_checkpoints",
     "keep_only",
@@ -167,15 +179,18 @@ __all__ = [
     "load_tokens",
     "make_prompts",
     "map_stability",
+    "migration",
     "model_source",
     "modes",
     "ngram_counts",
+    "open_checkpoint",
     "open_development",
     "open_draws",
     "paper_evidence",
     "paper_modes",
     "paper_rllc",
     "per_token_llc",
+    "plan_development",
     "plant",
     "planted_suite",
     "plot",
@@ -222,10 +237,12 @@ __all__ = [
     "sample_function",
     "shipped_checkpoints",
     "show_attention",
+    "stages",
     "susceptibility",
     "to_dot",
     "token_map",
     "top_tokens",
+    "transitions",
     "write_circuit",
     "write_hypotheses",
     "write_report",

@@ -30,8 +30,8 @@ from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, sh
 from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
 from lens_slt.sampling.estimate import Estimate
+from lens_slt.sampling.folder import SamplingWarning
 from lens_slt.sampling.presets import preset as preset_settings
-from lens_slt.sampling.sample import SamplingWarning
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import read_about
 from lens_slt.text import visible

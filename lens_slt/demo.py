@@ -14,7 +14,8 @@ from lens_slt.circuits.trial import Trial, cross_check
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model
-from lens_slt.sampling.sample import Probe, sample
+from lens_slt.sampling.prepare import Probe
+from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 from lens_slt.structure.overview import View, read_structure
 

@@ -69,6 +69,11 @@ def _each(words: str, form: str) -> str:
     return " ".join(form.format(word) for word in words.split())
 
 
+def _with_interval(name: str) -> str:
+    """A quantity and the ends of its interval."""
+    return f"{name} {name}_low {name}_high"
+
+
 def _matrix(name: str, quantities: str) -> Schema:
     """Of tokens × components."""
     return Schema(
@@ -141,6 +146,37 @@ SCHEMAS: dict[str, Schema] = {
             "sublosses", "develop", attrs=("tokens_hash",),
             needed=over("probe pattern", "loss se n_tokens"),
             optional=over("block probe pattern", "blocks"),
+        ),
+        Schema(
+            "head_trajectories", "head_trajectories", attrs=("verdict",),
+            needed=over("component", "cluster sure") | over("component other_component", "together")
+            | over("label", "size") | over("label refinement", "centre")
+            | over("variant component", "variant_cluster")
+            | over("variant", "stability silhouette method scaling scope")
+            | over("variant other_variant", "agreement") | over("", "p_noise p_continuum"),
+            optional=over("component", "head_type") | over("variant", "variant_type_ari")
+            | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
+        ),
+        Schema(
+            "differentiation", "differentiation", attrs=("against",),
+            needed=over(
+                "component refinement",
+                "step step_low step_high support side verdict excess excess_se p band_low "
+                "band_high",
+            ) | over("component", "first_refinement"),
+        ),
+        Schema(
+            "migration", "migration", attrs=("verdict", "probe", "before_step", "after_step"),
+            needed=over(
+                "component", "llc se before after change change_low change_high p word"
+            ),
+            optional=over(
+                "when component pattern", "effect effect_se affected_share affected_share_se"
+            ) | over("pattern", "token_share") | over(
+                "component pattern",
+                "effect_change effect_change_se effect_change_low effect_change_high "
+                "effect_change_p effect_word",
+            ),
         ),
         Schema(
             "construction", "construction",
@@ -224,6 +260,30 @@ SCHEMAS: dict[str, Schema] = {
         Schema(
             "edge_attribution", "edge_attribution",
             needed=over("source target through", "effect"),
+        ),
+        Schema(
+            "stages", "stages", attrs=("flat", "level"),
+            needed=over("component", "n_stages staged noise")
+            | over("component boundary", _with_interval("boundary_step") + " support")
+            | over("component stage", "start end trend probability type")
+            | over("component stage", _with_interval("slope"))
+            | over("component step", _with_interval("fit")),
+            optional=over("component stage", _with_interval("loss_change"))
+            | over("component stage pattern", _with_interval("subloss_change")),
+        ),
+        Schema(
+            "transitions", "transitions", attrs=("level",),
+            needed=over(
+                "observable transition",
+                " ".join(map(_with_interval, ("begin", "midpoint", "end", "change"))) + " share",
+            ) | over("observable", "n_transitions staged")
+            | over("observable step", _with_interval("fit")),
+        ),
+        Schema(
+            "critical_checkpoints", "critical_checkpoints", attrs=("level",),
+            needed=over("critical", _with_interval("at_step"))
+            | over("critical observable", _with_interval("share"))
+            | over("step", _with_interval("speed")) | over("observable", "moves"),
         ),
         Schema(
             "faithfulness_curve", "faithfulness_curve",

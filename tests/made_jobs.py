@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lens_slt.sampling.jobs import is_configured
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -59,6 +61,16 @@ class Once:
 
 
 @dataclass(frozen=True)
+class Asks:
+    """Whether jobs in this job would run elsewhere."""
+
+    name: str
+
+    def run(self) -> bool:
+        return is_configured()
+
+
+@dataclass(frozen=True)
 class BadError:
     """Raises what does not pickle."""
 
@@ -70,3 +82,23 @@ class BadError:
                 super().__init__(f"{one} and {two}")
 
         raise Odd(1, 2)
+
+
+@dataclass
+class BadLuck:
+    """An observable that once, at its ``at``-th call in one process, fails or kills a worker."""
+
+    folder: str
+    at: int
+    pid: int = -1  # where nothing happens; a worker is killed elsewhere
+    calls: int = 0
+
+    def __call__(self, logits: torch.Tensor, sites: Any) -> torch.Tensor:
+        self.calls += 1
+        mark = Path(self.folder) / "happened"
+        if self.calls == self.at and os.getpid() != self.pid and not mark.exists():
+            mark.touch()
+            if self.pid == -1:
+                raise ValueError("bad luck")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits[:, 0]

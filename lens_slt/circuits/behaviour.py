@@ -237,7 +237,7 @@ def _multigrams(adapted: AdaptedModel, tokens: Tensor, real: Tensor) -> dict[str
 
     Those that repeat an earlier part of their own sequence are left out: induction does them too.
     """
-    tokenizer = getattr(adapted.module, "tokenizer", None) or _Textless(adapted.d_vocab)
+    tokenizer = getattr(adapted.module, "tokenizer", None) or Textless(adapted.d_vocab)
     counts = ngram_counts(tokens, tokenizer, mask=real)
     patterns = label_patterns(tokens, tokenizer, mask=real, counts=counts)
     fresh = ~patterns.sel(pattern="induction").values
@@ -248,7 +248,7 @@ def _multigrams(adapted: AdaptedModel, tokens: Tensor, real: Tensor) -> dict[str
 
 
 @dataclass(frozen=True)
-class _Textless:
+class Textless:
     """Stands in where a model has no tokenizer: n-grams are counted in ids, whatever they say."""
 
     vocab_size: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import networkx as nx
@@ -11,7 +11,7 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.arguments import integer, typed
-from lens_slt.circuits.composition_on_tokens import composition_on_tokens
+from lens_slt.circuits.composition_on_tokens import compositions_on_tokens
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge, circuit
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
 from lens_slt.circuits.statistics import SIGNIFICANT, Measured
@@ -52,11 +52,14 @@ def propose_circuits(
        (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all). Such a source
        joins the circuit, and is followed further down. So does a head of the same layer that it
        drives through the same input, if its rLLC on the pattern's tokens is at least half as large:
-       one of several that share the work may hold as much on other tokens.
+       one of several that share the work may hold as much on other tokens;
+    3. *shared edges*: several heads of a layer may bring together what none of them brings alone.
+       Where they bring three tenths, those are sources that bring clearly more than a tenth, and
+       at least three tenths of what the largest of them does.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
     minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
-    and what they are joined to.
+    and what they are joined to, also by shared edges.
 
     Patterns that a stable mode knows come first, in the order of how surely it tells their tokens
     from the others (|AUC − 0.5| over its error); then the rest, by their clearest node.
@@ -85,27 +88,27 @@ def propose_circuits(
     digest = weights_hash(adapt(model))
     known = _known_by_modes(slt)
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []
-
-    def shares(where: Any) -> xr.Dataset:
-        return composition_on_tokens(
-            model, tokens, where, weights=weights, mask=mask, pad_id=pad_id
-        )
-
     responding = _responding(refined)
-    anywhere = shares(None) if responding else None
-    for pattern, nodes in responding.items():
-        assert anywhere is not None
-        here = shares(slt.patterns.sel(pattern=pattern).values.astype(bool))
-        edges = _edges(nodes, (here, anywhere))
-        edges |= _driven_alike(edges, here, _on_pattern(slt, pattern))
+    if not responding:
+        return []
+    wheres = [slt.patterns.sel(pattern=name).values.astype(bool) for name in responding]
+    anywhere, *shares = compositions_on_tokens(
+        model, tokens, [None, *wheres], weights=weights, mask=mask, pad_id=pad_id
+    )
+    for (pattern, nodes), here in zip(responding.items(), shares, strict=True):
+        level = _on_pattern(slt, pattern)
         clearest = max(nodes, key=lambda node: _standing_out(node, refined[pattern]))
-        core = _joined([clearest], edges)
         mode = known.get(pattern)
         rank = (0, -mode["strength"]) if mode else (1, -nodes[clearest]["z"])
-        for name, chosen in (("core", core), ("wide", _joined(nodes, edges))):
-            if name == "wide" and len(core) == len(chosen):
-                continue
+        earlier = None
+        for name, start, shared in (("core", [clearest], False), ("wide", [*nodes], True)):
+            edges = _edges(nodes, (here, anywhere), shared)
+            edges |= _driven_alike(edges, here, level, shared)
+            chosen = _joined(start, edges)
             inside = [e for e in edges if {e.source, e.target} <= chosen]
+            if (chosen, inside) == earlier:
+                continue
+            earlier = chosen, inside
             provenance = {
                 "quantity": str(slt.matrix.attrs["quantity"]),
                 "heads": {node: nodes[node] for node in sorted(chosen) if node in nodes},
@@ -233,26 +236,28 @@ def _on_pattern(slt: SltEvidence, pattern: str) -> dict[str, float]:
 
 
 def _driven_alike(
-    edges: dict[Edge, dict[str, float]], shares: xr.Dataset, level: dict[str, float]
+    edges: dict[Edge, dict[str, float]], shares: xr.Dataset, level: dict[str, float], shared: bool
 ) -> dict[Edge, dict[str, float]]:
     """Edges from the same sources through Q or K into heads of the same layers, which hold as
     much."""
     found = {}
-    for edge in edges:
-        if edge.through not in ("Q", "K") or edge.target not in level:
-            continue
-        for other, value in level.items():
-            if not is_head(other) or layer_of(other) != layer_of(edge.target):
-                continue
-            one = shares.sel(source=edge.source, target=other, through=edge.through)
-            alike = Edge(edge.source, other, edge.through)
-            enough = float(one["share"]) >= LEAST_PART and value >= ALIKE * level[edge.target]
-            if enough and alike not in edges:
-                found[alike] = {key: round(float(one[key]), 4) for key in ("share", "se")}
+    driven = [edge for edge in edges if edge.through in ("Q", "K") and edge.target in level]
+    for other, value in level.items():
+        alike = {
+            (edge.source, edge.through)
+            for edge in driven
+            if is_head(other) and layer_of(other) == layer_of(edge.target)
+            and value >= ALIKE * level[edge.target]
+        }  # fmt: skip
+        for edge, share, se in _sources(shares.sel(target=other), shared) if alike else ():
+            if edge not in edges and (edge.source, edge.through) in alike:
+                found[edge] = {"share": round(share, 4), "se": round(se, 4)}
     return found
 
 
-def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, dict[str, float]]:
+def _edges(
+    nodes: Iterable[str], shares: tuple[xr.Dataset, ...], shared: bool
+) -> dict[Edge, dict[str, float]]:
     """What drives these nodes, and what drives that, with its share."""
     found: dict[Edge, dict[str, float]] = {}
     left, done = list(nodes), set()
@@ -260,18 +265,30 @@ def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, d
         target = left.pop()
         done.add(target)
         for one in shares:
-            into = one.sel(target=target)
-            clear = (into["share"] >= LEAST_PART) & (
-                into["share"] - 2 * into["se"] > LEAST_PART / 3
-            )
-            for source, through in np.argwhere(clear.transpose("source", "through").values):
-                edge = Edge(
-                    str(into["source"].values[source]), target,
-                    str(into["through"].values[through]),
-                )  # fmt: skip
-                value, se = (float(into[key][source, through]) for key in ("share", "se"))
+            for edge, value, se in _sources(one.sel(target=target), shared):
                 if value > found.get(edge, {"share": 0.0})["share"]:
                     found[edge] = {"share": round(value, 4), "se": round(se, 4)}
                 if edge.source not in done:
                     left.append(edge.source)
     return dict(sorted(found.items()))
+
+
+def _sources(into: xr.Dataset, shared: bool) -> Iterator[tuple[Edge, float, float]]:
+    """Edges into one target with their shares and standard errors.
+
+    Heads of a layer that share the work bring little each: with ``shared`` they are judged by what
+    they bring together, and by one another.
+    """
+    names = [str(name) for name in into["source"].values]
+    for through in into["through"].values:
+        share, se = (into[key].sel(through=through).values for key in ("share", "se"))
+        layers: dict[tuple[bool, int], list[int]] = {}
+        for i in np.flatnonzero(share > 0).tolist():  # where it is no NaN
+            layers.setdefault((is_mlp(names[i]), layer_of(names[i])), []).append(i)
+        for members in layers.values():
+            together = shared and share[members].sum() >= LEAST_PART
+            least = LEAST_PART * (min(share[members].max(), 1.0) if together else 1.0)
+            for i in members:
+                if share[i] >= least and share[i] - 2 * se[i] > LEAST_PART / 3:
+                    edge = Edge(names[i], str(into["target"].values), str(through))
+                    yield edge, float(share[i]), float(se[i])

@@ -20,13 +20,18 @@ from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.development.sublosses import sublosses
+from lens_slt.models.adapter import adapt, copy_weights
+from lens_slt.models.components import parse_components
 from lens_slt.models.source import ModelSource
+from lens_slt.models.suffix import flatten_slots
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.sampling.certificate import NOT_CERTIFIED, TOO_FEW
-from lens_slt.sampling.folder import SamplingWarning
+from lens_slt.sampling.certificate import ERRORS, LARGEST_DEFECT, LARGEST_SHARE
+from lens_slt.sampling.devices import one_device
+from lens_slt.sampling.folder import DESCRIPTION, DamagedRun, SamplingWarning
+from lens_slt.sampling.prepare import Probe
 from lens_slt.sampling.result import dataset, open_draws
-from lens_slt.sampling.sample import Probe, sample
+from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 
 LLC, BEHAVIOUR, SUBLOSSES, MATRIX = "refined_llc", "behaviour_scores", "sublosses", "per_token_llc"
@@ -46,23 +51,61 @@ class Work:
     options: Mapping[str, Any]  # weights, mask, pad_id, engine
     patterns: Mapping[str, Any]  # labels of probes, as given
     behaviour: bool
-    device: torch.device | str | None
+    device: str  # ``cuda`` is any that no other worker uses
 
     def sampled(
-        self, model: Any, components: Sequence[str], settings: Settings, path: Path
+        self, source: ModelSource, components: Sequence[str], settings: Settings, path: Path
     ) -> xr.DataTree:
-        """Draws of some components of a model."""
+        """Draws of some components of a model; what was left by a lost worker is begun anew."""
+        if path.exists() and not (path / DESCRIPTION).exists():
+            shutil.rmtree(path)  # lost before anything was kept
+        with one_device(self.device) as device:
+            try:
+                return self._sampled_on(device, source, components, settings, path)
+            except DamagedRun:
+                shutil.rmtree(path)
+                return self._sampled_on(device, source, components, settings, path)
+
+    def _sampled_on(
+        self,
+        device: torch.device,
+        source: ModelSource,
+        components: Sequence[str],
+        settings: Settings,
+        path: Path,
+    ) -> xr.DataTree:
         probes = {
             name: probe if probe.reference is None
-            else replace(probe, reference=probe.reference.load(self.device))
+            else replace(probe, reference=probe.reference.load(device))
             for name, probe in self.probes.items()
         }  # fmt: skip
+        model = source.load(device)
         with warnings.catch_warnings():  # who called has been warned already
             warnings.simplefilter("ignore", SamplingWarning)
             return sample(
                 model, self.tokens, list(components), settings=settings, probes=probes, path=path,
                 progress=False, **self.options,
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One component at one checkpoint."""
+
+    stride: int  # steps of one draw
+    llc: float
+    defect: float
+    defect_se: float
+
+    def is_coarse(self, scale: float) -> bool:
+        """Whether its step is known to be too large for a curve whose largest value is ``scale``.
+
+        Relative to the curve: where λ̂ passes through zero every bias is large relative to itself.
+        """
+        if np.isnan(self.llc):
+            return True
+        least = max(LARGEST_DEFECT, 2 * LARGEST_SHARE * scale)
+        return abs(self.defect) - ERRORS * self.defect_se > least
 
 
 @dataclass(frozen=True)
@@ -81,21 +124,16 @@ class SampleCell:
         given = "" if self.strides is None else f" at {self.strides}"
         return f"step {self.step}: {', '.join(self.components)}{given}"
 
-    def run(self) -> dict[str, tuple[int, bool]]:
-        """Of every component, steps of one draw and whether they are known to be too large."""
+    def run(self) -> dict[str, Drawn]:
+        """How every component was drawn."""
         settings = self.work.settings
         if self.strides is not None:
             settings = settings.but(steps_per_draw=dict(self.strides))
-        model = self.source.load(self.work.device)
-        draws = self.work.sampled(model, self.components, settings, self.folder)
-        root, health = draws.to_dataset(), dataset(draws, "health")
-        return {
-            str(name): (int(k), word == NOT_CERTIFIED and TOO_FEW not in str(why))
-            for name, k, word, why in zip(
-                root["component"].values, root["steps_per_draw"].values,
-                health["certificate"].values, health["why"].values, strict=True,
-            )
-        }  # fmt: skip
+        draws = self.work.sampled(self.source, self.components, settings, self.folder)
+        columns = refined_llc(draws.drop_nodes("probes", errors="ignore"))
+        keys = ("steps_per_draw", "llc", "defect", "defect_se")
+        rows = zip(columns["component"].values, *(columns[key].values for key in keys), strict=True)
+        return {str(name): Drawn(int(k), *map(float, rest)) for name, k, *rest in rows}
 
 
 @dataclass(frozen=True)
@@ -118,13 +156,19 @@ class ReadCell:
 
     def run(self) -> None:
         """Write the results; a finished checkpoint has a file that says so."""
-        model = self.source.load(self.work.device)
+        with one_device(self.work.device) as device:
+            self._run(self.source.load(device))
+
+    def _run(self, model: Any) -> None:
         drawn = [(open_draws(path), list(names)) for path, names in self.parts]
-        self._write(LLC, [_chosen(refined_llc(draws), names) for draws, names in drawn])
+        llc = [_chosen(refined_llc(draws), names) for draws, names in drawn]
+        norms = weight_norms(model, self.components)
+        own = [norms.sel(component=one["component"]) for one in llc]
+        self._write(LLC, [a.assign(weight_norm=b) for a, b in zip(llc, own, strict=True)])
         for probe in self._next_token_probes():
             rows = [_chosen(per_token_llc(draws, probe), names) for draws, names in drawn]
             self._write(f"{MATRIX}-{probe}", rows)
-        if self.work.probes:
+        if self._next_token_probes():
             self._store(SUBLOSSES, self._sublosses(drawn[0][0], model))
         if self.work.behaviour:
             options = {k: v for k, v in self.work.options.items() if k != "engine"}
@@ -178,6 +222,15 @@ class ReadCell:
 def read_result(folder: Path, name: str) -> xr.Dataset:
     """One result of one checkpoint, in memory but for what is large."""
     return read_zarr(folder / f"{name}.zarr")
+
+
+def weight_norms(model: Any, components: Sequence[str]) -> xr.DataArray:
+    """‖w*‖ of every component."""
+    adapted = adapt(model)
+    weights = copy_weights(adapted)
+    parts = parse_components(list(components), adapted)
+    norms = [float(flatten_slots(part, weights).double().norm()) for part in parts]
+    return xr.DataArray(norms, dims="component", coords={"component": list(components)})
 
 
 def _chosen(result: xr.Dataset, names: list[str]) -> xr.Dataset:

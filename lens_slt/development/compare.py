@@ -55,9 +55,9 @@ def compare(
 
     Returns:
         Dataset of ``other`` minus ``one`` for what both have: by quantity ``{name}``,
-        ``{name}_se``, ``{name}_low`` and ``{name}_high`` (95 %), ``{name}_p`` of no difference and ``{name}_q``
-        after Benjamini–Hochberg over all of that quantity; ``paired``, whether the errors are those
-        of paired differences. Attributes, in JSON: ``differs``, the settings that are not the same;
+        ``{name}_se``, ``{name}_low`` and ``{name}_high`` (95 %), ``{name}_p`` of no difference and
+        ``{name}_q`` after Benjamini–Hochberg over all of that quantity; ``paired``, whether errors
+        are those of paired differences. In JSON: ``differs``, the settings that are not the same;
         ``left_out``, components that only one has.
 
     Errors are paired, block of draws by block of draws, where both were drawn with the same noise
@@ -82,6 +82,11 @@ def compare(
         return compare_trials(one)
     if other is None:
         raise TypeError("other is missing: the result to compare with")
+    return differences(one, other)
+
+
+def differences(one: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
+    """What :func:`compare` says of two results."""
     one = require(one, *QUANTITIES, argument="one", leading=LEADING)
     name = str(one.attrs["result"])
     other = require(other, name, argument="other", leading=LEADING)
@@ -144,11 +149,11 @@ def _difference(
     """One quantity's difference with error, interval and p-values."""
     quantity, error, blocks = names
     difference = other[quantity] - one[quantity]
-    se = np.sqrt(one[error] ** 2 + other[error] ** 2)
+    se = (one[error] ** 2 + other[error] ** 2) ** 0.5
     known = bool(blocks) and blocks in one and blocks in other
     if known and one.sizes["block"] == other.sizes["block"] >= LEAST_BLOCKS:
         apart = other[blocks] - one[blocks]
-        own = apart.std("block", ddof=1) / np.sqrt(apart.sizes["block"])
+        own = apart.std("block", ddof=1) / apart.sizes["block"] ** 0.5
         se = xr.where(paired, own, se).transpose(*difference.dims)
     wide = stats.norm.ppf((1 + LEVEL) / 2)
     z = np.abs(difference.values) / np.where(se.values > 0, se.values, np.nan)

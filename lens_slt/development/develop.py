@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
-from lens_slt.arguments import boolean, choice, typed
-from lens_slt.development.cells import (
-    FINISHED,
-    LLC,
-    MATRIX,
-    ReadCell,
-    SampleCell,
-    Work,
-    read_result,
-)
+from lens_slt.arguments import boolean, choice, number, typed
+from lens_slt.development.cells import FINISHED, LLC, MATRIX, Work, read_result
 from lens_slt.development.curves import join_checkpoints
 from lens_slt.development.folder import REFERENCES, open_sweep, step_folder, sweep_folder
+from lens_slt.development.sweep import Sweep
 from lens_slt.json_files import read_json
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.models.saved import save_source
 from lens_slt.models.source import ModelSource
-from lens_slt.sampling.course import MOST_STEPS_PER_DRAW
 from lens_slt.sampling.folder import folder_of
-from lens_slt.sampling.jobs import run_jobs
+from lens_slt.sampling.prepare import PreparedRun, Probe, prepare, warn_about
 from lens_slt.sampling.presets import preset
-from lens_slt.sampling.sample import Job, Probe, prepare, warn_about
 from lens_slt.sampling.settings import LEAST_DRAWS, Settings
 from lens_slt.schema import check_version, stamp, stamped
 from lens_slt.torch_state import plain_torch
 
 DESCRIPTION = "development.json"
-STRIDES = "steps-per-draw.json"
-PILOTS = (0.33, 0.67, 1.0)  # places in the run at which step sizes are chosen first
-FINER = 2  # how often steps are made smaller for all checkpoints, because of one
+GAMMA, AT_OTHER_GAMMA = "gamma", 6  # folders of other localizations, and checkpoints there
 
 
 @typed
@@ -54,6 +42,7 @@ def develop(
     probes: Mapping[str, Any] | None = None,
     patterns: Mapping[str, Any] | None = None,
     behaviour: bool = True,
+    gammas: Sequence[float] = (),
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
@@ -84,6 +73,8 @@ def develop(
         patterns: labels of a probe's tokens by its name, from :func:`lens_slt.label_patterns`;
             otherwise those that the model's tokenizer tells.
         behaviour: measure :func:`lens_slt.behaviour_scores`, on ``tokens``.
+        gammas: other localizations γ at which refined LLCs are measured too, at six checkpoints at
+            most: weights grow in training, and with them what one γ holds in place.
         path: folder for everything; a sweep that was interrupted goes on there, and more
             checkpoints may join. Without it results are in memory.
         keep_draws: keep the draws of every checkpoint in ``path``, not only what was read off them.
@@ -93,8 +84,9 @@ def develop(
 
     Returns:
         DataTree with a node per result, as :func:`lens_slt.join_checkpoints` joins them:
-        ``refined_llc``, ``per_token_llc/PROBE``, ``sublosses``, ``behaviour_scores``. Values of
-        checkpoints that are no minima of the loss may be negative: the loss falls as weights move.
+        ``refined_llc`` (with ``weight_norm``, ‖w*‖), ``per_token_llc/PROBE``, ``sublosses``,
+        ``behaviour_scores``, and ``gamma/VALUE``. Values of checkpoints that are no minima of the
+        loss may be negative: the loss falls as weights move.
 
     Raises:
         TypeError, ValueError: bad arguments, before any work starts; one checkpoint only; a
@@ -122,17 +114,22 @@ def develop(
     patterns = dict(patterns or {})
     for name in patterns:
         choice("a name in patterns", name, given)
+    for gamma in gammas:
+        number("gammas", gamma, above=0)
     options = {"weights": weights, "mask": mask, "pad_id": pad_id, "engine": engine}
     job = prepare(
         checkpoints.load(checkpoints.steps[-1], device), tokens, components, settings=settings,
         probes=_loaded(given, device), device=device, **options,
     )  # fmt: skip
     warn_about(job.adapted)
+    used = job.target.data.tokens.device
+    free = device is None or str(device) == "cuda"  # any of the GPUs of a worker
+    where = "cuda" if free and used.type == "cuda" else str(used)
     with sweep_folder(path) as folder:
         sweep = Sweep(
             checkpoints,
             Work(
-                tokens, _with_sources(given, folder), settings, options, patterns, behaviour, device
+                tokens, _with_sources(given, folder), settings, options, patterns, behaviour, where
             ),
             tuple(tuple(members.names) for members in job.target.groups),
             tuple(component.name for component in job.components),
@@ -140,6 +137,12 @@ def develop(
         )
         open_sweep(folder, DESCRIPTION, "development", _identity(job, sweep))
         sweep.run(parallel, keep_draws, progress)
+        for gamma in gammas:
+            other = _at_gamma(sweep, gamma)
+            open_sweep(
+                other.folder, DESCRIPTION, "development", _identity(job, other) | {"gamma": gamma}
+            )
+            other.run(parallel, keep_draws, progress)
         found = _joined(folder, checkpoints.steps)
         return found if path is not None else found.load()
 
@@ -167,111 +170,36 @@ def open_development(path: str | Path) -> xr.DataTree:
     return _joined(folder, steps)
 
 
-@dataclass
-class Sweep:
-    """Every checkpoint and component, at one step size for each component.
+@typed
+def open_checkpoint(path: str | Path, step: int) -> dict[str, xr.Dataset]:
+    """The results of one checkpoint of a sweep, blocks of draws and all, by the name of their node.
 
-    Attributes:
-        groups: components that are sampled by one job.
-        strides: steps of one draw, by component; empty where settings fix the step size.
-        drawn: folders of draws at these strides, by step and component.
+    What :func:`lens_slt.modes` and :func:`lens_slt.propose_circuits` need for their bootstrap.
+
+    Raises ValueError where ``develop(..., path=...)`` has not finished this checkpoint there.
     """
+    place = step_folder(folder_of(path), step)
+    if not (place / FINISHED).exists():
+        raise ValueError(f"path: {str(path)!r} holds no finished checkpoint {step}")
+    files = sorted(place.glob("*.zarr"))
+    return {_node(file): read_result(place, file.stem) for file in files}
 
-    checkpoints: Checkpoints
-    work: Work
-    groups: tuple[tuple[str, ...], ...]
-    components: tuple[str, ...]
-    folder: Path
-    strides: dict[str, int] = field(default_factory=dict)
-    drawn: dict[tuple[int, str], Path] = field(default_factory=dict)
 
-    def run(self, parallel: Any, keep_draws: bool, progress: bool) -> None:
-        """Sample all, as finely as the worst checkpoint of a component needs, and read it off."""
-        self._start(parallel, progress)
-        for finer in range(FINER + 1):
-            failing = self._sample(parallel, progress)
-            if not failing or finer == FINER:
-                break
-            for name in failing:
-                self._set_strides({name: min(2 * self.strides[name], MOST_STEPS_PER_DRAW)})
-        jobs = [self._reading(step, keep_draws) for step in self._left()]
-        run_jobs(jobs, parallel, label="results", progress=progress)
+def _node(file: Path) -> str:
+    """The node of a result, from the name of its folder."""
+    return file.stem.replace("-", "/", 1)
 
-    def _start(self, parallel: Any, progress: bool) -> None:
-        """Strides of an earlier call, or those that a few checkpoints choose."""
-        file = self.folder / STRIDES
-        if file.exists():
-            self.strides = read_json(file)
-        elif self.work.settings.chooses_step and self.work.settings.steps_per_draw is None:
-            self._choose(parallel, progress)
 
-    def _choose(self, parallel: Any, progress: bool) -> None:
-        steps = self.checkpoints.steps
-        some = sorted({steps[round(share * (len(steps) - 1))] for share in PILOTS})
-        jobs = [self._cell(step, names, None) for step in some for names in self.groups]
-        found = run_jobs(jobs, parallel, label="step sizes", progress=progress)
-        chosen: dict[str, int] = {}
-        for outcome in found:
-            for name, (stride, _) in outcome.value.items():
-                chosen[name] = max(stride, chosen.get(name, 1))
-        self._set_strides(chosen)
-        for job, outcome in zip(jobs, found, strict=True):
-            for name, (stride, _) in outcome.value.items():
-                if stride == chosen[name] == 1:  # a finer course began later, at other noise
-                    self.drawn[job.step, name] = job.folder
-
-    def _set_strides(self, strides: Mapping[str, int]) -> None:
-        self.strides |= strides
-        (self.folder / STRIDES).write_text(json.dumps(self.strides), "utf-8")
-        for place in [key for key in self.drawn if key[1] in strides]:
-            del self.drawn[place]
-
-    def _sample(self, parallel: Any, progress: bool) -> list[str]:
-        """Draw what is missing; components whose certificate a smaller step may save."""
-        jobs = []
-        for step in self._left():
-            for group in self.groups:
-                names = tuple(name for name in group if (step, name) not in self.drawn)
-                if names:
-                    strides = {name: self.strides[name] for name in names if name in self.strides}
-                    jobs.append(self._cell(step, names, strides or None))
-        outcomes = run_jobs(jobs, parallel, label="checkpoints", progress=progress)
-        failing = set()
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            for name, (stride, fails) in outcome.value.items():
-                self.drawn[job.step, name] = job.folder
-                if fails and name in self.strides and stride < MOST_STEPS_PER_DRAW:
-                    failing.add(name)
-        return sorted(failing)
-
-    def _left(self) -> list[int]:
-        """Steps that are not finished at these strides."""
-        return [step for step in self.checkpoints.steps if not self._is_finished(step)]
-
-    def _is_finished(self, step: int) -> bool:
-        file = step_folder(self.folder, step) / FINISHED
-        return file.exists() and read_json(file) == self._mark(step)
-
-    def _mark(self, step: int) -> dict[str, Any]:
-        """What the results of a checkpoint depend on, beside the sweep's description."""
-        return {"model": self.checkpoints.source(step).label, "strides": self.strides}
-
-    def _cell(
-        self, step: int, names: tuple[str, ...], strides: dict[str, int] | None
-    ) -> SampleCell:
-        key = hashlib.sha256(json.dumps([names, strides]).encode()).hexdigest()[:12]
-        place = step_folder(self.folder, step) / f"draws-{key}"
-        return SampleCell(step, self.checkpoints.source(step), self.work, names, strides, place)
-
-    def _reading(self, step: int, keep_draws: bool) -> ReadCell:
-        parts: dict[Path, list[str]] = {}
-        for name in self.components:
-            parts.setdefault(self.drawn[step, name], []).append(name)
-        return ReadCell(
-            step, self.checkpoints.source(step), self.work,
-            tuple((path, tuple(names)) for path, names in parts.items()), self.components,
-            self.strides, self._mark(step), step_folder(self.folder, step), keep_draws,
-        )  # fmt: skip
+def _at_gamma(sweep: Sweep, gamma: float) -> Sweep:
+    """Refined LLCs alone, at another localization and a few checkpoints."""
+    steps = sweep.checkpoints.steps
+    few = {steps[round(share * (len(steps) - 1))] for share in np.linspace(0, 1, AT_OTHER_GAMMA)}
+    settings = sweep.work.settings.but(gamma=gamma)
+    return replace(
+        sweep, checkpoints=sweep.checkpoints.at(sorted(few)), strides={}, drawn={}, scale={},
+        work=replace(sweep.work, settings=settings, probes={}, patterns={}, behaviour=False),
+        folder=sweep.folder / f"{GAMMA}-{gamma:g}",
+    )  # fmt: skip
 
 
 def _step_of(folder: Path) -> int:
@@ -308,7 +236,7 @@ def _with_sources(probes: Mapping[str, Probe], folder: Path) -> dict[str, Probe]
     return found
 
 
-def _identity(job: Job, sweep: Sweep) -> dict[str, Any]:
+def _identity(job: PreparedRun, sweep: Sweep) -> dict[str, Any]:
     """What makes two sweeps the same; checkpoints may join."""
     known = {key: job.identity[key] for key in ("tokens", "probes", "observables", "settings")}
     return {
@@ -324,17 +252,24 @@ def _identity(job: Job, sweep: Sweep) -> dict[str, Any]:
 def _joined(folder: Path, steps: Sequence[int]) -> xr.DataTree:
     """All results over checkpoints."""
     about = read_json(folder / DESCRIPTION)
-    first = step_folder(folder, steps[0])
-    nodes = {}
-    for path in sorted(first.glob("*.zarr")):
-        name = path.stem
-        rows = {step: read_result(step_folder(folder, step), name) for step in steps}
-        rows = {
-            step: row.drop_vars("blocks") if MATRIX in name else row for step, row in rows.items()
-        }
-        nodes[name.replace("-", "/", 1)] = join_checkpoints(rows)
+    nodes = _curves(folder, steps)
+    for place in sorted(folder.glob(f"{GAMMA}-*")):
+        some = [step for step in steps if (step_folder(place, step) / FINISHED).exists()]
+        if len(some) > 1:
+            nodes[place.name.replace("-", "/", 1)] = _curves(place, some)[LLC]
     tree = xr.DataTree.from_dict(nodes)
     tree.attrs = {
         "run": about["run"], "unit": about["unit"], "settings": nodes[LLC].attrs["settings"],
     }  # fmt: skip
     return stamped(tree, "development")
+
+
+def _curves(folder: Path, steps: Sequence[int]) -> dict[str, xr.Dataset]:
+    """Every result that lies there, by its node; without blocks of matrices, which are large."""
+    found = {}
+    for path in sorted(step_folder(folder, steps[0]).glob("*.zarr")):
+        rows = {step: read_result(step_folder(folder, step), path.stem) for step in steps}
+        if path.stem.startswith(MATRIX):
+            rows = {step: row.drop_vars("blocks", errors="ignore") for step, row in rows.items()}
+        found[_node(path)] = join_checkpoints(rows)
+    return found

@@ -36,6 +36,7 @@ def open_sweep(folder: Path, description: str, result: str, identity: Mapping[st
 
     Raises ValueError where the folder holds anything else.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / description
     if not file.exists():
         if any(one.name != REFERENCES for one in folder.iterdir()):

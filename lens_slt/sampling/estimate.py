@@ -24,8 +24,8 @@ from lens_slt.sampling.foresee import Foreseen, continued, foresee
 from lens_slt.sampling.machine import MemoryWatch, available_memory, free_disk
 from lens_slt.sampling.pilot import PILOT
 from lens_slt.sampling.plan import Plan, Save
+from lens_slt.sampling.prepare import PreparedRun, prepare, warn_about
 from lens_slt.sampling.result import BURN_IN, FULL_LOSS, TRACES
-from lens_slt.sampling.sample import Job, prepare, warn_about
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import STATE_FILE, check_place, read_about
 from lens_slt.sampling.timing import (
@@ -241,7 +241,7 @@ def _device_of(model: Any) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _state_at(path: Path | None, job: Job) -> dict[str, Any]:
+def _state_at(path: Path | None, job: PreparedRun) -> dict[str, Any]:
     """What is said about the state of this run that is there already; empty if there is none."""
     if not check_place(path, job.specs, job.identity):
         return {}
@@ -249,7 +249,7 @@ def _state_at(path: Path | None, job: Job) -> dict[str, Any]:
     return read_about(path)
 
 
-def _in_words(job: Job, known: Foreseen) -> dict[str, Any]:
+def _in_words(job: PreparedRun, known: Foreseen) -> dict[str, Any]:
     """What an estimate says about single components, in the order that was asked for."""
     by_name = dict(zip(job.names, known.courses, strict=True))
     courses = {c.name: by_name[c.name] for c in job.components}

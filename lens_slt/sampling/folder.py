@@ -21,6 +21,8 @@ from lens_slt.sampling.seal import altered, sealed
 FORMAT = 2  # of the folder; 1 had no digests
 DESCRIPTION = "zarr.json"  # of the root group
 LOCK_FILE = "lens-slt.lock"
+PARTS = "parts"  # of a run that is sampled in parallel, until they are joined
+WHOLE = "whole"  # within: what they have in common
 DRAWS_FOLDER = "draws.zarr"  # within the folder of a command's results
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some network disks
 AGAIN = "then call again with the same arguments: everything up to the last save is kept"
@@ -42,6 +44,10 @@ class SamplingWarning(UserWarning):
 
 class StoreError(OSError):
     """The folder of a run cannot be read or written, in a sentence that says what to do."""
+
+
+class DamagedRun(ValueError):
+    """The folder of a run is not as it was written."""
 
 
 def folder_of(path: object) -> Path:
@@ -94,7 +100,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{there} holds no lens_slt draws") from None
         except ValueError as error:
-            raise ValueError(
+            raise DamagedRun(
                 f"{there}: its {DESCRIPTION} is damaged ({error}); restore the folder from a copy, "
                 "or delete it"
             ) from None
@@ -123,9 +129,9 @@ def write_description(folder: Path, about: dict[str, Any]) -> None:
         os.replace(fresh, folder / DESCRIPTION)
 
 
-def changed(folder: Path, what: str) -> ValueError:
+def changed(folder: Path, what: str) -> DamagedRun:
     """The error of a run that is not as it was written."""
-    return ValueError(
+    return DamagedRun(
         f"path: {str(folder)!r} was altered or damaged after it was written: {what}; restore the "
         "folder from a copy, or delete it and sample again"
     )

@@ -30,8 +30,8 @@ from lens_slt.sampling.half_step import half_step_draws, is_short, rings
 from lens_slt.sampling.metric import LANCZOS_STEPS, RANK
 from lens_slt.sampling.pilot import CURVATURE_BATCHES, pilot
 from lens_slt.sampling.plan import StepCosts, Stretch
+from lens_slt.sampling.prepare import PreparedRun
 from lens_slt.sampling.result import trace_specs
-from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units
 from lens_slt.sampling.store import DrawStore, open_store
@@ -78,7 +78,7 @@ class Foreseen:
         return total
 
 
-def foresee(job: Job, times: StepTimes) -> Foreseen:
+def foresee(job: PreparedRun, times: StepTimes) -> Foreseen:
     """What a run that begins will do."""
     s, costs = job.settings, times.costs
     curvature = _curvature_seconds(job, costs)
@@ -102,7 +102,7 @@ def foresee(job: Job, times: StepTimes) -> Foreseen:
     return replace(found, pilot=seconds, vector_bytes=state_bytes(measured.tensors()))
 
 
-def continued(job: Job, times: StepTimes, about: dict[str, Any]) -> Foreseen:
+def continued(job: PreparedRun, times: StepTimes, about: dict[str, Any]) -> Foreseen:
     """What is left of a run whose state says ``about`` it."""
     courses = tuple(Course(**course) for course in about["courses"])
     left = tuple(_rest(i, course, about["step"]) for i, course in enumerate(courses))
@@ -136,7 +136,7 @@ class _Diary:
         self.began[place] = last
 
 
-def _begun(job: Job, times: StepTimes) -> Foreseen:
+def _begun(job: PreparedRun, times: StepTimes) -> Foreseen:
     """Courses that are really begun, and then continued on paper."""
     s = job.settings.but(full_loss=False)
     n = len(job.names)
@@ -277,7 +277,7 @@ def _measures_curvature(s: Settings) -> bool:
     return s.chooses_step and s.n_beta > 0
 
 
-def _curvature_seconds(job: Job, costs: StepCosts) -> float:
+def _curvature_seconds(job: PreparedRun, costs: StepCosts) -> float:
     """To measure curvature, if it is measured: gradients of one row instead of every chain."""
     if not _measures_curvature(job.settings):
         return 0.0
@@ -285,14 +285,14 @@ def _curvature_seconds(job: Job, costs: StepCosts) -> float:
     return CURVATURE_BATCHES * (costs.fixed * len(job.target.groups) + gradients)
 
 
-def _vector_bytes(job: Job) -> int:
+def _vector_bytes(job: PreparedRun) -> int:
     """Size of the vectors of all preconditioners."""
     if not _measures_curvature(job.settings):
         return 0
     return RANK * sum(members.star.nbytes for members in job.target.groups)
 
 
-def _lanczos_bytes(job: Job) -> int:
+def _lanczos_bytes(job: PreparedRun) -> int:
     """Memory for the vectors that they are found with."""
     if not _measures_curvature(job.settings):
         return 0

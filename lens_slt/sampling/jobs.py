@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from joblib import Parallel, delayed, parallel_config, register_parallel_backend
+from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
 from lens_slt.arguments import choice, did_you_mean, integer, typed
@@ -160,6 +161,12 @@ def backend_options(parallel: Any) -> dict[str, Any]:
     return {"backend": "loky", "n_jobs": parallel}
 
 
+def is_configured() -> bool:
+    """Whether a ``joblib.parallel_config`` with more than one worker is active."""
+    backend, n_jobs = get_active_backend()
+    return (backend.default_n_jobs if n_jobs is None else n_jobs) != 1
+
+
 def _check_dask_client() -> None:
     from distributed import get_client
 
@@ -256,7 +263,7 @@ class _Rounds:
         return mark.stat().st_size if mark.exists() else 0
 
 
-def _results(calls: Any, options: dict[str, Any]) -> Iterator[Any]:
+def _results(calls: Any, options: dict[str, Any]) -> Generator[Any, None, None]:
     """What calls return as soon as they do, or all at once where a backend cannot."""
     common: dict[str, Any] = {"batch_size": 1, "max_nbytes": None}
     with parallel_config(**options) if options else nullcontext():
@@ -278,7 +285,8 @@ def _run(index: int, job: Any, mark: str, threads: int) -> tuple[int, Any, Excep
     torch.set_num_threads(threads)
     began = time.perf_counter()
     try:
-        value, error = job.run(), None
+        with parallel_config(backend="sequential", n_jobs=1):  # within a job, no more jobs
+            value, error = job.run(), None
     except Exception as caught:
         value, error = None, _portable(caught)
     if error is not None:

@@ -36,6 +36,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.sampling.folder import (
     DESCRIPTION,
     DRAWS_FOLDER,
+    PARTS,
     folder_of,
     holds_run,
     in_words,
@@ -131,6 +132,11 @@ def open_draws(path: str | Path) -> xr.DataTree:
     folder = folder_of(path)
     if not (folder / DESCRIPTION).exists() and holds_run(folder / DRAWS_FOLDER):
         folder = folder / DRAWS_FOLDER
+    if not (folder / DESCRIPTION).exists() and (folder / PARTS).is_dir():
+        raise ValueError(
+            f"path: the run in {str(folder)!r} has not finished, its parts are not joined; "
+            "call sample with the same arguments to continue it"
+        )
     about = read_description(folder)
     if "labels" not in about:
         step = read_about(folder).get("step", 0)

@@ -41,7 +41,7 @@ class DrawDigests:
         """Note the first draws of every component as they are stored."""
         for i, n in enumerate(counts):
             index = 0
-            for rows in _stored(array, i, n):
+            for rows in stored(array, i, n):
                 for row in np.moveaxis(rows, 1, 0):
                     self.put((name, i), index, row)
                     index += 1
@@ -92,7 +92,7 @@ def _draw_digest(row: np.ndarray) -> bytes:
     return hashlib.blake2b(values.tobytes(), digest_size=SIZE).digest()
 
 
-def _stored(array: Any, component: int, n: int) -> Iterator[np.ndarray]:
+def stored(array: Any, component: int, n: int) -> Iterator[np.ndarray]:
     """The first ``n`` draws ``[chain, draw, …]`` of a component, a part at a time."""
     row = 4 * array.shape[1] * int(np.prod(array.shape[3:]))
     step = max(1, AT_A_TIME // row)

@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ from lens_slt.sampling.folder import (
     DESCRIPTION,
     FORMAT,
     LOCK_FILE,
+    PARTS,
+    WHOLE,
     StoreError,
     changed,
     folder_of,
@@ -148,7 +150,7 @@ class DrawStore:
         """
         if self.path is None or not (self.path / STATE_FILE).exists():
             return {}, {}
-        about, state = _read_state(self.path)
+        about, state = read_state(self.path)
         self._digests = check_draws(self.path, self.arrays, self.components, about["recorded"])
         return about, state
 
@@ -224,22 +226,33 @@ def open_store(
         there = check_place(folder, specs, identity)  # another process may have ended meanwhile
         if there and is_finished(folder):
             return DrawStore({}, folder, finished=True, lock=lock)
-        with in_words(folder, "write to"):
-            if not there:
-                _create(folder, specs, identity)
-            run_id = read_description(folder)["run_id"]
-            arrays = open_arrays(folder, list(specs), mode="r+")
+        if not there:
+            return replace(new_store(folder, specs, identity), lock=lock)
+        return replace(_opened(folder, specs, identity), lock=lock)
     except BaseException:
         if lock is not None:
             lock.release()
         raise
-    return DrawStore(arrays, folder, run_id, list(identity.get("components", ())), lock=lock)
+
+
+def new_store(folder: Path, specs: dict[str, ArraySpec], identity: dict[str, Any]) -> DrawStore:
+    """A store without draws in a folder that the caller keeps others out of."""
+    with in_words(folder, "write to"):
+        _create(folder, specs, identity)
+        return _opened(folder, specs, identity)
+
+
+def _opened(folder: Path, specs: dict[str, ArraySpec], identity: dict[str, Any]) -> DrawStore:
+    with in_words(folder, "write to"):
+        run_id = read_description(folder)["run_id"]
+        arrays = open_arrays(folder, list(specs), mode="r+")
+    return DrawStore(arrays, folder, run_id, list(identity.get("components", ())))
 
 
 def check_place(
     path: str | Path | None, specs: dict[str, ArraySpec], identity: dict[str, Any]
 ) -> bool:
-    """Whether ``path`` holds draws of this very run; writes nothing.
+    """Whether ``path`` holds draws of this very run, in one piece; writes nothing.
 
     Raises ValueError if ``path`` holds draws of another model, data, component set or settings, and
     names what differs; if it holds something else, or a run that was altered; and if without a path
@@ -256,10 +269,14 @@ def check_place(
     folder = folder_of(path)
     with in_words(folder, "read"):
         files = {file.name for file in folder.iterdir()} if folder.exists() else set()
-    if DESCRIPTION not in files and files <= {LOCK_FILE, f"{DESCRIPTION}.new"}:
-        return False
-    about = read_description(folder)
-    if STATE_FILE not in files and "labels" not in about:
+    parts = PARTS in files
+    if DESCRIPTION not in files and files <= {LOCK_FILE, PARTS, f"{DESCRIPTION}.new"}:
+        if not parts or not (folder / PARTS / WHOLE / DESCRIPTION).exists():
+            return False
+        about = read_description(folder / PARTS / WHOLE)
+    else:
+        about = read_description(folder)
+    if STATE_FILE not in files and "labels" not in about and not parts:
         return False  # killed before anything was kept
     found = differences(about["identity"], json.loads(json.dumps(identity)))
     if found:
@@ -267,7 +284,7 @@ def check_place(
             f"path: {str(folder)!r} holds the draws of another run ({'; '.join(found)}); "
             "use another path, or delete it"
         )
-    return STATE_FILE in files
+    return STATE_FILE in files and (not parts or "labels" in about)
 
 
 def is_finished(folder: Path) -> bool:
@@ -332,7 +349,7 @@ def check_finished(folder: Path, components: list[str], fixed: Mapping[str, str]
     """
     if not (folder / STATE_FILE).exists():
         raise changed(folder, f"{STATE_FILE} is missing")
-    recorded = _read_state(folder)[0]["recorded"]
+    recorded = read_state(folder)[0]["recorded"]
     arrays = open_arrays(folder, [*recorded, *fixed], "r")
     check_draws(folder, arrays, components, recorded)
     with in_words(folder, "read"):
@@ -341,7 +358,8 @@ def check_finished(folder: Path, components: list[str], fixed: Mapping[str, str]
         raise changed(folder, ", ".join(wrong))
 
 
-def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state of a stored run and what is said about it; ValueError if it was altered."""
     try:
         with safe_open(folder / STATE_FILE, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict

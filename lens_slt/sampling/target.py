@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from lens_slt.data.columns import moved_back
-from lens_slt.models.adapter import AdaptedModel
+from lens_slt.models import forward
+from lens_slt.models.adapter import AdaptedModel, model_logits
 from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
 from lens_slt.models.observable import Observable, Sites, prepared
 from lens_slt.models.prefix import Batch, Prefix, prefix_bytes
-from lens_slt.models.suffix import Group, Suffix, mean_weight, prefix_for
+from lens_slt.models.suffix import Group, ModuleSuffix, Suffix, mean_weight, prefix_for
 from lens_slt.sampling.members import Evaluate, Members, Part, probe_array
 from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.settings import Settings
@@ -188,18 +189,25 @@ class TransformerTarget:
             found[name] = {}
             if not probe.observables:
                 continue
-            first = (0, (0,))
-            star = self._star(first)
             logits = torch.cat(
                 [
-                    next(iter(self._suffix(first).logits(star, prefix, flat)))
+                    self._base_logits(prefix, _flat(probe.sites.of_rows(rows), rows, prefix))
                     for rows, prefix in self._pieces(name)
-                    for flat in [_flat(probe.sites.of_rows(rows), rows, prefix)]
                 ]
             )
             for key, observable in probe.observables.items():
                 found[name][key] = prepared(observable, logits, probe.sites)
         return found
+
+    def _base_logits(self, prefix: Prefix, tokens: Tensor) -> Tensor:
+        """Logits of some of the N tokens at the given weights, whatever components there are."""
+        inputs, arch = prefix.batch.inputs, self.model.architecture
+        own_blocks = any(isinstance(group.suffix, ModuleSuffix) for group in self.suffixes)
+        with torch.no_grad():
+            if arch is None or own_blocks:
+                return model_logits(self.model, inputs).flatten(0, 1)[tokens]
+            x = forward.run_from(arch, self.weights, 0, forward.embed(arch, self.weights, inputs))
+            return forward.unembed(arch, self.weights, x.flatten(0, 1)[tokens])
 
     @cached_property
     def base_observables(self) -> dict[str, dict[str, Tensor]]:

@@ -21,8 +21,8 @@ from lens_slt.sampling.driver import SUMMED, Book, run_chains
 from lens_slt.sampling.half_step import COLUMNS
 from lens_slt.sampling.health import diagnose
 from lens_slt.sampling.plan import StepCosts
+from lens_slt.sampling.prepare import PreparedRun
 from lens_slt.sampling.result import BURN_IN, TRACES
-from lens_slt.sampling.sample import Job
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import STATE_FILE, ArraySpec, DrawStore, open_store
 from lens_slt.sampling.trial import FULL, PLAIN, PROBES, Enough, Trial
@@ -55,7 +55,7 @@ class WriteTimes:
     chunk_bytes: float  # on disk
 
 
-def time_steps(job: Job) -> StepTimes:
+def time_steps(job: PreparedRun) -> StepTimes:
     """Run a few real steps, plain, with probes and with full losses, for ``TRIAL_SECONDS``."""
     s = job.settings
     kinds = [PLAIN, *([PROBES] if job.target.probes else []), *([FULL] if s.full_loss else [])]
@@ -82,7 +82,7 @@ def time_steps(job: Job) -> StepTimes:
     return StepTimes(costs, trial.pilot, set_up, fetch, base, sink.one_draw(), sink.state)
 
 
-def time_nothing(job: Job) -> StepTimes:
+def time_nothing(job: PreparedRun) -> StepTimes:
     """Of a run whose steps are all done: only its probes' losses at the given weights."""
     n = len(job.names)
     none = np.zeros(n)
@@ -92,7 +92,7 @@ def time_nothing(job: Job) -> StepTimes:
 
 
 def time_writes(
-    job: Job, values: dict[str, np.ndarray], on_disk: bool
+    job: PreparedRun, values: dict[str, np.ndarray], on_disk: bool
 ) -> tuple[dict[str, WriteTimes], float]:
     """Write one chunk of every array as a run would, and the seconds that opening them takes.
 

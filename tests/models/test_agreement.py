@@ -15,7 +15,7 @@ from lens_slt.models.agreement import MOST_SEQUENCES, agreeing_groups, most_padd
 from lens_slt.models.components import parse_components
 from lens_slt.models.prefix import Batch
 from lens_slt.models.suffix import prefix_for
-from lens_slt.sampling.sample import SamplingWarning
+from lens_slt.sampling.folder import SamplingWarning
 from tests.tiny_models import native, wrapped_gpt2
 
 SHORT = ls.Settings(draws=3, burn_in=2, chains=2, batch_size=4)

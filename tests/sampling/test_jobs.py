@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,9 @@ import torch
 from lens_slt.sampling import jobs as module
 from lens_slt.sampling.folder import SamplingWarning
 from lens_slt.sampling.jobs import JobError, JobOutcome, run_jobs
-from tests.made_jobs import BadError, Compute, Fail, Once
+from tests.made_jobs import Asks, BadError, Compute, Fail, Once
 
 SOME = [Compute(f"job {i}", i) for i in range(5)]
-
-
-@pytest.fixture(scope="module")
-def dask() -> Iterator[Any]:
-    """A client of a cluster of two processes on this machine."""
-    distributed = pytest.importorskip("distributed", reason="needs lens-slt[dask]")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=None
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield client
 
 
 def run(jobs: Any, parallel: Any = None, **options: Any) -> list[JobOutcome]:
@@ -69,45 +55,28 @@ def test_an_active_configuration_of_joblib_is_used() -> None:
     assert {o.value[2] for o in threads} == {here[0].value[2]}
 
 
-def test_dask_computes_what_this_process_does(dask: Any) -> None:
-    assert values(run(SOME)) == values(run(SOME, "dask"))
-    with joblib.parallel_config(backend="dask"):
-        assert values(run(SOME)) == values(run(SOME, "dask"))
-
-
-@pytest.mark.parametrize("parallel", [2, "dask"])
-def test_a_killed_worker_is_survived(parallel: Any, tmp_path: Path, request: Any) -> None:
-    if parallel == "dask":
-        request.getfixturevalue("dask")
-    bad = Once("bad", str(tmp_path), "kill")
-    with pytest.warns(SamplingWarning, match=r"run again: .*bad \(its worker was lost\)"):
-        found = run([SOME[0], bad, *SOME[1:]], parallel)
-    assert found[1].value == 2 and found[1].repeated == ("its worker was lost",)
-    assert values(found[:1] + found[2:]) == values(run(SOME))
-
-
-@pytest.mark.filterwarnings("ignore:run again")
-def test_a_job_that_always_kills_its_worker_ends_alone(tmp_path: Path) -> None:
-    bad = Once("bad", str(tmp_path), "kill", times=99)
-    with pytest.raises(JobError, match=r"1 of 6 jobs failed.*bad .*lost 3 times") as raised:
-        run([SOME[0], bad, *SOME[1:]], 2)
+@pytest.mark.filterwarnings("ignore:A worker stopped while some jobs")  # of loky
+def test_lost_workers_and_lack_of_memory_are_survived(tmp_path: Path) -> None:
+    once, always = (Once(name, str(tmp_path), "kill", n) for name, n in (("once", 1), ("bad", 99)))
+    large = Once("large", str(tmp_path), "memory")
+    jobs = [SOME[0], once, Fail("a"), large, always, SOME[1]]
+    with pytest.warns(SamplingWarning, match=r"run again: .*once \(its worker was lost") as said:
+        found = run(jobs, 2, on_error="keep")
+    assert "large (it ran out of memory" in str(said[-1].message)
+    assert values([found[0], found[5]]) == values(run(SOME))[:2]
+    assert [o.value for o in found[1:5]] == [2, None, 2, None]
+    assert found[2].error is not None and str(found[2].error) == "bad luck of a"
+    assert "lost 3 times" in str(found[4].error)
     assert (tmp_path / "bad-runs").stat().st_size == 3
-    outcomes = raised.value.outcomes
-    assert values(outcomes[:1] + outcomes[2:]) == values(run(SOME))
 
 
-@pytest.mark.parametrize("parallel", [None, 2])
-def test_without_memory_a_job_runs_again_alone(parallel: Any, tmp_path: Path) -> None:
-    bad = Once("bad", str(tmp_path), "memory")
-    with pytest.warns(SamplingWarning, match=r"run again: bad \(it ran out of memory\)"):
-        found = run([bad, *SOME], parallel)
-    assert found[0].value == 2 and found[0].error is None
+def test_without_memory_a_job_runs_again_once(tmp_path: Path) -> None:
     worse = Once("worse", str(tmp_path), "memory", times=9)
     with (
-        pytest.warns(SamplingWarning, match="run again: worse"),
-        pytest.raises(JobError, match=r"1 of 1 jobs failed.*worse \(MemoryError: too large\)"),
+        pytest.warns(SamplingWarning, match=r"run again: worse \(it ran out of memory\)"),
+        pytest.raises(JobError, match=r"1 of 6 jobs failed.*worse \(MemoryError: too large\)"),
     ):
-        run([worse], parallel)
+        run([worse, *SOME])
     assert (tmp_path / "worse-runs").stat().st_size == 2
 
 
@@ -150,6 +119,20 @@ def test_bad_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(find_spec("distributed") is None, reason="needs lens-slt[dask]")
-def test_dask_needs_a_client() -> None:
-    with pytest.raises(ValueError, match="needs a client"):
+def test_dask_needs_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    def no_client() -> None:
+        raise ValueError("No clients found")
+
+    monkeypatch.setattr(distributed, "get_client", no_client)
+    with pytest.raises(ValueError, match="parallel='dask' needs a client"):
         run(SOME, "dask")
+
+
+def test_a_job_starts_no_jobs() -> None:
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        assert module.is_configured()
+        found = run([Asks("a"), Asks("b")])
+    assert [outcome.value for outcome in found] == [False, False]
+    assert not module.is_configured()

@@ -18,7 +18,7 @@ import zarr
 import lens_slt as ls
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.sampling import driver, lm, store
-from lens_slt.sampling.sample import SamplingWarning
+from lens_slt.sampling.folder import SamplingWarning
 from lens_slt.sampling.store import STATE_FILE
 from tests.tiny_models import GENERIC_MODELS, native, wrapped_gpt2
 

@@ -20,8 +20,7 @@ import lens_slt as ls
 from lens_slt.sampling import folder as folders
 from lens_slt.sampling import identity, sample, store
 from lens_slt.sampling.driver import run_chains
-from lens_slt.sampling.folder import DESCRIPTION, LOCK_FILE, StoreError
-from lens_slt.sampling.sample import SamplingWarning
+from lens_slt.sampling.folder import DESCRIPTION, LOCK_FILE, SamplingWarning, StoreError
 from lens_slt.sampling.store import STATE_FILE
 from tests.made_targets import MadeTarget, quadratic, store_of
 from tests.made_targets import run as run_made

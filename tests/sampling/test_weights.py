@@ -11,7 +11,7 @@ import torch
 import lens_slt as ls
 from lens_slt.models.adapter import adapt
 from lens_slt.models.suffix import ENGINES
-from lens_slt.sampling.sample import prepare
+from lens_slt.sampling.prepare import prepare
 from tests.plain_losses import plain_losses
 from tests.tiny_models import has_hooked_transformer, hooked, native
 

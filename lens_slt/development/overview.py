@@ -1,0 +1,135 @@
+"""Everything that is read off a sweep over checkpoints, and why a part could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import xarray as xr
+
+from lens_slt.arguments import typed
+from lens_slt.development.critical import critical_checkpoints
+from lens_slt.development.curves import CHECKPOINT
+from lens_slt.development.differentiation import differentiation
+from lens_slt.development.stages import stages
+from lens_slt.development.sublosses import EVERYTHING
+from lens_slt.development.trajectories import head_trajectories
+from lens_slt.development.transitions import transitions
+from lens_slt.progress import track
+from lens_slt.schema import require
+
+FULL = "full"
+TOGETHER = "all together"  # what components hold, added up
+FEWEST_TOKENS = 50  # of a pattern whose subloss is looked at
+
+
+@dataclass(frozen=True)
+class DevelopmentView:
+    """What curves over checkpoints say; what cannot be read is None, and ``refused`` says why.
+
+    Attributes:
+        curves: from :func:`lens_slt.develop`.
+        stages: of the model (``full``, or all components together) and of every component.
+        transitions: of the sublosses of patterns, named ``PROBE PATTERN``.
+        critical: where sublosses and refined LLCs change fastest.
+        trajectories, differentiation: of heads.
+        construction: of circuits, from :func:`lens_slt.construction`.
+    """
+
+    curves: xr.DataTree
+    stages: xr.Dataset | None = None
+    transitions: xr.Dataset | None = None
+    critical: xr.Dataset | None = None
+    trajectories: xr.Dataset | None = None
+    differentiation: xr.Dataset | None = None
+    construction: xr.Dataset | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@typed
+def read_development(
+    development: xr.DataTree,
+    *,
+    construction: xr.Dataset | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> DevelopmentView:
+    """Stages, transitions, critical checkpoints, trajectories and differentiation of a sweep.
+
+    Args:
+        development: from :func:`lens_slt.develop`.
+        construction: of its circuits, from :func:`lens_slt.construction`.
+        seed: of what is resampled.
+        progress: show a bar.
+    """
+    development = require(development, "development", argument="development", leading=(CHECKPOINT,))
+    llc = development["refined_llc"].to_dataset()
+    losses, errors = _sublosses(development)
+    whole = with_whole(llc)
+    everything = _loss(losses)
+    parts: dict[str, Callable[[], Any]] = {
+        "stages": lambda: stages(whole, loss=everything, sublosses=losses, seed=seed),
+        "transitions": lambda: transitions(_needed(losses), se=errors, seed=seed),
+        "critical": lambda: critical_checkpoints(_needed(losses), se=errors, seed=seed),
+        "trajectories": lambda: head_trajectories(development, seed=seed),
+        "differentiation": lambda: differentiation(development, seed=seed),
+    }
+    found: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    with track("reading curves", len(parts), progress) as done:
+        for i, (name, read) in enumerate(parts.items()):
+            try:
+                found[name] = read()
+            except ValueError as error:  # too few checkpoints, heads or tokens for this
+                refused[name] = str(error)
+            done(i + 1)
+    return DevelopmentView(development, construction=construction, refused=refused, **found)
+
+
+def with_whole(llc: xr.Dataset) -> xr.Dataset:
+    """Curves with λ̂ of the whole in front: that of ``full``, or the sum over components."""
+    curves = llc[["llc", "se", "blocks"]].drop_vars("probe", errors="ignore")
+    if FULL in llc["component"].values:
+        rest = [str(name) for name in llc["component"].values if name != FULL]
+        return curves.sel(component=[FULL, *rest])
+    blocks = curves["blocks"].sum("component")
+    se = blocks.std("block", ddof=1) / blocks.sizes["block"] ** 0.5
+    total = xr.Dataset({"llc": curves["llc"].sum("component"), "se": se, "blocks": blocks})
+    total = total.expand_dims(component=[TOGETHER])
+    return xr.concat(
+        [total.transpose(CHECKPOINT, "block", "component"), curves], "component",
+        join="override", combine_attrs="drop",
+    )  # fmt: skip
+
+
+def _sublosses(development: xr.DataTree) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+    """Losses of all patterns with tokens enough, ``[checkpoint, pattern]``, and their errors."""
+    if "sublosses" not in development.children:
+        return None, None
+    found = development["sublosses"].to_dataset()
+    flat = found[["loss", "se", "n_tokens"]].stack(place=("probe", "pattern"))
+    enough = (flat["n_tokens"] >= FEWEST_TOKENS).all(CHECKPOINT)
+    flat = flat.sel(place=enough.values)
+    several = found.sizes["probe"] > 1
+    names = [
+        f"{probe} {pattern}" if several else pattern for probe, pattern in flat["place"].values
+    ]
+    flat = flat.drop_vars(["place", "probe", "pattern"]).rename(place="pattern")
+    flat = flat.assign_coords(pattern=names)
+    return flat["loss"], flat["se"]
+
+
+def _needed(losses: xr.DataArray | None) -> xr.DataArray:
+    if losses is None:
+        raise ValueError("there are no sublosses: develop(…, probes=…) records them")
+    return losses
+
+
+def _loss(losses: xr.DataArray | None) -> xr.DataArray | None:
+    """The loss of all tokens of the first probe."""
+    if losses is None:
+        return None
+    names = [str(name) for name in losses["pattern"].values]
+    whole = next((name for name in names if name.split(" ")[-1] == EVERYTHING), None)
+    return None if whole is None else losses.sel(pattern=whole, drop=True)

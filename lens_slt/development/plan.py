@@ -1,0 +1,143 @@
+"""Which checkpoints and how many draws fit a budget of time, and how precise that is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lens_slt.arguments import integer, number, typed
+from lens_slt.models.checkpoints import Checkpoints
+from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.sampling.estimate import duration
+from lens_slt.sampling.presets import preset
+from lens_slt.sampling.sample import sample
+from lens_slt.sampling.settings import Settings
+from lens_slt.torch_state import plain_torch
+
+TRIED_DRAWS = 24  # of the last checkpoint, from which the rest is foreseen
+FEWEST_DRAWS, MOST_DRAWS = 60, 400
+FEWEST_CHECKPOINTS = 20  # that stages are read off
+READING = 1.15  # of the time for draws, with what is read off them
+
+
+@dataclass(frozen=True)
+class DevelopmentPlan:
+    """What a sweep will do.
+
+    Attributes:
+        checkpoints: those that are taken.
+        settings: with the number of draws.
+        seconds: of the whole sweep on this machine as it is now.
+        seconds_per_checkpoint: of one job after the other.
+        relative_se: the median standard error of λ̂ to expect, relative to λ̂.
+        budget: seconds that were allowed.
+    """
+
+    checkpoints: Checkpoints
+    settings: Settings
+    seconds: float
+    seconds_per_checkpoint: float
+    relative_se: float
+    budget: float
+
+    @property
+    def fits(self) -> bool:
+        return self.seconds <= self.budget
+
+    def __str__(self) -> str:
+        words = (
+            f"{len(self.checkpoints)} checkpoints ({self.checkpoints.unit}s "
+            f"{self.checkpoints.steps[0]} to {self.checkpoints.steps[-1]}) × "
+            f"{self.settings.draws} draws: about {duration(self.seconds)}, "
+            f"{duration(self.seconds_per_checkpoint)} each; λ̂ within about "
+            f"{100 * self.relative_se:.1f} % (one standard error; differences are sharper)"
+        )
+        if self.fits:
+            return words
+        return f"{words}; more than the {duration(self.budget)} that were allowed"
+
+
+@typed
+@plain_torch
+def plan_development(
+    checkpoints: Checkpoints,
+    tokens: Any,
+    components: str | Sequence[str] = "heads",
+    *,
+    minutes: float = 15.0,
+    settings: Settings | str = "default",
+    probes: Mapping[str, Any] | None = None,
+    weights: Any = None,
+    mask: Any = None,
+    pad_id: int | None = None,
+    workers: int = 1,
+    device: torch.device | str | None = None,
+) -> DevelopmentPlan:
+    """Choose checkpoints and draws of :func:`lens_slt.develop` so that they take some minutes.
+
+    The last checkpoint is sampled with 24 draws, whose time and errors are continued to all others:
+    these may need smaller steps, or less. With little time draws go down to 60, then checkpoints to
+    20, evenly chosen among those that there are; a plan that still does not fit says so.
+
+    Args:
+        checkpoints, tokens, components, settings, probes, weights, mask, pad_id, device: as for
+            :func:`lens_slt.develop`; ``settings.draws`` is kept where it is given.
+        minutes: that the sweep may take.
+        workers: jobs at a time.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> tokens = ls.load_tokens("mix", n_sequences=32, length=32)
+        >>> plan = ls.plan_development(ls.checkpoints("attn-2l"), tokens, "L1H2", minutes=2)
+        >>> plan.fits
+        True
+    """
+    number("minutes", minutes, above=0)
+    integer("workers", workers, at_least=1)
+    settings = preset(settings) if isinstance(settings, str) else settings
+    tried = settings.but(draws=TRIED_DRAWS, thin=min(settings.thin, TRIED_DRAWS))
+    model = checkpoints.load(checkpoints.steps[-1], device)
+    began = time.perf_counter()
+    draws = sample(
+        model, tokens, components, settings=tried, probes=probes, weights=weights, mask=mask,
+        pad_id=pad_id, device=device, progress=False,
+    )  # fmt: skip
+    spent = time.perf_counter() - began
+    llc = refined_llc(draws.drop_nodes("probes", errors="ignore"))
+    relative = float(np.nanmedian(np.abs(llc["se"] / llc["llc"])))
+    per_draw = spent / (TRIED_DRAWS + tried.burn_in_steps)
+
+    def seconds(n: int, n_draws: int) -> float:
+        return READING * n * per_draw * (n_draws + tried.burn_in_steps) / workers
+
+    n, n_draws = _fitting(checkpoints, settings, seconds, 60 * minutes)
+    taken = checkpoints.at(_evenly(checkpoints.steps, n))
+    return DevelopmentPlan(
+        taken, settings.but(draws=n_draws), seconds(n, n_draws), seconds(1, n_draws),
+        relative * (TRIED_DRAWS / n_draws) ** 0.5, 60 * minutes,
+    )  # fmt: skip
+
+
+def _fitting(
+    checkpoints: Checkpoints, settings: Settings, seconds: Any, budget: float
+) -> tuple[int, int]:
+    """Numbers of checkpoints and draws."""
+    n = len(checkpoints)
+    if settings.draws is None:
+        for n_draws in range(MOST_DRAWS, FEWEST_DRAWS - 1, -10):
+            if seconds(n, n_draws) <= budget:
+                return n, n_draws
+    n_draws = settings.draws or FEWEST_DRAWS
+    fits = (k for k in range(n, FEWEST_CHECKPOINTS, -1) if seconds(k, n_draws) <= budget)
+    return next(fits, min(n, FEWEST_CHECKPOINTS)), n_draws
+
+
+def _evenly(steps: Sequence[int], n: int) -> list[int]:
+    """So many of the steps, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(steps) - 1, n).round().astype(int))
+    return [steps[i] for i in places]

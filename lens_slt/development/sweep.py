@@ -1,0 +1,139 @@
+"""All checkpoints and components of a sweep as jobs, at one step size for every component."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lens_slt.development.cells import FINISHED, ReadCell, SampleCell, Work
+from lens_slt.development.folder import step_folder
+from lens_slt.json_files import read_json
+from lens_slt.models.checkpoints import Checkpoints
+from lens_slt.sampling.course import MOST_STEPS_PER_DRAW
+from lens_slt.sampling.jobs import run_jobs
+
+STRIDES = "steps-per-draw.json"
+PILOTS = (0.33, 0.67, 1.0)  # places in the run at which step sizes are chosen first
+FINER = 2  # how often steps are made smaller for all checkpoints, because of one
+
+
+@dataclass
+class Sweep:
+    """Every checkpoint and component, at one step size for each component.
+
+    Attributes:
+        groups: components that are sampled by one job.
+        strides: steps of one draw, by component; empty where settings fix the step size.
+        drawn: folders of draws at these strides, by step and component.
+        scale: the largest |λ̂| of every component so far.
+    """
+
+    checkpoints: Checkpoints
+    work: Work
+    groups: tuple[tuple[str, ...], ...]
+    components: tuple[str, ...]
+    folder: Path
+    strides: dict[str, int] = field(default_factory=dict)
+    drawn: dict[tuple[int, str], Path] = field(default_factory=dict)
+    scale: dict[str, float] = field(default_factory=dict)
+
+    def run(self, parallel: Any, keep_draws: bool, progress: bool) -> None:
+        """Sample all, as finely as the worst checkpoint of a component needs, and read it off."""
+        self._start(parallel, progress)
+        for finer in range(FINER + 1):
+            failing = self._sample(parallel, progress)
+            if not failing or finer == FINER:
+                break
+            for name in failing:
+                self._set_strides({name: min(2 * self.strides[name], MOST_STEPS_PER_DRAW)})
+        jobs = [self._reading(step, keep_draws) for step in self._left()]
+        run_jobs(jobs, parallel, label="results", progress=progress)
+
+    def _start(self, parallel: Any, progress: bool) -> None:
+        """Strides of an earlier call, or those that a few checkpoints choose."""
+        file = self.folder / STRIDES
+        if file.exists():
+            self.strides = read_json(file)
+        elif self.work.settings.chooses_step and self.work.settings.steps_per_draw is None:
+            self._choose(parallel, progress)
+
+    def _choose(self, parallel: Any, progress: bool) -> None:
+        steps = self.checkpoints.steps
+        some = sorted({steps[round(share * (len(steps) - 1))] for share in PILOTS})
+        jobs = [self._cell(step, names, None) for step in some for names in self.groups]
+        found = run_jobs(jobs, parallel, label="step sizes", progress=progress)
+        chosen: dict[str, int] = {}
+        for outcome in found:
+            for name, drawn in outcome.value.items():
+                chosen[name] = max(drawn.stride, chosen.get(name, 1))
+        self._set_strides(chosen)
+        for job, outcome in zip(jobs, found, strict=True):
+            for name, drawn in outcome.value.items():
+                if drawn.stride == chosen[name] == 1:  # a finer course began later, at other noise
+                    self.drawn[job.step, name] = job.folder
+                    self.scale[name] = max(abs(drawn.llc), self.scale.get(name, 0.0))
+
+    def _set_strides(self, strides: Mapping[str, int]) -> None:
+        self.strides |= strides
+        (self.folder / STRIDES).write_text(json.dumps(self.strides), "utf-8")
+        for place in [key for key in self.drawn if key[1] in strides]:
+            del self.drawn[place]
+
+    def _sample(self, parallel: Any, progress: bool) -> list[str]:
+        """Draw what is missing; components whose certificate a smaller step may save."""
+        jobs = []
+        for step in self._left():
+            for group in self.groups:
+                names = tuple(name for name in group if (step, name) not in self.drawn)
+                if names:
+                    strides = {name: self.strides[name] for name in names if name in self.strides}
+                    jobs.append(self._cell(step, names, strides or None))
+        outcomes = run_jobs(jobs, parallel, label="checkpoints", progress=progress)
+        found = [(name, one) for outcome in outcomes for name, one in outcome.value.items()]
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            self.drawn |= {(job.step, name): job.folder for name in outcome.value}
+        for name, one in found:
+            if np.isfinite(one.llc):
+                self.scale[name] = max(abs(one.llc), self.scale.get(name, 0.0))
+        return sorted(
+            {
+                name for name, one in found
+                if name in self.strides and one.stride < MOST_STEPS_PER_DRAW
+                and one.is_coarse(self.scale.get(name, 0.0))
+            }
+        )  # fmt: skip
+
+    def _left(self) -> list[int]:
+        """Steps that are not finished at these strides."""
+        return [step for step in self.checkpoints.steps if not self._is_finished(step)]
+
+    def _is_finished(self, step: int) -> bool:
+        file = step_folder(self.folder, step) / FINISHED
+        return file.exists() and read_json(file) == self._mark(step)
+
+    def _mark(self, step: int) -> dict[str, Any]:
+        """What the results of a checkpoint depend on, beside the sweep's description."""
+        return {"model": self.checkpoints.source(step).label, "strides": self.strides}
+
+    def _cell(
+        self, step: int, names: tuple[str, ...], strides: dict[str, int] | None
+    ) -> SampleCell:
+        key = hashlib.sha256(json.dumps([names, strides]).encode()).hexdigest()[:12]
+        place = step_folder(self.folder, step) / f"draws-{key}"
+        return SampleCell(step, self.checkpoints.source(step), self.work, names, strides, place)
+
+    def _reading(self, step: int, keep_draws: bool) -> ReadCell:
+        parts: dict[Path, list[str]] = {}
+        for name in self.components:
+            parts.setdefault(self.drawn[step, name], []).append(name)
+        return ReadCell(
+            step, self.checkpoints.source(step), self.work,
+            tuple((path, tuple(names)) for path, names in parts.items()), self.components,
+            self.strides, self._mark(step), step_folder(self.folder, step), keep_draws,
+        )  # fmt: skip

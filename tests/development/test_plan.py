@@ -1,0 +1,47 @@
+"""Plans keep to their budget: draws go first, then checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+
+import lens_slt as ls
+from lens_slt.development.plan import (
+    FEWEST_CHECKPOINTS,
+    FEWEST_DRAWS,
+    MOST_DRAWS,
+    _evenly,
+    _fitting,
+)
+from tests.development.test_develop import TOKENS, run_of
+
+
+def cost(n, n_draws):
+    return n * (n_draws + 10)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(1e9, (40, MOST_DRAWS)), (40 * 110, (40, 100)), (30 * 70, (30, FEWEST_DRAWS)),
+     (1, (FEWEST_CHECKPOINTS, FEWEST_DRAWS))],
+)  # fmt: skip
+def test_what_fits(budget, expected):
+    run = ls.checkpoints(run_of, steps=list(range(40)))
+    assert _fitting(run, ls.Settings(), cost, budget) == expected
+
+
+def test_draws_that_were_given_stay():
+    run = ls.checkpoints(run_of, steps=list(range(40)))
+    assert _fitting(run, ls.Settings(draws=200), cost, 25 * 210) == (25, 200)
+
+
+def test_ends_are_kept():
+    assert _evenly([0, 1, 5, 9, 20], 3) == [0, 5, 20]
+
+
+def test_a_plan_of_a_real_run():
+    settings = ls.Settings(chains=2, burn_in=3, batch_size=4)
+    plan = ls.plan_development(run_of([0, 5, 20]), TOKENS, "L1H0", settings=settings, minutes=10)
+    assert plan.fits and plan.settings.draws >= FEWEST_DRAWS
+    assert "3 checkpoints" in str(plan)
+    tight = ls.plan_development(run_of([0, 5, 20]), TOKENS, "L1H0", settings=settings, minutes=1e-6)
+    assert not tight.fits and "more than" in str(tight)
