@@ -69,7 +69,7 @@ def _asked(one: xr.Dataset, criterion: str) -> bool:
 
 
 def _row(one: xr.Dataset, criterion: str, first: int) -> dict[str, Any]:
-    at = one.sel(criterion=criterion)
+    at = one.isel(criterion=CRITERIA.index(criterion))
     onset, low, high = (float(at[name]) for name in ("onset", "onset_low", "onset_high"))
     value, least, unit = _at_the_end(one.isel({CHECKPOINT: -1}), criterion, one.attrs)
     as_type = str(one["behaves_as"].values)

@@ -41,11 +41,13 @@ class Curve:
         lines: quantities, each with the name of its standard error.
         panel: the dimension of the panels.
         axis: what the values are.
+        one_scale: whether panels share their axis of values.
     """
 
     lines: dict[str, str]
     panel: str
     axis: str
+    one_scale: bool = False
 
 
 CURVES = {
@@ -59,7 +61,7 @@ CURVES = {
             name: f"{name}_se"
             for name in ("previous_token", "current_token", "first_token", "prefix_matching")
         },
-        "component", "attention",
+        "component", "attention", one_scale=True,
     ),
 }  # fmt: skip
 
@@ -72,8 +74,9 @@ def plot_curves(
 
     Args:
         found: with the dimension ``checkpoint``: refined LLCs, matrices (their means), refined
-            observables, sublosses, behaviour scores (of attention); or what
-            :func:`lens_slt.develop` returned, of which it is the refined LLCs.
+            observables, sublosses, behaviour scores (of attention), or quantities and standard
+            errors selected from these; or what :func:`lens_slt.develop` returned, of which it is
+            the refined LLCs.
         stages: of one curve, from ``stages(…)``; or boundaries as steps, or as (step, low, high).
         quantity: the only one to draw, such as ``"llc"`` or ``"prefix_matching"``.
 
@@ -82,10 +85,7 @@ def plot_curves(
     if isinstance(found, xr.DataTree):
         found = require(found, "development", argument="found", leading=(CHECKPOINT,))
         found = found["refined_llc"].to_dataset()
-    found = require(found, *CURVES, argument="found", leading=(CHECKPOINT,))
-    if CHECKPOINT not in found.dims:
-        raise ValueError("found has no dimension 'checkpoint': plot(found) shows one checkpoint")
-    kind = str(found.attrs["result"])
+    kind = _kind_of_curves(found)
     curve = CURVES[kind]
     there = {name: error for name, error in curve.lines.items() if name in found}
     if quantity is not None:
@@ -96,8 +96,9 @@ def plot_curves(
     columns = min(COLUMNS // 2, len(names))
     rows = -(-len(names) // columns)
     figure = subplots(
-        rows=rows, cols=columns, shared_xaxes="all", shared_yaxes="all", subplot_titles=names,
-        horizontal_spacing=0.05, vertical_spacing=min(0.3 / rows, 0.1),
+        rows=rows, cols=columns, shared_xaxes="all", subplot_titles=names,
+        shared_yaxes="all" if curve.one_scale else False, horizontal_spacing=0.05,
+        vertical_spacing=min(0.3 / rows, 0.1),
     )  # fmt: skip
     steps = found[CHECKPOINT].values
     for place in range(len(names)):
@@ -121,11 +122,28 @@ def plot_curves(
     return figure
 
 
+def _kind_of_curves(found: xr.Dataset) -> str:
+    """Which of :data:`CURVES` a result, or a selection of one, is."""
+    name = found.attrs.get("result")
+    kinds = [kind for kind in CURVES if name in (None, kind)]
+    held = [
+        kind for kind in kinds
+        if any(CURVES[kind].panel in found[key].dims for key in CURVES[kind].lines if key in found)
+    ]  # fmt: skip
+    if not held:
+        require(found, *CURVES, argument="found", leading=(CHECKPOINT,))  # says what is wrong
+        raise TypeError("found holds no curves over checkpoints")
+    if CHECKPOINT not in found.dims:
+        raise ValueError("found has no dimension 'checkpoint': plot(found) shows one checkpoint")
+    return held[0]
+
+
 def _lines(row: xr.Dataset, there: dict[str, str]) -> list[tuple[str, FloatArray, FloatArray]]:
     """Name, values and errors of a panel's lines: one for each label of a second dimension."""
     lines = []
     for name, error in there.items():
-        values, errors = row[name], row[error] if error in row else row[name] * np.nan
+        values = row[name].transpose(CHECKPOINT, ...)
+        errors = row[error].transpose(CHECKPOINT, ...) if error in row else values * np.nan
         rest = [dim for dim in values.dims if dim != CHECKPOINT]
         if not rest:
             shown = "sampling tokens" if name == "llc" else name.replace("_", " ")
