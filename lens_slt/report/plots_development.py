@@ -102,7 +102,7 @@ def plot_curves(
     )  # fmt: skip
     steps = found[CHECKPOINT].values
     for place in range(len(names)):
-        where = dict(row=place // columns + 1, col=place % columns + 1)
+        where: dict[str, Any] = dict(row=place // columns + 1, col=place % columns + 1)
         lines = _lines(found.isel({curve.panel: place}), there)
         for i, (name, value, error) in enumerate(lines):
             for trace in _band(steps, value, error, name, i, legend=place == 0 and len(lines) > 1):
