@@ -75,6 +75,12 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
     from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
     from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+    from lens_slt.report.plots_development import (
+        plot_construction,
+        plot_curves,
+        plot_differences,
+        plot_sublosses,
+    )
     from lens_slt.report.plots_heads import (
         plot_behaviour,
         plot_composition,
@@ -199,6 +205,9 @@ __all__ = [
     "plot_cluster_summary",
     "plot_clusters",
     "plot_composition",
+    "plot_construction",
+    "plot_curves",
+    "plot_differences",
     "plot_directions",
     "plot_edges",
     "plot_effects",
@@ -216,6 +225,7 @@ __all__ = [
     "plot_rllc_map",
     "plot_shares",
     "plot_stability",
+    "plot_sublosses",
     "plot_traces",
     "preset",
     "propose_circuits",
