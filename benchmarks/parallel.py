@@ -26,6 +26,7 @@ import lens_slt as ls
 from benchmarks.common import Target, finish, parser, say, show_table
 from lens_slt.models.source import LoadedModel, ModelSource
 from lens_slt.sampling.jobs import JobOutcome, run_jobs
+from lens_slt.sampling.result import dataset
 
 TARGETS = {"max_difference": Target(most=0.0), "speed_up": Target(least=1.6)}
 CHECKPOINTS, QUICK_CHECKPOINTS = (300, 1000, 2300, 5300), (300, 2300)
@@ -63,7 +64,8 @@ class SweepJob:
             self.source.load("cpu"), tokens, self.components, settings=self.settings,
             progress=False,
         )  # fmt: skip
-        found = {name: draws["posterior"][name].values for name in PARTS}
+        posterior = dataset(draws, "posterior")
+        found = {name: posterior[name].values for name in PARTS}
         return {**found, "cpu": np.array(time.process_time() - began)}
 
 
