@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.develop import develop, open_checkpoint, open_development
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.migration import migration
+    from lens_slt.development.overview import DevelopmentView, read_development
     from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.development.stages import stages
@@ -75,6 +76,12 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
     from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
     from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+    from lens_slt.report.plots_development import (
+        plot_construction,
+        plot_curves,
+        plot_differences,
+        plot_sublosses,
+    )
     from lens_slt.report.plots_heads import (
         plot_behaviour,
         plot_composition,
@@ -95,6 +102,7 @@ if TYPE_CHECKING:  # also read by _homes
     )
     from lens_slt.report.plots_traces import plot_all_traces, plot_traces
     from lens_slt.report.report import report_results, write_report
+    from lens_slt.report.report_development import write_development_report
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
@@ -122,6 +130,7 @@ __all__ = [
     "Checkpoints",
     "CircuitHypothesis",
     "DevelopmentPlan",
+    "DevelopmentView",
     "Divergence",
     "Edge",
     "Estimate",
@@ -199,6 +208,9 @@ __all__ = [
     "plot_cluster_summary",
     "plot_clusters",
     "plot_composition",
+    "plot_construction",
+    "plot_curves",
+    "plot_differences",
     "plot_directions",
     "plot_edges",
     "plot_effects",
@@ -216,10 +228,12 @@ __all__ = [
     "plot_rllc_map",
     "plot_shares",
     "plot_stability",
+    "plot_sublosses",
     "plot_traces",
     "preset",
     "propose_circuits",
     "read_circuit",
+    "read_development",
     "read_hypotheses",
     "read_slt_evidence",
     "read_trials",
@@ -238,6 +252,7 @@ __all__ = [
     "top_tokens",
     "transitions",
     "write_circuit",
+    "write_development_report",
     "write_hypotheses",
     "write_report",
 ]

@@ -27,6 +27,7 @@ from lens_slt.circuits.slt_evidence import SltEvidence, evidence_of
 from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, Trial
 from lens_slt.circuits.trial import cross_check as run_trials
 from lens_slt.circuits.trial_cost import trial_seconds
+from lens_slt.cli_develop import develop_command
 from lens_slt.cli_options import (
     BatchSize,
     Bos,
@@ -470,6 +471,9 @@ def models(as_json: Json = False) -> None:
         if not as_json:
             console.print(models_table(rows))
         finish({"models": rows}, as_json)
+
+
+app.command("develop")(develop_command)
 
 
 def main() -> None:

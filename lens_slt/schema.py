@@ -382,13 +382,16 @@ def require(result: Any, *names: str, argument: str, leading: Dims = ()) -> Any:
     return _ordered(result, schema)
 
 
-def name_of(result: Any) -> str:
-    """The name of a whole result of this version, without a dimension in front; else ""."""
+def name_of(result: Any, leading: Dims = ()) -> str:
+    """The name of a whole result of this version, without a dimension in front; else "".
+
+    ``leading``: of :data:`LEADING`, the dimensions in front that it may have.
+    """
     name = str(getattr(result, "attrs", {}).get("result", ""))
     if name not in SCHEMAS:
         return ""
     try:
-        require(result, name, argument="result")
+        require(result, name, argument="result", leading=leading)
     except (TypeError, ValueError):
         return ""
     return name

@@ -19,6 +19,20 @@ from tests.made_matrices import planted
 from tests.made_probes import per_token_draws
 
 
+def over_checkpoints() -> dict[str, xr.Dataset]:
+    """Results of curves."""
+    steps = np.arange(24)
+    line = xr.DataArray(
+        np.sin(steps) + steps, coords={"checkpoint": steps}, dims="checkpoint", name="loss"
+    )
+    curve = xr.Dataset({"llc": line, "se": 1 + 0 * line})
+    return {
+        "stages": ls.stages(curve, loss=line, sublosses=line.expand_dims(pattern=["a"])),
+        "transitions": ls.transitions(line),
+        "critical_checkpoints": ls.critical_checkpoints(line),
+    }
+
+
 @pytest.fixture(scope="module")
 def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
     """A result of every kind as its function returns it, of tiny inputs."""
@@ -60,6 +74,7 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
             model, tokens, pattern.numpy(), ["L0H2"], n_random=1
         ),
     }
+    results |= over_checkpoints()
     assert set(results) == set(SCHEMAS)
     return results
 

@@ -297,8 +297,12 @@ class _Columns:
         widths = np.where(used, self.widths[state.roundings], np.nan)
         changes = np.where(used, weights[:, :-1], np.nan)
         power = np.where(state.powers >= 0, np.array(POWERS)[state.powers], 0.0)
-        in_order = [np.take_along_axis(one, order, 1) for one in (corners, widths, changes)]
-        return CornerPosterior(self.x, *in_order, line, power, weights[:, -1], noise, distinct)
+        corners, widths, changes = (
+            np.take_along_axis(one, order, 1) for one in (corners, widths, changes)
+        )
+        return CornerPosterior(
+            self.x, corners, widths, changes, line, power, weights[:, -1], noise, distinct
+        )
 
 
 def _per_checkpoint(n: int) -> int:

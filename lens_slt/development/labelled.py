@@ -22,9 +22,8 @@ def labelled_steps(curve: Labelled, argument: str) -> FloatArray:
     """
     if "checkpoint" not in curve.dims:
         raise ValueError(
-            f"{argument} must have the dimension 'checkpoint'; it has {', '.join(curve.dims)}"
-            if curve.dims
-            else f"{argument} must have the dimension 'checkpoint'; it is one number"
+            f"{argument} must have the dimension 'checkpoint'; "
+            f"got {', '.join(map(str, curve.dims)) or 'none'}"
         )
     if "checkpoint" not in curve.coords or curve["checkpoint"].dtype.kind not in "iuf":
         raise ValueError(

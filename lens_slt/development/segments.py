@@ -91,7 +91,8 @@ def cut(curve: Curve, *, level: float, seed: int) -> Segments:
 
 def _centres(corners: FloatArray) -> FloatArray:
     """Places of corners that samples ``[s, MOST_CORNERS]`` agree on, in rising order."""
-    left, found = corners.copy(), []
+    left = corners.copy()
+    found: list[float] = []
     for _ in range(MOST_CORNERS):
         some = np.isfinite(left).any(1).mean()
         if some < FURTHER:

@@ -11,10 +11,18 @@ from rich.table import Table
 from lens_slt.calibration import Calibration
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.trial import Trial
+from lens_slt.development.curves import CHECKPOINT
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
 from lens_slt.report.plots import plot_calibration, plot_rllc
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+from lens_slt.report.plots_development import (
+    CURVES,
+    plot_construction,
+    plot_curves,
+    plot_differences,
+    plot_sublosses,
+)
 from lens_slt.report.plots_heads import (
     plot_behaviour,
     plot_composition,
@@ -39,7 +47,11 @@ from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.schema import SCHEMAS, name_of, require
 
+CURVES_OF_RESULT = "curves"  # of any result over checkpoints
+OVER_CHECKPOINTS = ("construction", "development", "differences")  # with a figure of their own
+
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
+    CURVES_OF_RESULT: plot_curves,
     "draws": plot_all_traces,
     "refined_llc": plot_rllc,
     "refined_observable": plot_observables,
@@ -62,6 +74,10 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "behaviour_scores": plot_behaviour,
     "edge_attribution": plot_edges,
     "faithfulness_curve": plot_faithfulness,
+    "development": plot_curves,
+    "sublosses": plot_sublosses,
+    "differences": plot_differences,
+    "construction": plot_construction,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,
     "calibration": plot_calibration,
@@ -89,7 +105,9 @@ def plot(result: Any) -> go.Figure:
     Args:
         result: draws, refined LLCs, a matrix, modes, patterns, enrichment, a map, clusters,
             influence, losses under an intervention, composition or behaviour scores, attributed
-            edges, a faithfulness curve, a hypothesis, a trial, a calibration.
+            edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
+            matrices, observables, behaviour scores and sublosses also over checkpoints; what
+            ``develop``, ``compare`` and ``construction`` return.
 
     Raises:
         TypeError: anything else.
@@ -108,11 +126,17 @@ def plot(result: Any) -> go.Figure:
 
 
 def kind_of(result: Any) -> str:
-    """Which whole result this is, "" for what is none; the rest is an array like others."""
+    """Which whole result this is, "" for what is none; the rest is an array like others.
+
+    Of a result over checkpoints it is "curves".
+    """
     for one, kind in _CLASSES.items():
         if isinstance(result, one):
             return kind
-    return name_of(result)
+    name = name_of(result, leading=(CHECKPOINT,))
+    if name in OVER_CHECKPOINTS or name == name_of(result):
+        return name
+    return CURVES_OF_RESULT if name in CURVES else ""
 
 
 def table_of(result: Any) -> str:

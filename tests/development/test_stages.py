@@ -52,7 +52,7 @@ def found() -> xr.Dataset:
 
 def stage_at(one: xr.Dataset, x: float) -> int:
     """The number of the stage that a place on log(step + 1) lies in."""
-    return int(((np.log1p(one["start"]) <= x) & (np.log1p(one["end"]) > x)).argmax())
+    return int(((np.log1p(one["start"]) <= x) & (np.log1p(one["end"]) > x)).values.argmax())
 
 
 def test_stages_have_boundaries_and_types(found):

@@ -1,0 +1,208 @@
+"""The report of a sweep over checkpoints: one HTML file, from the first stage to the last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.arguments import location, typed
+from lens_slt.development.curves import CHECKPOINT
+from lens_slt.development.overview import DevelopmentView, with_whole
+from lens_slt.report import page
+from lens_slt.report.page import Section
+from lens_slt.report.plots_development import plot_construction, plot_curves
+from lens_slt.report.tables import run_words
+from lens_slt.report.tables_development import (
+    built_table,
+    heads_table,
+    stages_table,
+    transitions_table,
+)
+from lens_slt.sampling.certificate import CERTIFIED
+from lens_slt.sampling.result import settings_of
+
+
+@typed
+def write_development_report(
+    file: str | Path, view: DevelopmentView, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the page of a sweep; returns its path.
+
+    Args:
+        file: the HTML file.
+        view: from :func:`lens_slt.read_development`.
+        about: plain values about the run, shown first: ``title``, ``data``, …
+    """
+    about = dict(about or {})
+    title = str(about.pop("title", "") or f"Development of {view.curves.attrs['run']}")
+    sections = [
+        Section("run", "What was run", _run(view, about)),
+        Section("stages", "Stages", _stages(view)),
+        Section("losses", "Losses of patterns", _losses(view)),
+        Section("heads", "Heads", _heads(view)),
+    ]
+    if view.construction is not None:
+        sections.append(Section("construction", "How circuits were built", _built(view)))
+    sections.append(Section("limits", "Limits", _limits(view)))
+    place = location("file", file)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(page.page(title, _lead(view), sections), "utf-8")
+    return place
+
+
+def _llc(view: DevelopmentView) -> xr.Dataset:
+    return view.curves["refined_llc"].to_dataset()
+
+
+def _lead(view: DevelopmentView) -> str:
+    llc = _llc(view)
+    certified = int((llc["certificate"] == CERTIFIED).sum())
+    found = {
+        "checkpoints": f"{llc.sizes[CHECKPOINT]}, {view.curves.attrs['unit']}s "
+        f"{int(llc[CHECKPOINT][0])} to {int(llc[CHECKPOINT][-1])}",
+        "numbers certified": f"{certified} of {llc['certificate'].size}",
+    }
+    if view.stages is not None:
+        one = view.stages.isel(component=0)
+        types = [str(word) for word in one["type"].values[: int(one["n_stages"])]]
+        found["stages"] = f"{len(types)}: {', '.join(types)}"
+    if view.construction is not None:
+        verdicts = view.construction["verdict"].isel({CHECKPOINT: -1}).values
+        words = [str(word) for word in verdicts if word]
+        onsets = view.construction["onset"].sel(criterion="supported").values
+        known = [f"{step:.0f}" for step in onsets if np.isfinite(step)]
+        found["circuits at the end"] = ", ".join(words) or "none tried"
+        if known:
+            found["supported from step"] = ", ".join(known)
+    return page.cards(found)
+
+
+def _run(view: DevelopmentView, about: Mapping[str, Any]) -> str:
+    llc = _llc(view)
+    values: dict[str, object] = {str(key): value for key, value in about.items()}
+    values |= {
+        "run": view.curves.attrs["run"],
+        "checkpoints": ", ".join(str(step) for step in llc[CHECKPOINT].values),
+        "sampling tokens": f"{llc.attrs.get('tokens', '')} (sequences × tokens)",
+        "components": ", ".join(map(str, llc["component"].values)),
+        "settings": run_words(settings_of(llc)),
+        "seed": settings_of(llc).seed,
+        "versions": llc.attrs.get("versions", ""),
+    }
+    words = (
+        "Every component has one step size at all checkpoints, and its noise is the same at all: "
+        "differences between checkpoints are sharper than the values themselves."
+    )
+    return page.pairs(values) + page.paragraph(words, "quiet")
+
+
+def _stages(view: DevelopmentView) -> str:
+    if view.stages is None:
+        return page.paragraph(f"No stages: {view.refused.get('stages', '')}.")
+    whole = with_whole(_llc(view)).isel(component=[0])
+    first = view.stages.isel(component=[0])
+    words = (
+        "λ̂ of the model over training. A stage ends where the slope of λ̂ changes; shaded bands are "
+        "the intervals of boundaries. λ̂ below zero: the loss falls as weights move, the checkpoint "
+        "is no minimum and λ̂ no learning coefficient there."
+    )
+    rest = [str(name) for name in view.stages["component"].values[1:]]
+    tables = "".join(page.table(stages_table(view, name)) for name in rest)
+    return (
+        page.paragraph(words)
+        + page.figure(plot_curves(whole, stages=first))
+        + page.table(stages_table(view))
+        + page.fold("Stages of every component", tables)
+    )
+
+
+def _losses(view: DevelopmentView) -> str:
+    if "sublosses" not in view.curves.children:
+        return page.paragraph("No probe was recorded, so that there are no losses of patterns.")
+    parts = [page.figure(plot_curves(view.curves["sublosses"].to_dataset(), stages=_first(view)))]
+    if view.transitions is not None:
+        parts.append(page.table(transitions_table(view)))
+    else:
+        parts.append(page.paragraph(f"No transitions: {view.refused.get('transitions', '')}."))
+    if view.critical is not None:
+        steps = zip(
+            *(view.critical[key].values for key in ("at_step", "at_step_low", "at_step_high")),
+            strict=True,
+        )
+        words = "; ".join(f"step {a:.0f} ({low:.0f}–{high:.0f})" for a, low, high in steps)
+        parts.append(
+            page.paragraph(f"They change fastest at {words}." if words else "No step stands out.")
+        )
+    return "".join(parts)
+
+
+def _heads(view: DevelopmentView) -> str:
+    parts = [page.figure(plot_curves(_llc(view), stages=_first(view)))]
+    if view.trajectories is not None:
+        found = view.trajectories
+        words = f"Clusters of trajectories: {found.attrs['verdict']}."
+        if "type_ari" in found:
+            words += (
+                f" Adjusted Rand index with types by behaviour {float(found['type_ari']):.2f} "
+                f"(p = {float(found['type_p']):.2g} among permutations)."
+            )
+        parts.append(page.paragraph(words))
+    for name in ("trajectories", "differentiation"):
+        if name in view.refused:
+            parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
+    parts.append(page.table(heads_table(view)))
+    for name, node in view.curves.children.get("gamma", xr.DataTree()).children.items():
+        parts.append(
+            page.fold(f"The same at γ = {name}", page.figure(plot_curves(node.to_dataset())))
+        )
+    if "behaviour_scores" in view.curves.children:
+        behaviour = view.curves["behaviour_scores"].to_dataset()
+        parts.append(page.fold("What heads attend to", page.figure(plot_curves(behaviour))))
+    return "".join(parts)
+
+
+def _built(view: DevelopmentView) -> str:
+    assert view.construction is not None
+    words = (
+        "From which step on each part of the circuits of the last checkpoint is there: a head or "
+        "edge is needed where its ablation costs the pattern's tokens; a circuit is supported "
+        "where its trial says so."
+    )
+    return (
+        page.paragraph(words)
+        + page.figure(plot_construction(view.construction, stages=_first(view)))
+        + page.table(built_table(view))
+    )
+
+
+def _limits(view: DevelopmentView) -> str:
+    llc = _llc(view)
+    settings = json.loads(llc.attrs["settings"])
+    lines = [
+        f"All values depend on nβ = {settings['n_beta']:g} and γ = {settings['gamma']:g}; weights "
+        "grow in training, and with them what one γ holds in place.",
+        "Stages describe λ̂ on these tokens; what other text would show is not in the intervals.",
+        "Patterns are labels of tokens, and their tokens are predicted in many ways.",
+    ]
+    odd = [
+        f"{name} at step {step}"
+        for step in llc[CHECKPOINT].values for name in llc["component"].values
+        if llc["certificate"].sel({CHECKPOINT: step}, component=name) != CERTIFIED
+    ]  # fmt: skip
+    if odd:
+        lines.append(
+            f"{len(odd)} numbers are not certified (bias over 10 % of themselves cannot be "
+            f"excluded), most often where λ̂ is near zero: {', '.join(odd[:12])}"
+            f"{' …' if len(odd) > 12 else ''}"
+        )
+    lines += [f"{name}: {why}" for name, why in view.refused.items()]
+    return page.bullets(lines)
+
+
+def _first(view: DevelopmentView) -> xr.Dataset | None:
+    return None if view.stages is None else view.stages.isel(component=[0])
