@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from lens_slt.arguments import boolean, integer, typed
@@ -22,6 +21,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.cells import FINISHED, MATRIX
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.develop import open_checkpoint
+from lens_slt.development.head_curves import first_lasting
 from lens_slt.sampling.folder import folder_of
 from lens_slt.schema import MATRICES, require, stamped
 from lens_slt.structure.modes import CONFIDENCE, SPARE, STABLE_ANGLE, Decomposition
@@ -78,12 +78,6 @@ def match_modes(
     )  # fmt: skip
 
 
-def first_lasting(there: BoolArray) -> NDArray[np.int_]:
-    """Index of the first checkpoint ``[..., checkpoint]`` from which on all are true, or −1."""
-    lasting = np.flip(np.minimum.accumulate(np.flip(there, -1), -1), -1)
-    return np.where(lasting[..., -1], lasting.argmax(-1), -1)
-
-
 @typed
 def mode_development(
     matrices: Mapping[int, xr.Dataset] | str | Path,
@@ -126,6 +120,25 @@ def mode_development(
         TypeError, ValueError: fewer than two checkpoints, other components or tokens, columns that
             are not finite or constant (the step is named), no such probe.
         OSError: the folder cannot be read.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run, tokens = ls.checkpoints("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> sampled = {
+        ...     step: ls.sample(
+        ...         run.load(step),
+        ...         tokens,
+        ...         "L1H*",
+        ...         settings=few,
+        ...         probes={"mix": tokens},
+        ...         progress=False,
+        ...     )
+        ...     for step in (1000, 2900)
+        ... }
+        >>> matrices = {step: ls.per_token_llc(draws) for step, draws in sampled.items()}
+        >>> ls.mode_development(matrices, n_bootstrap=5)["angle"].dims
+        ('checkpoint', 'mode')
     """
     integer("n_modes", n_modes, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=0)

@@ -61,6 +61,24 @@ def pattern_influence(
     Raises:
         TypeError, ValueError: fewer than two checkpoints, draws of other tokens, labels of other
             tokens, no pattern with 20 tokens, as :func:`lens_slt.influence`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run, tokens = ls.checkpoints("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> sampled = {
+        ...     step: ls.sample(
+        ...         run.load(step),
+        ...         tokens,
+        ...         "L1H2",
+        ...         settings=few,
+        ...         probes={"mix": tokens},
+        ...         progress=False,
+        ...     )
+        ...     for step in (1000, 2900)
+        ... }
+        >>> ls.pattern_influence(sampled, ls.label_patterns(tokens))["influence"].dims
+        ('checkpoint', 'query', 'source')
     """
     integer("n_resamples", n_resamples, at_least=20)
     integer("seed", seed, at_least=0)
