@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.develop import develop, open_checkpoint, open_development
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.migration import migration
+    from lens_slt.development.overview import DevelopmentView, read_development
     from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.development.stages import stages
@@ -102,6 +103,7 @@ if TYPE_CHECKING:  # also read by _homes
     )
     from lens_slt.report.plots_traces import plot_all_traces, plot_traces
     from lens_slt.report.report import report_results, write_report
+    from lens_slt.report.report_development import write_development_report
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
@@ -129,6 +131,7 @@ __all__ = [
     "Checkpoints",
     "CircuitHypothesis",
     "DevelopmentPlan",
+    "DevelopmentView",
     "Divergence",
     "Edge",
     "Estimate",
@@ -233,6 +236,7 @@ __all__ = [
     "preset",
     "propose_circuits",
     "read_circuit",
+    "read_development",
     "read_hypotheses",
     "read_slt_evidence",
     "read_trials",
@@ -251,6 +255,7 @@ __all__ = [
     "top_tokens",
     "transitions",
     "write_circuit",
+    "write_development_report",
     "write_hypotheses",
     "write_report",
 ]

@@ -140,7 +140,8 @@ SCHEMAS: dict[str, Schema] = {
             | over("pattern", "n_tokens n_sequences"),
         ),
         Schema(
-            "development", "develop", kind=xr.DataTree, attrs=("run", "unit", "settings"),
+            "development", "develop", kind=xr.DataTree, of_a_run=True,
+            attrs=("run", "unit", "settings"),
             needed=over("component", "refined_llc/llc refined_llc/se"),
         ),
         Schema(
@@ -201,7 +202,7 @@ SCHEMAS: dict[str, Schema] = {
             ),
         ),
         Schema(
-            "construction", "construction",
+            "construction", "construction", of_a_run=True,
             attrs=("run", "unit", "units", "least_effect", "sequences", "level"),
             needed=over("part context", f"effect {_each('se low high', 'effect_{}')}")
             | over("part", "behaviour behaviour_se head_type behaves_as behaves_least")
