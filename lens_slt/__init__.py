@@ -93,6 +93,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_maps import plot_map, plot_stability
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
+    from lens_slt.report.plots_stages import plot_stages, plot_transitions
     from lens_slt.report.plots_tokens import (
         plot_cluster_summary,
         plot_clusters,
@@ -228,8 +229,10 @@ __all__ = [
     "plot_rllc_map",
     "plot_shares",
     "plot_stability",
+    "plot_stages",
     "plot_sublosses",
     "plot_traces",
+    "plot_transitions",
     "preset",
     "propose_circuits",
     "read_circuit",

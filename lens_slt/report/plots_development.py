@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,22 +14,25 @@ from lens_slt.arrays import FloatArray
 from lens_slt.circuits.statistics import SIGNIFICANT
 from lens_slt.development.construction_table import construction_table
 from lens_slt.development.curves import CHECKPOINT
-from lens_slt.development.onsets import Boundaries, boundaries_of
-from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
-from lens_slt.report.figure import Figure, labels, subplots
+from lens_slt.development.onsets import boundaries_of
+from lens_slt.report.colours import COLOURS, SYMBOLS
+from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import INTERVAL, ROW_PIXELS
-from lens_slt.report.plots_traces import COLUMNS, MOST_PANELS
+from lens_slt.report.plots_traces import MOST_PANELS
+from lens_slt.report.time_axis import (
+    MOST_TICKS,
+    SHADED,
+    STEP_AXIS,
+    band,
+    panels,
+    places,
+    shade,
+    step_axis,
+)
 from lens_slt.schema import require
 from lens_slt.text import figure_text
 
-STEP_AXIS = "training step, on a scale of log(step + 1)"
-PANEL_PIXELS = 170
 MOST_DIFFERENCES = 40
-SHADES = ("rgba(0,0,0,0.00)", "rgba(0,0,0,0.06)")  # of stages, in turn
-SHADED = "shaded in turn: stages; dotted: their boundaries, with intervals"
-DOUBT = "rgba(230,159,0,0.18)"  # intervals of boundaries
-TICKS = [0] + [m * 10**e for e in range(12) for m in range(1, 10)]
-MOST_TICKS = 9
 
 
 @dataclass(frozen=True)
@@ -92,32 +94,25 @@ def plot_curves(
         choice("quantity", quantity, there)
         there = {quantity: there[quantity]}
     bounds = None if stages is None else boundaries_of(stages)
-    names = labels(found[curve.panel].values)[:MOST_PANELS]
-    columns = min(COLUMNS // 2, len(names))
-    rows = -(-len(names) // columns)
-    figure = subplots(
-        rows=rows, cols=columns, shared_xaxes="all", subplot_titles=names,
-        shared_yaxes="all" if curve.one_scale else False, horizontal_spacing=0.05,
-        vertical_spacing=min(0.3 / rows, 0.1),
-    )  # fmt: skip
+    names = labels(found[curve.panel].values)
+    figure = panels(names, one_scale=curve.one_scale)
     steps = found[CHECKPOINT].values
-    for place in range(len(names)):
-        where: dict[str, Any] = dict(row=place // columns + 1, col=place % columns + 1)
+    for place, where in enumerate(places(len(names))):
         lines = _lines(found.isel({curve.panel: place}), there)
-        for i, (name, value, error) in enumerate(lines):
-            for trace in _band(steps, value, error, name, i, legend=place == 0 and len(lines) > 1):
+        legend = place == 0 and len(lines) > 1
+        for i, (name, value, wide) in enumerate(lines):
+            for trace in band(steps, value, value - wide, value + wide, name, i, legend=legend):
                 figure.add_trace(trace, **where)
-        _shade(figure, bounds, steps, **where)
-    _step_axis(figure, steps, most=MOST_TICKS // 2)
+        shade(figure, bounds, steps, **where)
+    step_axis(figure, steps, most=MOST_TICKS // 2)
     figure.update_yaxes(title_text=curve.axis, col=1)
     shaded = f"; {SHADED}" if bounds is not None else ""
-    left = found.sizes[curve.panel] - len(names)
-    more = f"; {left} more are not shown" if left else ""
+    left = len(names) - MOST_PANELS
+    more = f"; {left} more are not shown" if left > 0 else ""
+    title = (quantity or kind).replace("_", " ").replace("llc", "LLC")
     figure.update_layout(
-        template="plotly_white", height=210 + PANEL_PIXELS * rows, margin=dict(t=110),
-        title=f"Over training: {figure_text(quantity or kind).replace('_', ' ')}"
+        title=f"Over training: {figure_text(title)}"
         f"<br><sup>95 % bands; {STEP_AXIS}{shaded}{more}</sup>",
-        legend=dict(orientation="h", y=-60 / (PANEL_PIXELS * rows), yanchor="top"),
     )  # fmt: skip
     return figure
 
@@ -139,43 +134,24 @@ def _kind_of_curves(found: xr.Dataset) -> str:
 
 
 def _lines(row: xr.Dataset, there: dict[str, str]) -> list[tuple[str, FloatArray, FloatArray]]:
-    """Name, values and errors of a panel's lines: one for each label of a second dimension."""
+    """Name, values and half intervals of a panel's lines, one a label of a second dimension."""
     lines = []
     for name, error in there.items():
         values = row[name].transpose(CHECKPOINT, ...)
-        errors = row[error].transpose(CHECKPOINT, ...) if error in row else values * np.nan
+        errors = row[error].transpose(CHECKPOINT, ...) if error in row else values * 0
         rest = [dim for dim in values.dims if dim != CHECKPOINT]
         if not rest:
             shown = "sampling tokens" if name == "llc" else name.replace("_", " ")
-            lines.append((shown, values.values, errors.values))
+            lines.append((shown, values.values, _half(errors)))
         for i in range(values.sizes[rest[0]] if rest else 0):
             one = {rest[0]: i}
             label = str(values[rest[0]].values[i])
-            lines.append((label, values.isel(one).values, errors.isel(one).values))
+            lines.append((label, values.isel(one).values, _half(errors.isel(one))))
     return [line for line in lines if np.isfinite(line[1]).any()]
 
 
-def _band(
-    steps: FloatArray, value: FloatArray, error: FloatArray, name: str, i: int, *, legend: bool
-) -> list[go.Scatter]:
-    """A line with its band of 95 %."""
-    x, known = np.log1p(steps), np.isfinite(value)
-    wide = INTERVAL * np.nan_to_num(error)
-    colour, shown = COLOURS[i % len(COLOURS)], figure_text(name)
-    edge = dict(x=x[known], mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False,
-                legendgroup=shown)  # fmt: skip
-    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-    fill = f"rgba({red},{green},{blue},0.2)"
-    return [
-        go.Scatter(y=(value + wide)[known], **edge),
-        go.Scatter(y=(value - wide)[known], fill="tonexty", fillcolor=fill, **edge),
-        go.Scatter(
-            x=x, y=value, mode="lines+markers", name=shown, legendgroup=shown, showlegend=legend,
-            line=dict(color=colour, width=1.6, dash=DASHES[i % len(DASHES)]),
-            marker=dict(size=4, symbol=SYMBOLS[i % len(SYMBOLS)]), customdata=steps,
-            hovertemplate=f"{shown}, step %{{customdata}}: %{{y:.3g}}<extra></extra>",
-        ),
-    ]  # fmt: skip
+def _half(error: xr.DataArray) -> FloatArray:
+    return INTERVAL * np.nan_to_num(error.values)
 
 
 def plot_sublosses(found: xr.Dataset) -> go.Figure:
@@ -270,8 +246,8 @@ def plot_construction(found: xr.Dataset, stages: Any = None) -> go.Figure:
         rows = table[table["criterion"] == kind]
         for trace in _onset_marks(rows, [names[k] for k in rows.index], steps, i):
             figure.add_trace(trace)
-    _shade(figure, None if stages is None else boundaries_of(stages), steps, named=True)
-    _step_axis(figure, steps)
+    shade(figure, None if stages is None else boundaries_of(stages), steps, named=True)
+    step_axis(figure, steps)
     figure.update_xaxes(title_text=f"training {figure_text(found.attrs['unit'])}")
     figure.update_yaxes(
         categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4]
@@ -322,52 +298,3 @@ def _onset_marks(rows: Any, names: list[str], steps: FloatArray, i: int) -> list
         )
     )  # fmt: skip
     return traces
-
-
-def _shade(
-    figure: go.Figure, bounds: Boundaries | None, steps: FloatArray, *, named: bool = False,
-    **where: Any,
-) -> None:  # fmt: skip
-    """Stages as bands in turn, intervals of their boundaries as bands of another colour."""
-    if bounds is None:
-        return
-    lowest, highest = float(steps[0]), float(steps[-1])
-    edges = np.log1p(np.clip([lowest, *bounds.step, highest], lowest, highest))
-    for i, (begin, end) in enumerate(pairwise(edges)):
-        words: dict[str, Any] = {}
-        if named and end > begin:
-            words = dict(annotation_text=f"stage {i + 1}", annotation_position="outside top")
-        figure.add_vrect(
-            x0=begin, x1=end, fillcolor=SHADES[i % 2], line_width=0, layer="below", **words, **where
-        )
-    for low, high in np.log1p(np.clip([bounds.low, bounds.high], lowest, highest)).T:
-        figure.add_vrect(x0=low, x1=high, fillcolor=DOUBT, line_width=0, layer="below", **where)
-    for step in bounds.step:
-        line = dict(dash="dot", width=1, color="grey")
-        figure.add_vline(x=float(np.log1p(step)), line=line, layer="below", **where)
-
-
-def _step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS) -> None:
-    """Ticks at round steps, and at 0, on axes of log(step + 1)."""
-    ticks = [tick for tick in TICKS if steps[0] <= tick <= steps[-1]] or [int(x) for x in steps]
-    x = np.log1p(ticks)
-    apart = (np.log1p(steps[-1]) - np.log1p(steps[0])) / most
-    kept = {0, len(ticks) - 1}
-    rounder = sorted(range(len(ticks)), key=lambda i: (str(ticks[i])[0] not in "125", -i))
-    for i in rounder:
-        if all(abs(x[i] - x[k]) >= apart for k in kept):
-            kept.add(i)
-    if x[-1] - x[0] < apart / 2:
-        kept.discard(0)
-    figure.update_xaxes(
-        tickvals=[float(x[i]) for i in sorted(kept)],
-        ticktext=[_short(ticks[i]) for i in sorted(kept)],
-    )
-
-
-def _short(step: int) -> str:
-    """A step as a tick says it: 2000 as 2k."""
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if step >= size and step % size == 0:
-            return f"{step // size}{letter}"
-    return str(step)

@@ -34,6 +34,7 @@ from lens_slt.report.plots_heads import (
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
+from lens_slt.report.plots_stages import plot_stages, plot_transitions
 from lens_slt.report.plots_tokens import (
     plot_cluster_summary,
     plot_clusters,
@@ -78,6 +79,8 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "sublosses": plot_sublosses,
     "differences": plot_differences,
     "construction": plot_construction,
+    "stages": plot_stages,
+    "transitions": plot_transitions,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,
     "calibration": plot_calibration,
@@ -107,7 +110,7 @@ def plot(result: Any) -> go.Figure:
             influence, losses under an intervention, composition or behaviour scores, attributed
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
-            ``develop``, ``compare`` and ``construction`` return.
+            ``develop``, ``compare``, ``construction``, ``stages`` and ``transitions`` return.
 
     Raises:
         TypeError: anything else.

@@ -16,7 +16,8 @@ from tests.report.hostile import hostile
 
 STEPS = [0, 100, 1000, 2000]
 SIZES = {"component": ["L0H1", "L1H2"], "probe": ["code", "prose"], "pattern": ["all", "induction"],
-         "criterion": list(CRITERIA), "context": list(CONTEXTS)}  # fmt: skip
+         "criterion": list(CRITERIA), "context": list(CONTEXTS), "step": STEPS,
+         "observable": ["induction"]}  # fmt: skip
 
 
 def made(name, *, skip=(), **attrs):
@@ -154,6 +155,28 @@ def test_construction_shows_onsets_intervals_and_stages(construction):
     assert [a.text for a in figure.layout.annotations] == ["stage 1", "stage 2"]
     table = ls.construction_table(construction, [500])
     assert list(table["stage"]) == ["1–2", "1", "", "", "1–2", "2"]
+
+
+def test_stages_and_transitions_show_their_curves_and_where_they_change():
+    found = made("stages", flat=0.05, level=0.95).isel(checkpoint=0, boundary=[0], drop=True)
+    found["boundary_step"][:] = [[150], [np.nan]]
+    found["boundary_step_low"][:] = found["boundary_step_high"][:] = 150
+    figure = ls.plot(found)
+    np.testing.assert_allclose(lines(figure)[1].y, found["fit"].sel(component="L1H2"))
+    np.testing.assert_allclose(lines(figure)[0].x, np.log1p(STEPS))
+    lines_at = [s.x0 for s in figure.layout.shapes if s.type == "line"]
+    assert lines_at == [pytest.approx(np.log1p(150))]  # the other component has no boundary
+    found = made("transitions", level=0.95).isel(checkpoint=0, transition=[0], drop=True)
+    for name, step in (("begin", 100), ("midpoint", 150), ("end", 1000)):
+        found[name][:] = step
+    shapes = {s.type: s for s in ls.plot(found).layout.shapes}
+    assert (shapes["rect"].x0, shapes["rect"].x1) == pytest.approx(tuple(np.log1p([100, 1000])))
+    assert shapes["line"].x0 == pytest.approx(np.log1p(150))
+
+
+def test_what_lies_outside_of_the_run_is_not_drawn(llc):
+    figure = ls.plot_curves(llc.isel(checkpoint=slice(1, None)), [50, 150, 9000])
+    assert all(np.log1p(100) <= s.x0 <= s.x1 <= np.log1p(2000) for s in figure.layout.shapes)
 
 
 def test_differences_are_shown_the_clearest_first(llc):
