@@ -17,6 +17,7 @@ varies over sequences there, to first order in what the norm and an MLP do; they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -54,7 +55,6 @@ LEAST_DRIVE = 0.3  # nats; a head that attends to nearly everything alike is dri
 
 
 @typed
-@plain_torch
 def composition_on_tokens(
     model: Any,
     tokens: Any,
@@ -98,6 +98,26 @@ def composition_on_tokens(
         >>> float(found["share"].sel(source="L0H2", target="L1H2", through="K")) > 0.3
         True
     """
+    return compositions_on_tokens(
+        model, tokens, [where], batch_size=batch_size, weights=weights, mask=mask, pad_id=pad_id
+    )[0]
+
+
+@plain_torch
+def compositions_on_tokens(
+    model: Any,
+    tokens: Any,
+    wheres: Sequence[Any],
+    *,
+    batch_size: int = 32,
+    weights: Any = None,
+    mask: Any = None,
+    pad_id: int | None = None,
+) -> list[xr.Dataset]:
+    """:func:`composition_on_tokens` at several sets of positions.
+
+    Passes, means, what sources bring and how they are read are the same for all of them.
+    """
     integer("batch_size", batch_size, at_least=1)
     adapted = adapt(model)
     ids, weight, shift = weighted_tokens(
@@ -108,17 +128,22 @@ def composition_on_tokens(
         raise ValueError(f"tokens must have at least 2 sequences; got {len(ids)}")
     warn_of_padding(adapted, ids, shift, "tokens")
     real = weight > 0
-    chosen = real if where is None else moved(checked_mask(where, ids, "where"), shift) & real
-    if not bool(chosen.any()):
+    chosen = torch.stack(
+        [
+            real if where is None else moved(checked_mask(where, ids, "where"), shift) & real
+            for where in wheres
+        ]
+    )
+    if not bool(chosen.flatten(1).any(1).all()):
         raise ValueError("where is false everywhere: there are no positions to look at")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings=False)
     parts = _Parts(wiring)
     places = sorted({place_of(source)[0] for source in wiring.sources})
     lends = torch.from_numpy(context(real.numpy()))
     means = stand_ins(adapted, places, ids[:, :-1], lends, "mean_position", batch_size)
-    for rows in chosen.any(1).nonzero()[:, 0].split(batch_size):
-        _Batch.of(wiring, ids[rows, :-1], chosen[rows], means).add_to(parts)
-    return parts.dataset()
+    for rows in chosen.any(2).any(0).nonzero()[:, 0].split(batch_size):
+        _Batch.of(wiring, ids[rows, :-1], chosen[:, rows], means).add_to(parts)
+    return [parts.dataset(i) for i in range(len(wheres))]
 
 
 @dataclass
@@ -126,19 +151,21 @@ class _Parts:
     """Numerators and denominators of shares, by sequence."""
 
     wiring: Wiring
-    whole: dict[Reader, list[Tensor]] = field(default_factory=dict)  # [sequence, target]
+    whole: dict[Reader, list[Tensor]] = field(default_factory=dict)  # [where, sequence, target]
     part: dict[tuple[str, Reader], list[Tensor]] = field(default_factory=dict)
-    looked: list[Tensor] = field(default_factory=list)  # positions of each sequence
+    looked: list[Tensor] = field(default_factory=list)  # positions [where, sequence]
 
-    def dataset(self) -> xr.Dataset:
+    def dataset(self, i: int) -> xr.Dataset:
+        """Shares at the i-th set of positions; sequences without any do not count."""
         adapted = self.wiring.stream.adapted
         nodes = node_names(adapted)
         kinds = [*THROUGH, MLP_INPUT] if not adapted.attn_only else list(THROUGH)
         share, se = (np.full((len(nodes), len(nodes), len(kinds)), np.nan) for _ in range(2))
         drive = np.full(len(nodes), np.nan)
-        n_looked = float(torch.cat(self.looked).sum())
+        looked = torch.cat(self.looked, 1)[i]
+        n_looked, rows = float(looked.sum()), looked > 0
         for reader, batches in self.whole.items():
-            whole = torch.cat(batches).double().numpy()
+            whole = torch.cat(batches, 1)[i, rows].double().numpy()
             targets = [nodes.index(name) for name in reader.targets]
             enough = np.ones(len(targets), dtype=bool)
             if reader.kind in ("Q", "K"):
@@ -146,7 +173,7 @@ class _Parts:
                 enough = drive[targets] >= LEAST_DRIVE
             for source in self.wiring.sources:
                 if (source, reader) in self.part:
-                    mine = torch.cat(self.part[source, reader]).double().numpy()
+                    mine = torch.cat(self.part[source, reader], 1)[i, rows].double().numpy()
                     place = nodes.index(source), targets, kinds.index(reader.kind)
                     value, error = ratio_of_sums(mine.T, whole.T)
                     share[place] = np.where(enough, value, np.nan)
@@ -182,7 +209,7 @@ class _Batch:
 
     wiring: Wiring
     inputs: Tensor
-    chosen: Tensor  # bool [sequence, position]
+    chosen: Tensor  # bool [where, sequence, position]
     kept: dict[str, Tensor]
     means: dict[str, Tensor]
 
@@ -204,7 +231,7 @@ class _Batch:
     @torch.no_grad()
     def add_to(self, parts: _Parts) -> None:
         """Add what every wire carries here."""
-        parts.looked.append(self.chosen.sum(1).cpu())
+        parts.looked.append(self.chosen.sum(2).cpu())
         moves = {source: self._written(source) for source in self.wiring.sources}
         for reader in self.wiring.readers:
             if reader.kind == LOGITS:
@@ -216,10 +243,12 @@ class _Batch:
                 if reader not in self.wiring.behind(source):
                     continue
                 change = reader.read(resid) - reader.read(resid - moves[source])
-                if change.ndim == 4:  # keys and values of a group are those of each of its heads
-                    change = change.repeat_interleave(gradient.shape[2] // change.shape[2], 2)
-                found = (change * gradient).sum((1, -1))
-                parts.part.setdefault((source, reader), []).append(found.view(len(found), -1).cpu())
+                if change.ndim == 3:
+                    change = change[:, :, None]
+                # Keys and values of a group are those of each of its heads.
+                change = change.repeat_interleave(gradient.shape[3] // change.shape[2], 2)
+                found = torch.einsum("sphe,wsphe->wsh", change, gradient)
+                parts.part.setdefault((source, reader), []).append(found.cpu())
 
     def _written(self, source: str) -> Tensor:
         """What a node writes, minus its mean at each position ``[sequence, position, d_model]``."""
@@ -233,8 +262,8 @@ class _Batch:
     def _gradient(self, reader: Reader) -> tuple[Tensor, Tensor]:
         """Of what is shared out with respect to what is read, and its values.
 
-        ``[sequence, position, head, d_head]`` and ``[sequence, head]``; of an MLP
-        ``[sequence, position, d_model]`` and ``[sequence, 1]``.
+        ``[where, sequence, position, head, d_head]`` and ``[where, sequence, head]``; an MLP is one
+        head with ``d_model``.
         """
         if reader.kind == MLP_INPUT:
             return self._of_mlp(reader)
@@ -252,22 +281,20 @@ class _Batch:
             pattern = self._traced(reader.layer, "attn.hook_pattern", added)
             each = whole = self._drive(_scores_of(pattern))
         group = self.adapted.n_heads // leaf.shape[2]
-        parts = [
-            torch.autograd.grad(each[:, i::group].sum(), leaf, retain_graph=i + 1 < group)[0]
-            for i in range(group)
-        ]
-        return torch.stack(parts, 3).flatten(2, 3), whole.detach()
+        parts = [[_slope(one[:, i::group], leaf) for i in range(group)] for one in each]
+        gradients = torch.stack([torch.stack(part, 3).flatten(2, 3) for part in parts])
+        return gradients, whole.detach()
 
     def _traced(self, layer: int, place: str, change: Hook) -> Tensor:
         start = layer, self.kept[f"blocks.{layer}.hook_resid_pre"]
         return traced(self.adapted, self.inputs, f"blocks.{layer}.{place}", [change], start)
 
     def _drive(self, scores: Tensor) -> Tensor:
-        """By how much scores are higher where a head attends, ``[sequence, head]``."""
+        """By how much scores are higher where a head attends, ``[where, sequence, head]``."""
         allowed = scores > -torch.inf
         weight = scores.detach().softmax(-1) - allowed / allowed.sum(-1, keepdim=True)
-        weight = weight * self.chosen[:, None, :, None]
-        return (weight * scores.masked_fill(~allowed, 0.0)).sum((-1, -2))
+        each = (weight * scores.masked_fill(~allowed, 0.0)).sum(-1)
+        return torch.einsum("shp,wsp->wsh", each, self.chosen.to(each))
 
     def _output(self, layer: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """What heads write, along itself without its mean at each position; and that squared."""
@@ -275,8 +302,12 @@ class _Batch:
         assert w_o is not None
         squares = w_o @ w_o.transpose(-1, -2)
         apart = z.detach() - self.means[f"blocks.{layer}.attn.hook_z"]
-        along = torch.einsum("sphe,hef->sphf", apart, squares) * self.chosen[:, :, None, None]
-        return (z * along).sum((1, 3)), (apart * along).sum((1, 3))
+        along = torch.einsum("sphe,hef->sphf", apart, squares)
+        chosen = self.chosen.to(z)
+        each, whole = (
+            torch.einsum("sph,wsp->wsh", (x * along).sum(-1), chosen) for x in (z, apart)
+        )
+        return each, whole
 
     def _of_mlp(self, reader: Reader) -> tuple[Tensor, Tensor]:
         place = f"blocks.{reader.layer}.hook_mlp_out"
@@ -289,6 +320,14 @@ class _Batch:
         finally:
             handle.remove()
         apart = out.detach() - self.means[place]
-        along = apart * self.chosen[:, :, None]
-        gradient = torch.autograd.grad((out * along).sum(), leaf)[0]
-        return gradient, (apart * along).sum((1, 2))[:, None]
+        chosen = self.chosen.to(out)
+        each, whole = (
+            torch.einsum("sp,wsp->ws", (x * apart).sum(-1), chosen)[..., None] for x in (out, apart)
+        )
+        gradients = torch.stack([_slope(one, leaf) for one in each])
+        return gradients[:, :, :, None], whole
+
+
+def _slope(values: Tensor, leaf: Tensor) -> Tensor:
+    """Of their sum; the graph is kept, for there are others behind the same pass."""
+    return torch.autograd.grad(values.sum(), leaf, retain_graph=True)[0]

@@ -11,7 +11,7 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.arguments import integer, typed
-from lens_slt.circuits.composition_on_tokens import composition_on_tokens
+from lens_slt.circuits.composition_on_tokens import compositions_on_tokens
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge, circuit
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
 from lens_slt.circuits.statistics import SIGNIFICANT, Measured
@@ -85,17 +85,14 @@ def propose_circuits(
     digest = weights_hash(adapt(model))
     known = _known_by_modes(slt)
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []
-
-    def shares(where: Any) -> xr.Dataset:
-        return composition_on_tokens(
-            model, tokens, where, weights=weights, mask=mask, pad_id=pad_id
-        )
-
     responding = _responding(refined)
-    anywhere = shares(None) if responding else None
-    for pattern, nodes in responding.items():
-        assert anywhere is not None
-        here = shares(slt.patterns.sel(pattern=pattern).values.astype(bool))
+    if not responding:
+        return []
+    wheres = [slt.patterns.sel(pattern=name).values.astype(bool) for name in responding]
+    anywhere, *shares = compositions_on_tokens(
+        model, tokens, [None, *wheres], weights=weights, mask=mask, pad_id=pad_id
+    )
+    for (pattern, nodes), here in zip(responding.items(), shares, strict=True):
         edges = _edges(nodes, (here, anywhere))
         edges |= _driven_alike(edges, here, _on_pattern(slt, pattern))
         clearest = max(nodes, key=lambda node: _standing_out(node, refined[pattern]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import lens_slt as ls
+from lens_slt.circuits.composition_on_tokens import compositions_on_tokens
 from tests.tiny_models import GENERIC_MODELS, TINY_MODELS, has_hooked_transformer, native
 
 NAMES = ["hooked_gqa", "hooked_mlp", "native_gqa", "native_mlp", "wrapped_llama", "wrapped_neox"]
@@ -141,6 +143,22 @@ def test_attention_so_sharp_that_it_is_zero_elsewhere():
         assert np.isnan(got) or got == pytest.approx(float(one), rel=1e-3)
     # Where the scores are lost, nothing is said; where they are not, all of it is right.
     assert float(found["drive"].max()) > 100 or bool(found["drive"].isnull().all())
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_several_places_at_once_are_each_alone(name):
+    """Passes are shared, numbers are not: sequences that one set of positions leaves out, too."""
+    model = TINY_MODELS[name]()
+    tokens = some_tokens(model)
+    some = torch.rand(2, 6, 9, generator=torch.Generator().manual_seed(1)) < 0.4
+    some[1, :3] = False
+    wheres = [None, *some.numpy()]
+    for where, found in zip(wheres, compositions_on_tokens(model, tokens, wheres), strict=True):
+        alone = ls.composition_on_tokens(model, tokens, where)
+        xr.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
+        assert found.attrs == alone.attrs
+    with pytest.raises(ValueError, match="where is false everywhere"):
+        compositions_on_tokens(model, tokens, [None, some[1].numpy() & False])
 
 
 def test_one_sequence_has_no_error():
