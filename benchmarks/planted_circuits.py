@@ -125,8 +125,12 @@ def by_attribution(p: PlantedCircuit) -> Found:
     """Edges with a large effect by integrated gradients."""
     tokens, patterns = part(p, 2)
     mask = patterns.sel(pattern=p.pattern).values
-    effect = ls.edge_attribution(p.model, tokens, mask, steps=3, **counts(p, 2))["effect"]
-    table = effect.to_dataframe().reset_index().dropna(subset=["effect"])
+    return attributed(ls.edge_attribution(p.model, tokens, mask, steps=3, **counts(p, 2)))
+
+
+def attributed(attribution: xr.Dataset) -> Found:
+    """Edges with a large effect, and nodes that write or read along one."""
+    table = attribution["effect"].to_dataframe().reset_index().dropna(subset=["effect"])
     table = table[table["effect"] >= max(LEAST, SHARE * table["effect"].max())]
     between = table[table["target"] != "logits"]
     return set(table["source"]) | set(between["target"]), _edges(between)
@@ -140,14 +144,19 @@ def after_trial(p: PlantedCircuit, found: Found, n_null: int) -> Found:
     tokens, patterns = part(p, 2)
     text = "; ".join([*sorted(edges), *sorted(nodes)])
     trial = ls.cross_check(
-        p.model, tokens, ls.circuit(text, p.pattern), patterns=patterns, composition=_no_scores(p),
-        n_null=n_null, progress=False, **counts(p, 2),
+        p.model, tokens, ls.circuit(text, p.pattern), patterns=patterns,
+        composition=no_scores(p.model), n_null=n_null, progress=False, **counts(p, 2),
     )  # fmt: skip
+    return that_hold(trial, found)
+
+
+def that_hold(trial: ls.Trial, found: Found) -> Found:
+    """Of nodes and edges those that a trial of them found needed."""
     held = {
         one.part for one in trial.evidence
         if one.test in ("edge", "minimality") and one.outcome == "held"
     }  # fmt: skip
-    return held & nodes, held & edges
+    return held & found[0], held & found[1]
 
 
 def _edges(table: pd.DataFrame) -> set[str]:
@@ -162,7 +171,7 @@ def one_instance(
     proposed = inferred(p, settings)
     first = proposed[0] if proposed else None
     found = {
-        "inferred": _parts(first),
+        "inferred": parts_of(first),
         "composition only": by_composition(composition),
         "ablation only": by_ablation(p),
         "edge attribution": by_attribution(p),
@@ -179,7 +188,7 @@ def one_instance(
     n_true = int(p.truth is not None)
     return {
         "family": p.family,
-        "truth": [sorted(one) for one in _parts(p.truth)],
+        "truth": [sorted(one) for one in parts_of(p.truth)],
         "found": {name: [sorted(a), sorted(b)] for name, (a, b) in found.items()},
         "true": verdicts[:n_true],
         "decoys": verdicts[n_true : n_true + len(p.decoys)],
@@ -201,7 +210,7 @@ def calibration(n_trials: int, n_null: int) -> tuple[dict[str, np.ndarray], int]
         labels = rng.random(tuple(p.patterns.shape[1:])) < 0.3
         trial = ls.cross_check(
             p.model, p.tokens, hypothesis, patterns=labels, n_null=n_null, n_bootstrap=400, seed=i,
-            composition=_no_scores(p), progress=False,
+            composition=no_scores(p.model), progress=False,
         )  # fmt: skip
         supported += trial.verdict == "supported"
         for one in trial.evidence:
@@ -227,7 +236,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     for record in records:
         for method in methods:
             for what in (0, 1):
-                one = _counts(set(record["found"][method][what]), set(record["truth"][what]))
+                one = counted(set(record["found"][method][what]), set(record["truth"][what]))
                 counts[method, what] += one
                 if method == "inferred":
                     by_family[record["family"], what] += one
@@ -280,7 +289,7 @@ def _clear(effects: dict[str, Any]) -> set[str]:
     }  # fmt: skip
 
 
-def _counts(found: set[str], truth: set[str]) -> np.ndarray:
+def counted(found: set[str], truth: set[str]) -> np.ndarray:
     return np.array([len(found & truth), len(found - truth), len(truth - found)], dtype=float)
 
 
@@ -289,15 +298,15 @@ def _rate(verdicts: Iterable[Any]) -> str:
     return f"{words.count('supported')} / {len(words)}"
 
 
-def _parts(hypothesis: ls.CircuitHypothesis | None) -> Found:
+def parts_of(hypothesis: ls.CircuitHypothesis | None) -> Found:
     if hypothesis is None:
         return set(), set()
     return set(hypothesis.components), set(map(str, hypothesis.edges))
 
 
-def _no_scores(p: PlantedCircuit) -> xr.Dataset:
+def no_scores(model: Any) -> xr.Dataset:
     """Composition scores do not vote: spare a trial their computation."""
-    names = node_names(adapt(p.model))
+    names = node_names(adapt(model))
     keys = ("score", "z_random", "z_rotation", "p_random", "p_rotation", "q_random", "q_rotation")
     nothing = np.full((len(names), len(names), 4), np.nan)
     dims = ("source", "target", "through")
