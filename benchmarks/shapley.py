@@ -23,12 +23,15 @@ The circuit holds the steps worth at least a tenth of the work that all nodes br
 each the parts worth at least a quarter of its largest, with p < 0.01 over sequences after Holm's
 correction over all nodes, or all edges. *Idle* are parts that are worth less than half of what
 would bring them in.
+
+All of it is measured on two samples of sequences, each with orders and stand-ins of its own, and
+taken together; what each of them alone says shows how well the circuit is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -60,7 +63,7 @@ class Worth:
     """Shapley values of parts by sequence, and which of them are the circuit's."""
 
     parts: tuple[Any, ...]
-    values: FloatArray  # [part, sequence]
+    values: FloatArray  # [part, sequence]; the halves of the sequences are the two samples
     whole: float  # work of all nodes together
     step_of: Callable[[Any], Hashable]
 
@@ -85,6 +88,11 @@ class Worth:
         """Of every part, its value over the work of all nodes."""
         means = self.values.mean(1) / self.whole
         return {str(part): round(float(x), 4) for part, x in zip(self.parts, means, strict=True)}
+
+    @property
+    def halves(self) -> list[Worth]:
+        """What each sample says alone."""
+        return [replace(self, values=half) for half in np.split(self.values, 2, axis=1)]
 
     def _worth(self, of_whole: float, of_largest: float) -> frozenset[Any]:
         """Of steps that are worth enough, the parts that are."""
@@ -112,6 +120,12 @@ class TrueCircuit:
         return set(self.nodes.chosen), set(map(str, self.edges.chosen))
 
     @property
+    def halves(self) -> list[tuple[set[str], set[str]]]:
+        """The same by each sample alone."""
+        both = zip(self.nodes.halves, self.edges.halves, strict=True)
+        return [TrueCircuit(nodes, edges).parts for nodes, edges in both]
+
+    @property
     def shares(self) -> dict[str, float]:
         """Of the work of all nodes, what each node and edge brings."""
         return self.nodes.shares | self.edges.shares
@@ -121,22 +135,41 @@ def true_circuit(
     model: Any, tokens: Tensor, weights: Tensor, seed: int, n_orders: int = ORDERS
 ) -> TrueCircuit:
     """The circuit behind the answers that ``weights [sequence, position - 1]`` mark."""
-    how = ls.Ablation("resample", seed=seed)
-    runs = Runs(adapt(model), tokens, how, weights=weights, pad_id=-1)
-    rng = np.random.default_rng(seed)
-    counts = np.asarray(weights, dtype=np.float64)
-    counts = counts / counts.sum(1, keepdims=True)
+    games = [
+        _Game(model, *half, seed=2 * seed + i)
+        for i, half in enumerate(zip(tokens.chunk(2), weights.chunk(2), strict=True))
+    ]
+    names = games[0].runs.nodes
+    whole = float(np.mean([game.work() - game.work(names) for game in games]))
+    values = [shapley(names, game.work, n_orders, game.rng) for game in games]
+    nodes = Worth(names, np.concatenate(values, axis=1), whole, _place)
+    paths = tuple(
+        sorted(e for e in all_paths(games[0].runs, KINDS) if {e.source, e.target} <= nodes.chosen)
+    )
+    values = [shapley(paths, game.along, n_orders, game.rng) for game in games]
+    return TrueCircuit(nodes, Worth(paths, np.concatenate(values, axis=1), whole, _wire))
 
-    def work(nodes: Iterable[str] = (), paths: Iterable[ls.Edge] = ()) -> FloatArray:
-        right = np.exp(-np.nan_to_num(runs.loss(nodes, paths)))
-        return np.asarray((counts * right).sum(1), dtype=np.float64)
 
-    whole = float((work() - work(runs.nodes)).mean())
-    values = shapley(runs.nodes, work, n_orders, rng)
-    nodes = Worth(runs.nodes, values, whole, _place)
-    paths = tuple(sorted(e for e in all_paths(runs, KINDS) if {e.source, e.target} <= nodes.chosen))
-    values = shapley(paths, lambda removed: work(paths=removed), n_orders, rng)
-    return TrueCircuit(nodes, Worth(paths, values, whole, _wire))
+class _Game:
+    """The model's work on some sequences without some of its parts."""
+
+    def __init__(self, model: Any, tokens: Tensor, weights: Tensor, seed: int) -> None:
+        how = ls.Ablation("resample", seed=seed)
+        self.runs = Runs(adapt(model), tokens, how, weights=weights, pad_id=-1)
+        self.rng = np.random.default_rng(seed)
+        counts = np.asarray(weights, dtype=np.float64)
+        self._counts = counts / counts.sum(1, keepdims=True)
+
+    def work(
+        self, nodes: frozenset[str] | tuple[str, ...] = (), paths: frozenset[ls.Edge] = frozenset()
+    ) -> FloatArray:
+        """Mean probability of each sequence's answers."""
+        right = np.exp(-np.nan_to_num(self.runs.loss(nodes, paths)))
+        return np.asarray((self._counts * right).sum(1), dtype=np.float64)
+
+    def along(self, paths: frozenset[ls.Edge]) -> FloatArray:
+        """Without some paths."""
+        return self.work(paths=paths)
 
 
 def shapley(
@@ -145,9 +178,9 @@ def shapley(
     """Values ``[part, sequence]`` over random orders, every other one the last one backwards."""
     before = work(frozenset())
     values = np.zeros((len(parts), len(before)))
-    order = np.arange(len(parts))
+    order = list(range(len(parts)))
     for i in range(n_orders):
-        order = order[::-1] if i % 2 else rng.permutation(len(parts))
+        order = order[::-1] if i % 2 else rng.permutation(len(parts)).tolist()
         removed: frozenset[Any] = frozenset()
         now = before
         for place in order:

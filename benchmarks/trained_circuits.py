@@ -4,8 +4,8 @@ Twelve models that differ in depth, heads, norm, positions, MLPs and task, all d
 (``benchmarks.zoo`` has the tasks), each trained on its answer-only loss within a minute; those that
 did not learn are drawn again. The truth is fixed before anything else is looked at, by Shapley
 values of ablation by resampling, in the probability of the answer (``benchmarks.shapley`` says
-why, and what counts): an intervention that trials do not make, on tokens of its own. A second
-truth from other tokens and other orders says how well the first one is known (F1 between them).
+why, and what counts): an intervention that trials do not make, on tokens of its own. What
+either of its two samples says alone shows how well it is known (F1 between them).
 
 - *inferred*: the first hypothesis of ``propose_circuits`` from draws of all heads and MLPs at nβ 10
   and γ 300, the cheapest published for models as stiff as these, on other tokens; nothing is
@@ -64,7 +64,8 @@ TASKS = (
     "induction", "copying", "skip_trigram", "brackets", "modular", "sorting",
 )  # fmt: skip
 SETTINGS = ls.Settings(n_beta=10, gamma=300, draws=60)
-TRUTH, PROBE, TRIAL = 128, 64, 64  # sequences
+TRUTH, PROBE, TRIAL = 256, 64, 64  # sequences
+AGAIN = "one sample of the truth, by the other"
 LEARNT = 0.5  # of the loss of a uniform guess
 ATTEMPTS = 8  # at a model that learns
 METHODS = ("inferred", "edge attribution")
@@ -149,7 +150,7 @@ def inferred(subject: Subject, settings: ls.Settings) -> tuple[Found, str]:
         subject.model, tokens, parts, settings=settings, progress=False,
         probes={"probe": ls.Probe(probe, **counts)}, **counts,
     )  # fmt: skip
-    certificate = draws["health"]["certificate"].values
+    certificate = draws["health"].to_dataset()["certificate"].values
     evidence = ls.SltEvidence(ls.per_token_llc(draws), every_prediction(probe))
     found = ls.propose_circuits(evidence, subject.model, probe, **counts)
     words = f"{int((certificate == 'certified').sum())} of {len(certificate)}"
@@ -184,11 +185,9 @@ def one_subject(
     subject: Subject, settings: ls.Settings, n_null: int, n_orders: int, seed: int
 ) -> dict[str, Any]:
     """Truth, what methods find, and verdicts, as plain values."""
-    truth, again = (
-        true_circuit(subject.model, subject.tokens(TRUTH, 10 + i), subject.weights(TRUTH),
-                     seed + i, n_orders)
-        for i in (0, 1)
-    )  # fmt: skip
+    truth = true_circuit(
+        subject.model, subject.tokens(TRUTH, 0), subject.weights(TRUTH), seed, n_orders
+    )
     tokens, counts = subject.tokens(TRIAL, 4), subject.weights(TRIAL)
     composition = no_scores(subject.model)
 
@@ -216,8 +215,9 @@ def one_subject(
     rng = np.random.default_rng(seed)
     verdicts["false"] = [_verdict(trial(text)) for text in decoys(truth, runs, rng)]
     return {
-        "name": subject.name, "truth": _sorted(truth.parts), "again": _sorted(again.parts),
-        "whole": truth.nodes.whole, "shares": [truth.shares, again.shares],
+        "name": subject.name, "truth": _sorted(truth.parts),
+        "halves": [_sorted(one) for one in truth.halves],
+        "whole": truth.nodes.whole, "shares": truth.shares,
         "found": {name: _sorted(parts) for name, parts in found.items()},
         "verdicts": verdicts, "certified": certified, "sampled": round(sampled, 1),
     }  # fmt: skip
@@ -235,39 +235,34 @@ def _verdict(trial: ls.Trial) -> list[Any]:
     return [str(trial.hypothesis), trial.verdict, list(trial.reasons)]
 
 
-def scores(records: list[dict[str, Any]], found: list[Any], truth: str = "truth") -> list[float]:
+def scores(truths: list[Any], found: list[Any]) -> list[float]:
     """Precision, recall and F1 of nodes, then of edges, over all models together."""
-    return [
-        value for what in (0, 1)
-        for value in f1(
-            sum(
-                (counted({*one[what]}, {*r[truth][what]})
-                 for one, r in zip(found, records, strict=True)), np.zeros(3),
-            )
-        )
-    ]  # fmt: skip
+    values: list[float] = []
+    for what in (0, 1):
+        pairs = zip(found, truths, strict=True)
+        values += f1(np.sum([counted({*a[what]}, {*b[what]}) for a, b in pairs], axis=0))
+    return values
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Tables and figures."""
-    rows = {m: scores(records, [r["found"][m] for r in records]) for m in (*METHODS, *FILTERED)}
-    rows["the truth, once more"] = scores(records, [r["again"] for r in records])
+    truths = [r["truth"] for r in records]
+    rows = {m: scores(truths, [r["found"][m] for r in records]) for m in (*METHODS, *FILTERED)}
+    once, again = ([r["halves"][i] for r in records] for i in (0, 1))
+    rows[AGAIN] = scores(once, again)
     columns = ["method", *(f"{what} {x}" for what in ("node", "edge")
                            for x in ("precision", "recall", "F1"))]  # fmt: skip
     table = [[name, *values] for name, values in rows.items()]
     common.show_table(f"{len(records)} trained models", columns, table)
     table = []
     for r in records:
-        mine = [
-            x for what in (0, 1)
-            for x in (f1(counted({*r["found"]["inferred"][what]}, {*r["truth"][what]}))[2],)
-        ]  # fmt: skip
+        mine = scores([r["truth"]], [r["found"]["inferred"]])[2::3]
         words = [
             ", ".join(v[1] for v in r["verdicts"][kind]) or "–"
             for kind in ("true", "false", "inferred")
         ]
-        sizes = [f"{len(r[key][0])} + {len(r[key][1])}" for key in ("truth",)]
-        table.append([r["name"], *sizes, *mine, r["certified"], r["sampled"], *words])
+        size = f"{len(r['truth'][0])} + {len(r['truth'][1])}"
+        table.append([r["name"], size, *mine, r["certified"], r["sampled"], *words])
     columns = ["model", "truth: nodes + edges", "node F1", "edge F1", "certified", "CPU s of draws",
                "trial of truth", "of false ones", "of the inferred"]  # fmt: skip
     common.show_table("By model: F1 of the inferred, and verdicts", columns, table)
@@ -280,8 +275,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         "trained_baseline_edge_f1": rows["edge attribution"][5],
         "trained_after_trial_edge_f1": rows[FILTERED[0]][5],
         "trained_baseline_after_trial_edge_f1": rows[FILTERED[1]][5],
-        "truth_again_head_f1": rows["the truth, once more"][2],
-        "truth_again_edge_f1": rows["the truth, once more"][5],
+        "truth_again_head_f1": rows[AGAIN][2],
+        "truth_again_edge_f1": rows[AGAIN][5],
         "true_undecided_rate": verdicts["true"].count("undecided") / n_true,
         "true_support_rate": verdicts["true"].count("supported") / n_true,
         "false_support_rate": verdicts["false"].count("supported") / n_false,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.shapley import Worth, shapley
 from benchmarks.slopes import Points, slope
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +104,28 @@ def test_hard_planted_circuits():
 @pytest.mark.slow
 def test_trained_circuits():
     found = figures("trained_circuits", "--quick")
-    assert {"trained_edge_f1", "true_undecided_rate", "false_support_rate"} <= set(found)
+    wanted = {"trained_edge_f1", "true_undecided_rate", "false_support_rate"}
+    assert wanted | {"truth_again_edge_f1", "trained_after_trial_edge_f1"} <= set(found)
+
+
+def series(removed):
+    """A head, and behind it three that stand in for one another; another one does nothing."""
+    works = "before" not in removed and bool({"a", "b", "c"} - removed)
+    noise = np.random.default_rng(len(removed)).normal(0, 0.01, 50)
+    return float(works) + noise - noise.mean()
+
+
+def test_shapley_values_share_out_what_parts_do_together():
+    """By hand: of the 4! orders of the four the first part loses nothing where it comes last."""
+    parts = ("before", "a", "b", "c", "idle")
+    values = shapley(parts, series, 400, np.random.default_rng(0))
+    wanted = np.array([3 / 4, 1 / 12, 1 / 12, 1 / 12, 0])
+    assert np.abs(values.mean(1) - wanted).max() < 0.03
+    assert values.mean(1).sum() == pytest.approx(1)  # exactly, whatever the orders
+    worth = Worth(parts, values, 1.0, lambda part: part in ("a", "b", "c"))
+    assert worth.chosen == set(parts[:4]) and worth.idle == {"idle"}
+    # One of few that do little beside one another is no step.
+    assert not Worth(parts, 0.05 * values, 1.0, lambda part: part).chosen
 
 
 @pytest.mark.slow
