@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import networkx as nx
@@ -23,7 +23,8 @@ from lens_slt.structure.standardize import values_of
 
 LEAST_SHARE = 0.3  # of the largest value in its layer and later ones, for a node
 ALIKE = 0.5  # of the value on the pattern's tokens of a head that is driven alike
-LEAST_PART = 0.3  # of what drives a head, or of what a node writes, for an edge
+LEAST_PART = 0.3  # of what drives a head, or what a node writes, from a layer; of it for an edge
+CLEAR_PART = 0.1  # of the whole, that an edge clearly exceeds
 NOISE = "may be noise"
 
 
@@ -47,12 +48,13 @@ def propose_circuits(
        tokens exceeds that on matched other tokens (:func:`refined_on_pattern`): p < 0.05 after
        Benjamini–Hochberg over all nodes and patterns, and at least three tenths of the largest
        such value in their layer and later ones;
-    2. *edges*: into each of these nodes from what brings at least three tenths, clearly more than
-       a tenth, of what drives its attention through Q or K, or of what it writes through V
-       (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all). Such a source
-       joins the circuit, and is followed further down. So does a head of the same layer that it
-       drives through the same input, if its rLLC on the pattern's tokens is at least half as large:
-       one of several that share the work may hold as much on other tokens.
+    2. *edges*: into each of these nodes from heads of one layer, or an MLP, that together bring at
+       least three tenths of what drives its attention through Q or K, or of what it writes through
+       V (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all): from those
+       that bring three tenths of what the largest of them does, and clearly more than a tenth of
+       the whole. Such a source joins the circuit, and is followed further down. So does a head of
+       the same layer that it drives through the same input, if its rLLC on the pattern's tokens is
+       at least half as large: one of several that share the work may hold as much on other tokens.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
     minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
@@ -235,17 +237,17 @@ def _driven_alike(
     """Edges from the same sources through Q or K into heads of the same layers, which hold as
     much."""
     found = {}
-    for edge in edges:
-        if edge.through not in ("Q", "K") or edge.target not in level:
-            continue
-        for other, value in level.items():
-            if not is_head(other) or layer_of(other) != layer_of(edge.target):
-                continue
-            one = shares.sel(source=edge.source, target=other, through=edge.through)
-            alike = Edge(edge.source, other, edge.through)
-            enough = float(one["share"]) >= LEAST_PART and value >= ALIKE * level[edge.target]
-            if enough and alike not in edges:
-                found[alike] = {key: round(float(one[key]), 4) for key in ("share", "se")}
+    driven = [edge for edge in edges if edge.through in ("Q", "K") and edge.target in level]
+    for other, value in level.items():
+        alike = {
+            (edge.source, edge.through)
+            for edge in driven
+            if is_head(other) and layer_of(other) == layer_of(edge.target)
+            and value >= ALIKE * level[edge.target]
+        }  # fmt: skip
+        for edge, share, se in _sources(shares.sel(target=other)) if alike else ():
+            if edge not in edges and (edge.source, edge.through) in alike:
+                found[edge] = {"share": round(share, 4), "se": round(se, 4)}
     return found
 
 
@@ -257,18 +259,31 @@ def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, d
         target = left.pop()
         done.add(target)
         for one in shares:
-            into = one.sel(target=target)
-            clear = (into["share"] >= LEAST_PART) & (
-                into["share"] - 2 * into["se"] > LEAST_PART / 3
-            )
-            for source, through in np.argwhere(clear.transpose("source", "through").values):
-                edge = Edge(
-                    str(into["source"].values[source]), target,
-                    str(into["through"].values[through]),
-                )  # fmt: skip
-                value, se = (float(into[key][source, through]) for key in ("share", "se"))
+            for edge, value, se in _sources(one.sel(target=target)):
                 if value > found.get(edge, {"share": 0.0})["share"]:
                     found[edge] = {"share": round(value, 4), "se": round(se, 4)}
                 if edge.source not in done:
                     left.append(edge.source)
     return dict(sorted(found.items()))
+
+
+def _sources(into: xr.Dataset) -> Iterator[tuple[Edge, float, float]]:
+    """Edges into one target with their shares and standard errors.
+
+    Heads of a layer that share the work bring little each: they are judged by what they bring
+    together, and by one another.
+    """
+    names = [str(name) for name in into["source"].values]
+    for through in into["through"].values:
+        share, se = (into[key].sel(through=through).values for key in ("share", "se"))
+        layers: dict[tuple[bool, int], list[int]] = {}
+        for i in np.flatnonzero(np.isfinite(share)).tolist():
+            layers.setdefault((is_mlp(names[i]), layer_of(names[i])), []).append(i)
+        for members in layers.values():
+            if share[members].clip(min=0).sum() < LEAST_PART:
+                continue
+            least = LEAST_PART * share[members].max()
+            for i in members:
+                if share[i] >= least and share[i] - 2 * se[i] > CLEAR_PART:
+                    edge = Edge(names[i], str(into["target"].values), str(through))
+                    yield edge, float(share[i]), float(se[i])

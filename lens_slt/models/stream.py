@@ -114,10 +114,17 @@ class Stream:
         self.norm(layer)
         place, z = f"blocks.{layer}.attn.hook_{through.lower()}", f"blocks.{layer}.attn.hook_z"
         clean = self._clean[place]
-        changed = captured_until(
-            self.adapted, self.tokens, z, [(place, lambda x, hook: x + _noise_like(x, clean))]
-        )
-        if not float((changed - self._clean[z]).abs().max()) > 0:
+        # Attention so sharp that noise leaves it where it is turns to other keys if it is negated.
+        changes: tuple[Hook, ...] = (
+            (place, lambda x, hook: x + _noise_like(x, clean)), (place, lambda x, hook: -x),
+        )  # fmt: skip
+        if not any(
+            float(
+                (captured_until(self.adapted, self.tokens, z, [one]) - self._clean[z]).abs().max()
+            )
+            > 0
+            for one in changes
+        ):
             raise ValueError(
                 f"model: {self.adapted.name} does not read what stands at {place}; paths into its "
                 "heads cannot be told apart, ablate whole components"

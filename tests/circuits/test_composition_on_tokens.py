@@ -161,6 +161,20 @@ def test_several_places_at_once_are_each_alone(name):
         compositions_on_tokens(model, tokens, [None, some[1].numpy() & False])
 
 
+def test_attention_so_sharp_that_noise_in_queries_changes_nothing():
+    """It was taken for a model that does not read its queries."""
+    model = native()
+    attention = model.blocks[1].attn
+    one_way = torch.zeros(model.cfg.n_heads, model.cfg.d_head)
+    one_way[:, 2] = 1e3
+    with torch.no_grad():
+        attention.k.weight *= one_way.flatten()[:, None]
+        attention.k.bias.zero_()
+        attention.q.weight.zero_()
+        attention.q.bias.copy_(one_way.flatten())
+    assert ls.composition_on_tokens(model, some_tokens(model))["share"].notnull().any()
+
+
 def test_one_sequence_has_no_error():
     model = native()
     where = np.zeros((6, 9), bool)
