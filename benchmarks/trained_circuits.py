@@ -7,9 +7,9 @@ values of ablation by resampling, in the probability of the answer (``benchmarks
 why, and what counts): an intervention that trials do not make, on tokens of its own. What
 either of its two samples says alone shows how well it is known (F1 between them).
 
-- *inferred*: the first hypothesis of ``propose_circuits`` from draws of all heads and MLPs at nβ 10
-  and γ 300, the cheapest published for models as stiff as these, on other tokens; nothing is
-  ablated;
+- *inferred*: the widest hypothesis of ``propose_circuits``, as the truth is all that works for the
+  answer, from draws of all heads and MLPs at nβ 10 and γ 300, the cheapest published for models as
+  stiff as these, on other tokens; nothing is ablated;
 - *edge attribution*: ``edge_attribution`` (integrated gradients, EAP-IG): edges with at least 0.05
   nats and a quarter of the largest effect;
 - *after a trial*: the parts of either that hold in a trial of all of them.
@@ -154,7 +154,7 @@ def inferred(subject: Subject, settings: ls.Settings) -> tuple[Found, str]:
     evidence = ls.SltEvidence(ls.per_token_llc(draws), every_prediction(probe))
     found = ls.propose_circuits(evidence, subject.model, probe, **counts)
     words = f"{int((certificate == 'certified').sum())} of {len(certificate)}"
-    return parts_of(found[0] if found else None), words
+    return parts_of(found[-1] if found else None), words
 
 
 def by_attribution(subject: Subject) -> Found:
@@ -272,6 +272,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     n_true, n_false = (max(len(verdicts[kind]), 1) for kind in ("true", "false"))
     return {
         "trained_head_f1": rows["inferred"][2], "trained_edge_f1": rows["inferred"][5],
+        "trained_baseline_head_f1": rows["edge attribution"][2],
         "trained_baseline_edge_f1": rows["edge attribution"][5],
         "trained_after_trial_edge_f1": rows[FILTERED[0]][5],
         "trained_baseline_after_trial_edge_f1": rows[FILTERED[1]][5],

@@ -23,8 +23,7 @@ from lens_slt.structure.standardize import values_of
 
 LEAST_SHARE = 0.3  # of the largest value in its layer and later ones, for a node
 ALIKE = 0.5  # of the value on the pattern's tokens of a head that is driven alike
-LEAST_PART = 0.3  # of what drives a head, or what a node writes, from a layer; of it for an edge
-CLEAR_PART = 0.1  # of the whole, that an edge clearly exceeds
+LEAST_PART = 0.3  # of what drives a head, or of what a node writes, for an edge
 NOISE = "may be noise"
 
 
@@ -48,17 +47,19 @@ def propose_circuits(
        tokens exceeds that on matched other tokens (:func:`refined_on_pattern`): p < 0.05 after
        Benjamini–Hochberg over all nodes and patterns, and at least three tenths of the largest
        such value in their layer and later ones;
-    2. *edges*: into each of these nodes from heads of one layer, or an MLP, that together bring at
-       least three tenths of what drives its attention through Q or K, or of what it writes through
-       V (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all): from those
-       that bring three tenths of what the largest of them does, and clearly more than a tenth of
-       the whole. Such a source joins the circuit, and is followed further down. So does a head of
-       the same layer that it drives through the same input, if its rLLC on the pattern's tokens is
-       at least half as large: one of several that share the work may hold as much on other tokens.
+    2. *edges*: into each of these nodes from what brings at least three tenths, clearly more than
+       a tenth, of what drives its attention through Q or K, or of what it writes through V
+       (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all). Such a source
+       joins the circuit, and is followed further down. So does a head of the same layer that it
+       drives through the same input, if its rLLC on the pattern's tokens is at least half as large:
+       one of several that share the work may hold as much on other tokens;
+    3. *shared edges*: several heads of a layer may bring together what none of them brings alone.
+       Where they bring three tenths, those are sources that bring clearly more than a tenth, and
+       three tenths of what the largest of them does.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
     minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
-    and what they are joined to.
+    and what they are joined to, also by shared edges.
 
     Patterns that a stable mode knows come first, in the order of how surely it tells their tokens
     from the others (|AUC − 0.5| over its error); then the rest, by their clearest node.
@@ -95,16 +96,19 @@ def propose_circuits(
         model, tokens, [None, *wheres], weights=weights, mask=mask, pad_id=pad_id
     )
     for (pattern, nodes), here in zip(responding.items(), shares, strict=True):
-        edges = _edges(nodes, (here, anywhere))
-        edges |= _driven_alike(edges, here, _on_pattern(slt, pattern))
+        level = _on_pattern(slt, pattern)
         clearest = max(nodes, key=lambda node: _standing_out(node, refined[pattern]))
-        core = _joined([clearest], edges)
         mode = known.get(pattern)
         rank = (0, -mode["strength"]) if mode else (1, -nodes[clearest]["z"])
-        for name, chosen in (("core", core), ("wide", _joined(nodes, edges))):
-            if name == "wide" and len(core) == len(chosen):
-                continue
+        earlier = None
+        for name, start, shared in (("core", [clearest], False), ("wide", [*nodes], True)):
+            edges = _edges(nodes, (here, anywhere), shared)
+            edges |= _driven_alike(edges, here, level, shared)
+            chosen = _joined(start, edges)
             inside = [e for e in edges if {e.source, e.target} <= chosen]
+            if (chosen, inside) == earlier:
+                continue
+            earlier = chosen, inside
             provenance = {
                 "quantity": str(slt.matrix.attrs["quantity"]),
                 "heads": {node: nodes[node] for node in sorted(chosen) if node in nodes},
@@ -232,7 +236,7 @@ def _on_pattern(slt: SltEvidence, pattern: str) -> dict[str, float]:
 
 
 def _driven_alike(
-    edges: dict[Edge, dict[str, float]], shares: xr.Dataset, level: dict[str, float]
+    edges: dict[Edge, dict[str, float]], shares: xr.Dataset, level: dict[str, float], shared: bool
 ) -> dict[Edge, dict[str, float]]:
     """Edges from the same sources through Q or K into heads of the same layers, which hold as
     much."""
@@ -245,13 +249,15 @@ def _driven_alike(
             if is_head(other) and layer_of(other) == layer_of(edge.target)
             and value >= ALIKE * level[edge.target]
         }  # fmt: skip
-        for edge, share, se in _sources(shares.sel(target=other)) if alike else ():
+        for edge, share, se in _sources(shares.sel(target=other), shared) if alike else ():
             if edge not in edges and (edge.source, edge.through) in alike:
                 found[edge] = {"share": round(share, 4), "se": round(se, 4)}
     return found
 
 
-def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, dict[str, float]]:
+def _edges(
+    nodes: Iterable[str], shares: tuple[xr.Dataset, ...], shared: bool
+) -> dict[Edge, dict[str, float]]:
     """What drives these nodes, and what drives that, with its share."""
     found: dict[Edge, dict[str, float]] = {}
     left, done = list(nodes), set()
@@ -259,7 +265,7 @@ def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, d
         target = left.pop()
         done.add(target)
         for one in shares:
-            for edge, value, se in _sources(one.sel(target=target)):
+            for edge, value, se in _sources(one.sel(target=target), shared):
                 if value > found.get(edge, {"share": 0.0})["share"]:
                     found[edge] = {"share": round(value, 4), "se": round(se, 4)}
                 if edge.source not in done:
@@ -267,23 +273,22 @@ def _edges(nodes: Iterable[str], shares: tuple[xr.Dataset, ...]) -> dict[Edge, d
     return dict(sorted(found.items()))
 
 
-def _sources(into: xr.Dataset) -> Iterator[tuple[Edge, float, float]]:
+def _sources(into: xr.Dataset, shared: bool) -> Iterator[tuple[Edge, float, float]]:
     """Edges into one target with their shares and standard errors.
 
-    Heads of a layer that share the work bring little each: they are judged by what they bring
-    together, and by one another.
+    Heads of a layer that share the work bring little each: with ``shared`` they are judged by what
+    they bring together, and by one another.
     """
     names = [str(name) for name in into["source"].values]
     for through in into["through"].values:
         share, se = (into[key].sel(through=through).values for key in ("share", "se"))
         layers: dict[tuple[bool, int], list[int]] = {}
-        for i in np.flatnonzero(np.isfinite(share)).tolist():
+        for i in np.flatnonzero(share - 2 * se > LEAST_PART / 3).tolist():  # where it is no NaN
             layers.setdefault((is_mlp(names[i]), layer_of(names[i])), []).append(i)
         for members in layers.values():
-            if share[members].clip(min=0).sum() < LEAST_PART:
-                continue
-            least = LEAST_PART * share[members].max()
+            together = shared and share[members].sum() >= LEAST_PART
+            least = LEAST_PART * (min(share[members].max(), 1.0) if together else 1.0)
             for i in members:
-                if share[i] >= least and share[i] - 2 * se[i] > CLEAR_PART:
+                if share[i] >= least:
                     edge = Edge(names[i], str(into["target"].values), str(through))
                     yield edge, float(share[i]), float(se[i])
