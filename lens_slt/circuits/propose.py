@@ -55,7 +55,7 @@ def propose_circuits(
        one of several that share the work may hold as much on other tokens;
     3. *shared edges*: several heads of a layer may bring together what none of them brings alone.
        Where they bring three tenths, those are sources that bring clearly more than a tenth, and
-       three tenths of what the largest of them does.
+       at least three tenths of what the largest of them does.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
     minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
@@ -283,12 +283,12 @@ def _sources(into: xr.Dataset, shared: bool) -> Iterator[tuple[Edge, float, floa
     for through in into["through"].values:
         share, se = (into[key].sel(through=through).values for key in ("share", "se"))
         layers: dict[tuple[bool, int], list[int]] = {}
-        for i in np.flatnonzero(share - 2 * se > LEAST_PART / 3).tolist():  # where it is no NaN
+        for i in np.flatnonzero(share > 0).tolist():  # where it is no NaN
             layers.setdefault((is_mlp(names[i]), layer_of(names[i])), []).append(i)
         for members in layers.values():
             together = shared and share[members].sum() >= LEAST_PART
             least = LEAST_PART * (min(share[members].max(), 1.0) if together else 1.0)
             for i in members:
-                if share[i] >= least:
+                if share[i] >= least and share[i] - 2 * se[i] > LEAST_PART / 3:
                     edge = Edge(names[i], str(into["target"].values), str(through))
                     yield edge, float(share[i]), float(se[i])

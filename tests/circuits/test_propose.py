@@ -31,6 +31,7 @@ def edges(shared, se=0.005, **shares):
         (dict(L0H0=0.8, L0H1=0.2), {"L0H0"}, {"L0H0"}),  # little beside the other
         (dict.fromkeys(["L0H0", "L0H1", "L0H2", "L0H3", "L0H4"], 0.09), set(), set()),  # diffuse
         (dict(L0H0=0.25, L0H1=-0.2), set(), set()),
+        (dict(L0H0=0.25, L0H1=0.08), set(), {"L0H0"}),  # it is the clear one of a layer that does
         (dict(L0H0=1.2, L0H1=0.32), {"L0H0", "L0H1"}, {"L0H0", "L0H1"}),
         (dict(L0MLP=0.5, L0H0=float("nan")), {"L0MLP"}, {"L0MLP"}),
     ],
