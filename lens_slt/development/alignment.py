@@ -124,7 +124,7 @@ def mode_development(
     Example:
         >>> import lens_slt as ls
         >>> run, tokens = ls.checkpoints("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=16)
-        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
         >>> sampled = {
         ...     step: ls.sample(
         ...         run.load(step),

@@ -148,7 +148,7 @@ def differentiation(
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l").at([0, 1000, 2900])
         >>> tokens = ls.load_tokens("mix", n_sequences=16, length=16)
-        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
         >>> found = ls.develop(run, tokens, "L1H*", settings=few, progress=False)
         >>> ls.differentiation(found)["step"].dims
         ('component', 'refinement')

@@ -182,13 +182,13 @@ def migration(
         >>> run = ls.checkpoints("attn-2l").at([0, 300, 1000, 1800, 2900])
         >>> tokens = ls.load_tokens("mix", n_sequences=16, length=16)
         >>> to_one_layer = ls.Probe(tokens[:4], reference=ls.load_model("attn-1l"))
-        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
         >>> found = ls.develop(
         ...     run,
         ...     tokens,
         ...     ["L0H2", "L1H2"],
         ...     settings=few,
-        ...     probes={"1l": to_one_layer},
+        ...     probes={"one_layer": to_one_layer},
         ...     progress=False,
         ... )
         >>> ls.migration(found)["word"].dims
