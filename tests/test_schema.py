@@ -62,7 +62,7 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
         "differentiation": ls.differentiation(curves, n_resamples=20),
         "migration": ls.migration(as_curves(migrating())),
         "mode_development": ls.mode_development(appearing(SIZES), n_modes=2, n_bootstrap=3),
-        "pattern_influence": ls.pattern_influence(influenced(), of_halves(), n_resamples=5),
+        "pattern_influence": ls.pattern_influence(influenced(), of_halves(), n_resamples=20),
         "construction": ls.construction(
             run, tokens, planted_circuit().truth, patterns=tokens[:, 1:] > 7, trials="none",
             n_bootstrap=100, progress=False,

@@ -32,7 +32,7 @@ class Settings:
             that (:mod:`lens_slt.sampling.course`); 1e-3, the published value, for ``sgld`` and
             ``rmsprop_sgld``; the step of ``pcn`` adapts during burn-in. A number is obeyed.
         steps_per_draw: k of ``lm``'s ε = 0.8/γ/k, for all components or by component: what would
-            else be chosen; the bias is then measured at half the step only with ``check_step``. Runs
+            else be chosen; the bias is then measured only with ``check_step``. Runs
             with the same k share their noise step by step, so that differences between checkpoints
             are sharper than values (:func:`lens_slt.develop`).
         sampler: ``lm``, ``sgld``, ``rmsprop_sgld``, or an exact reference, ``pcn``/``importance``.
