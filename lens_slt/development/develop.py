@@ -100,7 +100,7 @@ def develop(
         >>> tokens = ls.load_tokens("mix", n_sequences=32, length=32)
         >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
         >>> found = ls.develop(run, tokens, "L1H2", settings=few, progress=False)
-        >>> found["refined_llc"]["llc"].dims
+        >>> found["refined_llc/llc"].dims
         ('checkpoint', 'component')
     """
     boolean("behaviour", behaviour)
