@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens
+    from lens_slt.development.alignment import mode_development
     from lens_slt.development.compare import compare
     from lens_slt.development.construction import construction
     from lens_slt.development.construction_table import construction_table
@@ -49,6 +50,8 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.develop import develop, open_checkpoint, open_development
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.migration import migration
+    from lens_slt.development.overview import DevelopmentView, read_development
+    from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.plan import DevelopmentPlan, plan_development
     from lens_slt.development.stages import stages
     from lens_slt.development.trajectories import head_trajectories
@@ -73,6 +76,12 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
     from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
     from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+    from lens_slt.report.plots_development import (
+        plot_construction,
+        plot_curves,
+        plot_differences,
+        plot_sublosses,
+    )
     from lens_slt.report.plots_heads import (
         plot_behaviour,
         plot_composition,
@@ -84,6 +93,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_maps import plot_map, plot_stability
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
+    from lens_slt.report.plots_stages import plot_stages, plot_transitions
     from lens_slt.report.plots_tokens import (
         plot_cluster_summary,
         plot_clusters,
@@ -93,6 +103,7 @@ if TYPE_CHECKING:  # also read by _homes
     )
     from lens_slt.report.plots_traces import plot_all_traces, plot_traces
     from lens_slt.report.report import report_results, write_report
+    from lens_slt.report.report_development import write_development_report
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
@@ -120,6 +131,7 @@ __all__ = [
     "Checkpoints",
     "CircuitHypothesis",
     "DevelopmentPlan",
+    "DevelopmentView",
     "Divergence",
     "Edge",
     "Estimate",
@@ -174,6 +186,7 @@ __all__ = [
     "make_prompts",
     "map_stability",
     "migration",
+    "mode_development",
     "model_source",
     "modes",
     "ngram_counts",
@@ -183,6 +196,7 @@ __all__ = [
     "paper_evidence",
     "paper_modes",
     "paper_rllc",
+    "pattern_influence",
     "per_token_llc",
     "plan_development",
     "plant",
@@ -195,6 +209,9 @@ __all__ = [
     "plot_cluster_summary",
     "plot_clusters",
     "plot_composition",
+    "plot_construction",
+    "plot_curves",
+    "plot_differences",
     "plot_directions",
     "plot_edges",
     "plot_effects",
@@ -212,10 +229,14 @@ __all__ = [
     "plot_rllc_map",
     "plot_shares",
     "plot_stability",
+    "plot_stages",
+    "plot_sublosses",
     "plot_traces",
+    "plot_transitions",
     "preset",
     "propose_circuits",
     "read_circuit",
+    "read_development",
     "read_hypotheses",
     "read_slt_evidence",
     "read_trials",
@@ -234,6 +255,7 @@ __all__ = [
     "top_tokens",
     "transitions",
     "write_circuit",
+    "write_development_report",
     "write_hypotheses",
     "write_report",
 ]

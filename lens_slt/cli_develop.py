@@ -136,8 +136,7 @@ def develop_command(
 
 
 def _run(model: str, steps: str | None, config: Path | None) -> Checkpoints:
-    options = {} if config is None else {"config": config}
-    run = checkpoints(model, **options)
+    run = checkpoints(model) if config is None else checkpoints(model, config=config)
     if steps is None:
         return run
     try:

@@ -40,6 +40,7 @@ class Schema:
     attrs: Dims = ()  # that readers need
     kind: type = xr.Dataset
     version: int = 1
+    of_a_run: bool = False  # one result of all checkpoints, whose dimension needs no choice
 
     @property
     def variables(self) -> dict[str, Dims]:
@@ -139,7 +140,8 @@ SCHEMAS: dict[str, Schema] = {
             | over("pattern", "n_tokens n_sequences"),
         ),
         Schema(
-            "development", "develop", kind=xr.DataTree, attrs=("run", "unit", "settings"),
+            "development", "develop", kind=xr.DataTree, of_a_run=True,
+            attrs=("run", "unit", "settings"),
             needed=over("component", "refined_llc/llc refined_llc/se"),
         ),
         Schema(
@@ -148,7 +150,8 @@ SCHEMAS: dict[str, Schema] = {
             optional=over("block probe pattern", "blocks"),
         ),
         Schema(
-            "head_trajectories", "head_trajectories", attrs=("verdict",),
+            "head_trajectories", "head_trajectories", of_a_run=True,
+            attrs=("verdict",),
             needed=over("component", "cluster sure") | over("component other_component", "together")
             | over("label", "size") | over("label refinement", "centre")
             | over("variant component", "variant_cluster")
@@ -158,7 +161,8 @@ SCHEMAS: dict[str, Schema] = {
             | over("", "type_ari type_ari_low type_ari_high type_p type_p_in_layers"),
         ),
         Schema(
-            "differentiation", "differentiation", attrs=("against",),
+            "differentiation", "differentiation", of_a_run=True,
+            attrs=("against",),
             needed=over(
                 "component refinement",
                 "step step_low step_high support side verdict excess excess_se p band_low "
@@ -166,7 +170,8 @@ SCHEMAS: dict[str, Schema] = {
             ) | over("component", "first_refinement"),
         ),
         Schema(
-            "migration", "migration", attrs=("verdict", "probe", "before_step", "after_step"),
+            "migration", "migration", of_a_run=True,
+            attrs=("verdict", "probe", "before_step", "after_step"),
             needed=over(
                 "component", "llc se before after change change_low change_high p word"
             ),
@@ -179,7 +184,25 @@ SCHEMAS: dict[str, Schema] = {
             ),
         ),
         Schema(
-            "construction", "construction",
+            "mode_development", "mode_development", of_a_run=True,
+            attrs=("quantity",),
+            needed=over("mode", "step step_low step_high support verdict")
+            | over(
+                "mode", "angle correlation loading_span_angle token_span_angle explained",
+            )
+            | over("mode component", "loading") | over("mode token", "score") | _TOKEN,
+            optional=over("mode", "angle_low angle_high correlation_low correlation_high"),
+        ),
+        Schema(
+            "pattern_influence", "pattern_influence", of_a_run=True,
+            needed=over(
+                "query source",
+                "influence se correlation correlation_se effect flips peak peak_low peak_high "
+                "peak_ratio",
+            ),
+        ),
+        Schema(
+            "construction", "construction", of_a_run=True,
             attrs=("run", "unit", "units", "least_effect", "sequences", "level"),
             needed=over("part context", f"effect {_each('se low high', 'effect_{}')}")
             | over("part", "behaviour behaviour_se head_type behaves_as behaves_least")
@@ -352,20 +375,24 @@ def require(result: Any, *names: str, argument: str, leading: Dims = ()) -> Any:
             f"{more}: {_remedy(result, schema, argument)}"
         )
     for dim in LEADING:
-        if dim not in leading and dim in _all_dims(result, schema):
+        own = schema.of_a_run and dim == "checkpoint"
+        if not own and dim not in leading and dim in _all_dims(result, schema):
             raise ValueError(
                 f"{argument} has the dimension {dim!r}: choose one, {argument}.sel({dim}=…)"
             )
     return _ordered(result, schema)
 
 
-def name_of(result: Any) -> str:
-    """The name of a whole result of this version, without a dimension in front; else ""."""
+def name_of(result: Any, leading: Dims = ()) -> str:
+    """The name of a whole result of this version, without a dimension in front; else "".
+
+    ``leading``: of :data:`LEADING`, the dimensions in front that it may have.
+    """
     name = str(getattr(result, "attrs", {}).get("result", ""))
     if name not in SCHEMAS:
         return ""
     try:
-        require(result, name, argument="result")
+        require(result, name, argument="result", leading=leading)
     except (TypeError, ValueError):
         return ""
     return name

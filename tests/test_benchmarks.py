@@ -177,6 +177,14 @@ def test_kills():
     assert found["kills"] == 6
 
 
+@pytest.mark.slow
+def test_parallel():
+    pytest.importorskip("distributed", reason="needs lens-slt[dask]")
+    found = figures("parallel", "--quick")
+    assert found["max_difference"] == 0.0
+    assert found["killed_repeats"] >= 1
+
+
 def test_slope_is_not_pulled_to_zero_by_errors_of_x():
     rng = np.random.default_rng(0)
     scale = np.repeat([0.01, 1.0, 100.0], 200)  # components differ in scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,15 @@ from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.sampling.folder import read_description, write_description
 from lens_slt.schema import SCHEMAS, Schema, name_of, require, stamped
+from tests.development.made_runs import formed
+from tests.development.made_runs import planted as planted_circuit
+from tests.development.test_alignment import SIZES
+from tests.development.test_alignment import planted as appearing
+from tests.development.test_migration import as_curves
+from tests.development.test_migration import planted as migrating
+from tests.development.test_pattern_influence import patterns as of_halves
+from tests.development.test_pattern_influence import run as influenced
+from tests.made_curves import as_result, planted_clusters
 from tests.made_draws import made_draws
 from tests.made_matrices import planted
 from tests.made_probes import per_token_draws
@@ -31,6 +42,32 @@ def over_checkpoints() -> dict[str, xr.Dataset]:
         "transitions": ls.transitions(line),
         "critical_checkpoints": ls.critical_checkpoints(line),
     }
+
+
+def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dict[str, Any]:
+    """Results of a whole training run, and what compares two results."""
+    curves = as_result(planted_clusters()[0])
+    llc, tokens = results["refined_llc"], torch.randint(16, (8, 12))
+    run = ls.checkpoints(formed, steps=[0, 10000])
+    swept = ls.develop(
+        run, tokens, "L0H0, L1H0", probes={"text": tokens}, progress=False,
+        settings=ls.Settings(draws=8, burn_in=2, chains=2, batch_size=4, steps_per_draw=1),
+    )  # fmt: skip
+    at_end = swept["sublosses"].to_dataset().isel(checkpoint=-1)
+    return {
+        "development": swept,
+        "sublosses": at_end,
+        "differences": ls.compare(llc, llc),
+        "head_trajectories": ls.head_trajectories(curves, n_resamples=3),
+        "differentiation": ls.differentiation(curves, n_resamples=20),
+        "migration": ls.migration(as_curves(migrating())),
+        "mode_development": ls.mode_development(appearing(SIZES), n_modes=2, n_bootstrap=3),
+        "pattern_influence": ls.pattern_influence(influenced(), of_halves(), n_resamples=20),
+        "construction": ls.construction(
+            run, tokens, planted_circuit().truth, patterns=tokens[:, 1:] > 7, trials="none",
+            n_bootstrap=100, progress=False,
+        ),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +111,7 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
             model, tokens, pattern.numpy(), ["L0H2"], n_random=1
         ),
     }
-    results |= over_checkpoints()
+    results |= over_checkpoints() | of_a_run(results)
     assert set(results) == set(SCHEMAS)
     return results
 
@@ -100,7 +137,9 @@ def test_results_made_in_other_ways_follow_it_too(made):
         assert name_of(result) == result.attrs["result"]
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMAS if name != "draws"])
+@pytest.mark.parametrize(
+    "name", [name for name, one in SCHEMAS.items() if one.kind != xr.DataTree and not one.of_a_run]
+)
 def test_any_result_may_have_checkpoints_in_front(made, name):
     steps = pd.Index([0, 1000], name="checkpoint")
     both = xr.concat([made[name], made[name]], steps)

@@ -50,7 +50,7 @@ RIGHT: dict[str, Any] = dict.fromkeys(
 )
 BARE: dict[str, type] = {
     "Trial": ls.Trial, "Calibration": ls.Calibration, "SltEvidence": ls.SltEvidence,
-    "Trial | CircuitHypothesis": ls.Trial,
+    "Trial | CircuitHypothesis": ls.Trial, "Checkpoints": ls.Checkpoints,
     "CircuitHypothesis | Sequence[CircuitHypothesis]": ls.CircuitHypothesis,
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,13 @@ from lens_slt.models.suffix import flatten_slots
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.sampling.certificate import ERRORS, LARGEST_DEFECT, LARGEST_SHARE
+from lens_slt.sampling.course import (
+    LEAST_FACTOR,
+    MOST_FACTOR,
+    MOST_STEPS_PER_DRAW,
+    ORDER,
+    WANTED_SHARE,
+)
 from lens_slt.sampling.devices import one_device
 from lens_slt.sampling.folder import DESCRIPTION, DamagedRun, SamplingWarning
 from lens_slt.sampling.prepare import Probe
@@ -107,6 +115,24 @@ class Drawn:
         least = max(LARGEST_DEFECT, 2 * LARGEST_SHARE * scale)
         return abs(self.defect) - ERRORS * self.defect_se > least
 
+    def finer(self, scale: float) -> int:
+        """Steps of one draw that should do, where this step is coarse."""
+        factor = MOST_FACTOR
+        if np.isfinite(self.llc):
+            share = abs(self.defect) / max(2 * scale, LARGEST_DEFECT)
+            factor = float(
+                np.clip((share / WANTED_SHARE) ** (1 / ORDER), LEAST_FACTOR, MOST_FACTOR)
+            )
+        return min(MOST_STEPS_PER_DRAW, math.ceil(self.stride * factor))
+
+
+def drawn_of(draws: xr.DataTree) -> dict[str, Drawn]:
+    """How every component was drawn."""
+    columns = refined_llc(draws.drop_nodes("probes", errors="ignore"))
+    keys = ("steps_per_draw", "llc", "defect", "defect_se")
+    rows = zip(columns["component"].values, *(columns[key].values for key in keys), strict=True)
+    return {str(name): Drawn(int(k), *map(float, rest)) for name, k, *rest in rows}
+
 
 @dataclass(frozen=True)
 class SampleCell:
@@ -116,7 +142,7 @@ class SampleCell:
     source: ModelSource
     work: Work
     components: tuple[str, ...]
-    strides: Mapping[str, int] | None  # steps of one draw; None: chosen for every component
+    strides: Mapping[str, int] | None  # steps of one draw; None: as the settings say
     folder: Path
 
     @property
@@ -130,10 +156,7 @@ class SampleCell:
         if self.strides is not None:
             settings = settings.but(steps_per_draw=dict(self.strides))
         draws = self.work.sampled(self.source, self.components, settings, self.folder)
-        columns = refined_llc(draws.drop_nodes("probes", errors="ignore"))
-        keys = ("steps_per_draw", "llc", "defect", "defect_se")
-        rows = zip(columns["component"].values, *(columns[key].values for key in keys), strict=True)
-        return {str(name): Drawn(int(k), *map(float, rest)) for name, k, *rest in rows}
+        return drawn_of(draws)
 
 
 @dataclass(frozen=True)

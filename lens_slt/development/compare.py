@@ -73,7 +73,7 @@ def compare(
         >>> run = ls.checkpoints("attn-2l")
         >>> before, after = (ls.behaviour_scores(run.load(step)) for step in (1000, 2900))
         >>> change = ls.compare(before, after)["prefix_matching"]
-        >>> str(change["component"][int(change.argmax())].values)[:2]
+        >>> str(change.idxmax("component").values)[:2]
         'L1'
     """
     if not isinstance(one, xr.Dataset):

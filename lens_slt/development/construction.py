@@ -100,8 +100,9 @@ def construction(
     Args:
         checkpoints: from :func:`lens_slt.checkpoints`, at least two; the last is where the circuits
             were found.
-        tokens, patterns, roles, how, metric, least_effect, n_null, n_bootstrap, weights, mask,
-            pad_id, seed: as for :func:`lens_slt.cross_check`, the same at all checkpoints.
+        tokens, patterns, roles, how, metric: as for :func:`lens_slt.cross_check`, the same at all
+            checkpoints.
+        least_effect, n_null, n_bootstrap, weights, mask, pad_id, seed: likewise.
         hypotheses: one or several. One that was made for a model must be for the last checkpoint's.
         slt: by step, what that checkpoint's trial is to hold against the interventions.
         trials: ``bisect``: at the last checkpoint, and where a circuit is supported there, halving

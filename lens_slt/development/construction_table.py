@@ -69,7 +69,7 @@ def _asked(one: xr.Dataset, criterion: str) -> bool:
 
 
 def _row(one: xr.Dataset, criterion: str, first: int) -> dict[str, Any]:
-    at = one.sel(criterion=criterion)
+    at = one.isel(criterion=CRITERIA.index(criterion))
     onset, low, high = (float(at[name]) for name in ("onset", "onset_low", "onset_high"))
     value, least, unit = _at_the_end(one.isel({CHECKPOINT: -1}), criterion, one.attrs)
     as_type = str(one["behaves_as"].values)
@@ -92,8 +92,7 @@ def when(onset: float, low: float, high: float, first: int) -> str:
         return f"{onset:.0f}, {UNCLEAR}"
     if high == first:
         return f"{first} or before"
-    begin = "–" if np.isnan(low) else f"{low:.0f}–"
-    return f"{onset:.0f} ({begin}{high:.0f})"
+    return f"{onset:.0f} ({'up to ' if np.isnan(low) else f'{low:.0f}–'}{high:.0f})"
 
 
 def _at_the_end(

@@ -58,7 +58,8 @@ def develop(
     Every component has one step size at all checkpoints, and noise and minibatches depend on seed,
     component, chain and step only: neighbouring checkpoints share their randomness, and differences
     are sharper than values (:func:`lens_slt.compare`). Step sizes are chosen at three checkpoints;
-    where a certificate fails at another, the component is sampled anew, more finely, at all.
+    where one is known to be too large for the curve at another (the defect allows a bias of more
+    than a tenth of the component's largest λ̂), the component is sampled anew, more finely, at all.
 
     Models are loaded one at a time, by the jobs (a checkpoint and a group of components each) that
     ``parallel`` says where to run. What is finished lies in ``path`` and is not done again.
@@ -99,7 +100,7 @@ def develop(
         >>> tokens = ls.load_tokens("mix", n_sequences=32, length=32)
         >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
         >>> found = ls.develop(run, tokens, "L1H2", settings=few, progress=False)
-        >>> found["refined_llc"]["llc"].dims
+        >>> found["refined_llc/llc"].dims
         ('checkpoint', 'component')
     """
     boolean("behaviour", behaviour)

@@ -19,7 +19,7 @@ from lens_slt.arguments import choice, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.statistics import SIGNIFICANT
 from lens_slt.development.curves import CHECKPOINT
-from lens_slt.development.head_curves import HeadCurves, read_head_curves
+from lens_slt.development.head_curves import HeadCurves, first_lasting, read_head_curves
 from lens_slt.schema import stamped
 
 AGAINST = ("layer", "start")
@@ -75,17 +75,21 @@ def find_differentiation(
     width = margin * _ranges(curves.values, layers)
     low, high = _bands(curves.values, layers, against, width)
     excess = _beyond(curves.values, low, high)
-    resampled = _beyond(drawn, *_bands(drawn, layers, against, width))
+    ends = _bands(drawn, layers, against, width)
+    resampled = _beyond(drawn, *ends)
     se = resampled.std(0, ddof=1)
     z = _in_errors(excess, se)
     largest = _in_errors(resampled - resampled.mean(0), se).reshape(n_resamples, -1).max(1)
     critical = float(np.quantile(largest, 1 - SIGNIFICANT))
     p = (1 + (largest >= z[..., None] - 1e-12).sum(-1)) / (1 + n_resamples)
-    onset, left = _onsets(z, critical)
-    again = _in_errors(resampled, se)
-    support = (_onsets(again, critical)[0] != NOWHERE).mean(0)
-    first, last = _interval(_onsets(again, 0.0)[0])  # when it crossed, not when it was clear
-    sure = (support >= LEAST_SUPPORT) & (onset != NOWHERE)
+    ends_above = (curves.values - high >= low - curves.values)[..., -1:]
+    own = _in_errors(np.where(ends_above, curves.values - high, low - curves.values), se)
+    again = _in_errors(np.where(ends_above, drawn - ends[1], ends[0] - drawn), se)
+    onset, left = _onsets(own, critical), (z > critical).any(-1)
+    support = (_onsets(again, critical) != NOWHERE).mean(0)
+    crossed = first_lasting(again > 0)  # not when it was clear, but when it went outside for good
+    first, last = _interval(crossed)
+    sure = ((crossed != NOWHERE).mean(0) >= LEAST_SUPPORT) & (onset != NOWHERE)
     words = np.where(left, RETURNS, STAYS)
     words = np.where(onset == NOWHERE, words, np.where(onset == 0, FROM_START, DIFFERENTIATES))
     farthest = excess.argmax(-1)[..., None]
@@ -112,7 +116,8 @@ def differentiation(
     A head differentiates at the first checkpoint at which its curve is beyond its band, by more
     than errors explain, and after which it is never clearly back inside. The p-values of all heads,
     refinements and checkpoints are corrected together, by the largest deviation of resampled
-    curves: one false statement in 20 such tables.
+    curves: one false statement in 20 such tables. Above the band and below it are different sides:
+    a curve that crosses the band is outside, on its last side, from then on.
 
     Args:
         development: from :func:`lens_slt.develop`, or curves of refined LLCs.
@@ -128,7 +133,7 @@ def differentiation(
         Dataset over (component, refinement): ``step``, the first checkpoint outside, NaN where a
         head stays; ``step_low`` and ``step_high``: between them it crossed the end of the band, in
         95 % of resampled curves, the gap to the checkpoint before included; ``support``, the share
-        of resampled curves that leave; ``side``, ``above`` or ``below`` at the farthest;
+        of resampled curves that clearly leave; ``side``, ``above`` or ``below`` at the farthest;
         ``verdict``: ``differentiates``, ``apart from the start`` (outside at the first checkpoint
         already), ``leaves and comes back``, ``stays in the band``. By checkpoint: ``excess``, how
         far beyond the band (negative inside), ``excess_se``, ``p`` corrected, ``band_low`` and
@@ -143,7 +148,7 @@ def differentiation(
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l").at([0, 1000, 2900])
         >>> tokens = ls.load_tokens("mix", n_sequences=16, length=16)
-        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
         >>> found = ls.develop(run, tokens, "L1H*", settings=few, progress=False)
         >>> ls.differentiation(found)["step"].dims
         ('component', 'refinement')
@@ -222,13 +227,13 @@ def _in_errors(excess: FloatArray, se: FloatArray) -> FloatArray:
     return np.divide(excess, se, out=np.where(excess > 0, np.inf, -np.inf), where=se > 0)
 
 
-def _onsets(z: FloatArray, critical: float) -> tuple[NDArray[np.int_], BoolArray]:
+def _onsets(z: FloatArray, critical: float) -> NDArray[np.int_]:
     """First checkpoint ``[...]`` that is clearly outside, none after it being clearly inside, or
-    −1; and whether one was clearly outside at all."""
-    outside, inside = z > critical, z < INSIDE
+    −1."""
+    inside = z < INSIDE
     later = np.flip(np.maximum.accumulate(np.flip(inside, -1), -1), -1)
-    lasting = outside & ~later
-    return np.where(lasting.any(-1), lasting.argmax(-1), NOWHERE), outside.any(-1)
+    lasting = (z > critical) & ~later
+    return np.where(lasting.any(-1), lasting.argmax(-1), NOWHERE)
 
 
 def _interval(onsets: NDArray[np.int_]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lens_slt.arguments import choice
-from lens_slt.arrays import FloatArray
+from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.models.names import head_place, is_head
 from lens_slt.schema import require
@@ -105,6 +105,12 @@ class HeadCurves:
         alone = [len(g) == 1 for g in take]
         se[:, alone] = self.se[:, [g[0] for g in take if len(g) == 1]]
         return replace(self, heads=tuple(groups), values=mean(self.values), se=se, blocks=blocks)
+
+
+def first_lasting(there: BoolArray) -> NDArray[np.int_]:
+    """Index of the first checkpoint ``[..., checkpoint]`` from which on all are true, or −1."""
+    lasting = np.flip(np.minimum.accumulate(np.flip(there, -1), -1), -1)
+    return np.where(lasting[..., -1], lasting.argmax(-1), -1)
 
 
 def read_head_curves(

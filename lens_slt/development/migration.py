@@ -163,15 +163,15 @@ def migration(
         was chosen, 95 %), ``p`` corrected likewise, and ``word``: ``falls``, ``rises``, ``no change
         shown``. With ``checkpoints`` also, over pattern (``multigram``, that is ``ngram`` or
         ``skip_gram``; ``induction``; ``other``; a token that is said twice counts as induction
-        alone) and when (``before``, ``after``): ``effect``, the mean effect of the ablation in nats,
-        ``effect_se`` over sequences; ``affected_share``, the share of the pattern among the
-        twentieth of the tokens that it hurts most, to hold against ``token_share``;
+        alone) and when (``before``, ``after``): ``effect``, the mean effect of the ablation in
+        nats, and ``effect_se`` over sequences; ``affected_share``, the share of the pattern among
+        the twentieth of the tokens that it hurts most, to hold against ``token_share``;
         ``effect_change``, with error, interval, ``effect_change_p`` (Holm over components) and
         ``effect_word``. Attributes: ``before_step``, ``after_step``, ``peak_low`` and ``peak_high``
-        (steps, 95 %) and ``verdict``: ``multigrams migrate`` if layer 0's mean rLLC rose to its
-        peak and falls after it, a later layer's rises, and so do effects on multigrams; ``by rLLC
-        only``, ``by ablation only``, ``no migration shown``, or ``by rLLC, not looked for by
-        ablation``.
+        (steps, 95 %), ``to_peak``, the word for layer 0 from the first checkpoint to the peak, and
+        ``verdict``: ``multigrams migrate`` if layer 0's mean rLLC rose to its peak and falls after
+        it, a later layer's rises, and so do effects on multigrams; ``by rLLC only``, ``by ablation
+        only``, ``no migration shown``, or ``by rLLC, not looked for by ablation``.
 
     Raises:
         TypeError, ValueError: one layer, no such probe, too few checkpoints, patterns without
@@ -182,13 +182,13 @@ def migration(
         >>> run = ls.checkpoints("attn-2l").at([0, 300, 1000, 1800, 2900])
         >>> tokens = ls.load_tokens("mix", n_sequences=16, length=16)
         >>> to_one_layer = ls.Probe(tokens[:4], reference=ls.load_model("attn-1l"))
-        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
         >>> found = ls.develop(
         ...     run,
         ...     tokens,
         ...     ["L0H2", "L1H2"],
         ...     settings=few,
-        ...     probes={"1l": to_one_layer},
+        ...     probes={"one_layer": to_one_layer},
         ...     progress=False,
         ... )
         >>> ls.migration(found)["word"].dims

@@ -105,7 +105,7 @@ def _groups(patterns: xr.DataArray, real: BoolArray) -> dict[str, BoolArray]:
     """Tokens by pattern, each in one."""
     if patterns.shape[1:] != real.shape:
         raise ValueError(
-            f"patterns are of other tokens: {patterns.shape[1:]} predictions instead of {real.shape}"
+            f"patterns are of other tokens: {patterns.shape[1:]} predictions, not {real.shape}"
         )
     labels = {name: patterns.sel(pattern=name).values.astype(bool) & real for name in NEEDED}
     again = labels["induction"]

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from lens_slt.arguments import integer, number, typed
+from lens_slt.development.cells import drawn_of
+from lens_slt.development.sweep import FINER
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.sampling.estimate import duration
@@ -102,12 +104,24 @@ def plan_development(
     settings = preset(settings) if isinstance(settings, str) else settings
     tried = settings.but(draws=TRIED_DRAWS, thin=min(settings.thin, TRIED_DRAWS))
     model = checkpoints.load(checkpoints.steps[-1], device)
-    began = time.perf_counter()
-    draws = sample(
-        model, tokens, components, settings=tried, probes=probes, weights=weights, mask=mask,
-        pad_id=pad_id, device=device, progress=False,
-    )  # fmt: skip
-    spent = time.perf_counter() - began
+    adapts = tried.chooses_step and tried.steps_per_draw is None
+    tried = tried.but(steps_per_draw=1) if adapts else tried
+    for _ in range(FINER):
+        began = time.perf_counter()
+        draws = sample(
+            model, tokens, components, settings=tried, probes=probes, weights=weights, mask=mask,
+            pad_id=pad_id, device=device, progress=False,
+        )  # fmt: skip
+        spent = time.perf_counter() - began
+        found = drawn_of(draws)
+        coarse = any(one.is_coarse(abs(one.llc)) for one in found.values())
+        if not adapts or not coarse:
+            break
+        strides = {
+            name: one.finer(abs(one.llc)) if one.is_coarse(abs(one.llc)) else one.stride
+            for name, one in found.items()
+        }
+        tried = tried.but(steps_per_draw=strides)
     llc = refined_llc(draws.drop_nodes("probes", errors="ignore"))
     relative = float(np.nanmedian(np.abs(llc["se"] / llc["llc"])))
     per_draw = spent / (TRIED_DRAWS + tried.burn_in_steps)

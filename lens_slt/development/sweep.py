@@ -20,7 +20,7 @@ from lens_slt.sampling.jobs import run_jobs
 
 STRIDES = "steps-per-draw.json"
 PILOTS = (0.33, 0.67, 1.0)  # places in the run at which step sizes are chosen first
-FINER = 2  # how often steps are made smaller for all checkpoints, because of one
+FINER = 3  # how often steps are made smaller, because of one checkpoint
 
 
 @dataclass
@@ -45,39 +45,26 @@ class Sweep:
 
     def run(self, parallel: Any, keep_draws: bool, progress: bool) -> None:
         """Sample all, as finely as the worst checkpoint of a component needs, and read it off."""
-        self._start(parallel, progress)
-        for finer in range(FINER + 1):
-            failing = self._sample(parallel, progress)
-            if not failing or finer == FINER:
-                break
-            for name in failing:
-                self._set_strides({name: min(2 * self.strides[name], MOST_STEPS_PER_DRAW)})
-        jobs = [self._reading(step, keep_draws) for step in self._left()]
-        run_jobs(jobs, parallel, label="results", progress=progress)
-
-    def _start(self, parallel: Any, progress: bool) -> None:
-        """Strides of an earlier call, or those that a few checkpoints choose."""
         file = self.folder / STRIDES
         if file.exists():
             self.strides = read_json(file)
         elif self.work.settings.chooses_step and self.work.settings.steps_per_draw is None:
-            self._choose(parallel, progress)
-
-    def _choose(self, parallel: Any, progress: bool) -> None:
+            self._set_strides({name: 1 for group in self.groups for name in group})
         steps = self.checkpoints.steps
-        some = sorted({steps[round(share * (len(steps) - 1))] for share in PILOTS})
-        jobs = [self._cell(step, names, None) for step in some for names in self.groups]
-        found = run_jobs(jobs, parallel, label="step sizes", progress=progress)
-        chosen: dict[str, int] = {}
-        for outcome in found:
-            for name, drawn in outcome.value.items():
-                chosen[name] = max(drawn.stride, chosen.get(name, 1))
-        self._set_strides(chosen)
-        for job, outcome in zip(jobs, found, strict=True):
-            for name, drawn in outcome.value.items():
-                if drawn.stride == chosen[name] == 1:  # a finer course began later, at other noise
-                    self.drawn[job.step, name] = job.folder
-                    self.scale[name] = max(abs(drawn.llc), self.scale.get(name, 0.0))
+        some = {steps[round(share * (len(steps) - 1))] for share in PILOTS}
+        self._settle(some, parallel, "step sizes", progress)
+        self._settle(set(steps), parallel, "checkpoints", progress)
+        jobs = [self._reading(step, keep_draws) for step in self._left()]
+        run_jobs(jobs, parallel, label="results", progress=progress)
+
+    def _settle(self, steps: set[int], parallel: Any, label: str, progress: bool) -> None:
+        """Sample these checkpoints, again where a step was too large for a component's curve."""
+        for _ in range(FINER):
+            finer = self._sample(steps, parallel, label, progress)
+            if not finer:
+                return
+            self._set_strides(finer)
+        self._sample(steps, parallel, label, progress)
 
     def _set_strides(self, strides: Mapping[str, int]) -> None:
         self.strides |= strides
@@ -85,29 +72,30 @@ class Sweep:
         for place in [key for key in self.drawn if key[1] in strides]:
             del self.drawn[place]
 
-    def _sample(self, parallel: Any, progress: bool) -> list[str]:
-        """Draw what is missing; components whose certificate a smaller step may save."""
+    def _sample(self, steps: set[int], parallel: Any, label: str, progress: bool) -> dict[str, int]:
+        """Draw what is missing; finer strides of components whose step was too large."""
         jobs = []
         for step in self._left():
-            for group in self.groups:
+            for group in self.groups if step in steps else ():
                 names = tuple(name for name in group if (step, name) not in self.drawn)
                 if names:
                     strides = {name: self.strides[name] for name in names if name in self.strides}
                     jobs.append(self._cell(step, names, strides or None))
-        outcomes = run_jobs(jobs, parallel, label="checkpoints", progress=progress)
-        found = [(name, one) for outcome in outcomes for name, one in outcome.value.items()]
+        outcomes = run_jobs(jobs, parallel, label=label, progress=progress)
+        found: list[tuple[str, Drawn]] = []
         for job, outcome in zip(jobs, outcomes, strict=True):
+            found += outcome.value.items()
             self.drawn |= {(job.step, name): job.folder for name in outcome.value}
         for name, one in found:
             if np.isfinite(one.llc):
                 self.scale[name] = max(abs(one.llc), self.scale.get(name, 0.0))
-        return sorted(
-            {
-                name for name, one in found
-                if name in self.strides and one.stride < MOST_STEPS_PER_DRAW
-                and one.is_coarse(self.scale.get(name, 0.0))
-            }
-        )  # fmt: skip
+        finer: dict[str, int] = {}
+        for name, one in found:
+            scale = self.scale.get(name, 0.0)
+            able = name in self.strides and one.stride < MOST_STEPS_PER_DRAW
+            if able and one.is_coarse(scale):
+                finer[name] = max(one.finer(scale), finer.get(name, 1))
+        return finer
 
     def _left(self) -> list[int]:
         """Steps that are not finished at these strides."""

@@ -167,7 +167,7 @@ def head_trajectories(
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l").at([0, 300, 1000, 1800, 2900])
         >>> tokens = ls.load_tokens("mix", n_sequences=16, length=16)
-        >>> few = ls.Settings(draws=20, chains=2, burn_in=5)
+        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
         >>> found = ls.develop(run, tokens, "L1H*", settings=few, progress=False)
         >>> ls.head_trajectories(found, n_resamples=10)["stability"].dims
         ('variant',)

@@ -78,7 +78,7 @@ def influence(
         )
     a, where_a = _series(reader, component, unit)
     b, where_b = (a, where_a) if other is reader else _series(other, component, unit)
-    value, se = _negative_covariance(a, b, weight, reader.blocks(component), kind == "correlation")
+    value, se = negative_covariance(a, b, weight, reader.blocks(component), kind == "correlation")
     coords: dict[str, Any] = {}
     for dim, where in (("query", where_a), ("source", where_b)):
         for key, index in where.items():
@@ -149,7 +149,7 @@ def _series(reader: ProbeReader, component: str, unit: str) -> tuple[FloatArray,
     return means, {"sequence": rows}
 
 
-def _negative_covariance(
+def negative_covariance(
     a: FloatArray, b: FloatArray, weight: FloatArray, blocks: list[slice], correlation: bool
 ) -> tuple[FloatArray, FloatArray]:
     """−Cov or −Corr ``[query, source]`` over all draws, and its jackknife error over blocks."""

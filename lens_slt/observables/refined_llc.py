@@ -84,7 +84,7 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         data[name] = ("component", health[name].values)
     for name in ROOT_COLUMNS:
         data[name] = ("component", root[name].values)
-    n_blocks = number_of_blocks(-(-min(counts) // settings.thin))  # also of draws with probes
+    n_blocks = _number_of_blocks(int(min(counts)), settings.thin)
     data["blocks"] = (
         ("block", "component"), scale * _blocks(steps, loss, used, settings, n_blocks),
     )  # fmt: skip
@@ -151,6 +151,12 @@ def text_error(means: FloatArray, weight: FloatArray) -> float:
         return float("nan")
     rest = weight * (means - np.average(means, weights=weight))
     return float(np.sqrt(n / (n - 1) * (rest**2).sum()) / weight.sum())
+
+
+def _number_of_blocks(n_draws: int, thin: int) -> int:
+    """Blocks of all draws and, as many, of those with probes: two or more draws of a probe each."""
+    probed = -(-n_draws // thin)
+    return max(number_of_blocks(probed), min(number_of_blocks(n_draws), probed // 2))
 
 
 def _blocks(

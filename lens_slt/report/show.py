@@ -11,10 +11,18 @@ from rich.table import Table
 from lens_slt.calibration import Calibration
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.trial import Trial
+from lens_slt.development.curves import CHECKPOINT
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
 from lens_slt.report.plots import plot_calibration, plot_rllc
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
+from lens_slt.report.plots_development import (
+    CURVES,
+    plot_construction,
+    plot_curves,
+    plot_differences,
+    plot_sublosses,
+)
 from lens_slt.report.plots_heads import (
     plot_behaviour,
     plot_composition,
@@ -26,6 +34,7 @@ from lens_slt.report.plots_heads import (
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
+from lens_slt.report.plots_stages import plot_stages, plot_transitions
 from lens_slt.report.plots_tokens import (
     plot_cluster_summary,
     plot_clusters,
@@ -39,7 +48,11 @@ from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.schema import SCHEMAS, name_of, require
 
+CURVES_OF_RESULT = "curves"  # of any result over checkpoints
+OVER_CHECKPOINTS = ("construction", "development", "differences")  # with a figure of their own
+
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
+    CURVES_OF_RESULT: plot_curves,
     "draws": plot_all_traces,
     "refined_llc": plot_rllc,
     "refined_observable": plot_observables,
@@ -62,6 +75,12 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "behaviour_scores": plot_behaviour,
     "edge_attribution": plot_edges,
     "faithfulness_curve": plot_faithfulness,
+    "development": plot_curves,
+    "sublosses": plot_sublosses,
+    "differences": plot_differences,
+    "construction": plot_construction,
+    "stages": plot_stages,
+    "transitions": plot_transitions,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,
     "calibration": plot_calibration,
@@ -89,7 +108,9 @@ def plot(result: Any) -> go.Figure:
     Args:
         result: draws, refined LLCs, a matrix, modes, patterns, enrichment, a map, clusters,
             influence, losses under an intervention, composition or behaviour scores, attributed
-            edges, a faithfulness curve, a hypothesis, a trial, a calibration.
+            edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
+            matrices, observables, behaviour scores and sublosses also over checkpoints; what
+            ``develop``, ``compare``, ``construction``, ``stages`` and ``transitions`` return.
 
     Raises:
         TypeError: anything else.
@@ -108,11 +129,17 @@ def plot(result: Any) -> go.Figure:
 
 
 def kind_of(result: Any) -> str:
-    """Which whole result this is, "" for what is none; the rest is an array like others."""
+    """Which whole result this is, "" for what is none; the rest is an array like others.
+
+    Of a result over checkpoints it is "curves".
+    """
     for one, kind in _CLASSES.items():
         if isinstance(result, one):
             return kind
-    return name_of(result)
+    name = name_of(result, leading=(CHECKPOINT,))
+    if name in OVER_CHECKPOINTS or name == name_of(result):
+        return name
+    return CURVES_OF_RESULT if name in CURVES else ""
 
 
 def table_of(result: Any) -> str:

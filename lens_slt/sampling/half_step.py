@@ -148,6 +148,8 @@ def _rings(settings: Settings, outcome: Outcome, store: DrawStore, place: int) -
 
 def rings(found: Virial, course: Course, settings: Settings) -> bool:
     """Whether a component's bias has to be measured, with this virial at its end."""
+    if course.fixed:
+        return False
     if found.fails:
         return course.stride < MOST_STEPS_PER_DRAW  # else it is lost anyway
     return settings.draws is None and settings.target_se is None and not found.holds

@@ -8,6 +8,7 @@ into one run, which looks as if it had been sampled here.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import uuid
@@ -66,6 +67,7 @@ from lens_slt.sampling.token_files import read_token_sets, write_token_sets
 
 INPUTS, MODEL = "inputs.safetensors", "model"
 MOST_IN_NAME = 3  # components
+OF_A_PART = ("components", "engine")  # what its identity has of its own
 
 
 def goes_in_parallel(folder: Path | None, parallel: Any) -> bool:
@@ -168,8 +170,8 @@ class SampleJob:
         prepared = assembled(
             adapted, weights, components, groups, data, probes, settings, self.engine
         )
-        own = {key: prepared.identity[key] for key in ("components", "engine")}
-        found = differences({**identity, **own}, prepared.identity)
+        here = json.loads(json.dumps(prepared.identity))
+        found = differences({**identity, **{key: here[key] for key in OF_A_PART}}, here)
         if found:
             raise ValueError(
                 f"model: {self.source.label}, as this worker loads it, is not the model that "

@@ -32,8 +32,9 @@ class Settings:
             that (:mod:`lens_slt.sampling.course`); 1e-3, the published value, for ``sgld`` and
             ``rmsprop_sgld``; the step of ``pcn`` adapts during burn-in. A number is obeyed.
         steps_per_draw: k of ``lm``'s ε = 0.8/γ/k, for all components or by component: what would
-            else be chosen. Runs with the same k share their noise step by step, so that differences
-            between checkpoints are sharper than values (:func:`lens_slt.develop`).
+            else be chosen; the bias is then measured only with ``check_step``. Runs
+            with the same k share their noise step by step, so that differences between checkpoints
+            are sharper than values (:func:`lens_slt.develop`).
         sampler: ``lm``, ``sgld``, ``rmsprop_sgld``, or an exact reference, ``pcn``/``importance``.
         chains: chains per component.
         draws: draws per chain after burn-in. None: 200, and up to 1600 of components whose

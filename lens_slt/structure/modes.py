@@ -74,7 +74,7 @@ def modes(
         raise ValueError("whiten=True needs the noise: make the matrix with keep_blocks=True")
     k = min(n_modes, n_components)
     whitening = _noise_whitening(matrix, centre_rows) if whiten else None
-    whole = _Decomposition.of(x, np.ones(len(x)), whitening)
+    whole = Decomposition.of(x, np.ones(len(x)), whitening)
     vectors = whole.vectors[:, :k]
     score = whole.x @ vectors
     score /= np.where(score.std(0) > 0, score.std(0), 1)
@@ -104,7 +104,7 @@ def modes(
 
 
 @dataclass(frozen=True)
-class _Decomposition:
+class Decomposition:
     """Eigenvectors of the weighted second moments of the columns."""
 
     x: FloatArray  # [token, component], centred and scaled
@@ -114,7 +114,7 @@ class _Decomposition:
     @classmethod
     def of(
         cls, values: FloatArray, weight: FloatArray, whitening: FloatArray | None
-    ) -> _Decomposition:
+    ) -> Decomposition:
         """Of standardised or bare columns; ``weight`` counts how often each token is there."""
         weight = weight / weight.sum()
         x = values if whitening is None else values @ whitening
@@ -141,7 +141,7 @@ def _noise_whitening(matrix: xr.Dataset, centre_rows: bool) -> FloatArray:
 
 def _bootstrap(
     matrix: xr.Dataset,
-    whole: _Decomposition,
+    whole: Decomposition,
     k: int,
     n_bootstrap: int,
     seed: int,
@@ -162,7 +162,7 @@ def _bootstrap(
         if n_sequences > 1:
             counts = generator.multinomial(n_sequences, np.full(n_sequences, 1 / n_sequences))
             weight = counts[sequence].astype(np.float64)
-        again = _Decomposition.of(scaled(values, weight, centre_rows), weight, whitening)
+        again = Decomposition.of(scaled(values, weight, centre_rows), weight, whitening)
         vectors, shares = _matched(whole.vectors[:, :k], again)
         loadings.append(vectors.T)
         explained.append(shares)
@@ -199,7 +199,7 @@ def _verdicts(angle: FloatArray, subspace: FloatArray) -> list[str]:
     return words
 
 
-def _matched(original: FloatArray, again: _Decomposition) -> tuple[FloatArray, FloatArray]:
+def _matched(original: FloatArray, again: Decomposition) -> tuple[FloatArray, FloatArray]:
     """The bootstrapped modes in the order and with the signs of the original ones."""
     k = original.shape[1]
     candidates = again.vectors[:, : k + SPARE]

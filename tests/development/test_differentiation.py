@@ -103,6 +103,14 @@ def test_against_its_own_start_what_does_not_move_stays() -> None:
     assert found.attrs["against"] == "start"
 
 
+def test_a_curve_that_crosses_the_band_is_outside_on_its_last_side() -> None:
+    values = np.linspace(-0.5, 0.5, 8)[:, None] + np.zeros_like(U)
+    values[3] = np.where(np.arange(20) < ONSET, -6, 6)
+    found = ls.differentiation(as_result(curves_of(values[None], 0.1))).sel(component="L0H3")
+    assert found["step"].item() == found["step_high"].item() == STEPS[ONSET]
+    assert found["step_low"].item() == STEPS[ONSET - 1]
+
+
 def test_bad_arguments() -> None:
     result = as_result(planted())
     with pytest.raises(ValueError, match="layer 0 has 4 heads here"):

@@ -34,7 +34,7 @@ FOLLOWS = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(1))
 
 
 def planted(moves: bool = True, noise: float = 0.1, n_blocks: int = 0, seed: int = 0) -> HeadCurves:
-    """Heads of layer 0 rise to a peak, and the first four fall after it; two of layer 1 rise then."""
+    """Heads of layer 0 rise to a peak, and four fall after it, when two of layer 1 rise."""
     after = np.clip(np.arange(len(STEPS)) - PEAK, 0, None) / 4
     before = np.clip(np.arange(len(STEPS)) / PEAK, None, 1)
     values = np.zeros((1, 2 * PER_LAYER, len(STEPS)))
@@ -53,7 +53,7 @@ def as_curves(curves: HeadCurves) -> xr.Dataset:
 
 
 def knowing(step: int, *, layer_after: int = 1) -> Any:
-    """A model in which one head tells the next token from the last: in layer 0 before the middle."""
+    """A model in which one head tells the next token from the last: first one of layer 0."""
     layer, head = (0, 1) if step < 700 else (layer_after, 2)
     config: dict[str, Any] = dict(
         n_layers=2, d_model=VOCABULARY, n_heads=8, d_head=VOCABULARY, n_ctx=LENGTH,

@@ -23,17 +23,16 @@ SHORT = ls.Settings(chains=2, draws=4, burn_in=2, batch_size=4, gamma=50.0, step
 TOKENS = torch.randint(50, (8, 12), generator=torch.Generator().manual_seed(0))
 
 
-def local_cluster(**options: Any) -> Any:
-    """Two workers on this machine, in the place of a queue's."""
-    distributed = pytest.importorskip("distributed", reason="needs lens-slt[dask]")
-    return distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=None
-    )
-
-
 @pytest.fixture(scope="module")
 def dask() -> Iterator[Any]:
-    with local_cluster() as cluster, pytest.importorskip("distributed").Client(cluster) as client:
+    """A client of two workers on this machine."""
+    distributed = pytest.importorskip("distributed", reason="needs lens-slt[dask]")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
         yield client
 
 
@@ -51,14 +50,14 @@ def block(part: str) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
 
 
-def as_in_the_how_to(part: str, replaced: dict[str, str], path: Path) -> Any:
+def as_in_the_how_to(part: str, replaced: dict[str, str], path: Path, **more: Any) -> Any:
     """The draws of a page's code, with a tiny model; ``replaced`` has what a test cannot run."""
     code = block(part).replace("/shared/runs/mine", str(path))
     for old, new in replaced.items():
         assert old in code
         code = code.replace(old, new)
     code = code.replace('"heads",', '"heads", settings=SHORT, progress=False,')
-    names = {"ls": ls, "model": native(), "tokens": TOKENS, "SHORT": SHORT, "local": local_cluster}
+    names = {"ls": ls, "model": native(), "tokens": TOKENS, "SHORT": SHORT, **more}
     exec(code, names)
     return names["draws"]
 
@@ -76,17 +75,13 @@ def values(parallel: Any) -> list[Any]:
     return [outcome.value[:2] for outcome in run_jobs(SOME, parallel, progress=False)]
 
 
-def test_slurm_as_in_the_how_to(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="needs lens-slt[dask]")
+def test_slurm_as_in_the_how_to(dask: Any, tmp_path: Path) -> None:
     replaced = {
-        "from dask_jobqueue import SLURMCluster\n": "SLURMCluster = local\n",
+        "from dask_jobqueue import SLURMCluster\n": "",
         "cluster.scale(jobs=16)\n": "",
     }
-    try:
-        draws = as_in_the_how_to("Slurm", replaced, tmp_path / "draws")
-    finally:
-        for cluster in list(distributed.LocalCluster._instances):
-            cluster.close()
+    names = {"SLURMCluster": lambda **options: dask.cluster}  # this machine's for the queue's
+    draws = as_in_the_how_to("Slurm", replaced, tmp_path / "draws", **names)
     assert here().identical(draws.load())
 
 

@@ -19,7 +19,7 @@ from lens_slt.sampling.folder import PARTS, SamplingWarning
 from lens_slt.sampling.jobs import JobError
 from lens_slt.sampling.store import read_state
 from tests.made_jobs import BadLuck
-from tests.tiny_models import native, wrapped_gpt2, wrapped_mistral
+from tests.tiny_models import native, randomise, wrapped_gpt2, wrapped_mistral
 
 SHORT = ls.Settings(chains=2, draws=4, burn_in=2, batch_size=4, gamma=50.0, step_size=0.01)
 COMPONENTS = ["L1H2", "L0H1", "unembed", "L1H0"]  # three parts
@@ -52,18 +52,20 @@ def rich_probes() -> dict[str, Any]:
     }
 
 
-MODELS = {"fast": native, "own blocks": lambda: wrapped_mistral(sliding_window=8)}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_draws_are_those_of_a_run_in_one_piece(name: str, tmp_path: Path) -> None:
-    model = MODELS[name]()
+def test_the_draws_are_those_of_a_run_in_one_piece(tmp_path: Path) -> None:
+    model = native()
     whole = run(model, probes=rich_probes())
     there = run(model, probes=rich_probes(), parallel=2, path=tmp_path / "there")
     assert whole.identical(there.load())
     assert whole.identical(ls.open_draws(tmp_path / "there").load())
     assert not (tmp_path / "there" / PARTS).exists()
-    assert whole.identical(run(model, probes=rich_probes(), parallel=1))
+
+
+@pytest.mark.filterwarnings("ignore:model. running its own blocks")
+def test_so_are_those_of_a_model_that_only_its_own_blocks_run() -> None:
+    model = wrapped_mistral(sliding_window=8)
+    options: dict[str, Any] = {"components": COMPONENTS[:2], "probes": rich_probes()}
+    assert run(model, **options).identical(run(model, parallel=1, **options))
 
 
 def test_courses_that_begin_anew_are_the_same() -> None:
@@ -79,7 +81,7 @@ def test_a_finished_run_is_the_same_however_it_was_sampled(tmp_path: Path) -> No
     assert run(path=tmp_path / "parts").identical(parts) and whole.identical(parts)
     (about, state), (other, tensors) = (read_state(tmp_path / way) for way in ("whole", "parts"))
     assert about == other
-    assert all(torch.equal(state[key], tensors[key]) for key in {*state, *tensors})
+    torch.testing.assert_close(state, tensors, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_worker_killed_in_the_middle_is_survived(tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_what_cannot_travel_is_said_before_work_starts() -> None:
 
 def test_a_worker_that_loads_another_model_is_found() -> None:
     seeds = iter(range(9))
-    source = ls.model_source(lambda: native(seed=next(seeds)), checkpoint=None)
+    source = ls.model_source(lambda: randomise(native(), next(seeds)))
     with pytest.raises(JobError, match="is not the model that sample was given .model"):
         run(source, parallel=1)
 

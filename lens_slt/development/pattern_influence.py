@@ -1,0 +1,177 @@
+"""Bayesian influence between patterns of tokens over checkpoints: sign, size, and their turns.
+
+Over training influences change sign, and are largest at transitions (arXiv 2510.12071).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from lens_slt.arguments import choice, integer, typed
+from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.circuits.statistics import FEWEST_TOKENS, SIGNIFICANT, holm
+from lens_slt.development.curves import CHECKPOINT
+from lens_slt.observables.influence import negative_covariance
+from lens_slt.observables.per_token import ProbeReader, open_probe
+from lens_slt.sampling.result import component_names
+from lens_slt.schema import require, stamped
+
+ENDS = (0.025, 0.975)
+HELPS, HURTS, UNCLEAR = "helps", "hurts", "unclear"
+
+
+@typed
+def pattern_influence(
+    draws: Mapping[int, xr.DataTree],
+    patterns: xr.DataArray,
+    component: str | None = None,
+    *,
+    probe: str | None = None,
+    n_resamples: int = 400,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Influence of the tokens of every pattern on those of every other, at every checkpoint.
+
+    It is −Cov of the mean losses of both patterns over the draws, as :func:`lens_slt.influence`
+    has it for sequences: negative where more of the source lowers the loss of the query. Of a
+    pattern on itself it is minus a variance, and tokens that two patterns share pull it down.
+
+    Args:
+        draws: by training step, from :func:`lens_slt.sample` with the same probe, such as
+            ``develop(…, keep_draws=True)`` leaves them for :func:`lens_slt.open_draws`.
+        patterns: labels of the probe's tokens, from :func:`lens_slt.label_patterns`; those with
+            fewer than 20 tokens are left out.
+        component: whose draws; may be left out where there is one.
+        probe: which one, where there are several.
+        n_resamples, seed: of errors that could have been, for the interval of the peak.
+
+    Returns:
+        Dataset over (query, source), by checkpoint: ``influence`` in nats² and ``se``;
+        ``correlation`` (−Corr) and ``correlation_se``; ``effect``: ``helps`` or ``hurts`` where the
+        sign is clear after Holm's correction over all, else ``unclear``. Over (query, source):
+        ``flips``, how often the sign of one clear value differs from that of the clear one before;
+        ``peak``, the step of the largest absolute influence, with ``peak_low`` and ``peak_high``
+        (95 %); ``peak_ratio``, its size over the median one's.
+
+    Raises:
+        TypeError, ValueError: fewer than two checkpoints, draws of other tokens, labels of other
+            tokens, no pattern with 20 tokens, as :func:`lens_slt.influence`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run, tokens = ls.checkpoints("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
+        >>> sampled = {
+        ...     step: ls.sample(
+        ...         run.load(step),
+        ...         tokens,
+        ...         "L1H2",
+        ...         settings=few,
+        ...         probes={"mix": tokens},
+        ...         progress=False,
+        ...     )
+        ...     for step in (1000, 2900)
+        ... }
+        >>> ls.pattern_influence(sampled, ls.label_patterns(tokens))["influence"].dims
+        ('checkpoint', 'query', 'source')
+    """
+    integer("n_resamples", n_resamples, at_least=20)
+    integer("seed", seed, at_least=0)
+    patterns = require(patterns, "patterns", argument="patterns")
+    if len(draws) < 2:
+        raise ValueError(f"draws must be of at least two checkpoints; got {len(draws)}")
+    steps = sorted(draws)
+    groups: dict[str, BoolArray] = {}
+    tokens = None
+    rows = []
+    for step in steps:
+        reader = open_probe(draws[step], probe)
+        own = reader.probe["tokens"].values
+        if tokens is None:
+            tokens, groups = own, _groups(patterns, reader)
+        elif not np.array_equal(own, tokens):
+            raise ValueError(f"draws[{step}] has other tokens in its probe than step {steps[0]}")
+        rows.append(_at(reader, groups, component))
+    arrays = dict(zip(("influence", "se", "correlation", "correlation_se"),
+                      np.stack(rows, 1), strict=True))  # fmt: skip
+    return _result(steps, list(groups), arrays, n_resamples, seed)
+
+
+def turns(effect: Any) -> Any:
+    """How often clear signs ``[checkpoint, ...]`` (1, −1, or 0 for unclear) change."""
+    found = np.zeros(effect.shape[1:], dtype=int)
+    before = np.zeros(effect.shape[1:], dtype=int)
+    for sign in effect:
+        found += (sign != 0) & (before != 0) & (sign != before)
+        before = np.where(sign != 0, sign, before)
+    return found
+
+
+def _groups(patterns: xr.DataArray, reader: ProbeReader) -> dict[str, BoolArray]:
+    """Real tokens of every pattern ``[sequence, position]``."""
+    if patterns.shape[1:] != reader.real.shape:
+        raise ValueError(
+            f"patterns are of other tokens: {patterns.shape[1:]} predictions, the probe has "
+            f"{reader.real.shape}"
+        )
+    found = {
+        str(name): patterns.sel(pattern=name).values.astype(bool) & reader.real
+        for name in patterns["pattern"].values
+    }
+    found = {name: where for name, where in found.items() if where.sum() >= FEWEST_TOKENS}
+    if not found:
+        raise ValueError(f"no pattern has {FEWEST_TOKENS} tokens in this probe: use a larger one")
+    return found
+
+
+def _at(reader: ProbeReader, groups: Mapping[str, BoolArray], component: str | None) -> Any:
+    """Influence, error, correlation, error ``[4, query, source]`` of one checkpoint."""
+    names = component_names(reader.draws)
+    if component is None and len(names) > 1:
+        raise ValueError(f"component must be one of {', '.join(names)}: the run has more than one")
+    component = names[0] if component is None else component
+    choice("component", component, names)
+    weight, _ = reader.weights(component)
+    if not weight.any():
+        raise ValueError(f"component {component!r}: no chain can be used (see draws['health'])")
+    drawn = slice(reader.n_draws(component))
+    loss = reader.probe["paired_loss"].sel(component=component)[:, drawn].values.astype(np.float64)
+    series = np.stack([loss[:, :, where].mean(-1) for where in groups.values()], -1)
+    blocks = reader.blocks(component)
+    return [
+        one
+        for correlation in (False, True)
+        for one in negative_covariance(series, series, weight, blocks, correlation)
+    ]
+
+
+def _result(
+    steps: list[int], names: list[str], arrays: dict[str, FloatArray], n: int, seed: int
+) -> xr.Dataset:
+    value, se = arrays["influence"], arrays["se"]
+    z = np.divide(value, se, out=np.zeros_like(value), where=se > 0)
+    p = holm(2 * stats.norm.sf(np.abs(z)).ravel()).reshape(z.shape)
+    sign = np.where(p < SIGNIFICANT, np.sign(value), 0).astype(int)
+    drawn = value + se * np.random.default_rng(seed).normal(size=(n, *value.shape))
+    at = np.array(steps)
+    low, high = np.quantile(np.abs(drawn).argmax(1), ENDS, axis=0, method="inverted_cdf").astype(
+        int
+    )
+    peak, size = np.abs(value).argmax(0), np.abs(value)
+    over, once = (CHECKPOINT, "query", "source"), ("query", "source")
+    median = np.median(size, axis=0)
+    data: dict[str, Any] = {name: (over, array) for name, array in arrays.items()}
+    data |= {
+        "effect": (over, np.choose(sign + 1, [HELPS, UNCLEAR, HURTS])),
+        "flips": (once, turns(sign)), "peak": (once, at[peak]),
+        "peak_low": (once, at[np.minimum(low, peak)]),
+        "peak_high": (once, at[np.maximum(high, peak)]),
+        "peak_ratio": (once, size.max(0) / np.where(median > 0, median, np.nan)),
+    }  # fmt: skip
+    coords = {CHECKPOINT: steps, "query": names, "source": names}
+    return stamped(xr.Dataset(data, coords), "pattern_influence")

@@ -1,0 +1,77 @@
+"""Figures of stages and transitions: curves without their noise, cut where they change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from lens_slt.development.onsets import boundaries_of
+from lens_slt.report.figure import Figure, labels
+from lens_slt.report.time_axis import (
+    DOUBT,
+    MOST_TICKS,
+    SHADED,
+    STEP_AXIS,
+    band,
+    panels,
+    places,
+    shade,
+    step_axis,
+)
+from lens_slt.schema import require
+
+
+def plot_stages(found: xr.Dataset) -> go.Figure:
+    """λ̂ of every component without its noise, its stages shaded in turn.
+
+    ``found`` is from :func:`lens_slt.stages`. Dotted: boundaries, with their intervals in colour.
+    """
+    found = require(found, "stages", argument="found")
+
+    def mark(figure: Figure, one: xr.Dataset, **where: Any) -> None:
+        shade(figure, boundaries_of(one), one["step"].values, **where)
+
+    return _panels(found, "component", "Stages", SHADED, mark)
+
+
+def plot_transitions(found: xr.Dataset) -> go.Figure:
+    """Every curve without its noise; transitions are shaded from begin to end.
+
+    ``found`` is from :func:`lens_slt.transitions`. Dotted: midpoints.
+    """
+    found = require(found, "transitions", argument="found")
+
+    def mark(figure: Figure, one: xr.Dataset, **where: Any) -> None:
+        steps = one["step"].values
+        for begin, middle, end in zip(
+            *(one[name].values for name in ("begin", "midpoint", "end")), strict=True
+        ):
+            ends = np.log1p([np.nan_to_num(begin, nan=steps[0]), np.nan_to_num(end, nan=steps[-1])])
+            if np.isfinite([begin, end]).any():
+                figure.add_vrect(x0=ends[0], x1=ends[1], fillcolor=DOUBT, line_width=0, **where)
+            if np.isfinite(middle):
+                line = dict(dash="dot", width=1, color="grey")
+                figure.add_vline(x=float(np.log1p(middle)), line=line, **where)
+
+    return _panels(found, "observable", "Transitions", "shaded: from begin to end", mark)
+
+
+def _panels(found: xr.Dataset, panel: str, title: str, words: str, mark: Any) -> go.Figure:
+    """A panel for each label of a dimension with its fit and what ``mark`` adds."""
+    names = labels(found[panel].values)
+    figure = panels(names)
+    steps = found["step"].values
+    for place, where in enumerate(places(len(names))):
+        one = found.isel({panel: place})
+        fit, low, high = (one[name].values for name in ("fit", "fit_low", "fit_high"))
+        for trace in band(steps, fit, low, high, str(found[panel].values[place])):
+            figure.add_trace(trace, **where)
+        mark(figure, one, **where)
+    step_axis(figure, steps, most=MOST_TICKS // 2)
+    figure.update_layout(
+        title=f"{title}<br><sup>lines: without noise, with 95 % bands; {words}; {STEP_AXIS}</sup>"
+    )
+    return figure
