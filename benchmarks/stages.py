@@ -177,7 +177,7 @@ def main() -> None:
     for run in runs[: n // 3 + 1]:
         alone.add(run, cut_by_lens_slt(run, correlated=False))
     featureless(alone, lambda run: cut_by_lens_slt(run, correlated=False), plain[: n // 3 + 1])
-    rows.append(alone.row("lens_slt without correlations (a third of the runs)"))
+    rows.append(alone.row("lens_slt from standard errors alone (a third of the runs)"))
     rivals: dict[str, Callable[[Run], FloatArray]] = {
         "Gaussian process with intervals": gp_intervals, "published rule": published,
     }  # fmt: skip
