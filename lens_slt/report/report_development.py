@@ -191,9 +191,10 @@ def _limits(view: DevelopmentView) -> str:
     ]
     odd = [
         f"{name} at step {step}"
-        for step in llc[CHECKPOINT].values for name in llc["component"].values
-        if llc["certificate"].sel({CHECKPOINT: step}, component=name) != CERTIFIED
-    ]  # fmt: skip
+        for step, words in zip(llc[CHECKPOINT].values, llc["certificate"].values, strict=True)
+        for name, word in zip(llc["component"].values, words, strict=True)
+        if word != CERTIFIED
+    ]
     if odd:
         lines.append(
             f"{len(odd)} numbers are not certified (bias over 10 % of themselves cannot be "

@@ -1,0 +1,101 @@
+"""The page of a sweep: stages, losses, heads, and what could not be read."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+from rich.console import Console
+
+import lens_slt as ls
+from lens_slt.development.overview import TOGETHER, with_whole
+from lens_slt.report.tables_development import heads_table, stages_table, transitions_table
+from lens_slt.schema import stamped
+from tests.made_curves import STEPS, as_result, curves_of, shapes
+
+PATTERNS = ["all", "induction"]
+
+
+@pytest.fixture(scope="module")
+def curves() -> xr.DataTree:
+    """A sweep of sixteen heads, four of which rise late and at once, with the loss of a pattern."""
+    values = shapes()[np.repeat(range(4), 4)][None]
+    llc = as_result(curves_of(values, 0.05, n_blocks=8))
+    words = np.full(llc["certificate"].shape, "certified", dtype="<U13")
+    words[0, 0] = "not certified"
+    llc["certificate"] = (llc["certificate"].dims, words)
+    settings = json.dumps(ls.Settings(draws=100).as_dict())
+    llc.attrs |= {"settings": settings, "tokens": "256 × 128", "versions": "none"}
+    late = shapes()[1]
+    loss = np.stack([4 - 0.1 * late, 5 - 0.8 * late], 1)[:, None]
+    rng = np.random.default_rng(0)
+    sub = xr.Dataset(
+        {
+            "loss": (("checkpoint", "probe", "pattern"), loss + 0.02 * rng.normal(size=loss.shape)),
+            "se": (("checkpoint", "probe", "pattern"), np.full(loss.shape, 0.02)),
+            "n_tokens": (("checkpoint", "probe", "pattern"), np.full(loss.shape, 500)),
+        },
+        {"checkpoint": STEPS, "probe": ["text"], "pattern": PATTERNS}, {"tokens_hash": "t"},
+    )  # fmt: skip
+    tree = xr.DataTree.from_dict({"refined_llc": llc, "sublosses": stamped(sub, "sublosses")})
+    tree.attrs |= {"run": "made", "unit": "step", "settings": settings}
+    return stamped(tree, "development")
+
+
+@pytest.fixture(scope="module")
+def view(curves) -> ls.DevelopmentView:
+    return ls.read_development(curves, progress=False)
+
+
+def shown(table) -> str:
+    console = Console(width=100)
+    with console.capture() as caught:
+        console.print(table)
+    return caught.get()
+
+
+def test_the_whole_is_the_sum_with_its_own_error(curves):
+    llc = curves["refined_llc"].to_dataset()
+    whole = with_whole(llc).sel(component=TOGETHER)
+    np.testing.assert_allclose(whole["llc"], llc["llc"].sum("component"))
+    blocks = llc["blocks"].sum("component")
+    np.testing.assert_allclose(whole["se"], blocks.std("block", ddof=1) / 8**0.5)
+    assert list(with_whole(llc)["component"].values[1:]) == list(llc["component"].values)
+
+
+def test_everything_is_read(view):
+    assert not view.refused
+    assert view.stages is not None and view.transitions is not None
+    one = view.transitions.sel(observable="induction").isel(transition=0)
+    middle = np.log1p(STEPS[[0, -1]]) @ [0.3, 0.7]
+    assert abs(np.log1p(float(one["midpoint"])) - middle) < 0.3
+
+
+def test_tables_say_when(view):
+    assert f"Stages of {TOGETHER}" in shown(stages_table(view))
+    assert re.search(r"induction +\d+ \(\d+–\d+\)", shown(transitions_table(view)))
+    heads = shown(heads_table(view))
+    assert "L0H0" in heads and "±" in heads
+
+
+def test_the_page_tells_the_story(view, tmp_path):
+    text = ls.write_development_report(tmp_path / "report.html", view).read_text("utf-8")
+    for word in ("Stages", "Losses of patterns", "Heads", "Limits", "L1H7", "γ = 200"):
+        assert word in text, word
+    assert "1 numbers are not certified" in text and f"L0H0 at step {STEPS[0]}" in text
+    assert "How circuits were built" not in text
+    assert "http://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+
+
+def test_too_few_checkpoints_are_said(curves, tmp_path):
+    few = curves.map_over_datasets(
+        lambda one: one.isel(checkpoint=slice(0, 6)) if "checkpoint" in one.dims else one
+    )
+    few.attrs.update(curves.attrs)
+    view = ls.read_development(few, progress=False)
+    assert "20" in view.refused["stages"] and view.stages is None
+    text = ls.write_development_report(tmp_path / "few.html", view).read_text("utf-8")
+    assert "No stages" in text
