@@ -333,7 +333,7 @@ def main() -> None:
     records = []
     suite = ls.hard_suite if args.hard else ls.planted_suite
     for p in suite(seeds, n_sequences=3 * THIRD, seed=args.seed):
-        if args.quick and p.family not in ("induction", "decoy", "few_heads"):
+        if args.quick and p.family not in ("induction", "few_heads"):
             continue
         file = None if args.cache is None else args.cache / f"{p.name}.json"
         if file is not None and file.exists():

@@ -52,7 +52,7 @@ def test_every_public_function_that_takes_a_model_is_guarded() -> None:
         name
         for name, function in functions.items()
         if next(iter(inspect.signature(function).parameters), "") == "model"
-    }
+    } - {"model_source"}  # describes a model and runs none
     assert {"sample", "ablate", "cross_check"} <= takers
     for name in takers:
         source = Path(inspect.getfile(inspect.unwrap(functions[name]))).read_text()

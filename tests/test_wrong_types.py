@@ -47,10 +47,11 @@ WRONG: dict[str, tuple[Any, ...]] = {  # by what a signature says
 }
 RIGHT: dict[str, Any] = dict.fromkeys(
     ("Sequence[str]", "Sequence[Trial]", "Sequence[CircuitHypothesis]"), ()
-)
+) | {"Mapping[int, xr.DataTree]": {}}
 BARE: dict[str, type] = {
     "Trial": ls.Trial, "Calibration": ls.Calibration, "SltEvidence": ls.SltEvidence,
     "Trial | CircuitHypothesis": ls.Trial, "Checkpoints": ls.Checkpoints,
+    "DevelopmentView": ls.DevelopmentView,
     "CircuitHypothesis | Sequence[CircuitHypothesis]": ls.CircuitHypothesis,
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ LEAST_DRIVE = 0.3  # nats; a head that attends to nearly everything alike is dri
 
 
 @typed
+@plain_torch
 def composition_on_tokens(
     model: Any,
     tokens: Any,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import lens_slt as ls
+from lens_slt.models import saved
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.saved import save_source
 from lens_slt.models.source import CalledModel, LoadedModel, ModelSource
@@ -108,15 +109,23 @@ def test_what_cannot_be_rebuilt_says_what_to_pass_instead(tmp_path: Path) -> Non
     replaced = native()
     forward = type(replaced.unembed).forward
     object.__setattr__(replaced.unembed, "forward", partial(forward, replaced.unembed))
-    other = native(normalization_type="LN")
-    other.blocks[0].ln1.original_component.eps = 0.3
     for model, why in (
         (hooked_up, "attached at blocks.0.hook_out"),
         (replaced, "attached at unembed.forward"),
-        (other, "logits that differ"),
     ):
         with pytest.raises(ValueError, match=f"{why}.*lens_slt.model_source"):
             save_source(model, tmp_path)
+
+
+def test_what_is_rebuilt_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = native()
+    with torch.no_grad():
+        next(iter(torch.nn.Module.parameters(other))).mul_(1.5)
+    monkeypatch.setattr(saved, "_rebuilt", lambda place, device: other)
+    with pytest.raises(ValueError, match=r"logits that differ.*lens_slt.model_source"):
+        save_source(native(), tmp_path)
 
 
 def test_a_model_class_of_ones_own_cannot_be_rebuilt(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_lost_workers_and_lack_of_memory_are_survived(tmp_path: Path) -> None:
         found = run(jobs, 2, on_error="keep")
     assert "large (it ran out of memory" in str(said[-1].message)
     assert values([found[0], found[5]]) == values(run(SOME))[:2]
-    assert [o.value for o in found[1:5]] == [2, None, 2, None]
+    assert found[1].value in (2, 3)  # a worker may be lost once more because of the bad one
+    assert [o.value for o in found[2:5]] == [None, 2, None]
     assert found[2].error is not None and str(found[2].error) == "bad luck of a"
     assert "lost 3 times" in str(found[4].error)
     assert (tmp_path / "bad-runs").stat().st_size == 3
