@@ -108,12 +108,12 @@ def test_what_cannot_be_rebuilt_says_what_to_pass_instead(tmp_path: Path) -> Non
     replaced = native()
     forward = type(replaced.unembed).forward
     object.__setattr__(replaced.unembed, "forward", partial(forward, replaced.unembed))
-    other = native(normalization_type="LN")
-    other.blocks[0].ln1.original_component.eps = 0.3
+    other = wrapped_gpt2()
+    other.original_model.transformer.h[0].mlp.act = torch.nn.ReLU()
     for model, why in (
         (hooked_up, "attached at blocks.0.hook_out"),
         (replaced, "attached at unembed.forward"),
-        (other, "logits that differ"),
+        (other, "another than its configuration makes"),
     ):
         with pytest.raises(ValueError, match=f"{why}.*lens_slt.model_source"):
             save_source(model, tmp_path)
@@ -129,7 +129,7 @@ def test_a_model_class_of_ones_own_cannot_be_rebuilt(tmp_path: Path) -> None:
 
 def test_no_source_of_what_is_none() -> None:
     model = native()
-    with pytest.raises(TypeError, match="model must be a name, a path or a function"):
+    with pytest.raises(TypeError, match="origin must be a name, a path or a function"):
         ls.model_source(model)
     generator, values = (i for i in range(3)), np.zeros(20 * 2**20, np.uint8)
     with pytest.raises(TypeError, match="cannot be sent to another process"):
