@@ -136,7 +136,7 @@ def sweep(quick: bool, seed: int) -> Sweep:
     """Small enough for minutes; two layers are two groups."""
     heads = tuple(tuple(f"L{layer}H{h}" for h in range(2 if quick else 8)) for layer in (0, 1))
     settings = ls.Settings(
-        chains=2, draws=2 if quick else 40, burn_in=1 if quick else 5, seed=seed,
+        chains=2, draws=2 if quick else 20, burn_in=1 if quick else 5, seed=seed,
         batch_size=4 if quick else 16, step_size=0.004,
     )  # fmt: skip
     return Sweep(heads, QUICK_CHECKPOINTS if quick else CHECKPOINTS, settings, 8 if quick else 64)
@@ -159,7 +159,9 @@ def timed(way: str, jobs: Sequence[Any], parallel: Any) -> Timed:
         run_jobs([Start(f"{i}", toy, folder, n) for i in range(n)], parallel, progress=False)
     began = time.perf_counter()
     outcomes = run_jobs(jobs, parallel, progress=False)
-    return Timed(way, outcomes, time.perf_counter() - began, began - start)
+    found = Timed(way, outcomes, time.perf_counter() - began, began - start)
+    say(f"{way}: {found.seconds:.0f} s")
+    return found
 
 
 def on_dask(jobs: list[SweepJob]) -> Timed:

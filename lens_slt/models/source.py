@@ -88,7 +88,7 @@ class CalledModel:
 
 @typed
 def model_source(
-    model: Any,
+    origin: Any,
     *,
     config: Any = None,
     checkpoint: int | None = None,
@@ -98,7 +98,7 @@ def model_source(
     """Describe a model so that other processes and machines can load it.
 
     Args:
-        model: a name, folder or file of weights as for :func:`lens_slt.load_model` (files have to
+        origin: a name, folder or file of weights as for :func:`lens_slt.load_model` (files have to
             be where the workers run, too), or a function that returns a model; with ``checkpoint``
             it is called with that step. It has to pickle, and to load the model rather than to
             hold it.
@@ -116,22 +116,22 @@ def model_source(
         >>> ls.model_source("attn-2l", checkpoint=300).label
         'attn-2l at step 300'
     """
-    if isinstance(model, str | Path):
+    if isinstance(origin, str | Path):
         if config is not None:
             config = plain_config(config)
-        return LoadedModel(_absolute(model), checkpoint, revision, config, backend)
-    if not callable(model) or isinstance(model, torch.nn.Module):
+        return LoadedModel(_absolute(origin), checkpoint, revision, config, backend)
+    if not callable(origin) or isinstance(origin, torch.nn.Module):
         raise TypeError(
-            "model must be a name, a path or a function that returns a model; got "
-            f"{type(model).__name__}"
+            "origin must be a name, a path or a function that returns a model; got "
+            f"{type(origin).__name__}"
         )
     for name, value in (("config", config), ("revision", revision)):
         if value is not None:
-            raise ValueError(f"{name} must be None where model is a function; got {value!r}")
+            raise ValueError(f"{name} must be None where origin is a function; got {value!r}")
     if checkpoint is not None:
         integer("checkpoint", checkpoint, at_least=0)
-    refuse_unpicklable("model", model)
-    return CalledModel(model, checkpoint)
+    refuse_unpicklable("origin", origin)
+    return CalledModel(origin, checkpoint)
 
 
 def refuse_unpicklable(name: str, function: Any) -> None:

@@ -75,6 +75,7 @@ def values(parallel: Any) -> list[Any]:
     return [outcome.value[:2] for outcome in run_jobs(SOME, parallel, progress=False)]
 
 
+@pytest.mark.slow  # workers start, which takes most of it
 def test_slurm_as_in_the_how_to(dask: Any, tmp_path: Path) -> None:
     replaced = {
         "from dask_jobqueue import SLURMCluster\n": "",
@@ -98,6 +99,7 @@ def test_dask_survives_a_killed_worker(dask: Any, tmp_path: Path) -> None:
     assert [outcome.value for outcome in found][1] == 2 and not found[0].repeated
 
 
+@pytest.mark.slow  # workers start, which takes most of it
 def test_ray_as_in_the_how_to(ray: Any, tmp_path: Path) -> None:
     replaced = {'ray.init()  # or ray.init(address="auto") on a running cluster\n': ""}
     assert here().identical(as_in_the_how_to("Ray", replaced, tmp_path / "draws").load())

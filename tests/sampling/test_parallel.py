@@ -52,6 +52,7 @@ def rich_probes() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow  # workers start, which takes most of it
 def test_the_draws_are_those_of_a_run_in_one_piece(tmp_path: Path) -> None:
     model = native()
     whole = run(model, probes=rich_probes())
@@ -68,8 +69,11 @@ def test_so_are_those_of_a_model_that_only_its_own_blocks_run() -> None:
     assert run(model, **options).identical(run(model, parallel=1, **options))
 
 
-def test_courses_that_begin_anew_are_the_same() -> None:
-    settings = ls.Settings(chains=2, draws=8, burn_in=2, batch_size=4, gamma=200.0, n_beta=300.0)
+@pytest.mark.parametrize("given", [None, {"L1H2": 3}])
+def test_courses_of_components_are_the_same(given: dict[str, int] | None) -> None:
+    settings = ls.Settings(
+        chains=2, draws=8, burn_in=2, batch_size=4, gamma=200.0, n_beta=300.0, steps_per_draw=given
+    )
     whole = run(settings=settings, components="heads")
     assert whole.identical(run(settings=settings, components="heads", parallel=1))
     assert whole["steps_per_draw"].max() > 1
@@ -84,6 +88,7 @@ def test_a_finished_run_is_the_same_however_it_was_sampled(tmp_path: Path) -> No
     torch.testing.assert_close(state, tensors, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow  # workers start, which takes most of it
 def test_a_worker_killed_in_the_middle_is_survived(tmp_path: Path) -> None:
     model = native()
 

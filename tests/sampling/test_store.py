@@ -18,7 +18,7 @@ import zarr
 
 import lens_slt as ls
 from lens_slt.sampling import folder as folders
-from lens_slt.sampling import identity, prepare, sample, store
+from lens_slt.sampling import identity, prepare, store
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.folder import DESCRIPTION, LOCK_FILE, SamplingWarning, StoreError
 from lens_slt.sampling.store import STATE_FILE
@@ -460,7 +460,7 @@ def test_a_path_within_another_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize("path", [3, b"bytes", "", "a\0b", "~nobody-of-this-name/run"])
 def test_what_is_no_path_is_refused_before_any_work(path, monkeypatch):
-    monkeypatch.setattr(sample, "prepare", None)
+    monkeypatch.setattr("lens_slt.sampling.sample.prepare", None)
     with pytest.raises((TypeError, ValueError), match="^path"):
         run(path=path)
     with pytest.raises((TypeError, ValueError), match="^path"):
