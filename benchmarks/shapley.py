@@ -9,8 +9,9 @@ same, those that change nothing in any context get nothing, and all values add u
 
 - *Work* is the mean probability of the right answer. It is bounded, so that a broken model that is
   confidently wrong does not count for more than one that knows nothing, as it would in nats.
-- *Ablation* is by resampling: what a part writes in another sequence, of the same distribution, at
-  the same positions.
+- *Ablation* is of two kinds: by resampling (what a part writes in another sequence, of the same
+  distribution, at the same positions), which asks what wrong content can hurt, and by zero, which
+  asks what its absence does. They disagree where a part writes what the others drown out.
 - *Nodes* are all heads and MLPs; *edges* all paths between the nodes of the circuit, ablated in a
   game of their own in which nothing else is.
 - A *step* is what works side by side: heads of one layer; an MLP; paths from one layer's heads into
@@ -22,7 +23,8 @@ same, those that change nothing in any context get nothing, and all values add u
 The circuit holds the steps worth at least a tenth of the work that all nodes bring together, and of
 each the parts worth at least a quarter of its largest, with p < 0.01 over sequences after Holm's
 correction over all nodes, or all edges. *Idle* are parts that are worth less than half of what
-would bring them in.
+would bring them in. Both kinds of ablation have to say so; what only one of them brings in is
+*unclear*, as are all paths to or from an unclear node: such a part is neither right nor wrong.
 
 All of it is measured on two samples of sequences, each with orders and stand-ins of its own, and
 taken together; what each of them alone says shows how well the circuit is known.
@@ -51,6 +53,7 @@ LEAST_STEP = 0.1  # of the work of all nodes together
 LEAST_PART = 0.25  # of the largest of its step
 CERTAIN = 0.01
 ORDERS = 24
+ABLATIONS = ("resample", "zero")  # neither is the trial's
 KINDS = [
     *(("head", "head", through) for through in "QKV"), ("head", "MLP", ""), ("MLP", "MLP", ""),
     *(("MLP", "head", through) for through in "QKV"),
@@ -108,11 +111,40 @@ class Worth:
 
 
 @dataclass(frozen=True)
-class TrueCircuit:
-    """Nodes and edges with their values."""
+class Agreed:
+    """What both kinds of ablation say of some parts."""
 
-    nodes: Worth
-    edges: Worth
+    kinds: tuple[Worth, ...]
+
+    @property
+    def chosen(self) -> frozenset[Any]:
+        """The circuit's."""
+        return frozenset.intersection(*(worth.chosen for worth in self.kinds))
+
+    @property
+    def unclear(self) -> frozenset[Any]:
+        """Those on which they disagree."""
+        return frozenset.union(*(worth.chosen for worth in self.kinds)) - self.chosen
+
+    @property
+    def idle(self) -> frozenset[Any]:
+        """Those that are clearly not the circuit's."""
+        return frozenset.intersection(*(worth.idle for worth in self.kinds))
+
+    @property
+    def halves(self) -> list[Agreed]:
+        """What each sample says alone."""
+        pairs = zip(*(worth.halves for worth in self.kinds), strict=True)
+        return [Agreed(pair) for pair in pairs]
+
+
+@dataclass(frozen=True)
+class TrueCircuit:
+    """Nodes and edges with their values; ``paths`` are all that there are."""
+
+    nodes: Agreed
+    edges: Agreed
+    paths: frozenset[ls.Edge]
 
     @property
     def parts(self) -> tuple[set[str], set[str]]:
@@ -120,41 +152,63 @@ class TrueCircuit:
         return set(self.nodes.chosen), set(map(str, self.edges.chosen))
 
     @property
-    def halves(self) -> list[tuple[set[str], set[str]]]:
-        """The same by each sample alone."""
-        both = zip(self.nodes.halves, self.edges.halves, strict=True)
-        return [TrueCircuit(nodes, edges).parts for nodes, edges in both]
+    def unclear(self) -> tuple[set[str], set[str]]:
+        """Names of those that may be or not be the circuit's."""
+        nodes = self.nodes.unclear
+        touched = {path for path in self.paths if {path.source, path.target} & nodes}
+        return set(nodes), set(map(str, self.edges.unclear | touched))
 
     @property
-    def shares(self) -> dict[str, float]:
-        """Of the work of all nodes, what each node and edge brings."""
-        return self.nodes.shares | self.edges.shares
+    def halves(self) -> list[tuple[set[str], set[str]]]:
+        """The circuit by each sample alone."""
+        both = zip(self.nodes.halves, self.edges.halves, strict=True)
+        return [TrueCircuit(nodes, edges, self.paths).parts for nodes, edges in both]
+
+    @property
+    def shares(self) -> dict[str, dict[str, float]]:
+        """By kind of ablation: of the work of all nodes, what each node and edge brings."""
+        kinds = zip(ABLATIONS, self.nodes.kinds, self.edges.kinds, strict=True)
+        return {kind: nodes.shares | edges.shares for kind, nodes, edges in kinds}
 
 
 def true_circuit(
     model: Any, tokens: Tensor, weights: Tensor, seed: int, n_orders: int = ORDERS
 ) -> TrueCircuit:
     """The circuit behind the answers that ``weights [sequence, position - 1]`` mark."""
-    games = [
-        _Game(model, *half, seed=2 * seed + i)
-        for i, half in enumerate(zip(tokens.chunk(2), weights.chunk(2), strict=True))
-    ]
-    names = games[0].runs.nodes
-    whole = float(np.mean([game.work() - game.work(names) for game in games]))
-    values = [shapley(names, game.work, n_orders, game.rng) for game in games]
-    nodes = Worth(names, np.concatenate(values, axis=1), whole, _place)
-    paths = tuple(
-        sorted(e for e in all_paths(games[0].runs, KINDS) if {e.source, e.target} <= nodes.chosen)
-    )
-    values = [shapley(paths, game.along, n_orders, game.rng) for game in games]
-    return TrueCircuit(nodes, Worth(paths, np.concatenate(values, axis=1), whole, _wire))
+    samples = list(enumerate(zip(tokens.chunk(2), weights.chunk(2), strict=True)))
+    games = {
+        kind: [_Game(model, *half, kind=kind, seed=2 * seed + i) for i, half in samples]
+        for kind in ABLATIONS
+    }
+    runs = games["resample"][0].runs
+    whole = {
+        kind: float(np.mean([game.work() - game.work(runs.nodes) for game in both]))
+        for kind, both in games.items()
+    }
+
+    def played(parts: tuple[Any, ...], work: str, step_of: Callable[[Any], Hashable]) -> Agreed:
+        values = {
+            kind: [shapley(parts, getattr(game, work), n_orders, game.rng) for game in both]
+            for kind, both in games.items()
+        }
+        return Agreed(
+            tuple(
+                Worth(parts, np.concatenate(values[kind], axis=1), whole[kind], step_of)
+                for kind in ABLATIONS
+            )
+        )
+
+    nodes = played(runs.nodes, "work", _place)
+    paths = all_paths(runs, KINDS)
+    between = tuple(sorted(e for e in paths if {e.source, e.target} <= nodes.chosen))
+    return TrueCircuit(nodes, played(between, "along", _wire), frozenset(paths))
 
 
 class _Game:
     """The model's work on some sequences without some of its parts."""
 
-    def __init__(self, model: Any, tokens: Tensor, weights: Tensor, seed: int) -> None:
-        how = ls.Ablation("resample", seed=seed)
+    def __init__(self, model: Any, tokens: Tensor, weights: Tensor, kind: str, seed: int) -> None:
+        how = ls.Ablation(kind, seed=seed)
         self.runs = Runs(adapt(model), tokens, how, weights=weights, pad_id=-1)
         self.rng = np.random.default_rng(seed)
         counts = np.asarray(weights, dtype=np.float64)

@@ -3,9 +3,10 @@
 Twelve models that differ in depth, heads, norm, positions, MLPs and task, all drawn from the seed
 (``benchmarks.zoo`` has the tasks), each trained on its answer-only loss within a minute; those that
 did not learn are drawn again. The truth is fixed before anything else is looked at, by Shapley
-values of ablation by resampling, in the probability of the answer (``benchmarks.shapley`` says
-why, and what counts): an intervention that trials do not make, on tokens of its own. What
-either of its two samples says alone shows how well it is known (F1 between them).
+values of ablation by resampling and by zero, in the probability of the answer
+(``benchmarks.shapley`` says why, and what counts): interventions that trials do not make, on tokens
+of their own. Parts on which the two disagree count neither for nor against a method. What either
+sample of the truth says alone shows how well it is known (F1 between them).
 
 - *inferred*: the widest hypothesis of ``propose_circuits``, as the truth is all that works for the
   answer, from draws of all heads and MLPs at nβ 10 and γ 300, the cheapest published for models as
@@ -215,9 +216,9 @@ def one_subject(
     rng = np.random.default_rng(seed)
     verdicts["false"] = [_verdict(trial(text)) for text in decoys(truth, runs, rng)]
     return {
-        "name": subject.name, "truth": _sorted(truth.parts),
+        "name": subject.name, "truth": _sorted(truth.parts), "unclear": _sorted(truth.unclear),
         "halves": [_sorted(one) for one in truth.halves],
-        "whole": truth.nodes.whole, "shares": truth.shares,
+        "shares": truth.shares,
         "found": {name: _sorted(parts) for name, parts in found.items()},
         "verdicts": verdicts, "certified": certified, "sampled": round(sampled, 1),
     }  # fmt: skip
@@ -235,35 +236,39 @@ def _verdict(trial: ls.Trial) -> list[Any]:
     return [str(trial.hypothesis), trial.verdict, list(trial.reasons)]
 
 
-def scores(truths: list[Any], found: list[Any]) -> list[float]:
+def scores(truths: list[Any], found: list[Any], unclear: list[Any]) -> list[float]:
     """Precision, recall and F1 of nodes, then of edges, over all models together."""
     values: list[float] = []
     for what in (0, 1):
-        pairs = zip(found, truths, strict=True)
-        values += f1(np.sum([counted({*a[what]}, {*b[what]}) for a, b in pairs], axis=0))
+        triples = zip(found, truths, unclear, strict=True)
+        numbers = [counted({*a[what]} - {*c[what]}, {*b[what]} - {*c[what]}) for a, b, c in triples]
+        values += f1(np.sum(numbers, axis=0))
     return values
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Tables and figures."""
-    truths = [r["truth"] for r in records]
-    rows = {m: scores(truths, [r["found"][m] for r in records]) for m in (*METHODS, *FILTERED)}
+    truths, unclear = ([r[key] for r in records] for key in ("truth", "unclear"))
+    rows = {
+        name: scores(truths, [r["found"][name] for r in records], unclear)
+        for name in (*METHODS, *FILTERED)
+    }
     once, again = ([r["halves"][i] for r in records] for i in (0, 1))
-    rows[AGAIN] = scores(once, again)
+    rows[AGAIN] = scores(once, again, unclear)
     columns = ["method", *(f"{what} {x}" for what in ("node", "edge")
                            for x in ("precision", "recall", "F1"))]  # fmt: skip
     table = [[name, *values] for name, values in rows.items()]
     common.show_table(f"{len(records)} trained models", columns, table)
     table = []
     for r in records:
-        mine = scores([r["truth"]], [r["found"]["inferred"]])[2::3]
+        mine = scores([r["truth"]], [r["found"]["inferred"]], [r["unclear"]])[2::3]
         words = [
             ", ".join(v[1] for v in r["verdicts"][kind]) or "–"
             for kind in ("true", "false", "inferred")
         ]
-        size = f"{len(r['truth'][0])} + {len(r['truth'][1])}"
-        table.append([r["name"], size, *mine, r["certified"], r["sampled"], *words])
-    columns = ["model", "truth: nodes + edges", "node F1", "edge F1", "certified", "CPU s of draws",
+        sizes = (" + ".join(str(len(one)) for one in r[key]) for key in ("truth", "unclear"))
+        table.append([r["name"], *sizes, *mine, r["certified"], r["sampled"], *words])
+    columns = ["model", "truth: nodes + edges", "unclear", "node F1", "edge F1", "certified", "CPU s of draws",
                "trial of truth", "of false ones", "of the inferred"]  # fmt: skip
     common.show_table("By model: F1 of the inferred, and verdicts", columns, table)
     verdicts = {
@@ -278,6 +283,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         "trained_baseline_after_trial_edge_f1": rows[FILTERED[1]][5],
         "truth_again_head_f1": rows[AGAIN][2],
         "truth_again_edge_f1": rows[AGAIN][5],
+        "unclear_nodes": sum(len(parts[0]) for parts in unclear),
         "true_undecided_rate": verdicts["true"].count("undecided") / n_true,
         "true_support_rate": verdicts["true"].count("supported") / n_true,
         "false_support_rate": verdicts["false"].count("supported") / n_false,

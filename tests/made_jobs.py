@@ -60,6 +60,26 @@ class Once:
         raise MemoryError("too large")
 
 
+PINS: list[torch.Tensor] = []
+
+
+@dataclass(frozen=True)
+class Large:
+    """Needs 400 MB for a moment and leaves little between them; returns its worker."""
+
+    name: str
+
+    def run(self) -> int:
+        torch.ones(2**23), torch.ones(2**22)  # glibc learns to take such tensors from its heap
+        parts = []
+        for _ in range(100):
+            parts.append(torch.ones(2**20))
+            PINS.append(torch.ones(200))
+        del parts
+        time.sleep(1.2)  # loky measures a worker's memory once a second
+        return os.getpid()
+
+
 @dataclass(frozen=True)
 class Asks:
     """Whether jobs in this job would run elsewhere."""

@@ -7,7 +7,6 @@ depend on the backend. One whose worker was lost, or ran out of memory, is run a
 
 from __future__ import annotations
 
-import gc
 import pickle
 import tempfile
 import time
@@ -28,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from lens_slt.arguments import choice, did_you_mean, integer, typed
 from lens_slt.progress import track
 from lens_slt.sampling.folder import SamplingWarning
+from lens_slt.sampling.worker_memory import allocate_as_usual, release_memory
 from lens_slt.torch_state import kept_random_state
 
 LOSSES_TOGETHER = 2  # of a job's worker, after which it runs alone
@@ -283,16 +283,14 @@ def _run(index: int, job: Any, mark: str, threads: int) -> tuple[int, Any, Excep
         pass
     threadpool_limits(limits=threads)
     torch.set_num_threads(threads)
+    allocate_as_usual()
     began = time.perf_counter()
     try:
         with parallel_config(backend="sequential", n_jobs=1):  # within a job, no more jobs
             value, error = job.run(), None
     except Exception as caught:
         value, error = None, _portable(caught)
-    if error is not None:
-        gc.collect()  # what filled the memory
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+    release_memory()
     return index, value, error, time.perf_counter() - began
 
 
