@@ -61,6 +61,7 @@ TARGETS = {
 }  # fmt: skip
 THIRD = 64  # sequences
 SETTINGS = ls.Settings(draws=80, batch_size=8, thin=2)  # nβ 30, γ 200, 4 chains
+HARD_SETTINGS = SETTINGS.but(n_beta=10, gamma=300, draws=60)  # published, cheaper: some are stiff
 LEAST, SHARE = 0.05, 0.25  # of the baselines: nats, and share of the largest effect
 METHODS = ("inferred", "composition only", "ablation only", "edge attribution")
 FILTERED = ("inferred, after a trial", "edge attribution, after a trial")
@@ -327,9 +328,11 @@ def main() -> None:
     made.add_argument("--cache", type=Path, help="folder for finished instances")
     args: argparse.Namespace = made.parse_args()
     warnings.filterwarnings("ignore")
-    settings, n_null, n_trials, seeds = SETTINGS, 50, args.trials, args.seeds
+    common.one_thread()
+    settings = HARD_SETTINGS if args.hard else SETTINGS
+    n_null, n_trials, seeds = 50, args.trials, args.seeds
     if args.quick:
-        settings, n_null, n_trials, seeds = SETTINGS.but(draws=8, thin=1), 4, 1, 1
+        settings, n_null, n_trials, seeds = settings.but(draws=8, thin=1), 4, 1, 1
     records = []
     suite = ls.hard_suite if args.hard else ls.planted_suite
     for p in suite(seeds, n_sequences=3 * THIRD, seed=args.seed):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
-import resource
 import time
 import warnings
 from pathlib import Path
@@ -163,13 +162,13 @@ def refined(
 ) -> dict[str, Any]:
     """rLLCs with their verdicts, and cost beside its estimate."""
     tokens = ls.load_tokens("prose", model.tokenizer, n_sequences=size[0], length=size[1], bos=True)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    before = resident(reset_peak=True)
     said = ls.estimate(model, tokens, heads, settings=settings)
     common.say(f"estimate: {said}")
     began = time.perf_counter()
     draws = ls.sample(model, tokens, heads, settings=settings, progress=False)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    added = resident(peak=True) - before
     llc = ls.refined_llc(draws)
     rows = [
         [head, float(one["llc"]), float(one["se"]), str(one["certificate"].values),
@@ -177,7 +176,7 @@ def refined(
         for head in heads for one in [llc.sel(component=head)]
     ]  # fmt: skip
     common.show_table("Refined LLCs", ["head", "λ̂", "SE", "certificate", "why"], rows)
-    memory, added = said.memory_bytes / 2**20, peak - before
+    memory = said.memory_bytes / 2**20
     common.show_table(
         "Cost",
         ["", "estimate", "measured"],
@@ -190,6 +189,15 @@ def refined(
         "time_factor": max(seconds / said.seconds, said.seconds / seconds),
         "memory_factor": max(added / memory, memory / added),
     }
+
+
+def resident(*, peak: bool = False, reset_peak: bool = False) -> float:
+    """MiB of this process that are in memory, or were at most since the peak was reset (Linux)."""
+    if reset_peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    name = "VmHWM:" if peak else "VmRSS:"
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
 
 
 def main() -> None:

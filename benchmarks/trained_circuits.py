@@ -9,8 +9,7 @@ of their own. Parts on which the two disagree count neither for nor against a me
 sample of the truth says alone shows how well it is known (F1 between them).
 
 - *inferred*: the widest hypothesis of ``propose_circuits``, as the truth is all that works for the
-  answer, from draws of all heads and MLPs at nβ 10 and γ 300, the cheapest published for models as
-  stiff as these, on other tokens; nothing is ablated;
+  answer, from draws of all heads and MLPs on other tokens; nothing is ablated;
 - *edge attribution*: ``edge_attribution`` (integrated gradients, EAP-IG): edges with at least 0.05
   nats and a quarter of the largest effect;
 - *after a trial*: the parts of either that hold in a trial of all of them.
@@ -64,7 +63,7 @@ TASKS = (
     "induction", "copying", "skip_trigram", "induction", "modular", "sorting",
     "induction", "copying", "skip_trigram", "brackets", "modular", "sorting",
 )  # fmt: skip
-SETTINGS = ls.Settings(n_beta=10, gamma=300, draws=60)
+SETTINGS = ls.Settings(n_beta=10, gamma=300, draws=60)  # published, cheaper: some are stiff
 TRUTH, PROBE, TRIAL = 256, 64, 64  # sequences
 AGAIN = "one sample of the truth, by the other"
 LEARNT = 0.5  # of the loss of a uniform guess

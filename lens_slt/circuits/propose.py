@@ -238,10 +238,10 @@ def _on_pattern(slt: SltEvidence, pattern: str) -> dict[str, float]:
 def _driven_alike(
     edges: dict[Edge, dict[str, float]], shares: xr.Dataset, level: dict[str, float], shared: bool
 ) -> dict[Edge, dict[str, float]]:
-    """Edges from the same sources through Q or K into heads of the same layers, which hold as
-    much."""
+    """Edges from the same sources through the same input into heads of the same layers, which hold
+    as much."""
     found = {}
-    driven = [edge for edge in edges if edge.through in ("Q", "K") and edge.target in level]
+    driven = [edge for edge in edges if is_head(edge.target) and edge.target in level]
     for other, value in level.items():
         alike = {
             (edge.source, edge.through)
