@@ -267,8 +267,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         sizes = (" + ".join(str(len(one)) for one in r[key]) for key in ("truth", "unclear"))
         table.append([r["name"], *sizes, *mine, r["certified"], r["sampled"], *words])
-    columns = ["model", "truth: nodes + edges", "unclear", "node F1", "edge F1", "certified", "CPU s of draws",
-               "trial of truth", "of false ones", "of the inferred"]  # fmt: skip
+    columns = ["model", "truth: nodes + edges", "unclear", "node F1", "edge F1", "certified",
+               "CPU s of draws", "trial of truth", "of false ones", "of the inferred"]  # fmt: skip
     common.show_table("By model: F1 of the inferred, and verdicts", columns, table)
     verdicts = {
         kind: [v[1] for r in records for v in r["verdicts"][kind]] for kind in ("true", "false")

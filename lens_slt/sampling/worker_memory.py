@@ -1,8 +1,8 @@
 """Memory of a worker that runs one job after the other.
 
 loky replaces a worker that has grown by 300 MB, and the next one imports everything again; what a
-job leaves behind is mostly free memory that the C library keeps. Dask's nannies tell that library to
-keep none, which makes every large tensor a fresh mapping: a sweep took 1.7 times the CPU time.
+job leaves behind is mostly free memory that the C library keeps. Dask's nannies tell that library
+to keep none, which makes every large tensor a fresh mapping: a sweep took 1.7 times the CPU time.
 """
 
 from __future__ import annotations
