@@ -123,7 +123,7 @@ def _covariance(
     if blocks.ndim != 2 or blocks.shape[1] != n or len(blocks) < FEWEST_BLOCKS:
         raise ValueError(
             f"blocks must have the shape (at least {FEWEST_BLOCKS}, {n}); got {blocks.shape}. "
-            "Blocks are of consecutive draws: more draws have more of them"
+            "Blocks are of consecutive draws: more draws, or a smaller thin, make more of them"
         )
     if not np.isfinite(blocks).all():
         raise ValueError("blocks must be finite")
