@@ -108,13 +108,15 @@ ls.plot_curves(llc, quantity="llc")
 # %% [markdown]
 # **Look at**
 #
+# - (Every panel has its own axis of values.)
 # - `L0H2` is high at step 600 already, long before there was any induction. It was a useful head
 #   for something else.
 # - `L1H2` is no more than its neighbour `L1H7` until 1700. Then its λ̂ doubles by 2300 and doubles
 #   almost again: it rises *with* the transition.
 # - `L1H7`, which is no part of the circuit, stays where it was.
-# - At step 0 λ̂ is negative. An untrained model is no minimum of the loss, so moving its weights may
-#   well lower it. λ̂ is then no learning coefficient, only a sign that there is nothing to hold yet.
+# - At step 0 λ̂ is negative. An untrained model is no minimum of the loss, so moving its weights
+#   may well lower it. λ̂ is then no learning coefficient, only a sign that there is nothing to hold
+#   yet.
 #
 # So few draws are not certified (`llc["certificate"]`), and their errors are only roughly known:
 # read differences of several standard errors, and no others. How sure is the rise across the
@@ -189,10 +191,9 @@ order[["part", "what", "exists", "stage", "end", "unit"]].round(2)
 ls.plot_construction(built, [boundary])
 
 # %% [markdown]
-# **Look at** the distance between the rows that say *needed*, what a removal costs, and those that
-# say *attends*, where a head looks. The path is needed at 1700. The heads attend as they do at the
-# end only at 2200 and 2300. So a **weak form of the circuit is older than the moment**: it was worth
-# something while both heads still looked mostly elsewhere, which is the early *begin* found above.
+# **Look at** the order, first by the symbols. The path is needed at 1700; the heads attend as they
+# do at the end from 2200 and 2300 on. At 1700 its interval is still open: the effect is small, and
+# 16 sequences are few. But all rows that say *needed* are clearly there by 2200, before the moment.
 #
 # Onsets say from when on; sizes say how much. Side by side, the story of this circuit:
 
@@ -214,7 +215,6 @@ story.round(2)
 
 # %%
 shares = story / story.abs().max()
-shares.columns.name = "of its largest value"
 figure = px.line(shares, markers=True, labels={"value": "share of the largest value"})
 figure.update_layout(
     title="The same, each as a share of its largest value", template="plotly_white"
@@ -224,26 +224,29 @@ figure
 # %%
 onset = built["onset"].sel(part=["L0H2", "L1H2"])
 assert (onset.sel(criterion="needed") <= onset.sel(criterion="behaves")).all()
-path = story["path, nats"]
-assert path[5300] > 3 * path[1700] > 0.15
+path, loss = story["path, nats"], story["loss on repeats"]
+assert path[2200] > 0.4 * path[5300]  # worth half of what it will be
+assert loss[0] - loss[2200] < 0.3 * (loss[0] - loss[5300])  # and hardly seen in the behaviour
 
 # %% [markdown]
-# 1. **By 600** `L0H2` matters (λ̂) without looking back. Repeats are not predicted.
-# 2. **By 1700** the path from it to the keys of `L1H2` is worth a little on text.
-# 3. **Between 2200 and 2300** the loss on repeats halves: `L0H2` already looks back, `L1H2` now finds
-#    the copy, and its λ̂ passes that of a head of its layer that does nothing of the kind.
-# 4. **After 2600** nothing new appears, the loss on repeats is almost down, and λ̂ of both heads still
-#    grows: what is there becomes more exact, and more of the weights are held in place.
+# 1. **By 600** `L0H2` matters (λ̂), but it does not look back, and repeats are not predicted.
+# 2. **By 1700** it begins to look back, and the path to the keys of `L1H2` may be worth a little.
+# 3. **By 2200** that path is worth more than half of what it will be at the end, on text, while the
+#    loss on random repeats has hardly moved and `L1H2` finds the copy one time in four. The circuit
+#    is **older than the moment**: that was the early *begin* of the transition.
+# 4. **Between 2200 and 2300** the loss on repeats halves: `L1H2` now finds the copy.
+# 5. **After 2600** attention and the path change little. λ̂ of both heads still grows by half: what
+#    is there becomes more exact, and more of the weights are held in place.
 #
 # ## What a real run would use
 #
 # | | here | for a result |
 # |---|---|---|
 # | checkpoints | 7 | all 29, and `ls.stages` answers |
-# | heads | 3 | all 16 (`"heads"`), so that `ls.head_trajectories` and `ls.differentiation` have others to compare with |
+# | heads | 3 | all 16: others to compare with, `ls.head_trajectories`, `ls.differentiation` |
 # | draws, chains | 30, 2 | 200, 4: certificates |
 # | tokens | 64 × 48 | 256 × 128 |
-# | construction | `trials="none"` | the default, which also finds from when on the *trial* of tutorial 4 supports the circuit |
+# | construction | no trials | the default: from when on a *trial* (tutorial 4) supports it |
 # | where | memory | `path=`, so that it can be interrupted, and `parallel=2` |
 #
 # All of it is one command, which plans what fits a number of minutes and writes a report:
@@ -252,8 +255,8 @@ assert path[5300] > 3 * path[1700] > 0.15
 # ## What to take away
 #
 # - Ask cheap observables at all checkpoints, dear ones where something happens.
-# - λ̂ says *that* a head came to be held in place, behaviours *where it looks*, ablation *what it is
-#   worth*. They need not move together, and the order in which they move is the finding.
+# - λ̂ says *that* a head came to be held in place, behaviours *where it looks*, ablation *what it
+#   is worth*. They need not move together, and the order in which they move is the finding.
 # - A refusal is a result: seven checkpoints have no stages.
 #
 # ## Limits
@@ -262,8 +265,8 @@ assert path[5300] > 3 * path[1700] > 0.15
 # - *Needed* does not ask whether other heads have such an effect, too; the trial does.
 # - Between two checkpoints nothing is known. The interval of an onset cannot be shorter than their
 #   distance.
-# - γ is a length: weights grow in training (`llc["weight_norm"]`), and one γ holds ever less of them
-#   in place. `develop(..., gammas=[50, 800])` shows how far the curve depends on it.
+# - γ is a length: weights grow in training (`llc["weight_norm"]`), and one γ holds ever less of
+#   them in place. `develop(..., gammas=[50, 800])` shows how far the curve depends on it.
 #
 # ## Exercises
 #

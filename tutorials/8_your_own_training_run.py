@@ -186,10 +186,11 @@ ls.plot(stages)
 # %% [markdown]
 # - First a **plateau**: λ̂ is near zero, though the loss already falls a little. Whatever the model
 #   learns there (which tokens exist) needs hardly any of its weights to be just so.
-# - Then **A**: the loss falls and λ̂ rises. The model buys a lower loss with a more complex function,
-#   at first slowly, then, if the boundary is sure enough to be claimed, in a much steeper stage.
-# - Where the steep fall of the loss ends, λ̂ turns and falls, by more than its standard error. If it
-#   clearly falls while the loss does, that is type **B**: the same work is done with fewer
+# - Then **A**: the loss falls and λ̂ rises. The model buys a lower loss with a more complex
+#   function, at first slowly, then, if the boundary is sure enough to be claimed, in a much steeper
+#   stage.
+# - Where the steep fall of the loss ends, λ̂ turns and falls, by more than its standard error. If
+#   it clearly falls while the loss does, that is type **B**: the same work is done with fewer
 #   constraints. (*unclear* means that so few points with so much noise do not decide.)
 #
 # **Look at** the coloured intervals of the boundaries. They are wide where checkpoints are rare;

@@ -94,9 +94,9 @@ def check_steps(steps: FloatArray) -> None:
         raise ValueError(f"steps must be strictly increasing; step {after:g} {what}")
     if len(steps) < FEWEST:
         raise ValueError(
-            f"stages and transitions need at least {FEWEST} checkpoints, got {len(steps)}: with fewer, "
-            "a change cannot be told from noise. Measure more of them, spread evenly over log(step) and "
-            "denser where the loss bends"
+            f"stages and transitions need at least {FEWEST} checkpoints, got {len(steps)}: with "
+            "fewer, a change cannot be told from noise. Measure more of them, spread evenly over "
+            "log(step) and denser where the loss bends"
         )
 
 
