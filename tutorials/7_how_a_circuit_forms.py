@@ -113,7 +113,7 @@ ls.plot_curves(llc, quantity="llc")
 #   for something else.
 # - `L1H2` is no more than its neighbour `L1H7` until 1700. Then its λ̂ doubles by 2300 and doubles
 #   almost again: it rises *with* the transition.
-# - `L1H7`, which is no part of the circuit, stays where it was.
+# - `L1H7`, which is no part of the circuit, hardly moves after 600.
 # - At step 0 λ̂ is negative. An untrained model is no minimum of the loss, so moving its weights
 #   may well lower it. λ̂ is then no learning coefficient, only a sign that there is nothing to hold
 #   yet.
