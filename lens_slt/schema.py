@@ -211,6 +211,12 @@ SCHEMAS: dict[str, Schema] = {
             | over("part criterion", "onset onset_low onset_high")
             | over("part", "kind circuit piece pattern"),
         ),
+        Schema(
+            "locality", "locality", attrs=("gain", "gain_se", "n_weights", "target"),
+            needed=over("ranking share", "kept kept_low kept_high")
+            | over("ranking", "smallest_share smallest_share_low smallest_share_high")
+            | over("", "null_kept"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,
