@@ -217,6 +217,10 @@ SCHEMAS: dict[str, Schema] = {
             | over("ranking", "smallest_share smallest_share_low smallest_share_high")
             | over("", "null_kept"),
         ),
+        Schema(
+            "weight_change", "weight_change",
+            needed=over("component matrix", "norm relative_norm stable_rank random_stable_rank"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,

@@ -14,9 +14,8 @@ from lens_slt.development.leading_curvature import leading_curvature
 from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import Component, parse_components
 
-SIZE, LEARNED, COMPONENTS, CURVATURE = "size", "learned", "components", "curvature"
+SIZE, COMPONENTS, CURVATURE = "size", "components", "curvature"
 RANDOM = "random"
-OPEN, MASK_RATE, MASK_STEPS = 2.0, 0.1, 60  # of a learned mask: logits at first, Adam's rate
 PER_DECADE = 2  # shares
 
 Masks = dict[str, Tensor]
@@ -47,23 +46,18 @@ def all_rankings(
     seed: int,
 ) -> list[Ranking]:
     """Those of :func:`lens_slt.locality`."""
-    size = {name: value.abs() for name, value in grafts.change.items()}
-    by_mask = _places(_learned(grafts))
+    places = _places({name: value.abs() for name, value in grafts.change.items()})
     shares = _decades(grafts.n_weights)
 
-    def by(places: Masks) -> Callable[[float], list[Weights]]:
-        return lambda share: [grafts.chosen(_first(places, share, grafts.n_weights))]
+    def largest(share: float) -> list[Weights]:
+        return [grafts.chosen(_first(places, share, grafts.n_weights))]
 
     def random(share: float) -> list[Weights]:
-        masks = _first(by_mask, share, grafts.n_weights)
+        masks = _first(places, share, grafts.n_weights)
         generators = [torch.Generator().manual_seed(1000 * seed + i) for i in range(n_null)]
         return [grafts.chosen(_shuffled(masks, generator)) for generator in generators]
 
-    found = [
-        Ranking(SIZE, shares, by(_places(size)), refines=True),
-        Ranking(LEARNED, shares, by(by_mask), refines=True),
-        Ranking(RANDOM, shares, random),
-    ]
+    found = [Ranking(SIZE, shares, largest, refines=True), Ranking(RANDOM, shares, random)]
     if scores is not None:
         found.append(_of_components(grafts, model, scores))
     if n_directions:
@@ -75,29 +69,6 @@ def _decades(n_weights: int) -> list[float]:
     """Shares from one weight to all of them."""
     count = int(np.ceil(PER_DECADE * np.log10(n_weights))) + 1
     return [float(share) for share in np.geomspace(1 / n_weights, 1, max(count, 2))]
-
-
-def _learned(grafts: Grafts) -> Weights:
-    """A score for every weight: how much a mask that was learned lets through; on sequences 0, 2, …
-
-    The mask begins near all of the change. It is learned to lose none of the gain, each weight at
-    the price of its share in the gain, so that those stay that bring more than the average.
-    """
-    rows = range(0, len(grafts.tokens), 2)
-    none = {name: torch.zeros_like(value) for name, value in grafts.change.items()}
-    weight = grafts.weight[::2].sum()
-    losses = [float(grafts.losses(change)[::2].sum() / weight) for change in (none, grafts.change)]
-    price = (losses[0] - losses[1]) / grafts.n_weights
-    scores = {name: torch.full_like(v, OPEN).requires_grad_() for name, v in none.items()}
-    optimizer = torch.optim.Adam(scores.values(), lr=MASK_RATE)
-    for _ in range(MASK_STEPS):
-        masks = {name: value.detach().sigmoid() for name, value in scores.items()}
-        slopes = grafts.gradient(grafts.chosen(masks), rows)
-        for name, score in scores.items():
-            slope = slopes[name] * grafts.change[name] + price
-            score.grad = slope * masks[name] * (1 - masks[name])
-        optimizer.step()
-    return {name: value.detach() for name, value in scores.items()}
 
 
 def _places(scores: Weights) -> Masks:
@@ -133,9 +104,7 @@ def _of_components(grafts: Grafts, model: AdaptedModel, scores: Mapping[str, flo
         masks = _whole(grafts, ordered[:count])
         taken = sum(int(mask.sum()) for mask in masks.values())
         by_share[taken / grafts.n_weights] = masks
-    return Ranking(
-        COMPONENTS, sorted(by_share), lambda share: [grafts.chosen(by_share[share])]
-    )
+    return Ranking(COMPONENTS, sorted(by_share), lambda share: [grafts.chosen(by_share[share])])
 
 
 def _whole(grafts: Grafts, components: list[Component]) -> Masks:
@@ -158,4 +127,3 @@ def _of_curvature(grafts: Grafts, n_directions: int, seed: int) -> Ranking:
         return [split(along[:count] @ directions[:count], grafts.change)]
 
     return Ranking(CURVATURE, list(by_share), changes)
-

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.runs import Runs
-from lens_slt.models.adapter import adapt, copy_weights, model_logits, trainable
+from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits, trainable
 from lens_slt.models.stream import MOST_LOGITS
 
 Weights = dict[str, Tensor]
@@ -33,15 +33,9 @@ class Grafts:
     another shape or without tokens.
     """
 
-    def __init__(
-        self, before: Any, after: Any, tokens: Any, pattern: Any, **which: Any
-    ) -> None:
+    def __init__(self, before: Any, after: Any, tokens: Any, pattern: Any, **which: Any) -> None:
         self._work = adapt(deepcopy(before))
-        self.start, end = copy_weights(self._work), copy_weights(adapt(after))
-        _refuse_others(self.start, end)
-        self.change = {name: end[name] - value for name, value in self.start.items()}
-        if not any(bool(value.any()) for value in self.change.values()):
-            raise ValueError("before and after have the same weights: the interval has no change")
+        self.start, self.change = changed_weights(self._work, adapt(after))
         runs = Runs(self._work, tokens, **which)
         self.tokens = runs.tokens
         chosen = np.ones(runs.real.shape, dtype=bool) if pattern is None else np.asarray(pattern)
@@ -119,6 +113,19 @@ def split(flat: Tensor, like: Weights) -> Weights:
     parts = flat.split([value.numel() for value in like.values()])
     pairs = zip(like.items(), parts, strict=True)
     return {name: part.view(value.shape) for (name, value), part in pairs}
+
+
+def changed_weights(before: AdaptedModel, after: AdaptedModel) -> tuple[Weights, Weights]:
+    """All weights before, and what was added to them.
+
+    Raises ValueError for models of other shapes and where nothing changed.
+    """
+    start, end = copy_weights(before), copy_weights(after)
+    _refuse_others(start, end)
+    change = {name: end[name].to(value.device) - value for name, value in start.items()}
+    if not any(bool(value.any()) for value in change.values()):
+        raise ValueError("before and after have the same weights: the interval has no change")
+    return start, change
 
 
 def _refuse_others(before: Weights, after: Weights) -> None:

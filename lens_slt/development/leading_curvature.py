@@ -39,4 +39,3 @@ def leading_curvature(grafts: Grafts, n_directions: int, seed: int) -> Tensor:
     order = np.argsort(values)[::-1]
     first = next(iter(like.values()))
     return torch.from_numpy(vectors.T[order].copy()).to(first)
-

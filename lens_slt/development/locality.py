@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.development.graft_rankings import LEARNED, RANDOM, Ranking, all_rankings
+from lens_slt.development.graft_rankings import RANDOM, SIZE, Ranking, all_rankings
 from lens_slt.development.grafts import Grafts, Weights
 from lens_slt.models.adapter import adapt
 from lens_slt.progress import track
@@ -56,15 +56,13 @@ def locality(
     ``kept`` = (L(before) − L(grafted)) / G. Which part is decided by a *ranking*:
 
     - ``size``: the weights that changed most, |Δw|;
-    - ``learned``: a mask over all weights, learned to keep the gain with few of them, the largest
-      first;
     - ``components``: whole heads, MLPs and embeddings in the order of ``scores``, if given (say Δλ̂
       from :func:`lens_slt.compare`, or what ablation costs);
     - ``curvature``: the change within the leading eigenvectors of the pattern's Hessian at
       ``after``, if ``n_directions`` > 0; each direction counts as one number among the weights;
-    - ``random``: the null of ``learned``: as many weights of every matrix, drawn at random.
+    - ``random``: the null of ``size``: as many weights of every matrix, drawn at random.
 
-    Rankings look at every second sequence, ``kept`` is measured on the others.
+    Directions come from every second sequence, ``kept`` is measured on the others.
 
     Args:
         before, after: two models of one architecture, such as two of a run's checkpoints.
@@ -82,9 +80,9 @@ def locality(
         Dataset over (ranking, share): ``kept`` with ``kept_low`` and ``kept_high``, 95 % over
         sequences (of ``random`` also over its masks), NaN where a ranking was not tried. Over
         ranking: ``smallest_share``, from which on at least ``target`` is kept, with
-        ``smallest_share_low`` and ``_high``, NaN where no share below 1 does. ``null_kept``: what
-        the null keeps at the learned mask's smallest share. Attributes: ``gain`` in nats per token, with
-        ``gain_se``, ``n_weights``, ``target``.
+        ``smallest_share_low`` and ``_high``; NaN where that was not reached. ``null_kept``: the
+        most that a random mask keeps at the smallest share of ``size``. Attributes: ``gain`` in
+        nats per token, with ``gain_se``, ``n_weights``, ``target``.
 
     Raises:
         ValueError: other architectures, no change, a gain that is not clear (three standard
@@ -94,10 +92,8 @@ def locality(
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l")
         >>> tokens = ls.load_tokens("mix", n_sequences=8, length=32)
-        >>> found = ls.locality(
-        ...     run.load(1000), run.load(2900), tokens, n_null=1, progress=False
-        ... )
-        >>> bool(found["smallest_share"].sel(ranking="learned") < 1)
+        >>> found = ls.locality(run.load(1000), run.load(2900), tokens, n_null=1, progress=False)
+        >>> bool(found["smallest_share"].sel(ranking="size") < 1)
         True
     """
     integer("n_directions", n_directions, at_least=0)
@@ -217,13 +213,13 @@ def _first_lasting(reached: BoolArray) -> int | None:
     return first if first < len(reached) else None
 
 
-def _crossing(shares: list[float], kept: FloatArray, target: float) -> float:
-    """The share from which on the target is kept, between those measured; NaN for none."""
+def _crossing(shares: list[float], kept: FloatArray, target: float, between: bool) -> float:
+    """The share from which on the target is kept, also between those measured; NaN for none."""
     first = _first_lasting(kept >= target)
     if first is None:
         return float("nan")
-    if first == 0:
-        return shares[0]
+    if first == 0 or not between:
+        return shares[first]
     low, high = kept[first - 1], kept[first]
     ends = np.log(shares[first - 1 : first + 1])
     return float(np.exp(np.interp(target, [low, high], ends)))
@@ -240,17 +236,19 @@ def _result(curves: dict[str, _Curve], kept: Kept, target: float, seed: int) -> 
         one, drawn = curve.resampled(None), curve.resampled(np.random.default_rng(seed))
         columns = [place[share] for share in curve.shares]
         values[:, i, columns] = one[0], *np.quantile(drawn, INTERVAL, axis=0)
-        smallest[0, i] = _crossing(curve.shares, one[0], target)
-        ends = [_crossing(curve.shares, row, target) for row in drawn]
+        between = curve.ranking.refines
+        smallest[0, i] = _crossing(curve.shares, one[0], target, between)
+        ends = [_crossing(curve.shares, row, target, between) for row in drawn]
         if np.isfinite(ends).mean() > INTERVAL[1]:
             smallest[1:, i] = np.nanquantile(ends, INTERVAL)
-    null_kept = _null_at(curves, smallest[0, names.index(LEARNED)])
+    null_kept = _null_at(curves, smallest[0, names.index(SIZE)])
     gain, se = kept.mean_gain
     variables = dict(zip(("kept", "kept_low", "kept_high"), values, strict=True))
-    ends = dict(zip(("smallest_share", "smallest_share_low", "smallest_share_high"), smallest))
+    names_of_ends = ("smallest_share", "smallest_share_low", "smallest_share_high")
+    by_ranking = dict(zip(names_of_ends, smallest, strict=True))
     found = xr.Dataset(
         {key: (("ranking", "share"), value) for key, value in variables.items()}
-        | {key: ("ranking", value) for key, value in ends.items()} | {"null_kept": null_kept},
+        | {key: ("ranking", value) for key, value in by_ranking.items()} | {"null_kept": null_kept},
         coords={"ranking": names, "share": shares},
         attrs={"gain": gain, "gain_se": se, "n_weights": kept.grafts.n_weights, "target": target},
     )  # fmt: skip
@@ -258,7 +256,7 @@ def _result(curves: dict[str, _Curve], kept: Kept, target: float, seed: int) -> 
 
 
 def _null_at(curves: dict[str, _Curve], share: float) -> float:
-    """What the largest of the random masks keeps where the learned mask keeps enough."""
+    """What the largest of the random masks keeps where the largest changes keep enough."""
     if not np.isfinite(share):
         return float("nan")
     null = curves[RANDOM]
