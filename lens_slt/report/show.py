@@ -31,6 +31,7 @@ from lens_slt.report.plots_heads import (
     plot_effects,
     plot_shares,
 )
+from lens_slt.report.plots_locality import plot_locality, plot_weight_change
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
@@ -81,6 +82,8 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "construction": plot_construction,
     "stages": plot_stages,
     "transitions": plot_transitions,
+    "locality": plot_locality,
+    "weight_change": plot_weight_change,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,
     "calibration": plot_calibration,
@@ -110,7 +113,8 @@ def plot(result: Any) -> go.Figure:
             influence, losses under an intervention, composition or behaviour scores, attributed
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
-            ``develop``, ``compare``, ``construction``, ``stages`` and ``transitions`` return.
+            ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``locality``
+            and ``weight_change`` return.
 
     Raises:
         TypeError: anything else.
