@@ -44,9 +44,7 @@ def plot_locality(found: xr.Dataset) -> go.Figure:
     figure.add_hline(y=target, line=dict(dash="dot", width=1, color="grey"))
     lowest = float(np.nanmin(found["kept"].values))
     below = ", cut below" if lowest < MOST_BELOW else ""
-    figure.update_xaxes(
-        type="log", title_text="share of all weights that take their value after"
-    )
+    figure.update_xaxes(type="log", title_text="share of all weights that take their value after")
     figure.update_yaxes(title_text="kept of the gain", range=[max(lowest, MOST_BELOW) - 0.05, 1.1])
     figure.update_layout(
         template="plotly_white", height=460, margin=dict(t=90),
