@@ -153,7 +153,7 @@ SCHEMAS: dict[str, Schema] = {
             "head_trajectories", "head_trajectories", of_a_run=True,
             attrs=("verdict",),
             needed=over("component", "cluster sure") | over("component other_component", "together")
-            | over("label", "size") | over("label refinement", "centre")
+            | over("label", "size") | over("label refinement", "centre centre_se")
             | over("variant component", "variant_cluster")
             | over("variant", "stability silhouette method scaling scope")
             | over("variant other_variant", "agreement") | over("", "p_noise p_continuum"),

@@ -18,6 +18,7 @@ from lens_slt.text import figure_text
 
 STEP_AXIS = "training step, on a scale of log(step + 1)"
 PANEL_PIXELS = 170
+MOST_COLUMNS = COLUMNS // 2  # panels side by side
 SHADES = ("rgba(0,0,0,0.00)", "rgba(0,0,0,0.06)")  # of stages, in turn
 SHADED = "shaded in turn: stages; dotted: their boundaries, with intervals"
 DOUBT = "rgba(230,159,0,0.18)"  # intervals of boundaries
@@ -25,10 +26,10 @@ TICKS = [0] + [m * 10**e for e in range(12) for m in range(1, 10)]
 MOST_TICKS = 9
 
 
-def panels(names: Sequence[str], *, one_scale: bool = False) -> Figure:
-    """An empty figure with a panel for each name, of at most 144."""
+def panels(names: Sequence[str], *, one_scale: bool = False, most: int = MOST_COLUMNS) -> Figure:
+    """An empty figure with a panel for each name, of at most 144, ``most`` of them side by side."""
     names = names[:MOST_PANELS]
-    columns = min(COLUMNS // 2, len(names))
+    columns = min(most, len(names))
     rows = -(-len(names) // columns)
     figure = subplots(
         rows=rows, cols=columns, shared_xaxes="all", subplot_titles=names,
@@ -42,10 +43,10 @@ def panels(names: Sequence[str], *, one_scale: bool = False) -> Figure:
     return figure
 
 
-def places(n: int) -> Iterator[dict[str, Any]]:
+def places(n: int, most: int = MOST_COLUMNS) -> Iterator[dict[str, Any]]:
     """Row and column of each of ``n`` panels."""
     n = min(n, MOST_PANELS)
-    columns = min(COLUMNS // 2, n)
+    columns = min(most, n)
     return (dict(row=i // columns + 1, col=i % columns + 1) for i in range(n))
 
 
@@ -95,8 +96,8 @@ def shade(
         figure.add_vline(x=float(np.log1p(step)), line=line, layer="below", **where)
 
 
-def step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS) -> None:
-    """Ticks at round steps, and at 0, on axes of log(step + 1)."""
+def step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS, **where: Any) -> None:
+    """Ticks at round steps, and at 0, on axes of log(step + 1): all, or those of a panel."""
     ticks = [tick for tick in TICKS if steps[0] <= tick <= steps[-1]] or [int(x) for x in steps]
     x = np.log1p(ticks)
     apart = (np.log1p(steps[-1]) - np.log1p(steps[0])) / most
@@ -110,6 +111,7 @@ def step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS) -> N
     figure.update_xaxes(
         tickvals=[float(x[i]) for i in sorted(kept)],
         ticktext=[_short(ticks[i]) for i in sorted(kept)],
+        **where,
     )
 
 
