@@ -8,7 +8,7 @@ import xarray as xr
 
 from lens_slt.arguments import choice, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.development.alignment import STABLE_CORRELATION
+from lens_slt.development.alignment import FROM_START, STABLE_CORRELATION
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.pattern_influence import UNCLEAR
 from lens_slt.report.colours import SYMBOLS
@@ -17,6 +17,7 @@ from lens_slt.report.figure import labels
 from lens_slt.report.plots import INTERVAL, ROW_PIXELS
 from lens_slt.report.stacked import stacked, titled
 from lens_slt.report.time_axis import (
+    AROUND,
     DOUBT,
     PANEL_PIXELS,
     STEP_AXIS,
@@ -28,10 +29,13 @@ from lens_slt.report.time_axis import (
 from lens_slt.schema import require
 from lens_slt.structure.modes import STABLE_ANGLE
 
+SHORT = {FROM_START: "from the start"}
 COLUMNS = 2  # panels side by side
-MOST_SOURCES, MOST_QUERIES = 6, 12
+MOST_SOURCES, MOST_QUERIES = 4, 8
 MOST_OBSERVABLES = 25
-UNITS = {"influence": "influence (nats²)", "correlation": "−correlation"}
+QUANTITIES = {  # of influence: the name of its standard error, and what it is
+    "influence": ("se", "influence (nats²)"), "correlation": ("correlation_se", "−correlation"),
+}  # fmt: skip
 THRESHOLD = dict(dash="dash", width=1, color="grey")
 DOTTED = dict(dash="dot", width=1, color="grey")
 
@@ -46,7 +50,7 @@ def plot_mode_development(found: xr.Dataset) -> go.Figure:
     found = require(found, "mode_development", argument="found")
     modes = range(found.sizes["mode"])
     names = [
-        f"mode {mode}: {verdict}"
+        f"{mode}: {SHORT.get(str(verdict), verdict)}"
         for mode, verdict in zip(found["mode"].values, found["verdict"].values, strict=True)
     ]
     figure = panels(labels(names), one_scale=True, most=COLUMNS)
@@ -68,6 +72,7 @@ def plot_mode_development(found: xr.Dataset) -> go.Figure:
         figure, "Modes over training",
         "likeness to the mode of the last checkpoint, with 95 % bands; dashed: above both lines it "
         f"is the same; dotted: from when on it lasts, with its interval in colour; {STEP_AXIS}",
+        figure.layout.height - AROUND,
     )  # fmt: skip
     return figure
 
@@ -97,14 +102,15 @@ def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") ->
         found: from :func:`lens_slt.pattern_influence`.
         quantity: ``"influence"``, or ``"correlation"``, which is of one size everywhere.
 
-    One panel for each pattern that is influenced, the twelve clearest; lines are the six clearest
+    One panel for each pattern that is influenced, the eight clearest; lines are the four clearest
     sources over all. Filled symbols: the sign is clear. Of a pattern on itself influence is minus a
     variance, and left out.
     """
     found = require(found, "pattern_influence", argument="found")
-    choice("quantity", quantity, UNITS)
+    choice("quantity", quantity, QUANTITIES)
+    error, axis = QUANTITIES[quantity]
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.nan_to_num(np.abs(found[quantity].values / found[f"{quantity}_se"].values)).max(0)
+        z = np.nan_to_num(np.abs(found[quantity].values / found[error].values)).max(0)
     other = found["query"].values[:, None] != found["source"].values
     z = np.where(other, z, -np.inf)
     sources = np.sort(np.argsort(-z.max(0), kind="stable")[:MOST_SOURCES])
@@ -117,7 +123,7 @@ def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") ->
             if not other[query, source]:
                 continue
             one = found.isel(query=query, source=source)
-            value, wide = one[quantity].values, INTERVAL * one[f"{quantity}_se"].values
+            value, wide = one[quantity].values, INTERVAL * one[error].values
             name = f"of {found['source'].values[source]}"
             drawn = band(steps, value, value - wide, value + wide, name, i, legend=i not in named)
             symbol = SYMBOLS[i % len(SYMBOLS)]
@@ -130,13 +136,14 @@ def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") ->
                 figure.add_trace(trace, **where)
         figure.add_hline(y=0, line=DOTTED, **where)
     step_axis(figure, steps, most=5)
-    figure.update_yaxes(title_text=UNITS[quantity], col=1)
-    left = found.sizes["query"] - len(queries), found.sizes["source"] - len(sources)
-    more = f"; {left[0]} patterns and {left[1]} sources are not shown" if any(left) else ""
+    figure.update_yaxes(title_text=axis, col=1)
+    n = found.sizes["query"]
+    more = f"; the clearest {len(queries)} of {n} patterns and {len(sources)} of {n} sources"
     titled(
         figure, "Influence between patterns over training",
         "below 0: more of the source lowers the loss on the pattern; 95 % bands; filled: the sign "
-        f"is clear{more}; {STEP_AXIS}",
+        f"is clear{more if len(sources) < n else ''}; {STEP_AXIS}",
+        figure.layout.height - AROUND,
     )  # fmt: skip
     return figure
 
@@ -155,7 +162,7 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
     rows = 1 + bool(critical)
     titles = ["speed (ranges per unit of log(step + 1))", "share of the squared speed there"]
     height = (ROW_PIXELS + 4 * len(critical)) * len(shown)
-    figure = stacked(
+    figure, tall = stacked(
         titles[: 1 + bool(critical)], [PANEL_PIXELS + 40, height][: 1 + bool(critical)]
     )
     steps = found["step"].values
@@ -191,5 +198,6 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
         figure, "Critical checkpoints",
         f"root mean square of the slopes of the observables, each over its range; bands and "
         f"intervals: {100 * level:g} %; {where}{more}; {STEP_AXIS}",
+        tall,
     )  # fmt: skip
     return figure

@@ -37,13 +37,14 @@ def plot_trajectories(found: xr.Dataset) -> go.Figure:
     names = names if found.sizes["label"] else []
     order = np.lexsort((np.arange(found.sizes["component"]), found["cluster"].values))
     heights = [PANEL_PIXELS] * len(names) + [CELL * len(order)]
-    figure = stacked([*names, "share of clusterings that put two heads together"], heights)
+    figure, height = stacked([*names, "share of clusterings that join two"], heights)
     steps = found[CHECKPOINT].values
     for row in range(len(names)):
         for i, label in enumerate(found["label"].values):
             one = found.isel(refinement=row, label=i)
             value, wide = one["centre"].values, INTERVAL * one["centre_se"].values
-            name = f"cluster {label} ({int(one['size'])} heads)"
+            size = int(one["size"])
+            name = f"cluster {label} ({size} head{'s' if size > 1 else ''})"
             for trace in band(steps, value, value - wide, value + wide, name, i, legend=row == 0):
                 figure.add_trace(trace, row=row + 1, col=1)
         step_axis(figure, steps, row=row + 1, col=1)
@@ -53,14 +54,15 @@ def plot_trajectories(found: xr.Dataset) -> go.Figure:
     place = figure.layout[f"yaxis{last if last > 1 else ''}"].domain
     figure.update_traces(
         selector=dict(type="heatmap"),
-        colorbar=dict(title="share", len=place[1] - place[0], y=sum(place) / 2),
+        colorbar=dict(thickness=10, len=place[1] - place[0], y=sum(place) / 2),
     )
     figure.update_xaxes(tickangle=-90, type="category", dtick=1, row=last, col=1)
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, row=last, col=1)
     titled(
         figure, "Trajectories of heads",
         f"{found.attrs['verdict']}; lines: means over the heads of a cluster, with 95 % bands; "
-        f"{STEP_AXIS}",
+        f"below: heads, what they do, and their cluster; {STEP_AXIS}",
+        height,
     )  # fmt: skip
     return figure
 
@@ -69,7 +71,7 @@ def _together(found: xr.Dataset) -> go.Heatmap:
     kinds = found["head_type"].values if "head_type" in found else None
     heads = [
         (f"{name} {kinds[i]}" if kinds is not None else str(name))
-        + ("" if cluster < 0 else f" · {cluster}")
+        + ("" if cluster < 0 else f" ({cluster})")
         for i, (name, cluster) in enumerate(
             zip(found["component"].values, found["cluster"].values, strict=True)
         )
@@ -105,7 +107,7 @@ def plot_differentiation(found: xr.Dataset) -> go.Figure:
             textposition="middle right",
             hovertext=trace.text,
             text=[ABOVE_BELOW.get(str(side), "") for side in one["side"].values],
-            textfont=dict(size=9, color=COLOURS[i % len(COLOURS)]),
+            textfont=dict(size=11, color=COLOURS[i % len(COLOURS)]),
             hovertemplate="%{hovertext}<extra></extra>",
         )
         figure.add_trace(trace)
@@ -117,16 +119,16 @@ def plot_differentiation(found: xr.Dataset) -> go.Figure:
         tickvals=list(range(len(heads))), ticktext=heads, range=[len(heads) - 0.4, -0.6],
         zeroline=False,
     )  # fmt: skip
-    against = (
-        "of the other heads of its layer" if found.attrs["against"] == "layer" else "of its start"
-    )
+    own = found.attrs["against"] == "start"
+    against = "of its own start" if own else "of the other heads of its layer"
     height = max(ROW_PIXELS, 12 * n) * len(heads)
-    figure.update_layout(height=height, legend=legend_below(height))
+    figure.update_layout(legend=legend_below(height))
     titled(
         figure, "When each head differentiates",
-        f"it leaves for good the band {against[found.attrs['against']]}; ▲ above it, ▼ below; "
+        f"it leaves for good the band {against}; ▲ above it, ▼ below; "
         "lines: 95 % intervals; open: outside from the start; "
-        f" no symbol: stays, or comes back; {STEP_AXIS}",
+        f"no symbol: stays, or comes back; {STEP_AXIS}",
+        height,
     )  # fmt: skip
     return figure
 
@@ -152,11 +154,11 @@ def plot_migration(found: xr.Dataset) -> go.Figure:
     if "effect_change" in found:
         ablated = found.sel(pattern=MULTIGRAM)
         changes.append(
-            ("change of the cost of ablation on multigrams (nats)", ablated, "effect_change",
+            ("change of ablation effects (nats)", ablated, "effect_change",
              "effect_word")
         )  # fmt: skip
     rows = ROW_PIXELS * len(heads)
-    figure = stacked(["mean λ̂ over heads", *(c[0] for c in changes)],
+    figure, height = stacked(["mean λ̂ over heads", *(c[0] for c in changes)],
                       [PANEL_PIXELS + 40, *[rows] * len(changes)])  # fmt: skip
     steps = found[CHECKPOINT].values
     for i, name in enumerate(layers):
@@ -168,25 +170,34 @@ def plot_migration(found: xr.Dataset) -> go.Figure:
     step_axis(figure, steps, row=1, col=1)
     figure.update_yaxes(title_text="mean λ̂", row=1, col=1)
     for row, (_, one, key, word) in enumerate(changes, start=2):
-        one = one.sel(component=heads)
-        value, low, high = (one[f"{key}{end}"].values for end in ("", "_low", "_high"))
-        clear = one[word].values != UNSHOWN
-        said = [f"{name}: {what}" for name, what in zip(heads, one[word].values, strict=True)]
-        figure.add_trace(
-            dots(value, low, high, labels(heads), "head", len(layers), clear=clear, said=said,
-                 legend=row == 2),
-            row=row, col=1,
-        )  # fmt: skip
+        for i, layer in enumerate(layers):
+            own = [name for name in heads if name.startswith(layer.removesuffix("*"))]
+            figure.add_trace(_changes(one.sel(component=own), key, word, i), row=row, col=1)
         figure.add_vline(x=0, line=dict(dash="dot", width=1, color="grey"), row=row, col=1)
-        figure.update_yaxes(autorange="reversed", dtick=1, row=row, col=1)
+        figure.update_yaxes(
+            categoryorder="array", categoryarray=labels(heads[::-1]), dtick=1, row=row, col=1
+        )
+    effects = "; effects: of heads on the loss of multigrams" if len(changes) > 1 else ""
     before, after = (int(found.attrs[f"{key}_step"]) for key in ("before", "after"))
     titled(
         figure, "Migration of multigrams",
         f"{found.attrs['verdict']}; λ̂ refined by {found.attrs['probe']}; changes from step "
         f"{before} to {after} (dotted), with 95 % bands and intervals; in colour: interval of "
-        f"layer 0's peak; filled: clear; {STEP_AXIS}",
+        f"layer 0's peak; filled: clear{effects}; {STEP_AXIS}",
+        height,
     )  # fmt: skip
     return figure
+
+
+def _changes(one: xr.Dataset, key: str, word: str, i: int) -> go.Scatter:
+    """Changes of the heads of a layer; filled where they are clear."""
+    heads, words = one["component"].values, one[word].values
+    value, low, high = (one[f"{key}{end}"].values for end in ("", "_low", "_high"))
+    said = [f"{name} {what}" for name, what in zip(heads, words, strict=True)]
+    return dots(
+        value, low, high, labels(heads), f"heads of layer {i}", i, clear=words != UNSHOWN,
+        said=said, legend=False,
+    )  # fmt: skip
 
 
 def _mark_times(figure: go.Figure, found: xr.Dataset) -> None:

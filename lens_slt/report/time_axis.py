@@ -18,6 +18,7 @@ from lens_slt.text import figure_text
 
 STEP_AXIS = "training step, on a scale of log(step + 1)"
 PANEL_PIXELS = 170
+AROUND = 210  # pixels above and below panels
 MOST_COLUMNS = COLUMNS // 2  # panels side by side
 SHADES = ("rgba(0,0,0,0.00)", "rgba(0,0,0,0.06)")  # of stages, in turn
 SHADED = "shaded in turn: stages; dotted: their boundaries, with intervals"
@@ -33,11 +34,11 @@ def panels(names: Sequence[str], *, one_scale: bool = False, most: int = MOST_CO
     rows = -(-len(names) // columns)
     figure = subplots(
         rows=rows, cols=columns, shared_xaxes="all", subplot_titles=names,
-        shared_yaxes="all" if one_scale else False, horizontal_spacing=0.05,
+        shared_yaxes="all" if one_scale else False, horizontal_spacing=0.25 / columns,
         vertical_spacing=min(0.3 / rows, 0.1),
     )  # fmt: skip
     figure.update_layout(
-        template="plotly_white", height=210 + PANEL_PIXELS * rows, margin=dict(t=110),
+        template="plotly_white", height=AROUND + PANEL_PIXELS * rows, margin=dict(t=110),
         legend=dict(orientation="h", y=-60 / (PANEL_PIXELS * rows), yanchor="top"),
     )  # fmt: skip
     return figure
