@@ -112,8 +112,7 @@ if TYPE_CHECKING:  # also read by _homes
         plot_migration,
         plot_trajectories,
     )
-    from lens_slt.report.report import report_results, write_report
-    from lens_slt.report.report_development import write_development_report
+    from lens_slt.report.report import write_report
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
@@ -258,7 +257,6 @@ __all__ = [
     "read_trials",
     "refined_llc",
     "refined_observable",
-    "report_results",
     "response",
     "sample",
     "sample_function",
@@ -271,7 +269,6 @@ __all__ = [
     "top_tokens",
     "transitions",
     "write_circuit",
-    "write_development_report",
     "write_hypotheses",
     "write_report",
 ]

@@ -82,7 +82,7 @@ def test_tables_say_when(view):
 
 
 def test_the_page_tells_the_story(view, tmp_path):
-    text = ls.write_development_report(tmp_path / "report.html", view).read_text("utf-8")
+    text = ls.write_report(view, tmp_path / "report.html").read_text("utf-8")
     for word in ("Stages", "Losses of patterns", "Heads", "Limits", "L1H7", "γ = 200"):
         assert word in text, word
     assert "1 numbers are not certified" in text and f"L0H0 at step {STEPS[0]}" in text
@@ -97,5 +97,5 @@ def test_too_few_checkpoints_are_said(curves, tmp_path):
     few.attrs.update(curves.attrs)
     view = ls.read_development(few, progress=False)
     assert "20" in view.refused["stages"] and view.stages is None
-    text = ls.write_development_report(tmp_path / "few.html", view).read_text("utf-8")
+    text = ls.write_report(view, tmp_path / "few.html").read_text("utf-8")
     assert "No stages" in text

@@ -1,16 +1,14 @@
-"""The report of a sweep over checkpoints: one HTML file, from the first stage to the last."""
+"""The page of a sweep over checkpoints, from the first stage to the last."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import location, typed
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView, with_whole
 from lens_slt.report import page
@@ -27,18 +25,8 @@ from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import settings_of
 
 
-@typed
-def write_development_report(
-    file: str | Path, view: DevelopmentView, about: Mapping[str, Any] | None = None
-) -> Path:
-    """Write the page of a sweep; returns its path.
-
-    Args:
-        file: the HTML file.
-        view: from :func:`lens_slt.read_development`.
-        about: plain values about the run, shown first: ``title``, ``data``, …
-    """
-    about = dict(about or {})
+def development_page(view: DevelopmentView, about: dict[str, Any]) -> str:
+    """The whole page; ``about`` are plain values about the run, its ``title`` among them."""
     title = str(about.pop("title", "") or f"Development of {view.curves.attrs['run']}")
     sections = [
         Section("run", "What was run", _run(view, about)),
@@ -49,10 +37,7 @@ def write_development_report(
     if view.construction is not None:
         sections.append(Section("construction", "How circuits were built", _built(view)))
     sections.append(Section("limits", "Limits", _limits(view)))
-    place = location("file", file)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(page.page(title, _lead(view), sections), "utf-8")
-    return place
+    return page.page(title, _lead(view), sections)
 
 
 def _llc(view: DevelopmentView) -> xr.Dataset:
