@@ -83,10 +83,20 @@ def test_tables_say_when(view):
 
 def test_the_page_tells_the_story(view, tmp_path):
     text = ls.write_report(view, tmp_path / "report.html").read_text("utf-8")
-    for word in ("Stages", "Losses of patterns", "Heads", "Limits", "L1H7", "γ = 200"):
+    for word in (
+        "Stages",
+        "Losses of patterns",
+        "Heads",
+        "Limits",
+        "L1H7",
+        "γ = 200",
+        "Trajectories of heads",
+        "When each head differentiates",
+        "Critical checkpoints",
+    ):
         assert word in text, word
     assert "1 numbers are not certified" in text and f"L0H0 at step {STEPS[0]}" in text
-    assert "How circuits were built" not in text
+    assert "How circuits were built" not in text and "Modes and influence" not in text
     assert "http://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
 
 
