@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -14,8 +13,8 @@ from lens_slt.text import figure_text
 
 
 def dots(
-    x: FloatArray, low: FloatArray, high: FloatArray, rows: Sequence[Any], name: str, i: int = 0,
-    *, clear: Sequence[bool] | None = None, said: Sequence[str] = (), legend: bool = True,
+    x: FloatArray, low: FloatArray, high: FloatArray, rows: Sequence[str] | FloatArray, name: str,
+    i: int = 0, *, clear: Sequence[bool] | None = None, said: Sequence[str] = (), legend: bool = True,
     unit: str = "",
 ) -> go.Scatter:  # fmt: skip
     """Symbol ``i`` on every row at ``x`` with an interval; filled where it is clear.

@@ -179,10 +179,10 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
         )
         figure.add_vline(x=ends[2], line=DOTTED, layer="below", row=1, col=1)
         value, low_share, high_share = (x[i, shown] for x in _with_ends(found, "share"))
-        rows = np.arange(len(shown)) + (i + 1) / (len(critical) + 1) - 0.5
+        at_rows = np.arange(len(shown)) + (i + 1) / (len(critical) + 1) - 0.5
         figure.add_trace(
-            dots(value, low_share, high_share, rows, f"step {at:.0f} ({low:.0f}–{high:.0f})", i + 1,
-                 said=[f"{name}, step {at:.0f}" for name in found["observable"].values[shown]]),
+            dots(value, low_share, high_share, at_rows, f"step {at:.0f} ({low:.0f}–{high:.0f})",
+                 i + 1, said=[f"{name}, step {at:.0f}" for name in found["observable"].values[shown]]),
             row=2, col=1,
         )  # fmt: skip
     if critical:

@@ -94,9 +94,8 @@ def _at_hand(
 ) -> RunResults | DevelopmentView:
     """What a report is of, from results and what was given beside them."""
     if isinstance(result, xr.DataTree):
-        result = require(result, "draws", "development", argument="result", leading=("checkpoint",))
-        if result.attrs.get("result") == "development":
-            result = read_development(result)
+        tree = require(result, "draws", "development", argument="result", leading=("checkpoint",))
+        result = read_development(tree) if tree.attrs["result"] == "development" else tree
     if isinstance(result, DevelopmentView):
         if not given.is_empty:
             raise ValueError(

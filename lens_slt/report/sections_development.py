@@ -176,8 +176,11 @@ def _structure(view: DevelopmentView) -> str:
         )
         parts += [page.paragraph(words), page.figure(plot_mode_development(view.modes))]
     if view.influence is not None:
-        whose = f"Draws of {view.influential}. Influence often turns or peaks at a transition."
-        parts.append(page.figure(plot_pattern_influence(view.influence), whose))
+        words = (
+            f"Influence between patterns, from the draws of {view.influential}: it often turns, or "
+            "peaks, at a transition."
+        )
+        parts += [page.paragraph(words), page.figure(plot_pattern_influence(view.influence))]
     for name in ("modes", "influence"):
         if name in view.refused:
             parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
