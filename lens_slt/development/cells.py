@@ -22,6 +22,7 @@ from lens_slt.development.sublosses import sublosses
 from lens_slt.models.adapter import adapt, copy_weights
 from lens_slt.models.components import parse_components
 from lens_slt.models.source import ModelSource
+from lens_slt.models.source_hash import source_hash
 from lens_slt.models.suffix import flatten_slots
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
@@ -42,6 +43,7 @@ from lens_slt.sampling.settings import Settings
 
 LLC, BEHAVIOUR, SUBLOSSES, MATRIX = "refined_llc", "behaviour_scores", "sublosses", "per_token_llc"
 KEPT = "draws.json"  # a file that says which of a checkpoint's folders has a component's draws
+WEIGHTS = "weights.json"  # a file with the hash of the weights that a checkpoint's draws are of
 FINISHED = "finished.json"  # a file that says that a checkpoint's results are whole
 
 
@@ -87,6 +89,8 @@ class Work:
             for name, probe in self.probes.items()
         }  # fmt: skip
         model = source.load(device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / WEIGHTS).write_text(json.dumps(source_hash(source, model)), "utf-8")
         with warnings.catch_warnings():  # who called has been warned already
             warnings.simplefilter("ignore", SamplingWarning)
             return sample(

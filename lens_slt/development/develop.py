@@ -73,7 +73,8 @@ def develop(
     than a tenth of the component's largest λ̂), the component is sampled anew, more finely, at all.
 
     Models are loaded one at a time, by the jobs (a checkpoint and a group of components each) that
-    ``parallel`` says where to run. What is finished lies in ``path`` and is not done again.
+    ``parallel`` says where to run. What is finished lies in ``path`` and is not done again; a
+    checkpoint whose weights are others now, by their hash, is sampled again, and a warning says so.
 
     Args:
         checkpoints: from :func:`lens_slt.checkpoints`, at least two.

@@ -14,8 +14,8 @@ from lens_slt.text import figure_text
 
 def dots(
     x: FloatArray, low: FloatArray, high: FloatArray, rows: Sequence[str] | FloatArray, name: str,
-    i: int = 0, *, clear: Sequence[bool] | None = None, said: Sequence[str] = (), legend: bool = True,
-    unit: str = "",
+    i: int = 0, *, clear: Sequence[bool] | None = None, said: Sequence[str] = (),
+    legend: bool = True,
 ) -> go.Scatter:  # fmt: skip
     """Symbol ``i`` on every row at ``x`` with an interval; filled where it is clear.
 
@@ -29,5 +29,5 @@ def dots(
                     symbol=[symbol if one else f"{symbol}-open" for one in filled]),
         error_x=dict(type="data", symmetric=False, array=high - x, arrayminus=x - low,
                      thickness=1.2, width=3, color=colour),
-        text=labels(said or rows), hovertemplate=f"%{{text}}: %{{x:.3g}}{unit}<extra></extra>",
+        text=labels(said or rows), hovertemplate="%{text}: %{x:.3g}<extra></extra>",
     )  # fmt: skip

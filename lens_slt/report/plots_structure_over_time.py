@@ -162,15 +162,13 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
     rows = 1 + bool(critical)
     titles = ["speed (ranges per unit of log(step + 1))", "share of the squared speed there"]
     height = (ROW_PIXELS + 4 * len(critical)) * len(shown)
-    figure, tall = stacked(
-        titles[: 1 + bool(critical)], [PANEL_PIXELS + 40, height][: 1 + bool(critical)]
-    )
+    figure, tall = stacked(titles[:rows], [PANEL_PIXELS + 40, height][:rows])
     steps = found["step"].values
     for trace in band(steps, *_with_ends(found, "speed"), "speed"):
         figure.add_trace(trace, row=1, col=1)
     step_axis(figure, steps, row=1, col=1)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    names = labels(found["observable"].values[shown])
+    names = found["observable"].values[shown]
     for i in critical:
         at, low, high = (float(x[i]) for x in _with_ends(found, "at_step"))
         ends = np.log1p([low, high, at])
@@ -182,14 +180,14 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
         at_rows = np.arange(len(shown)) + (i + 1) / (len(critical) + 1) - 0.5
         figure.add_trace(
             dots(value, low_share, high_share, at_rows, f"step {at:.0f} ({low:.0f}–{high:.0f})",
-                 i + 1, said=[f"{name}, step {at:.0f}" for name in found["observable"].values[shown]]),
+                 i + 1, said=[f"{name}, step {at:.0f}" for name in names]),
             row=2, col=1,
         )  # fmt: skip
     if critical:
         figure.update_xaxes(rangemode="tozero", row=2, col=1)
         figure.update_yaxes(
-            tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6],
-            zeroline=False, row=2, col=1,
+            tickvals=list(range(len(names))), ticktext=labels(names),
+            range=[len(names) - 0.4, -0.6], zeroline=False, row=2, col=1,
         )  # fmt: skip
     left = found.sizes["observable"] - len(shown) if critical else 0
     more = f"; {left} observables with smaller shares are not shown" if left else ""
