@@ -56,7 +56,8 @@ from lens_slt.report.plots_trajectories import (
 from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
-from lens_slt.schema import SCHEMAS, name_of, require
+from lens_slt.schema import name_of, require
+from lens_slt.schemas import SCHEMAS
 
 CURVES_OF_RESULT = "curves"  # of any result over checkpoints
 OVER_CHECKPOINTS = ("construction", "development", "differences")  # with a figure of their own

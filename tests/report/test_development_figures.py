@@ -11,7 +11,8 @@ from lens_slt.development.construction import CRITERIA
 from lens_slt.development.construction_cells import CONTEXTS
 from lens_slt.report.plots_development import CURVES
 from lens_slt.report.show import FIGURES, kind_of
-from lens_slt.schema import LEADING, SCHEMAS, stamped
+from lens_slt.schema import stamped
+from lens_slt.schemas import LEADING, SCHEMAS
 from tests.report.hostile import hostile
 
 STEPS = [0, 100, 1000, 2000]

@@ -18,7 +18,8 @@ from lens_slt.report import page
 from lens_slt.report.figure import Figure as Shown
 from lens_slt.report.notebook import SHOWN, register
 from lens_slt.report.show import FIGURES, TABLES, kind_of
-from lens_slt.schema import SCHEMAS, stamped
+from lens_slt.schema import stamped
+from lens_slt.schemas import SCHEMAS
 from tests.report.hostile import hostile
 
 OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_training.py
