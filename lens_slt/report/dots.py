@@ -25,6 +25,7 @@ def dots(
     filled = [True] * len(rows) if clear is None else clear
     return go.Scatter(
         x=x, y=rows, mode="markers", name=shown, legendgroup=shown, showlegend=legend,
+        cliponaxis=False,
         marker=dict(size=9, color=colour, line=dict(width=1.5, color=colour),
                     symbol=[symbol if one else f"{symbol}-open" for one in filled]),
         error_x=dict(type="data", symmetric=False, array=high - x, arrayminus=x - low,
