@@ -82,19 +82,36 @@ def shade(
     if bounds is None:
         return
     lowest, highest = float(steps[0]), float(steps[-1])
+    refs = _refs(figure, **where)
     edges = np.log1p(np.clip([lowest, *bounds.step, highest], lowest, highest))
+    found = []
     for i, (begin, end) in enumerate(pairwise(edges)):
-        words: dict[str, Any] = {}
+        found.append(_rectangle(begin, end, SHADES[i % 2]))
         if named and end > begin:
-            words = dict(annotation_text=f"stage {i + 1}", annotation_position="outside top")
-        figure.add_vrect(
-            x0=begin, x1=end, fillcolor=SHADES[i % 2], line_width=0, layer="below", **words, **where
-        )
+            figure.add_annotation(
+                text=f"stage {i + 1}", x=(begin + end) / 2, y=1, yanchor="bottom", showarrow=False,
+                **refs,
+            )  # fmt: skip
     for low, high in np.log1p(np.clip([bounds.low, bounds.high], lowest, highest)).T:
-        figure.add_vrect(x0=low, x1=high, fillcolor=DOUBT, line_width=0, layer="below", **where)
+        found.append(_rectangle(low, high, DOUBT))
     for step in bounds.step[(bounds.step > lowest) & (bounds.step < highest)]:
-        line = dict(dash="dot", width=1, color="grey")
-        figure.add_vline(x=float(np.log1p(step)), line=line, layer="below", **where)
+        line, at = dict(dash="dot", width=1, color="grey"), float(np.log1p(step))
+        found.append(dict(type="line", x0=at, x1=at, line=line))
+    shapes = [{"y0": 0, "y1": 1, "layer": "below", **refs, **shape} for shape in found]
+    # At once: plotly looks at all shapes of a figure for each that is added.
+    figure.layout.shapes = (*figure.layout.shapes, *shapes)
+
+
+def _rectangle(begin: float, end: float, colour: str) -> dict[str, Any]:
+    return dict(type="rect", x0=begin, x1=end, fillcolor=colour, line=dict(width=0))
+
+
+def _refs(figure: go.Figure, **where: int) -> dict[str, str]:
+    """What a shape over the whole height of a panel refers to."""
+    if not where:
+        return dict(xref="x", yref="y domain")
+    x, y = (axis.plotly_name.replace("axis", "") for axis in figure.get_subplot(**where))
+    return dict(xref=x, yref=f"{y} domain")
 
 
 def step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS, **where: Any) -> None:

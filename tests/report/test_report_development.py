@@ -11,11 +11,13 @@ import xarray as xr
 from rich.console import Console
 
 import lens_slt as ls
+from lens_slt.arrays import write_zarr
 from lens_slt.development.overview import TOGETHER, with_whole
 from lens_slt.report.tables_development import heads_table, stages_table, transitions_table
 from lens_slt.schema import stamped
 from tests.development.test_develop import developed
 from tests.made_curves import STEPS, as_result, curves_of, shapes
+from tests.made_over_training import made_construction
 
 PATTERNS = ["all", "induction"]
 
@@ -114,11 +116,15 @@ def test_too_few_checkpoints_are_said(curves, tmp_path):
 
 def test_a_folder_and_what_develop_returned_are_taken(tmp_path):
     found = developed([0, 5], tmp_path / "run", behaviour=False)
+    write_zarr(made_construction(), tmp_path / "run" / "construction.zarr")
     path = ls.write_report(tmp_path / "run", about={"title": "Two <steps>"})
     assert path == tmp_path / "run" / "report.html"
     text = path.read_text("utf-8")
     assert "Two &lt;steps&gt;" in text and "Modes and influence" in text
     same = ls.write_report(found, tmp_path / "tree.html").read_text("utf-8")
-    assert re.findall('<section id="([^"]+)"', same) == re.findall('<section id="([^"]+)"', text)
+    keys = re.findall('<section id="([^"]+)"', same)
+    assert keys == ["run", "stages", "losses", "heads", "structure", "limits"]
+    keys.insert(5, "construction")
+    assert re.findall('<section id="([^"]+)"', text) == keys
     with pytest.raises(ValueError, match="the report of a sweep takes none"):
         ls.write_report(found, tmp_path / "none.html", behaviour=xr.Dataset())
