@@ -31,6 +31,7 @@ from lens_slt.report.plots_heads import (
     plot_effects,
     plot_shares,
 )
+from lens_slt.report.plots_locality import plot_locality, plot_weight_change
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
@@ -98,6 +99,8 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "migration": plot_migration,
     "mode_development": plot_mode_development,
     "pattern_influence": plot_pattern_influence,
+    "locality": plot_locality,
+    "weight_change": plot_weight_change,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,
     "calibration": plot_calibration,
