@@ -134,10 +134,10 @@ def test_a_sweep_that_kept_its_draws_needs_no_pieces(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="probe must be one of text"):
         ls.pattern_influence(swept, component="L1H0", probe="other")
 
-
-def test_a_sweep_without_draws_is_refused(tmp_path: Path) -> None:
-    developed([0, 20], tmp_path / "run", behaviour=False)
+    for file in (tmp_path / "run").glob("step-*/draws.json"):
+        file.unlink()
     with pytest.raises(ValueError, match="no draws are kept"):
-        ls.pattern_influence(ls.open_development(tmp_path / "run"))
+        ls.pattern_influence(swept, component="L1H0")
+    swept.encoding.clear()
     with pytest.raises(ValueError, match="of no folder"):
-        ls.pattern_influence(developed([0, 20], None, behaviour=False))
+        ls.pattern_influence(swept, component="L1H0")
