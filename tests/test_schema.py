@@ -15,7 +15,8 @@ from lens_slt import schema
 from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.sampling.folder import read_description, write_description
-from lens_slt.schema import SCHEMAS, Schema, name_of, require, stamped
+from lens_slt.schema import name_of, require, stamped
+from lens_slt.schemas import SCHEMAS, Schema
 from tests.development.made_runs import formed
 from tests.development.made_runs import planted as planted_circuit
 from tests.development.test_alignment import SIZES
