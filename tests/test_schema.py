@@ -16,7 +16,7 @@ from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.sampling.folder import read_description, write_description
 from lens_slt.schema import name_of, require, stamped
-from lens_slt.schemas import SCHEMAS, Schema
+from lens_slt.schemas import MATRICES, SCHEMAS, Schema
 from tests.development.made_runs import formed
 from tests.development.made_runs import planted as planted_circuit
 from tests.development.test_alignment import SIZES
@@ -225,7 +225,7 @@ def test_messages(made, break_it, error, message):
 def test_arrays_without_a_name_are_judged_by_what_they_hold(made):
     bare = made["susceptibility"].copy()
     bare.attrs = {"quantity": "chi", "probe": "text"}
-    assert require(bare, *schema.MATRICES, argument="matrix") is bare
+    assert require(bare, *MATRICES, argument="matrix") is bare
     assert name_of(bare) == ""
     mine = xr.DataArray(
         np.zeros((1, 2, 3), bool), dims=("pattern", "sequence", "position"),
