@@ -61,8 +61,8 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
         "sublosses": at_end,
         "differences": ls.compare(llc, llc),
         "locality": ls.locality(
-            run.load(0), run.load(10000), grown.tokens[:8],
-            grown.patterns.sel(pattern=grown.pattern).values[:8], n_null=1, progress=False,
+            run.load(0), run.load(10000), grown.tokens[:32],
+            grown.patterns.sel(pattern=grown.pattern).values[:32], n_null=1, progress=False,
         ),
         "weight_change": ls.weight_change(run.load(0), run.load(10000)),
         "head_trajectories": ls.head_trajectories(curves, n_resamples=3),
