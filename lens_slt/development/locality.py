@@ -100,6 +100,8 @@ def locality(
     integer("n_null", n_null, at_least=1)
     integer("seed", seed, at_least=0)
     number("target", target, above=0, below=1)
+    for name, score in (scores or {}).items():
+        number(f"scores[{name!r}]", score)
     which = {"weights": weights, "mask": mask, "pad_id": pad_id}
     with kept_random_state():
         grafts = Grafts(before, after, tokens, pattern, **which)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from typing import Any
 
@@ -139,3 +140,21 @@ def test_bad_input(grown):
         ls.locality(before, p.model, p.tokens, pattern[:, :3], progress=False)
     with pytest.raises(ValueError, match="scores name no component"):
         ls.locality(before, p.model, p.tokens, pattern, scores={}, progress=False)
+    for score in (float("nan"), "most"):
+        with pytest.raises(ValueError, match=r"scores\['L0H0'\] must be a finite number"):
+            ls.locality(before, p.model, p.tokens, pattern, scores={"L0H0": score}, progress=False)
+    for name, word in (("L0H0+L1H1", "2 matrices W_Q"), ("full", r"\d matrices W_Q")):
+        with pytest.raises(ValueError, match=f"components: '{re.escape(name)}' has {word}"):
+            ls.weight_change(before, p.model, name)
+
+
+def test_whole_numbers_are_scores_and_one_of_two_heads_is_itself(grown):
+    p, before, pattern, _ = grown
+    first, second = p.truth.components[:2]
+    found = ls.locality(
+        before, p.model, p.tokens[:8], pattern[:8], scores={first: 2, second: 1}, n_null=1,
+        progress=False,
+    )  # fmt: skip
+    assert "components" in found["ranking"].values
+    both, one = (ls.weight_change(before, p.model, names) for names in ([first, second], first))
+    assert (both.sel(component=first)["norm"] == one.sel(component=first)["norm"]).all()
