@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import re
-from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import lens_slt as ls
+from benchmarks.locality import before_it_grew
 from lens_slt.development.grafts import Grafts
 from lens_slt.development.leading_curvature import leading_curvature
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.models.components import parse_components
 from tests.tiny_models import TINY_MODELS
-
-
-def without(model: Any, heads: list[str], noise: float = 1e-4) -> tuple[Any, float]:
-    """A copy in which some heads are zero and all weights moved a little; the heads' share."""
-    before = deepcopy(model)
-    adapted = adapt(before)
-    generator, moved, everything = torch.Generator().manual_seed(0), 0, 0
-    with torch.no_grad():
-        for component in parse_components(heads, adapted):
-            for slot in component.slots:
-                leaf = adapted.leaves[slot.name]
-                part = leaf.view(leaf.parameter.data)[slot.index]
-                part.zero_()
-                moved += part.numel()
-        for leaf in adapted.leaves.values():
-            leaf.parameter.add_(noise * torch.randn(leaf.parameter.shape, generator=generator))
-            everything += leaf.parameter.numel()
-    return before, moved / everything
 
 
 @pytest.fixture(scope="module")
 def grown():
     """A planted circuit, the model before it was there, and where it sits."""
     p = ls.plant("induction", seed=3, n_sequences=24)
-    before, share = without(p.model, list(p.truth.components))
+    before, share = before_it_grew(p.model, list(p.truth.components), seed=0, noise=1e-3)
     return p, before, p.patterns.sel(pattern=p.pattern).values, share
 
 
