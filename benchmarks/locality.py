@@ -160,7 +160,10 @@ def shipped_part(name: str, llc: bool, seed: int) -> dict[str, float]:
     rows = kept_rows(located(ends, n_directions=DIRECTIONS), plain)
     for words, scores in ranked_heads(run, ends, llc, seed).items():
         rows += kept_rows(located(ends, scores=scores), {"components": words})
-    figures = {f"{name}_{row[0]}".replace("-", "_").replace(" ", "_"): row[1] for row in rows}
+    figures = {
+        f"{name}_{row[0]}".replace("-", "_").replace(" ", "_"): row[1] for row in rows
+        if np.isfinite(row[1])  # reached at all: JSON has no NaN
+    }  # fmt: skip
     table = [[f"{ends[0]}–{ends[1]}", *row] for row in rows]
     other = equal_interval(run, *ends)
     label = f"{other[0]}–{other[1]}, as far"
