@@ -273,6 +273,13 @@ def test_demo_shows_all_heads_and_reuses_its_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "HYPOTHESES", 1)
+    tried, run_trials = [], demo.run_trials
+
+    def kept(*given: Any, **options: Any) -> Any:
+        tried.append(run_trials(*given, **options))
+        return tried[-1]
+
+    monkeypatch.setattr(demo, "run_trials", kept)
     arguments = ["demo", "--out", tmp_path, "--draws", "4", "--sequences", "8", "--length", "24"]
     first = call(*arguments, "--json")
     assert first.exit_code == 0, first.stderr
@@ -288,6 +295,7 @@ def test_demo_shows_all_heads_and_reuses_its_draws(
     assert "found finished draws" in again.stderr
     assert again.stdout.count("How to read it") == 3
     assert "Modes: Per-token rLLC" in again.stdout
+    monkeypatch.setattr(demo, "run_trials", lambda *_, **__: tried[-1])  # a third time: the draws
     again = json.loads(call(*arguments, "--json").stdout)
     assert again["components"] == record["components"]
 
