@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.locality import locality
     from lens_slt.development.migration import migration
+    from lens_slt.development.moved_directions import moved_directions
     from lens_slt.development.overview import DevelopmentView, read_development
     from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.plan import DevelopmentPlan, plan_development
@@ -92,7 +93,11 @@ if TYPE_CHECKING:  # also read by _homes
         plot_effects,
         plot_shares,
     )
-    from lens_slt.report.plots_locality import plot_locality, plot_weight_change
+    from lens_slt.report.plots_locality import (
+        plot_locality,
+        plot_moved_directions,
+        plot_weight_change,
+    )
     from lens_slt.report.plots_maps import plot_map, plot_stability
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
@@ -202,6 +207,7 @@ __all__ = [
     "mode_development",
     "model_source",
     "modes",
+    "moved_directions",
     "ngram_counts",
     "open_checkpoint",
     "open_development",
@@ -240,6 +246,7 @@ __all__ = [
     "plot_migration",
     "plot_mode_development",
     "plot_modes",
+    "plot_moved_directions",
     "plot_observables",
     "plot_pattern_influence",
     "plot_patterns",

@@ -216,6 +216,11 @@ SCHEMAS: dict[str, Schema] = {
             "weight_change", "weight_change",
             needed=over("component matrix", "norm relative_norm stable_rank random_stable_rank"),
         ),
+        Schema(
+            "moved_directions", "moved_directions", attrs=("rank", "random"),
+            needed=over("component direction parameter", "directions")
+            | over("component", "captured") | over("component direction", "matrix"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,

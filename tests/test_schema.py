@@ -64,6 +64,9 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
             run.load(0), run.load(10000), grown.tokens[:32],
             grown.patterns.sel(pattern=grown.pattern).values[:32], n_null=1, progress=False,
         ),
+        "moved_directions": ls.moved_directions(
+            run.load(0), run.load(10000), grown.truth.components[0], rank=1
+        ),
         "weight_change": ls.weight_change(run.load(0), run.load(10000)),
         "head_trajectories": ls.head_trajectories(curves, n_resamples=3),
         "differentiation": ls.differentiation(curves, n_resamples=20),

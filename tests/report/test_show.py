@@ -24,7 +24,7 @@ from tests.report.hostile import hostile
 
 OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_training.py
     "curves", "development", "sublosses", "differences", "construction", "stages", "transitions",
-    "locality", "weight_change",  # in test_locality.py
+    "locality", "weight_change", "moved_directions",  # in test_locality.py
     "critical_checkpoints", "mode_development", "differentiation", "migration",
     "pattern_influence", "head_trajectories",
 }  # fmt: skip
