@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # also read by _homes
     from lens_slt.calibration import Calibration, calibrate
+    from lens_slt.circuits.attention import attention_patterns
     from lens_slt.circuits.attribution import edge_attribution
     from lens_slt.circuits.behaviour import behaviour_scores
     from lens_slt.circuits.composition import composition_by_component, composition_scores
@@ -99,6 +100,7 @@ if TYPE_CHECKING:  # also read by _homes
         plot_weight_change,
     )
     from lens_slt.report.plots_maps import plot_map, plot_stability
+    from lens_slt.report.plots_match import plot_match, plot_mean_attention
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
@@ -133,6 +135,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.clusters import cluster_stability, clusters
     from lens_slt.structure.contexts import contexts, top_tokens
     from lens_slt.structure.maps import map_stability, token_map
+    from lens_slt.structure.match import match
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
@@ -164,6 +167,7 @@ __all__ = [
     "ablate",
     "ablate_path",
     "affected_tokens",
+    "attention_patterns",
     "attribute",
     "behaviour_scores",
     "bracket_depth",
@@ -203,6 +207,7 @@ __all__ = [
     "locality",
     "make_prompts",
     "map_stability",
+    "match",
     "migration",
     "mode_development",
     "model_source",
@@ -242,7 +247,9 @@ __all__ = [
     "plot_influence",
     "plot_locality",
     "plot_map",
+    "plot_match",
     "plot_matrix",
+    "plot_mean_attention",
     "plot_migration",
     "plot_mode_development",
     "plot_modes",
