@@ -59,8 +59,8 @@ def propose_circuits(
        at least three tenths of what the largest of them does.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
-    minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
-    and what they are joined to, also by shared edges, with every wire among them that clearly
+    minus the median of its layer, what leads to it and what it leads to, and ``wide``, all of its
+    nodes and what they are joined to, also by shared edges, with every wire among them that clearly
     brings a tenth or more of what drives the one or of what it writes.
 
     Patterns that a stable mode knows come first, in the order of how surely it tells their tokens
@@ -105,6 +105,8 @@ def propose_circuits(
         earlier = None
         for name, start, shared in (("core", [clearest], False), ("wide", [*nodes], True)):
             edges = _edges(nodes, (here, anywhere), shared)
+            if not shared:
+                edges = _through(clearest, edges)
             edges |= _driven_alike(edges, here, level, shared)
             chosen = _joined(start, edges)
             if shared:
@@ -141,6 +143,14 @@ def _joined(nodes: Iterable[str], edges: Iterable[Edge]) -> set[str]:
     graph = nx.Graph([(edge.source, edge.target) for edge in edges])
     graph.add_nodes_from(nodes)
     return {other for node in nodes for other in nx.node_connected_component(graph, node)}
+
+
+def _through(node: str, edges: dict[Edge, dict[str, float]]) -> dict[Edge, dict[str, float]]:
+    """Edges on the ways to a node and from it; what its sources also feed lies beside it."""
+    graph = nx.DiGraph([(edge.source, edge.target) for edge in edges])
+    graph.add_node(node)
+    kept = {node} | nx.ancestors(graph, node) | nx.descendants(graph, node)
+    return {e: values for e, values in edges.items() if {e.source, e.target} <= kept}
 
 
 def _refined(
