@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # also read by _homes
     from lens_slt.calibration import Calibration, calibrate
+    from lens_slt.circuits.attention import attention_patterns
     from lens_slt.circuits.attribution import edge_attribution
     from lens_slt.circuits.behaviour import behaviour_scores
     from lens_slt.circuits.composition import composition_by_component, composition_scores
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.locality import locality
     from lens_slt.development.migration import migration
+    from lens_slt.development.moved_directions import moved_directions
     from lens_slt.development.overview import DevelopmentView, read_development
     from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.plan import DevelopmentPlan, plan_development
@@ -92,8 +94,13 @@ if TYPE_CHECKING:  # also read by _homes
         plot_effects,
         plot_shares,
     )
-    from lens_slt.report.plots_locality import plot_locality, plot_weight_change
+    from lens_slt.report.plots_locality import (
+        plot_locality,
+        plot_moved_directions,
+        plot_weight_change,
+    )
     from lens_slt.report.plots_maps import plot_map, plot_stability
+    from lens_slt.report.plots_match import plot_match, plot_mean_attention
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
@@ -128,9 +135,11 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.clusters import cluster_stability, clusters
     from lens_slt.structure.contexts import contexts, top_tokens
     from lens_slt.structure.maps import map_stability, token_map
+    from lens_slt.structure.match import match
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.retrain import Optimisation, retrain
     from lens_slt.training.saver import CheckpointSaver
     from lens_slt.training.schedule import checkpoint_schedule
 
@@ -148,6 +157,7 @@ __all__ = [
     "Edge",
     "Estimate",
     "LogitDifference",
+    "Optimisation",
     "Probability",
     "Probe",
     "Prompts",
@@ -159,6 +169,7 @@ __all__ = [
     "ablate",
     "ablate_path",
     "affected_tokens",
+    "attention_patterns",
     "attribute",
     "behaviour_scores",
     "bracket_depth",
@@ -198,10 +209,12 @@ __all__ = [
     "locality",
     "make_prompts",
     "map_stability",
+    "match",
     "migration",
     "mode_development",
     "model_source",
     "modes",
+    "moved_directions",
     "ngram_counts",
     "open_checkpoint",
     "open_development",
@@ -236,10 +249,13 @@ __all__ = [
     "plot_influence",
     "plot_locality",
     "plot_map",
+    "plot_match",
     "plot_matrix",
+    "plot_mean_attention",
     "plot_migration",
     "plot_mode_development",
     "plot_modes",
+    "plot_moved_directions",
     "plot_observables",
     "plot_pattern_influence",
     "plot_patterns",
@@ -264,6 +280,7 @@ __all__ = [
     "refined_llc",
     "refined_observable",
     "response",
+    "retrain",
     "sample",
     "sample_function",
     "shipped_checkpoints",
