@@ -45,6 +45,7 @@ TARGETS = {
 WRONG_SHARE, WRONG, WRONG_Z = 0.1, 0.1, 4.0
 RIGHT_SHARE, RIGHT = 0.03, 0.02
 CERTIFIED = "certified"
+DEFAULT = ls.Settings()
 COLUMNS = ("component", "truth", "λ̂", "z", "certificate", "verdict")
 
 
@@ -96,8 +97,8 @@ class Record:
     error: str = ""
 
 
-def sampled(case: Case, settings: ls.Settings | None) -> xr.Dataset:
-    """Refined LLCs, with the default settings where none are given."""
+def sampled(case: Case, settings: ls.Settings) -> xr.Dataset:
+    """Refined LLCs."""
     if isinstance(case, FunctionCase):
         return ls.refined_llc(
             ls.sample_function(case.loss, case.star, data=case.data, settings=settings)
@@ -115,7 +116,7 @@ def sampled(case: Case, settings: ls.Settings | None) -> xr.Dataset:
     )
 
 
-def judge(name: str, case: Case, exact: list[Truth], settings: ls.Settings | None = None) -> Record:
+def judge(name: str, case: Case, exact: list[Truth], settings: ls.Settings = DEFAULT) -> Record:
     """Sample a member of the zoo and put the results beside the exact values."""
     began = time.process_time()
     try:
@@ -141,7 +142,7 @@ def kept(
     cache: Path | None,
     tag: str,
     effort: Effort,
-    settings: ls.Settings | None = None,
+    settings: ls.Settings = DEFAULT,
 ) -> Record:
     """The record of an entry, from the cache folder where this tag has it."""
     case = entry.build(cache)
@@ -207,9 +208,9 @@ def main() -> None:
     args = made.parse_args()
     common.one_thread()
     warnings.filterwarnings("ignore")
-    effort, settings = Effort(), None
+    effort, settings = Effort(), DEFAULT
     if args.quick:
-        effort, settings = Effort.toy(), common.toy(ls.Settings())
+        effort, settings = Effort.toy(), common.toy(DEFAULT)
     records = []
     for entry in zoo(args.seed, 2 if args.quick else args.n):
         entry = entry.shortened() if args.quick else entry
