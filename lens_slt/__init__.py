@@ -70,6 +70,7 @@ if TYPE_CHECKING:  # also read by _homes
     )
     from lens_slt.models.shipped import load_model, shipped_checkpoints
     from lens_slt.models.source import model_source
+    from lens_slt.observables.data_response import data_response
     from lens_slt.observables.influence import attribute, influence
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
@@ -103,6 +104,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_match import plot_match, plot_mean_attention
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
+    from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
     from lens_slt.report.plots_structure_over_time import (
         plot_critical,
@@ -139,6 +141,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.patterning import patterning
     from lens_slt.training.retrain import Optimisation, retrain
     from lens_slt.training.saver import CheckpointSaver
     from lens_slt.training.schedule import checkpoint_schedule
@@ -190,6 +193,7 @@ __all__ = [
     "contexts",
     "critical_checkpoints",
     "cross_check",
+    "data_response",
     "develop",
     "differentiation",
     "edge_attribution",
@@ -223,6 +227,7 @@ __all__ = [
     "paper_modes",
     "paper_rllc",
     "pattern_influence",
+    "patterning",
     "per_token_llc",
     "plan_development",
     "plant",
@@ -238,6 +243,7 @@ __all__ = [
     "plot_construction",
     "plot_critical",
     "plot_curves",
+    "plot_data_response",
     "plot_differences",
     "plot_differentiation",
     "plot_directions",
@@ -258,6 +264,7 @@ __all__ = [
     "plot_moved_directions",
     "plot_observables",
     "plot_pattern_influence",
+    "plot_patterning",
     "plot_patterns",
     "plot_response",
     "plot_rllc",
