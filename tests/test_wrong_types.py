@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[Any, ...]] = {  # by what a signature says
 }
 RIGHT: dict[str, Any] = dict.fromkeys(
     ("Sequence[str]", "Sequence[Trial]", "Sequence[CircuitHypothesis]"), ()
-) | {"Mapping[int, xr.DataTree]": {}}
+) | dict.fromkeys(("Mapping[int, xr.DataTree]", "Mapping[str, float]", "Mapping[str, Any]"), {})
 BARE: dict[str, type] = {
     "Trial": ls.Trial, "Calibration": ls.Calibration, "SltEvidence": ls.SltEvidence,
     "Trial | CircuitHypothesis": ls.Trial, "Checkpoints": ls.Checkpoints,
