@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[Any, ...]] = {  # by what a signature says
 }
 RIGHT: dict[str, Any] = dict.fromkeys(
     ("Sequence[str]", "Sequence[Trial]", "Sequence[CircuitHypothesis]"), ()
-) | dict.fromkeys(("Mapping[int, xr.DataTree]", "Mapping[str, float]", "Mapping[str, Any]"), {})
+) | {f"Mapping[{key}]": {} for key in ("int, xr.DataTree", "str, float", "str, Any")}
 BARE: dict[str, type] = {
     "Trial": ls.Trial, "Calibration": ls.Calibration, "SltEvidence": ls.SltEvidence,
     "Trial | CircuitHypothesis": ls.Trial, "Checkpoints": ls.Checkpoints,
