@@ -7,12 +7,14 @@ layer by layer (every conditional is Gaussian), y = w²·x (a normal crossing) a
 and :func:`lens_slt.wbic`, get the log likelihoods of the draws alone.
 
 Over data sets E[G] − S → λ/n (G: Bayes generalisation loss, S: entropy of the truth), and so does
-E[WAIC] − S; (WBIC − n·S_n)/log n → λ, S_n being the loss of the truth on the data. G − S is the
-mean over 200 held-out observations of e^r − 1 − r, r the log ratio of predictive and true
-probability: E[e^r] = 1, which takes the sampling noise away. Figures, at the largest n:
+E[WAIC] − S; WBIC and the free energy F grow as n·S_n + λ·log n + constant, S_n being the loss of the
+truth on the data, so that λ is read from their growth between the smallest and the largest n. G − S
+is the mean over 200 held-out observations of e^r − 1 − r, r the log ratio of predictive and true
+probability: E[e^r] = 1, which takes the sampling noise away. Figures:
 
-- *slope*: of n·(E[G] − S) against λ by least squares over the models, with intercept; *slope_se*
-  from the spread over data sets; *slope_waic*, *slope_wbic*, the same of the other two;
+- *slope*: of n·(E[G] − S) at the largest n against λ, by least squares over the models, with
+  intercept; *slope_se* from the spread over data sets; *slope_waic* of n·(E[WAIC] − S_n),
+  *slope_wbic* of WBIC's growth over log n;
 - *waic_z*: the largest |mean difference of WAIC and G| in its standard errors over data sets;
 - *wbic_error*: largest |WBIC − F|/F, F the free energy by quadrature or in closed form, over the
   three models where it is known.
@@ -217,15 +219,15 @@ def models() -> tuple[Model, ...]:
 
 @dataclass(frozen=True)
 class Found:
-    """Of one model at one n: arrays over data sets, times n or over log n, so that λ is expected."""
+    """Of one model at one n: arrays over data sets."""
 
     model: Model
     n: int
     generalisation: Array  # n·(G − S)
     waic: Array  # n·(WAIC − S_n)
     fluctuation: Array  # ν̂
-    wbic: Array  # (WBIC − n·S_n)/log n
-    free_energy: Array  # (F − n·S_n)/log n; NaN where it is not known
+    wbic: Array  # WBIC − n·S_n
+    free_energy: Array  # F − n·S_n; NaN where it is not known
     wbic_error: Array  # |WBIC − F|/F
 
 
@@ -248,7 +250,7 @@ def over_data(model: Model, n: int, size: Size, seed: int) -> Found:
             (
                 n * float((np.expm1(log_ratio) - log_ratio).mean()),
                 n * found["waic"].item() - least, found["singular_fluctuation"].item(),
-                (criterion["wbic"].item() - least) / math.log(n), (free - least) / math.log(n),
+                criterion["wbic"].item() - least, free - least,
                 abs(criterion["wbic"].item() - free) / free,
             )
         )  # fmt: skip
@@ -260,11 +262,18 @@ def averaged(values: Array) -> WithError:
     return WithError(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
 
 
-def slope(found: Sequence[Found], name: str) -> WithError:
+def growth(first: Array, last: Array, times: float) -> WithError:
+    """Of a criterion per unit of log n, from independent data sets of two sizes."""
+    a, b = averaged(first), averaged(last)
+    return WithError(
+        (b.value - a.value) / math.log(times), math.hypot(a.se, b.se) / math.log(times)
+    )
+
+
+def slope(llc: Sequence[float], means: Sequence[WithError]) -> WithError:
     """Of a quantity against λ over models, by least squares, with intercept."""
-    llc = np.array([one.model.llc for one in found])
-    means = [averaged(getattr(one, name)) for one in found]
-    weight = (llc - llc.mean()) / ((llc - llc.mean()) ** 2).sum()
+    x = np.array(llc)
+    weight = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     value = float(weight @ [one.value for one in means])
     return WithError(value, float(np.sqrt((weight**2) @ [one.se**2 for one in means])))
 
@@ -291,12 +300,30 @@ def main() -> None:
         common.say(f"{model.name}: done")
     columns = [
         "model", "λ", "m", "n", "n(G − S)", "n(WAIC − Sₙ)", "half their sum", "ν̂",
-        "(WBIC − nSₙ)/log n", "(F − nSₙ)/log n",
+        "WBIC − nSₙ", "F − nSₙ",
     ]  # fmt: skip
-    title = f"Means over {size.data_sets} data sets ± SE; all but ν̂ and F tend to λ"
+    title = f"Means over {size.data_sets} data sets ± SE; n(G − S) and n(WAIC − Sₙ) tend to λ"
     common.show_table(title, columns, [row(one) for one in everything])
     largest = [one for one in everything if one.n == size.n[-1]]
-    slopes = {name: slope(largest, name) for name in ("generalisation", "waic", "wbic")}
+    smallest = [one for one in everything if one.n == size.n[0]]
+    times = size.n[-1] / size.n[0]
+    grown = [growth(a.wbic, b.wbic, times) for a, b in zip(smallest, largest, strict=True)]
+    free = [
+        growth(a.free_energy, b.free_energy, times) for a, b in zip(smallest, largest, strict=True)
+    ]
+    common.show_table(
+        f"Growth per unit of log n, from {size.n[0]} to {size.n[-1]}", ["model", "λ", "WBIC", "F"],
+        [
+            [one.model.name, one.model.llc, str(w), str(f) if math.isfinite(f.value) else ""]
+            for one, w, f in zip(largest, grown, free, strict=True)
+        ],
+    )  # fmt: skip
+    llc = [one.model.llc for one in largest]
+    slopes = {
+        "generalisation": slope(llc, [averaged(one.generalisation) for one in largest]),
+        "waic": slope(llc, [averaged(one.waic) for one in largest]),
+        "wbic": slope(llc, grown),
+    }
     gaps = [averaged(one.waic - one.generalisation) for one in largest]
     known = [one.wbic_error.max() for one in largest if np.isfinite(one.wbic_error).all()]
     figures = {

@@ -108,6 +108,19 @@ def test_locality():
 
 
 @pytest.mark.slow
+def test_generalisation():
+    found = figures("generalisation", "--quick")
+    assert {"slope", "slope_waic", "slope_wbic", "waic_z", "wbic_error"} <= set(found)
+
+
+@pytest.mark.slow
+def test_memorisation():
+    found = figures("memorisation", "--quick")
+    assert {"rank_correlation_tables", "rank_correlation_addition_heads"} <= set(found)
+    assert {"rank_correlation_parities_norm", "certified_tables"} <= set(found)
+
+
+@pytest.mark.slow
 def test_trained_circuits():
     found = figures("trained_circuits", "--quick")
     wanted = {"trained_edge_f1", "true_undecided_rate", "false_support_rate"}

@@ -20,11 +20,11 @@ from benchmarks.zoo.models import new_model, weights_of
 from lens_slt.models.adapter import adapt, trainable
 
 RECIPE = 1  # changes when kept measurements may no longer be used
-EXCESS = 0.02  # share of what there is to learn at which training stops
+EXCESS = 0.005  # share of what there is to learn at which training stops
 MOST_STEPS = 3000
 LEARNING_RATE = 5e-3
 WARM_UP = 20  # steps
-SETTINGS = ls.Settings(n_beta=100.0, gamma=100.0, draws=100)
+SETTINGS = ls.Settings(n_beta=30.0, gamma=300.0, chains=2, target_se=0.08, draws=1000)
 
 
 @dataclass(frozen=True)

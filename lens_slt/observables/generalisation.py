@@ -97,7 +97,9 @@ def generalisation(
 
 
 @typed
-def wbic(log_likelihood: Any, *, n_beta: float | None = None, prior: str | None = None) -> xr.Dataset:
+def wbic(
+    log_likelihood: Any, *, n_beta: float | None = None, prior: str | None = None
+) -> xr.Dataset:
     """The widely applicable Bayesian information criterion, at its temperature β = 1/log n.
 
     WBIC = E[−Σ log p(x|w)] under the posterior at nβ = n/log n; it estimates the free energy

@@ -117,15 +117,15 @@ def test_wbic_at_its_own_temperature(regression: Regression) -> None:
     assert found["correction"].item() == "none"
     assert within(found, "wbic", truth, 0.2)
     warmer = ls.wbic(regression.draws(1.5 * beta), n_beta=90 * beta)
-    assert within(warmer, "wbic", truth, 0.5) and "importance weights" in warmer["correction"].item()
+    assert (
+        within(warmer, "wbic", truth, 0.5) and "importance weights" in warmer["correction"].item()
+    )
 
 
 def test_errors_know_of_autocorrelation(regression: Regression) -> None:
     """Every draw said ten times is no more precise."""
     values = regression.draws(1.0)[:, :200]
-    once, again = (
-        ls.generalisation(x, n_beta=60) for x in (values, np.repeat(values, 10, axis=1))
-    )
+    once, again = (ls.generalisation(x, n_beta=60) for x in (values, np.repeat(values, 10, axis=1)))
     for name in ("bayes_training_loss_se", "waic_se", "functional_variance_se"):
         assert 0.7 < again[name].item() / once[name].item() < 1.5
 
