@@ -110,7 +110,7 @@ def test_locality():
 @pytest.mark.slow
 def test_generalisation():
     found = figures("generalisation", "--quick")
-    assert {"slope", "slope_waic", "slope_wbic", "waic_z", "wbic_error"} <= set(found)
+    assert {"slope", "slope_waic", "slope_wbic", "waic_z", "wbic_gap"} <= set(found)
 
 
 @pytest.mark.slow

@@ -94,14 +94,14 @@ def addition(size: int, generator: Generator) -> Facts:
 
 
 def parities(size: int, generator: Generator) -> Facts:
-    """So many parities of two of five bits, all inputs; the first token says which parity."""
+    """So many parities of two of five bits, all inputs; the last token says which parity."""
     subsets = list(combinations(range(N_BITS), PARITY_OF))
     chosen = torch.randperm(len(subsets), generator=generator)[:size]
     inputs = torch.arange(2**N_BITS)[:, None] >> torch.arange(N_BITS) & 1
     contexts, answers = [], []
     for task, subset in enumerate(chosen):
         which = torch.full((len(inputs),), 5 + task)
-        contexts.append(_contexts(which, *(inputs + 1).unbind(1)))
+        contexts.append(_contexts(*(inputs + 1).unbind(1), which))
         answers.append(3 + inputs[:, list(subsets[int(subset)])].sum(1) % 2)
     return Facts(torch.cat(contexts), torch.cat(answers), 2, 5 + MOST_PARITIES + 1)
 

@@ -147,8 +147,9 @@ def wbic(
 class _Posterior:
     """Used chains of one component and the weights of their draws."""
 
-    used: tuple[Any, ...]  # index of [chain, draw]
-    weights: FloatArray  # [chain, draw], which add up to 1
+    chains: BoolArray  # [chain], which are used
+    used: tuple[Any, ...]  # index of their draws in [chain, draw]
+    weights: FloatArray  # [used chain, draw], which add up to 1
     antithetic: bool
     k_hat: float
     correction: str
@@ -159,9 +160,9 @@ class _Posterior:
 
     def error(self, influence: FloatArray) -> float:
         """Standard error of a quantity from the influence ``[chain, draw]`` of each draw on it."""
-        series = self.weights.size * self.weights * influence
-        every = np.ones(len(series), dtype=bool)
-        return standard_error(independent_units(series, every, self.antithetic))
+        series = np.zeros((len(self.chains), influence.shape[1]))
+        series[self.chains] = self.weights.size * self.weights * influence
+        return standard_error(independent_units(series, self.chains, self.antithetic))
 
     def expectation(self, values: FloatArray) -> tuple[float, float]:
         """Mean of ``[chain, draw]`` and its standard error."""
@@ -249,7 +250,9 @@ def _posterior(training: xr.DataArray, n_beta: float, flat: bool) -> _Posterior:
     antithetic = bool(attrs["antithetic"])
     shape = index[0].size, index[1].size
     if not math.prod(shape):
-        return _Posterior(index, np.zeros((0, 0)), antithetic, math.nan, "no chain can be used")
+        return _Posterior(
+            used, index, np.zeros((0, 0)), antithetic, math.nan, "no chain can be used"
+        )
     log_weights, changes = np.zeros(shape), []
     if abs(n_beta - attrs["n_beta"]) > SAME * n_beta:
         change = (n_beta - attrs["n_beta"]) / attrs["n_tokens"]
@@ -260,13 +263,13 @@ def _posterior(training: xr.DataArray, n_beta: float, flat: bool) -> _Posterior:
         changes.append(f"from γ = {attrs['gamma']:g} to 0")
     if not changes:
         even = np.full(shape, 1 / math.prod(shape))
-        return _Posterior(index, even, antithetic, math.nan, "none")
+        return _Posterior(used, index, even, antithetic, math.nan, "none")
     weights, k_hat = pareto_smoothed(log_weights.ravel())
     words = f"importance weights {' and '.join(changes)}"
     if not k_hat <= LARGEST_K_HAT:
         words = f"refused: {words} are too heavy (k̂ = {k_hat:.2f})"
-        return _Posterior(index, np.zeros((0, 0)), antithetic, k_hat, words)
-    return _Posterior(index, weights.reshape(shape), antithetic, k_hat, words)
+        return _Posterior(used, index, np.zeros((0, 0)), antithetic, k_hat, words)
+    return _Posterior(used, index, weights.reshape(shape), antithetic, k_hat, words)
 
 
 def _labelled(argument: str, values: Any, n_beta: float | None) -> xr.DataArray:
@@ -297,7 +300,9 @@ def _labelled(argument: str, values: Any, n_beta: float | None) -> xr.DataArray:
             "component": ["model"], "draw": np.arange(draws),
             "base": ("observation", np.full(n, np.nan)),
             "used": (("component", "chain"), np.ones((1, chains), dtype=bool)),
-            "squared_distance": (("component", "chain", "draw"), np.full((1, chains, draws), np.nan)),
+            "squared_distance": (
+                ("component", "chain", "draw"), np.full((1, chains, draws), np.nan),
+            ),
         },
         attrs={"n_beta": float(n_beta), "gamma": 0.0, "n_tokens": n, "antithetic": 0},
     )  # fmt: skip

@@ -16,7 +16,7 @@ DRAWS = (4, 1000)
 
 
 class Regression:
-    """y = x·w + noise of variance 1, prior N(0, 1): posteriors at any temperature in closed form."""
+    """y = x·w + noise of variance 1, prior N(0, 1): posteriors in closed form."""
 
     def __init__(self, n: int, d: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
