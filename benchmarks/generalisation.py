@@ -79,7 +79,8 @@ def linear(widths: Sequence[int], rank: int) -> Model:
     kind = {2: "linear regression", 3: "reduced-rank regression"}.get(len(widths), "deep linear")
     llc, m = (inputs * outputs / 2, 1) if regular else deep_linear_llc(widths, rank)
     if len(widths) == 3:
-        assert math.isclose(llc, reduced_rank_llc(*widths, rank))  # two theorems
+        m_in, hidden, m_out = widths
+        assert math.isclose(llc, reduced_rank_llc(m_in, hidden, m_out, rank))  # two theorems
 
     def data(rng: np.random.Generator, n: int) -> Array:
         x = rng.normal(size=(n, inputs))

@@ -22,6 +22,7 @@ models).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,10 @@ RESAMPLES = 2000
 
 
 def correlation(x: Sequence[float], y: Sequence[float], seed: int) -> tuple[float, ...]:
-    """Spearman's with its interval over models and its p-value; NaN where x or y is constant."""
+    """Spearman's with its interval over models and its p-value; NaN where a value is unknown."""
     a, b = np.array(x), np.array(y)
+    if not np.isfinite([a, b]).all():
+        return (math.nan,) * 4
     rng = np.random.default_rng(seed)
 
     def rho(u: Any, v: Any = b) -> float:
@@ -81,7 +84,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     settings, steps = SETTINGS, MOST_STEPS
     if args.quick:
-        settings, steps = settings.but(draws=4, burn_in=1, steps_per_draw=1), 3
+        settings, steps = settings.but(draws=4, burn_in=1, steps_per_draw=1), 30
     figures: dict[str, Any] = {}
     rows = []
     for family in families():

@@ -315,8 +315,10 @@ def _check_training(training: xr.DataArray) -> None:
             f"log_likelihood has {training.sizes['observation']} observations; at least "
             f"{LEAST_OBSERVATIONS} are needed"
         )
-    here, there = training.attrs.get("base_loss"), training.attrs.get("sampled_base_loss")
-    if here is not None and not abs(here - there) <= SAME_LOSS * max(abs(there), 1.0):
+    if "base_loss" not in training.attrs:  # an array
+        return
+    here, there = (float(training.attrs[key]) for key in ("base_loss", "sampled_base_loss"))
+    if not abs(here - there) <= SAME_LOSS * max(abs(there), 1.0):
         raise ValueError(
             f"log_likelihood is of probe {training.attrs['probe']!r}, whose loss at w* is "
             f"{here:.6g}, and the posterior that of tokens with {there:.6g}: sample with "
