@@ -50,7 +50,7 @@ class Size:
     """Effort of a run."""
 
     n: tuple[int, ...] = (100, 300, 1000)
-    data_sets: int = 150
+    data_sets: int = 100
     draws: int = 100  # per chain
     burn_in: int = 60  # in units of one draw
 
