@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # also read by _homes
     from lens_slt.calibration import Calibration, calibrate
+    from lens_slt.circuits.attention import attention_patterns
     from lens_slt.circuits.attribution import edge_attribution
     from lens_slt.circuits.behaviour import behaviour_scores
     from lens_slt.circuits.composition import composition_by_component, composition_scores
@@ -106,6 +107,7 @@ if TYPE_CHECKING:  # also read by _homes
         plot_weight_change,
     )
     from lens_slt.report.plots_maps import plot_map, plot_stability
+    from lens_slt.report.plots_match import plot_match, plot_mean_attention
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
@@ -140,9 +142,11 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.clusters import cluster_stability, clusters
     from lens_slt.structure.contexts import contexts, top_tokens
     from lens_slt.structure.maps import map_stability, token_map
+    from lens_slt.structure.match import match
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.retrain import Optimisation, retrain
     from lens_slt.training.saver import CheckpointSaver
     from lens_slt.training.schedule import checkpoint_schedule
 
@@ -160,6 +164,7 @@ __all__ = [
     "Edge",
     "Estimate",
     "LogitDifference",
+    "Optimisation",
     "Probability",
     "Probe",
     "Prompts",
@@ -171,6 +176,7 @@ __all__ = [
     "ablate",
     "ablate_path",
     "affected_tokens",
+    "attention_patterns",
     "attribute",
     "behaviour_scores",
     "bracket_depth",
@@ -212,6 +218,7 @@ __all__ = [
     "log_likelihood",
     "make_prompts",
     "map_stability",
+    "match",
     "migration",
     "mode_development",
     "model_source",
@@ -253,7 +260,9 @@ __all__ = [
     "plot_locality",
     "plot_log_likelihood",
     "plot_map",
+    "plot_match",
     "plot_matrix",
+    "plot_mean_attention",
     "plot_migration",
     "plot_mode_development",
     "plot_modes",
@@ -283,6 +292,7 @@ __all__ = [
     "refined_llc",
     "refined_observable",
     "response",
+    "retrain",
     "sample",
     "sample_function",
     "shipped_checkpoints",

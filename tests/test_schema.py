@@ -96,6 +96,7 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         probes={"code": ls.Probe(tokens, observables=ls.Accuracy())},
     )  # fmt: skip
     losses = np.random.default_rng(0).normal(size=(2, 8, 4))
+    seen = ls.attention_patterns(model, tokens, "L0H0, L1H2")
     results = {
         "log_likelihood": ls.log_likelihood(observed, "code"),
         "generalisation": ls.generalisation(losses, n_beta=4),
@@ -119,6 +120,8 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         "composition_scores": ls.composition_scores(model, n_null=2),
         "composition_by_component": ls.composition_by_component(model, "L0H2", "L1H2", "K"),
         "behaviour_scores": ls.behaviour_scores(model, n_random=2),
+        "attention_patterns": seen,
+        "match": ls.match(seen, seen, n_null=20, n_bootstrap=20),
         "composition_on_tokens": ls.composition_on_tokens(model, tokens),
         "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),
         "faithfulness_curve": ls.faithfulness_curve(

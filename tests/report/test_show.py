@@ -28,7 +28,8 @@ OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_traini
     "critical_checkpoints", "mode_development", "differentiation", "migration",
     "pattern_influence", "head_trajectories",
 }  # fmt: skip
-ELSEWHERE = {"calibration"} | OVER_TRAINING  # calibration is in tests/test_calibration.py
+# In tests/test_calibration.py, tests/structure/test_match.py and tests/report/test_attention.py.
+ELSEWHERE = {"calibration", "match", "attention_patterns"} | OVER_TRAINING
 
 
 @pytest.fixture(scope="module")
