@@ -71,7 +71,9 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.models.shipped import load_model, shipped_checkpoints
     from lens_slt.models.source import model_source
     from lens_slt.observables.data_response import data_response
+    from lens_slt.observables.generalisation import generalisation, wbic
     from lens_slt.observables.influence import attribute, influence
+    from lens_slt.observables.log_likelihood import log_likelihood
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
     from lens_slt.observables.refined_observable import refined_observable
@@ -86,6 +88,11 @@ if TYPE_CHECKING:  # also read by _homes
         plot_curves,
         plot_differences,
         plot_sublosses,
+    )
+    from lens_slt.report.plots_generalisation import (
+        plot_generalisation,
+        plot_log_likelihood,
+        plot_wbic,
     )
     from lens_slt.report.plots_heads import (
         plot_behaviour,
@@ -200,6 +207,7 @@ __all__ = [
     "enrichment",
     "estimate",
     "faithfulness_curve",
+    "generalisation",
     "halves",
     "hard_suite",
     "head_trajectories",
@@ -211,6 +219,7 @@ __all__ = [
     "load_model",
     "load_tokens",
     "locality",
+    "log_likelihood",
     "make_prompts",
     "map_stability",
     "match",
@@ -252,8 +261,10 @@ __all__ = [
     "plot_enrichment",
     "plot_evidence",
     "plot_faithfulness",
+    "plot_generalisation",
     "plot_influence",
     "plot_locality",
+    "plot_log_likelihood",
     "plot_map",
     "plot_match",
     "plot_matrix",
@@ -276,6 +287,7 @@ __all__ = [
     "plot_traces",
     "plot_trajectories",
     "plot_transitions",
+    "plot_wbic",
     "plot_weight_change",
     "preset",
     "propose_circuits",
@@ -298,6 +310,7 @@ __all__ = [
     "token_map",
     "top_tokens",
     "transitions",
+    "wbic",
     "weight_change",
     "write_circuit",
     "write_hypotheses",

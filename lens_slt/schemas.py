@@ -65,6 +65,11 @@ def _each(words: str, form: str) -> str:
     return " ".join(form.format(word) for word in words.split())
 
 
+def _with_error(names: str) -> str:
+    """Quantities and their standard errors."""
+    return f"{names} {_each(names, '{}_se')}"
+
+
 def _with_interval(name: str) -> str:
     """A quantity and the ends of its interval."""
     return f"{name} {name}_low {name}_high"
@@ -110,6 +115,26 @@ SCHEMAS: dict[str, Schema] = {
             "refined_observable", "refined_observable", attrs=("settings", "probe"),
             needed=over("component observable", "expectation shift se text_se")
             | over("observable", "base") | over("component", "certificate verdict"),
+        ),
+        Schema(
+            "log_likelihood", "log_likelihood", kind=xr.DataArray,
+            attrs=("n_beta", "gamma", "n_tokens", "antithetic"),
+            needed=over("component chain draw observation", "log_likelihood")
+            | over("observation", "base") | over("component chain", "used")
+            | over("component chain draw", "squared_distance"),
+        ),
+        Schema(
+            "generalisation", "generalisation", attrs=("n_beta", "gamma"),
+            needed=over("component", _with_error(
+                "bayes_training_loss gibbs_training_loss functional_variance singular_fluctuation "
+                "waic bayes_generalisation_loss gibbs_generalisation_loss"
+            ))
+            | over("component", "waic_observation_se bayes_generalisation_loss_observation_se")
+            | over("component", "large_variance k_hat correction"),
+        ),
+        Schema(
+            "wbic", "wbic", attrs=("n_beta", "gamma"),
+            needed=over("component", _with_error("wbic llc") + " k_hat correction"),
         ),
         Schema(
             "response", "response", attrs=("observable", "shift"),

@@ -16,7 +16,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch import Generator, nn
 
+from benchmarks.generalisation import Size, linear
+from benchmarks.memorisation.__main__ import correlation
+from benchmarks.memorisation.measure import answer_loss
+from benchmarks.memorisation.tasks import BLANK_SHARE, families
 from benchmarks.shapley import Worth, shapley
 from benchmarks.slopes import Points, slope
 
@@ -128,6 +133,19 @@ def test_hard_planted_circuits():
 def test_locality():
     found = figures("locality", "--quick")
     assert {"recovered_share_low", "recovered_share_high", "null_kept"} <= set(found)
+
+
+@pytest.mark.slow
+def test_generalisation():
+    found = figures("generalisation", "--quick")
+    assert {"slope", "slope_waic", "slope_wbic", "waic_z", "wbic_gap"} <= set(found)
+
+
+@pytest.mark.slow
+def test_memorisation():
+    found = figures("memorisation", "--quick")
+    assert {"rank_correlation_tables", "rank_correlation_addition_heads"} <= set(found)
+    assert {"rank_correlation_parities_norm", "certified_tables"} <= set(found)
 
 
 @pytest.mark.slow
@@ -249,3 +267,53 @@ def test_answers():
 def test_stages():
     found = figures("stages", "--quick")
     assert {"boundary_coverage", "median_width", "false_stage_rate", "missed"} <= set(found)
+
+
+class Answers(nn.Module):
+    """Knows when the blank may come; and the answers, or only which ones there are."""
+
+    def __init__(self, facts, knows):
+        super().__init__()
+        self.facts, self.knows = facts, knows
+
+    def forward(self, contexts, return_type):
+        p = torch.full((len(contexts), self.facts.d_vocab), 1e-30)
+        p[:, self.facts.blank] = BLANK_SHARE
+        if self.knows:
+            p[range(len(p)), self.facts.answers] = 1 - BLANK_SHARE
+        else:
+            first = int(self.facts.answers.min())
+            n = self.facts.n_answers
+            p[:, first : first + n] = (1 - BLANK_SHARE) / n
+        return p.log()[:, None]
+
+
+@pytest.mark.parametrize("family", families(), ids=lambda one: one.name)
+def test_what_there_is_to_memorise(family):
+    facts = family.make(family.sizes[-1], Generator().manual_seed(0))
+    rows = {tuple(row) for row in facts.contexts.tolist()}
+    assert len(rows) == len(facts.contexts)
+    assert int(facts.answers.max() - facts.answers.min()) + 1 == facts.n_answers
+    knowing, guessing = (
+        float(answer_loss(Answers(facts, knows), facts)) for knows in (True, False)
+    )
+    assert knowing == pytest.approx(facts.floor, rel=1e-5)
+    assert guessing - knowing == pytest.approx(facts.to_learn, rel=1e-5)
+
+
+def test_rank_correlation_with_its_interval():
+    rho, low, high, p = correlation([1, 2, 3, 4, 5, 6, 8, 7], range(8), seed=0)
+    assert rho == pytest.approx(1 - 6 * 2 / (8 * 63)) and low < rho <= high <= 1 and p < 0.01
+    assert all(np.isnan(correlation([1, 2, np.nan], [1, 2, 3], seed=0)))
+
+
+def test_gibbs_draws_are_of_the_posterior():
+    """Of one layer it is known: prior N(0, 1), noise of variance 1."""
+    rng = np.random.default_rng(0)
+    model = linear((3, 1), 0)
+    rows = model.data(rng, 40)
+    draws = model.draw(rng, rows[None], 0.5, Size(draws=2000, burn_in=1))[0].reshape(-1, 3)
+    x, y = rows[:, :3], rows[:, 3]
+    covariance = np.linalg.inv(0.5 * x.T @ x + np.eye(3))
+    np.testing.assert_allclose(draws.mean(0), covariance @ (0.5 * x.T @ y), atol=0.015)
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.004)

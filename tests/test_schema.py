@@ -95,9 +95,13 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         settings=ls.Settings(draws=8, burn_in=2, batch_size=4, full_loss=True),
         probes={"code": ls.Probe(tokens, observables=ls.Accuracy())},
     )  # fmt: skip
+    losses = np.random.default_rng(0).normal(size=(2, 8, 4))
     seen = ls.attention_patterns(model, tokens, "L0H0, L1H2")
     answer = ls.data_response(observed, "code", {"all": ls.Shift("code", [1.0] + [0.0] * 7)})
     results = {
+        "log_likelihood": ls.log_likelihood(observed, "code"),
+        "generalisation": ls.generalisation(losses, n_beta=4),
+        "wbic": ls.wbic(losses, n_beta=4 / np.log(4)),
         "draws": draws,
         "refined_observable": ls.refined_observable(observed),
         "response": ls.response(observed, "code"),

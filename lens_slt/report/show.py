@@ -23,6 +23,11 @@ from lens_slt.report.plots_development import (
     plot_differences,
     plot_sublosses,
 )
+from lens_slt.report.plots_generalisation import (
+    plot_generalisation,
+    plot_log_likelihood,
+    plot_wbic,
+)
 from lens_slt.report.plots_heads import (
     plot_behaviour,
     plot_composition,
@@ -71,6 +76,9 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "refined_llc": plot_rllc,
     "refined_observable": plot_observables,
     "response": plot_response,
+    "log_likelihood": plot_log_likelihood,
+    "generalisation": plot_generalisation,
+    "wbic": plot_wbic,
     "per_token_llc": plot_matrix,
     "susceptibility": plot_matrix,
     "modes": plot_modes,

@@ -56,9 +56,14 @@ def draw_weights(paired_loss: FloatArray, n_beta: float) -> tuple[FloatArray, st
     """Normalised Pareto-smoothed weights of prior draws ``[draw]``, refused where k̂ > 0.7."""
     if n_beta == 0:
         return np.full(len(paired_loss), 1 / len(paired_loss)), ""
+    weights, k_hat = pareto_smoothed(-n_beta * paired_loss)
+    heavy = not k_hat <= LARGEST_K_HAT
+    return weights, f"importance weights too heavy (k̂ = {k_hat:.2f})" if heavy else ""
+
+
+def pareto_smoothed(log_weights: FloatArray) -> tuple[FloatArray, float]:
+    """Normalised Pareto-smoothed weights ``[draw]``, and the shape k̂ of their tail."""
     import arviz as az  # on use: it takes seconds to load
 
-    log_weights, k_hat = az.psislw(-n_beta * paired_loss.astype(np.float64))
-    heavy = not float(k_hat) <= LARGEST_K_HAT
-    words = f"importance weights too heavy (k̂ = {float(k_hat):.2f})" if heavy else ""
-    return np.exp(np.asarray(log_weights)), words
+    smoothed, k_hat = az.psislw(log_weights.astype(np.float64))
+    return np.exp(np.asarray(smoothed)), float(k_hat)

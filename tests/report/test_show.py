@@ -53,8 +53,12 @@ def results(draws, views, trial, behaviour, tokens):
         settings=ls.Settings(draws=8, burn_in=2, batch_size=4, full_loss=True),
         probes={"code": ls.Probe(tokens, observables=ls.Accuracy())},
     )  # fmt: skip
+    losses = np.random.default_rng(0).normal(size=(2, 8, 4))
     return {
         "draws": draws,
+        "log_likelihood": ls.log_likelihood(observed, "code"),
+        "generalisation": ls.generalisation(losses, losses, n_beta=4),
+        "wbic": ls.wbic(losses, n_beta=4 / np.log(4)),
         "refined_observable": ls.refined_observable(observed),
         "response": ls.response(observed, "code"),
         "refined_llc": ls.refined_llc(draws),

@@ -1,0 +1,1 @@
+"""Does the learning coefficient count what a model has memorised? See ``__main__``."""

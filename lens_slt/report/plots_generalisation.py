@@ -1,0 +1,79 @@
+"""Figures of Bayes losses, WAIC and WBIC, and of the log likelihoods they are made of."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from lens_slt.report.colours import COLOURS
+from lens_slt.report.figure import Figure, labels
+from lens_slt.report.plots import INTERVAL
+from lens_slt.schema import require
+from lens_slt.text import figure_text
+
+LOSSES = {
+    "gibbs_training_loss": "Gibbs training",
+    "bayes_training_loss": "Bayes training",
+    "waic": "WAIC",
+    "bayes_generalisation_loss": "Bayes generalisation",
+    "gibbs_generalisation_loss": "Gibbs generalisation",
+}
+
+
+def plot_generalisation(found: xr.Dataset) -> go.Figure:
+    """Losses of every component with 95 % intervals over the draws.
+
+    ``found`` is from :func:`lens_slt.generalisation`.
+    """
+    found = require(found, "generalisation", argument="found")
+    title = "Losses in Bayes' sense, at β = 1"
+    return _dots(found, LOSSES, title, "loss, nats per observation")
+
+
+def plot_wbic(found: xr.Dataset) -> go.Figure:
+    """WBIC of every component with 95 % intervals over the draws, from :func:`lens_slt.wbic`."""
+    found = require(found, "wbic", argument="found")
+    return _dots(found, {"wbic": "WBIC"}, "WBIC, at β = 1/log n", "nats")
+
+
+def plot_log_likelihood(values: xr.DataArray) -> go.Figure:
+    """Mean log likelihood of the observations at every draw, a line for each chain.
+
+    ``values`` is from :func:`lens_slt.log_likelihood`; chains that are not used are left out.
+    """
+    values = require(values, "log_likelihood", argument="values")
+    figure = Figure()
+    for i, name in enumerate(values["component"].values):
+        one = values.sel(component=name).mean("observation")
+        for chain in one["chain"].values[one["used"].values]:
+            figure.add_trace(
+                go.Scatter(
+                    x=one["draw"].values, y=one.sel(chain=chain).values, mode="lines",
+                    line=dict(color=COLOURS[i % len(COLOURS)], width=1),
+                    name=figure_text(str(name)), legendgroup=str(i),
+                    showlegend=bool(chain == one["chain"].values[one["used"].values][0]),
+                )
+            )  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", height=420, title="Mean log likelihood at every draw",
+        xaxis_title="draw", yaxis_title=figure_text("nats per observation"),
+    )  # fmt: skip
+    return figure
+
+
+def _dots(found: xr.Dataset, names: dict[str, str], title: str, axis: str) -> go.Figure:
+    components = labels(found["component"].values)
+    figure = Figure()
+    for i, (name, words) in enumerate(names.items()):
+        figure.add_trace(
+            go.Scatter(
+                x=found[name].values, y=components, mode="markers", name=words,
+                marker=dict(color=COLOURS[i % len(COLOURS)], size=9),
+                error_x=dict(array=INTERVAL * found[f"{name}_se"].values, width=0),
+            )
+        )  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", height=200 + 24 * len(components), margin=dict(t=100),
+        title=f"{title}<br><sup>95 % intervals over draws</sup>", xaxis_title=axis,
+    )  # fmt: skip
+    return figure
