@@ -72,6 +72,9 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.observables.refined_observable import refined_observable
     from lens_slt.observables.response import Shift, response
     from lens_slt.observables.susceptibility import susceptibility
+    from lens_slt.phases.diagram import phase_diagram
+    from lens_slt.phases.free_energy import crossing
+    from lens_slt.phases.phase import Phase, Subloss, development_phases, phase
     from lens_slt.report.attention import show_attention
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
     from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
@@ -136,6 +139,7 @@ __all__ = [
     "Edge",
     "Estimate",
     "LogitDifference",
+    "Phase",
     "Probability",
     "Probe",
     "Prompts",
@@ -143,6 +147,7 @@ __all__ = [
     "Shift",
     "Sites",
     "SltEvidence",
+    "Subloss",
     "Trial",
     "ablate",
     "ablate_path",
@@ -167,7 +172,9 @@ __all__ = [
     "contexts",
     "critical_checkpoints",
     "cross_check",
+    "crossing",
     "develop",
+    "development_phases",
     "differentiation",
     "edge_attribution",
     "enrichment",
@@ -198,6 +205,8 @@ __all__ = [
     "paper_rllc",
     "pattern_influence",
     "per_token_llc",
+    "phase",
+    "phase_diagram",
     "plan_development",
     "plant",
     "planted_suite",
