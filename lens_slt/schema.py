@@ -317,6 +317,11 @@ SCHEMAS: dict[str, Schema] = {
             ),
         ),
         Schema(
+            "limit_llc", "limit_llc",
+            needed=over("component", "llc se reach certificate n_parameters verdict")
+            | over("component rung", "rung_llc rung_se fit") | over("rung", "ratio"),
+        ),
+        Schema(
             "phase_diagram", "phase_diagram", attrs=("pattern", "notes"),
             needed=over("share n", "lowest") | over("share n phase", "free_energy probability"),
         ),

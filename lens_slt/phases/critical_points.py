@@ -129,7 +129,13 @@ def check_critical_point(
     return found
 
 
-def _derivatives(loss: Loss) -> tuple[Callable[[FloatArray], float], Callable[[FloatArray], FloatArray], Callable[[FloatArray], FloatArray]]:
+def _derivatives(
+    loss: Loss,
+) -> tuple[
+    Callable[[FloatArray], float],
+    Callable[[FloatArray], FloatArray],
+    Callable[[FloatArray], FloatArray],
+]:
     """Value, gradient and Hessian as functions of an array."""
 
     def at(v: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,7 +61,7 @@ def phase_diagram(
     """
     boolean("trust", trust)
     integer("seed", seed, at_least=0)
-    at = np.array(numbers("n", n, above=float(np.e)))
+    at: FloatArray = np.array(numbers("n", n, above=math.e))
     notes = check_phases(phases, trust)
     if pattern is None and shares:
         raise ValueError(f"shares={list(shares)} of which pattern? Give pattern=")

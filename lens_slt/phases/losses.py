@@ -35,9 +35,7 @@ def losses_of(
     """
     weights = [_weights(one, pattern, share) for one in phases]
     means = np.array([_mixed(one, pattern, w) for one, w in zip(phases, weights, strict=True)])
-    blocks = [
-        _mixed_blocks(one, pattern, w) for one, w in zip(phases, weights, strict=True)
-    ]
+    blocks = [_mixed_blocks(one, pattern, w) for one, w in zip(phases, weights, strict=True)]
     sizes = {len(one) for one in blocks}
     if len(sizes) == 1 and min(sizes) >= LEAST_BLOCKS:
         return means, np.atleast_2d(np.cov(np.array(blocks), ddof=1)) / min(sizes)

@@ -147,7 +147,7 @@ def phase(
         >>> ls.phase(ls.refined_llc(draws), "bowl", loss=0.0).certificate
         'certified'
     """
-    llc = require(llc, "refined_llc", argument="llc")
+    llc = require(llc, "refined_llc", "limit_llc", argument="llc")
     one = _component(llc, component)
     if loss is None:
         if "base_loss" not in llc.attrs:

@@ -86,7 +86,9 @@ class Superposition:
         """Mean |x − x̂|² ``[chain]`` over rows ``[row, feature]``, for ``sample_function``."""
         directions, bias = self.parts(w)
         written = rows @ directions.transpose(-1, -2)
-        return (rows - torch.relu(written @ directions + bias[..., None, :])).square().sum(-1).mean(-1)
+        return (
+            (rows - torch.relu(written @ directions + bias[..., None, :])).square().sum(-1).mean(-1)
+        )
 
     def draw(self, n: int, seed: int) -> Tensor:
         """Inputs ``[row, feature]``."""
