@@ -6,11 +6,13 @@ the pentagon to the hexagon, 601. Critical points are searched from polygons and
 λ̂ is measured on the exact loss by the same sampler and certificate as transformers', and once more
 on data drawn from the model.
 
-λ̂ depends on nβ and γ; λ is its limit. The rule, the same for any model and fixed before measuring:
-λ̂ at nβ/γ = 10, 30 and 100 (the last is what the sampler's own step control still certifies), each to
-1 %, and the limit that ``lens_slt.limit_llc`` fits; γ is the smallest of 30, 100 and 300 whose limit
-agrees with that of the next larger one within two standard errors: then the prior's ball lies
-inside the phase. All limits are printed.
+λ̂ depends on nβ and γ; λ is its limit. The rule uses nothing of the answer and would be the same for
+any model: λ̂ at nβ/γ = 10, 30 and 100 (about the last that the sampler's own step control
+certifies), each to 1 %, and the limit that ``lens_slt.limit_llc`` fits; γ is the smallest of 30,
+100 and 300 whose limit agrees with that of the next larger one within two standard errors: then the
+prior's ball lies inside the phase. The curve of that fit was chosen over a straight line in γ/nβ
+through the last two rungs by how both do on the harmonic curves of these Hessians, so knowing λ;
+both, and all rungs at all γ, are printed.
 """
 
 from __future__ import annotations
@@ -105,6 +107,15 @@ def size(args: argparse.Namespace) -> dict[str, Any]:
     return {"chains": CHAINS, "target_se": PRECISION}
 
 
+def straight_line(limit: xr.Dataset) -> float:
+    """The limit by a straight line in γ/nβ through the last two rungs."""
+    (before, last), (wide, narrow) = (
+        limit["rung_llc"].values[0, -2:],
+        1 / limit["ratio"].values[-2:],
+    )
+    return float(last + (last - before) * narrow / (wide - narrow))
+
+
 def agree(one: xr.Dataset, other: xr.Dataset) -> bool:
     """Whether two limits differ by less than two standard errors."""
     apart = abs(float(one["llc"][0] - other["llc"][0]))
@@ -131,11 +142,14 @@ def coefficients(
             value = WithError(float(limit["llc"][0]), float(limit["se"][0]))
             mark = "●" if i == use else ""
             theory, other = LLC.get(name, ""), PUBLISHED_ESTIMATE.get(name, "")
-            rows.append([name, gammas[i], *words, str(value), mark, theory, other])
+            line = straight_line(limit)
+            rows.append([name, gammas[i], *words, line, str(value), mark, theory, other])
         phases[name] = as_phase(toy, points[name], name, found[use][0])
         common.say(f"{name}: λ = {phases[name].llc:.3f} ± {phases[name].llc_se:.3f}")
-    columns = ["phase", "γ", *(f"λ̂ at nβ/γ {r:g}" for r in RATIOS), "limit", "rule", "theory",
-               "their estimate"]  # fmt: skip
+    columns = [
+        "phase", "γ", *(f"λ̂ at nβ/γ {r:g}" for r in RATIOS), "line", "limit", "rule", "theory",
+        "their estimate",
+    ]  # fmt: skip
     common.show_table("Learning coefficients (! not certified)", columns, rows)
     return phases
 

@@ -1,4 +1,4 @@
-"""``lens-slt phases``: free energies of checkpoints, or of phases from a file, and where they cross."""
+"""``lens-slt phases``: phases from checkpoints or a file, and where their free energies cross."""
 
 from __future__ import annotations
 

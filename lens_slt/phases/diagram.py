@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
@@ -47,7 +46,7 @@ def phase_diagram(
     Returns:
         Dataset over (share, n): ``lowest``, the phase's name, and (share, n, phase):
         ``free_energy`` above the lowest, and ``probability`` of being the lowest under the normal
-        errors of losses and λ̂. Without a pattern ``share`` is one NaN. In JSON: ``notes``.
+        errors of losses and λ̂. Without a pattern ``share`` is one NaN. Attribute ``notes``.
 
     Raises:
         ValueError: as :func:`lens_slt.crossing`; shares without a pattern.
@@ -90,7 +89,7 @@ def phase_diagram(
             "probability": (dims, np.array(chances)),
         },
         coords={"share": list(shares) or [np.nan], "n": at, "phase": names},
-        attrs={"pattern": pattern or "", "notes": json.dumps(notes)},
+        attrs={"pattern": pattern or "", "notes": "; ".join(notes)},
     )
     return stamped(found, "phase_diagram")
 

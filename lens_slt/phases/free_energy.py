@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -108,7 +107,7 @@ def crossing(
         Over ``undecided``: intervals of n, ``from_n`` to ``to_n``, that hold no crossing of the
         estimates and still cannot tell the phases apart. Over ``n_grid``: ``difference`` F_other −
         F_one and its standard error ``difference_se``. ΔL and Δλ with errors are
-        ``loss_difference`` and ``llc_difference``. In JSON: ``notes``, what is not known.
+        ``loss_difference`` and ``llc_difference``. Attribute ``notes``, what is not known.
 
     Raises:
         ValueError: phases of other data, architectures or components; λ̂ not certified; a pattern
@@ -151,7 +150,7 @@ def crossing(
         "llc_difference": change.llc, "llc_difference_se": change.llc_se,
     }  # fmt: skip
     attrs = {
-        "one": one.name, "other": other.name, "level": level, "notes": json.dumps(notes),
+        "one": one.name, "other": other.name, "level": level, "notes": "; ".join(notes),
         "pattern": pattern or "", "share": share,
     }  # fmt: skip
     found = xr.Dataset(data, coords={"n_grid": np.exp(x)}, attrs=attrs)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import least_squares
 
 from lens_slt.arguments import boolean, integer, typed
 from lens_slt.arrays import FloatArray
@@ -17,6 +16,8 @@ from lens_slt.schema import require, stamped
 
 LEAST_RUNGS = 3  # the curve has three parameters
 GUESSES = 200  # of λ̂ within their errors
+CURVATURES = 300  # h that are tried
+SMALLEST = 1e-9  # relative, of an error
 COPIED = ("n_parameters", "verdict")
 
 
@@ -117,33 +118,43 @@ def _limit(
             f"{name}: {int(used.sum())} rungs are certified, {LEAST_RUNGS} are needed: sample with "
             "more draws, or closer rungs; trust=True uses all"
         )
-    x_used, rest, errors = x[used], value[used], error[used]
-    best = _fit(x_used, rest, errors)
     rng = np.random.default_rng(seed)
-    guesses = [
-        _fit(x_used, rest + errors * rng.standard_normal(len(rest)), errors) for _ in range(GUESSES)
-    ]
-    limits = [a + b for a, b, _ in guesses]
-    limit = best[0] + best[1]
-    return float(limit), float(np.std(limits, ddof=1)), float(rest[-1] / limit), _curve(best, x)
+    noise = np.vstack([np.zeros(int(used.sum())), rng.standard_normal((GUESSES, int(used.sum())))])
+    scale = np.maximum(error[used], SMALLEST * np.abs(value[used]).max())
+    stiff, soft, h = _fits(x[used], value[used] + error[used] * noise, scale)
+    limits = stiff + soft
+    fit = stiff[0] + soft[0] / (1 + x / h[0])
+    reach = float(value[used][-1] / limits[0])
+    return float(limits[0]), float(np.std(limits[1:], ddof=1)), reach, fit
 
 
-def _curve(parameters: FloatArray, x: FloatArray) -> FloatArray:
-    stiff, soft, log_h = parameters
-    return stiff + soft / (1 + x / np.exp(log_h))
+def _fits(
+    x: FloatArray, values: FloatArray, error: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """a, b and h of each row of ``values [guess, rung]``, by least squares relative to the errors.
 
-
-def _fit(x: FloatArray, value: FloatArray, error: FloatArray) -> FloatArray:
-    """The parameters a, b and log h, by least squares relative to the errors."""
-    scale = max(float(value.max()), float(error.max()))
-    start = np.array([scale / 2, scale / 2, np.mean(np.log(x))])
-    width = np.maximum(error, 1e-9 * scale)
-    ends = np.log([x.min(), x.max()]) + [-1, 1]  # of the curvatures that the ladder can tell
-    found = least_squares(
-        lambda p: (_curve(p, x) - value) / width, start,
-        bounds=([0, 0, ends[0]], [np.inf, np.inf, ends[1]]),
-    )  # fmt: skip
-    return np.asarray(found.x)
+    For every h of a grid a and b are those of a linear fit, or of one with the other zero.
+    """
+    log_x = np.log(x)
+    grid = np.exp(np.linspace(log_x.min() - 1, log_x.max() + 1, CURVATURES))  # a ladder tells these
+    found = []
+    for h in grid:
+        columns = np.stack([np.ones_like(x), 1 / (1 + x / h)], 1) / error[:, None]
+        both = (values / error) @ np.linalg.pinv(columns).T
+        alone = np.maximum((values / error) @ columns / (columns**2).sum(0), 0.0)
+        zero = np.zeros(len(values))
+        options = np.stack([
+            np.where((both < 0).any(1, keepdims=True), np.nan, both),
+            np.stack([alone[:, 0], zero], 1), np.stack([zero, alone[:, 1]], 1),
+        ])  # fmt: skip
+        misfit = ((options @ columns.T - values / error) ** 2).sum(-1)
+        best = np.nanargmin(misfit, axis=0)
+        each = np.arange(len(values))
+        found.append(np.column_stack([options[best, each], misfit[best, each]]))
+    rows = np.array(found)
+    best = rows[:, :, 2].argmin(0)
+    chosen = rows[best, np.arange(len(values))]
+    return chosen[:, 0], chosen[:, 1], grid[best]
 
 
 def _shared(rungs: Sequence[xr.Dataset]) -> dict[str, object]:

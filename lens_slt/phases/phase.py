@@ -312,8 +312,8 @@ def _unknown(phases: Sequence[Phase], doubtful: Sequence[Phase]) -> list[str]:
     said = [f"λ̂ of {one.name} is {one.certificate}" for one in doubtful]
     if any(one.constant is None for one in phases):
         said.append(
-            "constant terms are not known and taken as equal: see shift_per_constant for how far a "
-            "difference would move a crossing"
+            "constant terms are not known and taken as equal (shift_per_constant says how far a "
+            "difference would move a crossing)"
         )
     if any(one.multiplicity is None for one in phases):
         said.append("multiplicities are not known and taken as 1")

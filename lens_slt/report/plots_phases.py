@@ -126,7 +126,7 @@ def _map(found: xr.Dataset) -> Figure:
                 zmax=1,
                 showscale=False,
                 colorscale=[[0, "#FFFFFF"], [1, colour]],
-                hovertemplate=f"{name}<br>n %{{x:.4g}}, share %{{y:.3g}}: %{{z:.0%}}<extra></extra>",
+                hovertemplate=f"{name}<br>n %{{x:.4g}}, share %{{y}}: %{{z:.0%}}<extra></extra>",
             )
         )
         if np.isfinite(own).any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,9 +38,7 @@ def crossing_table(found: xr.Dataset) -> Table:
 
 def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
     """Crossings of several pairs of phases, from :func:`lens_slt.crossing`."""
-    notes = list(
-        dict.fromkeys(note for one in all_found for note in json.loads(one.attrs["notes"]))
-    )
+    notes = list(dict.fromkeys(one.attrs["notes"] for one in all_found))
     level = all_found[0].attrs["level"] if all_found else 0.95
     table = PlainTable("Crossings", "\n".join([f"{level:.0%} intervals of n", *notes]))
     for name in ("phases", "n", "interval", "favoured above"):
@@ -69,7 +66,7 @@ def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
 def diagram_table(found: xr.Dataset) -> Table:
     """Which phase is the lowest from which n on, one row per share of the pattern."""
     found = require(found, "phase_diagram", argument="found")
-    table = PlainTable("Phase of lowest free energy", "\n".join(json.loads(found.attrs["notes"])))
+    table = PlainTable("Phase of lowest free energy", found.attrs["notes"])
     if found.attrs["pattern"]:
         table.add_column(f"share of {found.attrs['pattern']}", justify="right")
     table.add_column("from n")
