@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.curves import join_checkpoints
     from lens_slt.development.develop import develop, open_checkpoint, open_development
     from lens_slt.development.differentiation import differentiation
+    from lens_slt.development.locality import locality
     from lens_slt.development.migration import migration
     from lens_slt.development.overview import DevelopmentView, read_development
     from lens_slt.development.pattern_influence import pattern_influence
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.stages import stages
     from lens_slt.development.trajectories import head_trajectories
     from lens_slt.development.transitions import transitions
+    from lens_slt.development.weight_change import weight_change
     from lens_slt.models.checkpoints import Checkpoints, checkpoints
     from lens_slt.models.observable import (
         Accuracy,
@@ -94,6 +96,7 @@ if TYPE_CHECKING:  # also read by _homes
         plot_effects,
         plot_shares,
     )
+    from lens_slt.report.plots_locality import plot_locality, plot_weight_change
     from lens_slt.report.plots_maps import plot_map, plot_stability
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
@@ -193,6 +196,7 @@ __all__ = [
     "limit_llc",
     "load_model",
     "load_tokens",
+    "locality",
     "make_prompts",
     "map_stability",
     "migration",
@@ -233,6 +237,7 @@ __all__ = [
     "plot_faithfulness",
     "plot_influence",
     "plot_limit",
+    "plot_locality",
     "plot_map",
     "plot_matrix",
     "plot_modes",
@@ -248,6 +253,7 @@ __all__ = [
     "plot_sublosses",
     "plot_traces",
     "plot_transitions",
+    "plot_weight_change",
     "preset",
     "propose_circuits",
     "read_circuit",
@@ -269,6 +275,7 @@ __all__ = [
     "token_map",
     "top_tokens",
     "transitions",
+    "weight_change",
     "write_circuit",
     "write_development_report",
     "write_hypotheses",

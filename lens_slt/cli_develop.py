@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import time
 from datetime import date
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from lens_slt.arguments import choice
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit
+from lens_slt.circuits.pattern_masks import ALL
 from lens_slt.circuits.propose import propose_circuits
+from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence
 from lens_slt.cli_options import (
     BatchSize,
@@ -37,6 +41,8 @@ from lens_slt.development.construction import construction
 from lens_slt.development.develop import develop, open_checkpoint
 from lens_slt.development.overview import DevelopmentView, read_development
 from lens_slt.development.plan import DevelopmentPlan, plan_development
+from lens_slt.json_files import read_json
+from lens_slt.models.adapter import adapt
 from lens_slt.models.checkpoints import Checkpoints, checkpoints
 from lens_slt.models.source import model_source
 from lens_slt.report.files import REPORT
@@ -47,11 +53,15 @@ from lens_slt.report.tables_development import (
     stages_table,
     transitions_table,
 )
+from lens_slt.sampling.jobs import backend_options
 from lens_slt.sampling.prepare import Probe
+from lens_slt.sampling.settings import Settings
 
 PROBE, REFERENCE = "text", "reference"
 SWEEP, BUILT = "sweep", "construction"  # folders
+PLAN = "plan.json"
 TRIAL_SEQUENCES, HYPOTHESES = 16, 2
+INFERRED, NONE = "inferred", "none"
 THIN = 4  # draws with probes
 
 
@@ -71,7 +81,7 @@ def develop_command(
     ] = None,
     hypothesis: Annotated[
         str, typer.Option(help="A circuit such as 'L0H2->L1H2.K', inferred, or none.")
-    ] = "inferred",
+    ] = INFERRED,
     pattern: Annotated[str, typer.Option(help="Of a circuit that is written out.")] = "induction",
     probe_sequences: Annotated[int, typer.Option(help="Sequences of the probe.")] = 24,
     chains: Chains = None,
@@ -99,27 +109,35 @@ def develop_command(
         probes: dict[str, Any] = {PROBE: probe}
         if reference is not None:
             probes[REFERENCE] = Probe(probe[:8], reference=model_source(reference))
-        say("planning: the last checkpoint is sampled briefly")
-        plan = plan_development(
-            run, tokens, components, minutes=minutes, settings=settings, probes=_models(probes),
-            workers=workers if isinstance(workers, int) else 1, device=device,
-        )  # fmt: skip
+        labels = label_patterns(probe, last.tokenizer)
+        _check(run, workers, hypothesis, pattern, last, labels)
+        asked = {
+            "components": components, "steps": steps, "minutes": minutes, "draws": draws,
+            "reference": reference,
+        }  # fmt: skip
+        plan = _plan_before(out / PLAN, asked, run, settings)
+        if plan is None:
+            say("planning: the last checkpoint is sampled briefly")
+            plan = plan_development(
+                run, tokens, components, minutes=minutes, settings=settings, probes=_models(probes),
+                workers=workers if isinstance(workers, int) else 1, device=device,
+            )  # fmt: skip
         say(str(plan))
         if dry_run:
             finish({"plan": _plan_record(plan)}, as_json)
             return
+        _keep_plan(out / PLAN, asked, plan)
         chosen = run if steps is not None else plan.checkpoints
         curves = develop(
             chosen, tokens, components, settings=plan.settings, probes=probes, path=out / SWEEP,
             parallel=workers, device=device, progress=not as_json,
         )  # fmt: skip
-        labels = label_patterns(probe, last.tokenizer)
-        asked = _asked(hypothesis, pattern, out / SWEEP, chosen, last, probe, labels)
+        circuits = _circuits(hypothesis, pattern, out / SWEEP, chosen, last, probe, labels)
         built = None
-        if asked:
+        if circuits:
             text = load_data(data, last, TRIAL_SEQUENCES, length, bos, seed=2)
             built = construction(
-                chosen, text, asked, path=out / BUILT, seed=seed or 0, parallel=workers,
+                chosen, text, circuits, path=out / BUILT, seed=seed or 0, parallel=workers,
                 device=device, progress=not as_json,
             )  # fmt: skip
         view = read_development(curves, construction=built, seed=seed or 0, progress=not as_json)
@@ -146,10 +164,47 @@ def _run(model: str, steps: str | None, config: Path | None) -> Checkpoints:
     return run.at(wanted)
 
 
+def _check(
+    run: Checkpoints, workers: Any, hypothesis: str, pattern: str, model: Any, labels: Any
+) -> None:
+    """Raise ValueError for what would be refused only after the plan, or after the sweep."""
+    if len(run) < 2:
+        raise ValueError(f"checkpoints must be at least two; got {run!r}")
+    backend_options(workers)
+    if hypothesis not in (NONE, INFERRED):
+        choice("--pattern", pattern, [ALL, *map(str, labels["pattern"].values)])
+        nodes_of(circuit(hypothesis, pattern).components, adapt(model))
+
+
 def _loaded(run: Checkpoints, step: int, device: str | None) -> Any:
     """A model, without what TransformerLens prints while loading."""
     with contextlib.redirect_stdout(io.StringIO()):
         return run.load(step, device)
+
+
+def _plan_before(
+    file: Path, asked: dict[str, Any], run: Checkpoints, settings: Settings
+) -> DevelopmentPlan | None:
+    """The plan of this command before it was interrupted: another would have other draws."""
+    if not file.exists():
+        return None
+    kept = read_json(file)
+    if kept["asked"] != asked:
+        return None
+    plan = dict(kept["plan"])
+    return DevelopmentPlan(run.at(plan.pop("steps")), settings.but(draws=plan.pop("draws")), **plan)
+
+
+def _keep_plan(file: Path, asked: dict[str, Any], plan: DevelopmentPlan) -> None:
+    if file.exists():
+        return  # of what lies in the folder; develop says where it does not fit
+    file.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        name: getattr(plan, name)
+        for name in ("seconds", "seconds_per_checkpoint", "relative_se", "budget")
+    }
+    chosen = {"steps": list(plan.checkpoints.steps), "draws": plan.settings.draws}
+    file.write_text(json.dumps({"asked": asked, "plan": chosen | numbers}), encoding="utf-8")
 
 
 def _models(probes: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +214,7 @@ def _models(probes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _asked(
+def _circuits(
     hypothesis: str,
     pattern: str,
     folder: Path,
@@ -169,9 +224,9 @@ def _asked(
     labels: Any,
 ) -> list[CircuitHypothesis]:
     """Circuits to follow back: one that is written out, or those that the last checkpoint shows."""
-    if hypothesis == "none":
+    if hypothesis == NONE:
         return []
-    if hypothesis != "inferred":
+    if hypothesis != INFERRED:
         return [circuit(hypothesis, pattern)]
     matrix = open_checkpoint(folder, run.steps[-1])[f"per_token_llc/{PROBE}"]
     evidence = SltEvidence(matrix.load(), labels)

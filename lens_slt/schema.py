@@ -211,6 +211,16 @@ SCHEMAS: dict[str, Schema] = {
             | over("part criterion", "onset onset_low onset_high")
             | over("part", "kind circuit piece pattern"),
         ),
+        Schema(
+            "locality", "locality", attrs=("gain", "gain_se", "n_weights", "target"),
+            needed=over("ranking share", "kept kept_low kept_high")
+            | over("ranking", "smallest_share smallest_share_low smallest_share_high")
+            | over("", "null_kept"),
+        ),
+        Schema(
+            "weight_change", "weight_change",
+            needed=over("component matrix", "norm relative_norm stable_rank random_stable_rank"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,

@@ -109,6 +109,12 @@ def test_hard_planted_circuits():
 
 
 @pytest.mark.slow
+def test_locality():
+    found = figures("locality", "--quick")
+    assert {"recovered_share_low", "recovered_share_high", "null_kept"} <= set(found)
+
+
+@pytest.mark.slow
 def test_trained_circuits():
     found = figures("trained_circuits", "--quick")
     wanted = {"trained_edge_f1", "true_undecided_rate", "false_support_rate"}

@@ -54,18 +54,24 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
         run, tokens, "L0H0, L1H0", probes={"text": tokens}, progress=False,
         settings=ls.Settings(draws=8, burn_in=2, chains=2, batch_size=4, steps_per_draw=1),
     )  # fmt: skip
+    grown = planted_circuit()
     at_end = swept["sublosses"].to_dataset().isel(checkpoint=-1)
     return {
         "development": swept,
         "sublosses": at_end,
         "differences": ls.compare(llc, llc),
+        "locality": ls.locality(
+            run.load(0), run.load(10000), grown.tokens[:8],
+            grown.patterns.sel(pattern=grown.pattern).values[:8], n_null=1, progress=False,
+        ),
+        "weight_change": ls.weight_change(run.load(0), run.load(10000)),
         "head_trajectories": ls.head_trajectories(curves, n_resamples=3),
         "differentiation": ls.differentiation(curves, n_resamples=20),
         "migration": ls.migration(as_curves(migrating())),
         "mode_development": ls.mode_development(appearing(SIZES), n_modes=2, n_bootstrap=3),
         "pattern_influence": ls.pattern_influence(influenced(), of_halves(), n_resamples=20),
         "construction": ls.construction(
-            run, tokens, planted_circuit().truth, patterns=tokens[:, 1:] > 7, trials="none",
+            run, tokens, grown.truth, patterns=tokens[:, 1:] > 7, trials="none",
             n_bootstrap=100, progress=False,
         ),
     }  # fmt: skip

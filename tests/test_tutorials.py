@@ -35,8 +35,8 @@ def runner() -> ModuleType:
     return module
 
 
-def test_there_are_six_each_with_its_notebook() -> None:
-    assert [path.name[:2] for path in SOURCES] == [f"{i}_" for i in range(1, 7)]
+def test_there_are_eight_each_with_its_notebook() -> None:
+    assert [path.name[:2] for path in SOURCES] == [f"{i}_" for i in range(1, 9)]
     notebooks = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     assert notebooks == [path.stem for path in SOURCES]
 
@@ -85,5 +85,5 @@ def test_the_readme_links_all() -> None:
 
 
 def test_an_unknown_name_is_refused(runner: ModuleType) -> None:
-    with pytest.raises(SystemExit, match=f"no tutorial 7_none; there are {SOURCES[0].stem}"):
-        runner.main(["7_none"])
+    with pytest.raises(SystemExit, match=f"no tutorial 9_none; there are {SOURCES[0].stem}"):
+        runner.main(["9_none"])

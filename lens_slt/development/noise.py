@@ -94,9 +94,9 @@ def check_steps(steps: FloatArray) -> None:
         raise ValueError(f"steps must be strictly increasing; step {after:g} {what}")
     if len(steps) < FEWEST:
         raise ValueError(
-            f"stages need at least {FEWEST} checkpoints, got {len(steps)}: with fewer, a change "
-            "cannot be told from noise. Measure more of them, spread evenly over log(step) and "
-            "denser where the loss bends"
+            f"stages and transitions need at least {FEWEST} checkpoints, got {len(steps)}: with "
+            "fewer, a change cannot be told from noise. Measure more of them, spread evenly over "
+            "log(step) and denser where the loss bends"
         )
 
 
@@ -122,7 +122,8 @@ def _covariance(
     blocks = np.asarray(blocks, dtype=float)
     if blocks.ndim != 2 or blocks.shape[1] != n or len(blocks) < FEWEST_BLOCKS:
         raise ValueError(
-            f"blocks must have the shape (at least {FEWEST_BLOCKS}, {n}); got {blocks.shape}"
+            f"blocks must have the shape (at least {FEWEST_BLOCKS}, {n}); got {blocks.shape}. "
+            "Blocks are of consecutive draws: more draws, or a smaller thin, make more of them"
         )
     if not np.isfinite(blocks).all():
         raise ValueError("blocks must be finite")

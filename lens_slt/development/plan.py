@@ -25,6 +25,7 @@ TRIED_DRAWS = 24  # of the last checkpoint, from which the rest is foreseen
 FEWEST_DRAWS, MOST_DRAWS = 60, 400
 FEWEST_CHECKPOINTS = 20  # that stages are read off
 READING = 1.15  # of the time for draws, with what is read off them
+LOADING = 15.0  # seconds: a trial that took less is timed again, without loading libraries
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,17 @@ def plan_development(
     model = checkpoints.load(checkpoints.steps[-1], device)
     adapts = tried.chooses_step and tried.steps_per_draw is None
     tried = tried.but(steps_per_draw=1) if adapts else tried
-    for _ in range(FINER):
+
+    def trial() -> tuple[Any, float]:
         began = time.perf_counter()
         draws = sample(
             model, tokens, components, settings=tried, probes=probes, weights=weights, mask=mask,
             pad_id=pad_id, device=device, progress=False,
         )  # fmt: skip
-        spent = time.perf_counter() - began
+        return draws, time.perf_counter() - began
+
+    for _ in range(FINER):
+        draws, spent = trial()
         found = drawn_of(draws)
         coarse = any(one.is_coarse(abs(one.llc)) for one in found.values())
         if not adapts or not coarse:
@@ -122,6 +127,8 @@ def plan_development(
             for name, one in found.items()
         }
         tried = tried.but(steps_per_draw=strides)
+    if spent < LOADING:
+        draws, spent = trial()
     llc = refined_llc(draws.drop_nodes("probes", errors="ignore"))
     relative = float(np.nanmedian(np.abs(llc["se"] / llc["llc"])))
     per_draw = spent / (TRIED_DRAWS + tried.burn_in_steps)

@@ -227,8 +227,8 @@ def plot_construction(found: xr.Dataset, stages: Any = None) -> go.Figure:
         found: from :func:`lens_slt.construction`.
         stages: of one curve, from ``stages(…)``; or boundaries as steps, or as (step, low, high).
 
-    One row per part and criterion, in the order of the circuit. The dotted bar is the interval of
-    the onset, the full line the time over which the part clearly is there, the symbol the onset by
+    One row per part and criterion, in the order of the circuit. The thin line is the interval of
+    the onset, the thick one the time over which the part clearly is there, the symbol the onset by
     the estimates alone. A row without any is not there at the last checkpoint.
     """
     found = require(found, "construction", argument="found", leading=(CHECKPOINT,))

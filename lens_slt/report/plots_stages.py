@@ -34,7 +34,8 @@ def plot_stages(found: xr.Dataset) -> go.Figure:
     def mark(figure: Figure, one: xr.Dataset, **where: Any) -> None:
         shade(figure, boundaries_of(one), one["step"].values, **where)
 
-    return _panels(found, "component", "Stages", SHADED, mark)
+    figure = _panels(found, "component", "Stages", SHADED, mark)
+    return figure.update_yaxes(title_text="λ̂", col=1)
 
 
 def plot_transitions(found: xr.Dataset) -> go.Figure:

@@ -31,6 +31,7 @@ from lens_slt.report.plots_heads import (
     plot_effects,
     plot_shares,
 )
+from lens_slt.report.plots_locality import plot_locality, plot_weight_change
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
@@ -86,6 +87,8 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "crossing": plot_crossing,
     "phase_diagram": plot_phase_diagram,
     "limit_llc": plot_limit,
+    "locality": plot_locality,
+    "weight_change": plot_weight_change,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,
     "calibration": plot_calibration,
@@ -117,8 +120,8 @@ def plot(result: Any) -> go.Figure:
             influence, losses under an intervention, composition or behaviour scores, attributed
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
-            ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``crossing``,
-            ``phase_diagram`` and ``limit_llc`` return.
+            ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``locality``,
+            ``weight_change``, ``crossing``, ``phase_diagram`` and ``limit_llc`` return.
 
     Raises:
         TypeError: anything else.

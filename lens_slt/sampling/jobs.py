@@ -27,7 +27,11 @@ from threadpoolctl import threadpool_limits
 from lens_slt.arguments import choice, did_you_mean, integer, typed
 from lens_slt.progress import track
 from lens_slt.sampling.folder import SamplingWarning
-from lens_slt.sampling.worker_memory import allocate_as_usual, release_memory
+from lens_slt.sampling.worker_memory import (
+    allocate_as_usual,
+    release_memory,
+    released_afterwards,
+)
 from lens_slt.torch_state import kept_random_state
 
 LOSSES_TOGETHER = 2  # of a job's worker, after which it runs alone
@@ -117,6 +121,7 @@ def run_jobs(
     if not jobs:
         return []
     before = torch.get_num_threads()
+    release_memory()  # a model that arguments were checked with
     try:
         with (
             kept_random_state(),
@@ -285,13 +290,17 @@ def _run(index: int, job: Any, mark: str, threads: int) -> tuple[int, Any, Excep
     torch.set_num_threads(threads)
     allocate_as_usual()
     began = time.perf_counter()
+    with released_afterwards():
+        value, error = _tried(job)
+    return index, value, error, time.perf_counter() - began
+
+
+def _tried(job: Any) -> tuple[Any, Exception | None]:
     try:
         with parallel_config(backend="sequential", n_jobs=1):  # within a job, no more jobs
-            value, error = job.run(), None
+            return job.run(), None
     except Exception as caught:
-        value, error = None, _portable(caught)
-    release_memory()
-    return index, value, error, time.perf_counter() - began
+        return None, _portable(caught)
 
 
 def _portable(error: Exception) -> Exception:

@@ -11,7 +11,8 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import torch
 
@@ -26,6 +27,24 @@ def allocate_as_usual() -> None:
         set_option = _of_glibc("mallopt")
         set_option(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP)
         set_option(M_TRIM_THRESHOLD, 2 * LARGEST_FROM_HEAP)
+
+
+@contextmanager
+def released_afterwards() -> Generator[None]:
+    """Give back what was made inside and is no longer used.
+
+    What was there before is set aside, so that looking for garbage does not walk through all of the
+    modules that are loaded: a third of a second for every job.
+    """
+    aside = gc.get_freeze_count() == 0  # else the caller, or a job beside this one, has done it
+    if aside:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        release_memory()
+        if aside:
+            gc.unfreeze()
 
 
 def release_memory() -> None:

@@ -26,6 +26,7 @@ Precision = Literal["half", "full"]
 CANDIDATES = 8  # steps that are tried for every checkpoint that is kept where the loss bends
 SCHEDULE, BEND = "schedule", "bend"
 _NOT_OF_CONFIG = ("device", "init_weights", "seed", "n_devices")
+_NONE_IS_A_CHOICE = ("normalization_type",)  # None is the default of all others that may be None
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a configuration that JSON can hold and that decide what is computed."""
     found = {}
     for key, value in values.items():
-        if key in _NOT_OF_CONFIG or value is None:
+        if key in _NOT_OF_CONFIG or (value is None and key not in _NONE_IS_A_CHOICE):
             continue
         value = str(value) if isinstance(value, torch.dtype) else value
         value = value.item() if hasattr(value, "item") else value  # NumPy's numbers

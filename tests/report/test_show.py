@@ -24,6 +24,7 @@ from tests.report.hostile import hostile
 
 OVER_TRAINING = {  # their figures are in test_development_figures.py
     "curves", "development", "sublosses", "differences", "construction", "stages", "transitions",
+    "locality", "weight_change",  # in test_locality.py
 }  # fmt: skip
 TABLES_ONLY = {  # results without a figure of their own
     "critical_checkpoints", "mode_development", "differentiation", "migration",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import warnings
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from lens_slt.sampling import jobs as module
 from lens_slt.sampling.folder import SamplingWarning
 from lens_slt.sampling.jobs import JobError, JobOutcome, run_jobs
+from lens_slt.sampling.worker_memory import released_afterwards
 from tests.made_jobs import Asks, BadError, Compute, Fail, Large, Once
 
 SOME = [Compute(f"job {i}", i) for i in range(5)]
@@ -154,3 +157,25 @@ def test_a_job_starts_no_jobs() -> None:
         found = run([Asks("a"), Asks("b")])
     assert [outcome.value for outcome in found] == [False, False]
     assert not module.is_configured()
+
+
+def test_what_a_job_leaves_behind_is_given_back() -> None:
+    class Node:
+        pass
+
+    def circle() -> weakref.ref[Node]:
+        one = Node()
+        one.itself = one  # type: ignore[attr-defined]
+        return weakref.ref(one)
+
+    gc.disable()
+    try:
+        with released_afterwards():
+            outer = circle()
+            with released_afterwards():  # of a job beside it
+                inner = circle()
+            assert inner() is None
+        assert outer() is None
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() == 0

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,13 @@ def test_schedules_that_cannot_be(n_steps: int, n: int, spacing: Any, message: s
 
 
 @pytest.mark.parametrize(
-    "make", [native, pytest.param(hooked, marks=only_hooked)], ids=["native", "hooked"]
+    "make",
+    [
+        native,
+        pytest.param(hooked, marks=only_hooked),
+        pytest.param(partial(hooked, normalization_type=None), marks=only_hooked),
+    ],
+    ids=["native", "hooked", "no norm"],
 )
 @pytest.mark.parametrize("precision", ["half", "full"])
 def test_what_is_saved_comes_back_without_a_config(

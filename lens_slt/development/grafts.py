@@ -1,0 +1,141 @@
+"""One model's weights with some of another's in their place, and what that does to losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lens_slt.arrays import FloatArray
+from lens_slt.circuits.runs import Runs
+from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits, trainable
+from lens_slt.models.stream import MOST_LOGITS
+
+Weights = dict[str, Tensor]
+
+
+class Grafts:
+    """Losses of a model from before some training with any of the weights from after it.
+
+    The weights are written into a copy; neither of the two models is touched.
+
+    Args:
+        before, after: two models of one architecture.
+        tokens, weights, mask, pad_id: as in :func:`lens_slt.sample`.
+        pattern: which predictions count, bool ``[sequence, position - 1]``; None is all.
+
+    Raises ValueError for models of other shapes, weights that did not change, and a pattern of
+    another shape or without tokens.
+    """
+
+    def __init__(self, before: Any, after: Any, tokens: Any, pattern: Any, **which: Any) -> None:
+        self._work = adapt(deepcopy(before))
+        self.start, self.change = changed_weights(self._work, adapt(after))
+        runs = Runs(self._work, tokens, **which)
+        self.tokens = runs.tokens
+        chosen = np.ones(runs.real.shape, dtype=bool) if pattern is None else np.asarray(pattern)
+        if chosen.shape != runs.real.shape or chosen.dtype != bool:
+            raise ValueError(
+                f"pattern must be bool {runs.real.shape}, one for every predicted token; got "
+                f"{chosen.dtype} {chosen.shape}"
+            )
+        self.weight: FloatArray = np.where(runs.moved(chosen), runs.weight, 0.0)
+        if not self.weight.any():
+            raise ValueError("pattern has no token that counts")
+
+    @property
+    def n_weights(self) -> int:
+        """Of the whole model."""
+        return sum(value.numel() for value in self.start.values())
+
+    def losses(self, change: Weights) -> FloatArray:
+        """Summed loss of every sequence's pattern ``[sequence]``, in nats, with changed weights."""
+        self._write(change)
+        found = []
+        with torch.no_grad():
+            for rows in self._batches(range(len(self.tokens))):
+                found.append(self._summed(rows).double().cpu().numpy())
+        return np.concatenate(found)
+
+    def gradient(self, change: Weights, sequences: Iterable[int]) -> Weights:
+        """Of the pattern's mean loss over some sequences, at changed weights."""
+        self._write(change)
+        chosen = list(sequences)
+        found = {name: torch.zeros_like(value) for name, value in self.start.items()}
+        total = float(self.weight[chosen].sum())
+        leaves = self._work.leaves
+        with trainable(self._work), torch.enable_grad():
+            parameters = {id(leaf.parameter): leaf.parameter for leaf in leaves.values()}
+            wanted = [one for one in parameters.values() if one.requires_grad]
+            for rows in self._batches(chosen):
+                loss = self._summed(rows).sum() / total
+                parts = torch.autograd.grad(loss, wanted, allow_unused=True)
+                by_id = {id(one): part for one, part in zip(wanted, parts, strict=True)}
+                for name, leaf in leaves.items():
+                    part = by_id.get(id(leaf.parameter))
+                    if part is not None:
+                        found[name] += leaf.view(part)
+        return found
+
+    def chosen(self, masks: Mapping[str, Tensor]) -> Weights:
+        """The change of some weights."""
+        return {name: value * masks[name] for name, value in self.change.items()}
+
+    def _write(self, change: Weights) -> None:
+        with torch.no_grad():
+            for name, leaf in self._work.leaves.items():
+                leaf.view(leaf.parameter.data).copy_(self.start[name] + change[name])
+
+    def _summed(self, rows: list[int]) -> Tensor:
+        ids = self.tokens[rows].to(self._work.device)
+        logits = model_logits(self._work, ids[:, :-1])
+        each = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        return (each * torch.from_numpy(self.weight[rows]).to(each)).sum(1)
+
+    def _batches(self, rows: Iterable[int]) -> Iterable[list[int]]:
+        chosen = list(rows)
+        size = max(1, MOST_LOGITS // (self.tokens.shape[1] * self._work.d_vocab_out))
+        return [chosen[i : i + size] for i in range(0, len(chosen), size)]
+
+
+def joined(weights: Weights) -> Tensor:
+    """All weights in one vector."""
+    return torch.cat([value.flatten() for value in weights.values()])
+
+
+def split(flat: Tensor, like: Weights) -> Weights:
+    """A vector over all weights as tensors of their shapes."""
+    parts = flat.split([value.numel() for value in like.values()])
+    pairs = zip(like.items(), parts, strict=True)
+    return {name: part.view(value.shape) for (name, value), part in pairs}
+
+
+def changed_weights(before: AdaptedModel, after: AdaptedModel) -> tuple[Weights, Weights]:
+    """All weights before, and what was added to them.
+
+    Raises ValueError for models of other shapes and where nothing changed.
+    """
+    start, end = copy_weights(before), copy_weights(after)
+    _refuse_others(start, end)
+    change = {name: end[name].to(value.device) - value for name, value in start.items()}
+    if not any(bool(value.any()) for value in change.values()):
+        raise ValueError("before and after have the same weights: the interval has no change")
+    return start, change
+
+
+def _refuse_others(before: Weights, after: Weights) -> None:
+    shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (before, after)]
+    if shapes[0] == shapes[1]:
+        return
+    differ = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
+    name = differ[0][0]
+    raise ValueError(
+        f"before and after are models of other shapes: {name} is {shapes[0].get(name, 'absent')} "
+        f"before and {shapes[1].get(name, 'absent')} after; weights can be exchanged between "
+        "checkpoints of one architecture only"
+    )

@@ -1,0 +1,82 @@
+"""Figures of where in the weights a change sits."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
+from lens_slt.report.figure import Figure, labels
+from lens_slt.report.plots import ROW_PIXELS
+from lens_slt.schema import require
+
+MOST_BELOW = -0.5  # of the gain: what grafts lose beyond is not shown
+IN_WORDS = {
+    "size": "largest changes first", "random": "null: as many of each matrix, at random",
+    "components": "whole components", "curvature": "stiffest directions",
+}  # fmt: skip
+
+
+def plot_locality(found: xr.Dataset) -> go.Figure:
+    """The share of a gain that some of the weights keep, over how many they are.
+
+    ``found`` is from :func:`lens_slt.locality`.
+    """
+    found = require(found, "locality", argument="found")
+    figure = Figure()
+    for i, ranking in enumerate(labels(found["ranking"].values)):
+        one = found.isel(ranking=i).dropna("share", subset=["kept"])
+        x, y = one["share"].values, one["kept"].values
+        figure.add_trace(
+            go.Scatter(
+                x=x, y=y, name=IN_WORDS.get(ranking, ranking), mode="lines+markers",
+                error_y=dict(
+                    array=one["kept_high"].values - y, arrayminus=y - one["kept_low"].values,
+                    thickness=1, width=2,
+                ),
+                line=dict(color=COLOURS[i % len(COLOURS)], dash=DASHES[i % len(DASHES)], width=1.5),
+                marker=dict(symbol=SYMBOLS[i % len(SYMBOLS)], size=6),
+                hovertemplate="%{x:.2%} keep %{y:.1%}<extra>%{fullData.name}</extra>",
+            )
+        )  # fmt: skip
+    target = float(found.attrs["target"])
+    figure.add_hline(y=target, line=dict(dash="dot", width=1, color="grey"))
+    lowest = float(np.nanmin(found["kept"].values))
+    below = ", cut below" if lowest < MOST_BELOW else ""
+    figure.update_xaxes(type="log", title_text="share of all weights that take their value after")
+    figure.update_yaxes(title_text="kept of the gain", range=[max(lowest, MOST_BELOW) - 0.05, 1.1])
+    figure.update_layout(
+        template="plotly_white", height=460, margin=dict(t=90),
+        legend=dict(orientation="h", y=-0.25, yanchor="top"),
+        title=f"How few weights carry the gain of {found.attrs['gain']:.2f} nats per token"
+        f"<br><sup>95 % over sequences{below}; dotted: {target:.0%}</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def plot_weight_change(found: xr.Dataset) -> go.Figure:
+    """Stable rank of the change of every component's matrices; how far they moved in words.
+
+    ``found`` is from :func:`lens_slt.weight_change`.
+    """
+    found = require(found, "weight_change", argument="found")
+    names, matrices = (labels(found[dim].values) for dim in ("component", "matrix"))
+    rank = found["stable_rank"].transpose("component", "matrix").values
+    moved = found["relative_norm"].transpose("component", "matrix").values
+    figure = Figure(
+        go.Heatmap(
+            z=rank, x=matrices, y=names, zmin=1, colorscale="Cividis", xgap=1, ygap=1,
+            customdata=moved, text=np.round(rank, 1), texttemplate="%{text}",
+            colorbar=dict(title="stable rank"),
+            hovertemplate="%{y}, %{x}: stable rank %{z:.1f}, moved by %{customdata:.0%} of its norm"
+            "<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_layout(
+        template="plotly_white", height=200 + ROW_PIXELS * len(names),
+        title="In how many directions the weights moved<br><sup>‖ΔW‖² / ‖ΔW‖₂²; 1 is one direction"
+        "</sup>",
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,102 @@
+"""``lens-slt develop`` on a tiny workload: a plan, a sweep, going on, one-line errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import lens_slt as ls
+from lens_slt import cli, cli_develop
+from lens_slt.development.cells import SampleCell
+
+TINY = [
+    "--model", "attn-2l", "--components", "L1H2", "--steps", "600,2300,5300", "--sequences", "8",
+    "--length", "16", "--chains", "2", "--batch-size", "4", "--probe-sequences", "4",
+]  # fmt: skip
+
+
+def develop(out: Path, *more: str) -> Result:
+    return CliRunner().invoke(cli.app, ["develop", *TINY, "--out", str(out), *more])
+
+
+def record_of(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)  # one object and nothing else
+
+
+def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    result = develop(tmp_path / "out", "--dry-run", "--json", "--minutes", "5")
+    plan = record_of(result)["plan"]
+    assert plan["steps"] == [600, 2300, 5300]
+    assert plan["fits"] and plan["seconds"] < 300
+    assert "3 checkpoints (steps 600 to 5300)" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_command_goes_on_with_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lens_slt.development.plan.MOST_DRAWS", 10)  # a plan of few
+    monkeypatch.setattr("lens_slt.development.plan.FEWEST_DRAWS", 10)
+    ran, run = [], SampleCell.run
+
+    def stopped(cell: SampleCell) -> Any:
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        ran.append(cell.step)
+        return run(cell)
+
+    monkeypatch.setattr(SampleCell, "run", stopped)
+    result = develop(tmp_path, "--hypothesis", "none", "--json")
+    assert result.exit_code == 130
+    assert "run the same command again" in result.stderr
+
+    def planned(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a plan made anew has other draws")
+
+    monkeypatch.setattr(cli_develop, "plan_development", planned)
+    monkeypatch.setattr(SampleCell, "run", lambda cell: ran.append(cell.step) or run(cell))
+    first = record_of(develop(tmp_path, "--hypothesis", "none", "--json"))
+    assert first["run"] == "attn-2l" and first["plan"]["draws"] == 10
+    assert len(first["certificates"]["L1H2"]) == 3
+    assert "20 checkpoints" in first["refused"]["stages"]
+    assert Path(first["report"]).stat().st_size > 10**5
+    found = ls.open_development(tmp_path / "sweep")
+    assert found["refined_llc"]["checkpoint"].values.tolist() == [600, 2300, 5300]
+
+    done = list(ran)
+    assert record_of(develop(tmp_path, "--hypothesis", "none", "--json")) == first
+    assert ran == done  # nothing is sampled again
+    other = develop(tmp_path, "--hypothesis", "none", "--seed", "7", "--json")
+    assert other.exit_code == 2 and other.stderr.splitlines()[-1].startswith("error: path")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "600,late"], "error: --steps must be whole numbers with commas; got '600,la"),
+        (["--steps", "600,601"], "error: "),
+        (["--steps", "5300"], "error: checkpoints must be at least two"),
+        (["--steps", "5300,600"], "error: "),
+        (["--model", "atn-2l"], "error: "),
+        (["--components", "L1H9"], "error: components: 'L1H9' does not exist"),
+        (["--hypothesis", "L0H2->L1H9.K"], "error: "),
+        (
+            ["--hypothesis", "L0H2->L1H2.K", "--pattern", "repeats"],
+            "error: --pattern must be one of",
+        ),
+        (["--minutes", "0"], "error: minutes must be a finite number above 0; got 0"),
+        (["--parallel", "slurm"], "error: parallel must be None, a number of processes, 'dask' or"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = develop(tmp_path / "out", "--json", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith(message), result.stderr
+    assert not (tmp_path / "out").exists()
