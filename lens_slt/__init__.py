@@ -74,6 +74,10 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.observables.refined_observable import refined_observable
     from lens_slt.observables.response import Shift, response
     from lens_slt.observables.susceptibility import susceptibility
+    from lens_slt.phases.diagram import phase_diagram
+    from lens_slt.phases.free_energy import crossing
+    from lens_slt.phases.limit import limit_llc
+    from lens_slt.phases.phase import Phase, Subloss, development_phases, phase
     from lens_slt.report.attention import show_attention
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
     from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
@@ -96,6 +100,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_maps import plot_map, plot_stability
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
+    from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
     from lens_slt.report.plots_tokens import (
         plot_cluster_summary,
@@ -139,6 +144,7 @@ __all__ = [
     "Edge",
     "Estimate",
     "LogitDifference",
+    "Phase",
     "Probability",
     "Probe",
     "Prompts",
@@ -146,6 +152,7 @@ __all__ = [
     "Shift",
     "Sites",
     "SltEvidence",
+    "Subloss",
     "Trial",
     "ablate",
     "ablate_path",
@@ -170,7 +177,9 @@ __all__ = [
     "contexts",
     "critical_checkpoints",
     "cross_check",
+    "crossing",
     "develop",
+    "development_phases",
     "differentiation",
     "edge_attribution",
     "enrichment",
@@ -184,6 +193,7 @@ __all__ = [
     "keep_only",
     "knock_in",
     "label_patterns",
+    "limit_llc",
     "load_model",
     "load_tokens",
     "locality",
@@ -202,6 +212,8 @@ __all__ = [
     "paper_rllc",
     "pattern_influence",
     "per_token_llc",
+    "phase",
+    "phase_diagram",
     "plan_development",
     "plant",
     "planted_suite",
@@ -214,6 +226,7 @@ __all__ = [
     "plot_clusters",
     "plot_composition",
     "plot_construction",
+    "plot_crossing",
     "plot_curves",
     "plot_differences",
     "plot_directions",
@@ -223,12 +236,14 @@ __all__ = [
     "plot_evidence",
     "plot_faithfulness",
     "plot_influence",
+    "plot_limit",
     "plot_locality",
     "plot_map",
     "plot_matrix",
     "plot_modes",
     "plot_observables",
     "plot_patterns",
+    "plot_phase_diagram",
     "plot_response",
     "plot_rllc",
     "plot_rllc_map",

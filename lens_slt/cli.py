@@ -50,6 +50,7 @@ from lens_slt.cli_options import (
     Sequences,
     TargetSe,
 )
+from lens_slt.cli_phases import phases_command
 from lens_slt.cli_support import (
     console,
     finish,
@@ -474,6 +475,7 @@ def models(as_json: Json = False) -> None:
 
 
 app.command("develop")(develop_command)
+app.command("phases")(phases_command)
 
 
 def main() -> None:

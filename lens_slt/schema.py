@@ -319,6 +319,23 @@ SCHEMAS: dict[str, Schema] = {
             | over("step", _with_interval("speed")) | over("observable", "moves"),
         ),
         Schema(
+            "crossing", "crossing", attrs=("one", "other", "level", "notes", "pattern", "share"),
+            needed=over("crossing", _with_interval("n") + " favoured shift_per_constant")
+            | over("undecided", "from_n to_n") | over("n_grid", "difference difference_se")
+            | over(
+                "", "loss_difference loss_difference_se llc_difference llc_difference_se"
+            ),
+        ),
+        Schema(
+            "limit_llc", "limit_llc",
+            needed=over("component", "llc se reach certificate n_parameters verdict")
+            | over("component rung", "rung_llc rung_se fit") | over("rung", "ratio"),
+        ),
+        Schema(
+            "phase_diagram", "phase_diagram", attrs=("pattern", "notes"),
+            needed=over("share n", "lowest") | over("share n phase", "free_energy probability"),
+        ),
+        Schema(
             "faithfulness_curve", "faithfulness_curve",
             needed=over("size", "faithfulness low high") | over("random_ranking size", "random")
             | over("", "cpr cmd cpr_p cmd_p"),

@@ -35,6 +35,7 @@ from lens_slt.report.plots_locality import plot_locality, plot_weight_change
 from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
+from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
 from lens_slt.report.plots_stages import plot_stages, plot_transitions
 from lens_slt.report.plots_tokens import (
     plot_cluster_summary,
@@ -47,6 +48,7 @@ from lens_slt.report.plots_traces import plot_all_traces
 from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
+from lens_slt.report.tables_phases import crossing_table, diagram_table
 from lens_slt.schema import SCHEMAS, name_of, require
 
 CURVES_OF_RESULT = "curves"  # of any result over checkpoints
@@ -82,6 +84,9 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "construction": plot_construction,
     "stages": plot_stages,
     "transitions": plot_transitions,
+    "crossing": plot_crossing,
+    "phase_diagram": plot_phase_diagram,
+    "limit_llc": plot_limit,
     "locality": plot_locality,
     "weight_change": plot_weight_change,
     "trial": plot_evidence,
@@ -94,6 +99,8 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "susceptibility": reliability_table,
     "modes": modes_table,
     "behaviour_scores": behaviour_table,
+    "crossing": crossing_table,
+    "phase_diagram": diagram_table,
     "trial": evidence_table,
     "calibration": calibration_table,
 }
@@ -113,8 +120,8 @@ def plot(result: Any) -> go.Figure:
             influence, losses under an intervention, composition or behaviour scores, attributed
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
-            ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``locality``
-            and ``weight_change`` return.
+            ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``locality``,
+            ``weight_change``, ``crossing``, ``phase_diagram`` and ``limit_llc`` return.
 
     Raises:
         TypeError: anything else.

@@ -19,6 +19,7 @@ from lens_slt.report.figure import Figure as Shown
 from lens_slt.report.notebook import SHOWN, register
 from lens_slt.report.show import FIGURES, TABLES, kind_of
 from lens_slt.schema import SCHEMAS, stamped
+from tests.phases import made_phases
 from tests.report.hostile import hostile
 
 OVER_TRAINING = {  # their figures are in test_development_figures.py
@@ -75,6 +76,7 @@ def results(draws, views, trial, behaviour, tokens):
         "faithfulness_curve": stamped(trial.curve.copy(), "faithfulness_curve"),
         "trial": trial,
         "hypothesis": trial.hypothesis,
+        **made_phases.results(),
     }
 
 
