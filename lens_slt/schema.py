@@ -67,12 +67,17 @@ _BEHAVIOUR = (
 
 def _each(words: str, form: str) -> str:
     """Every word put into ``form``."""
-    return " ".join(form.format(word) for word in words.split())
+    return " ".join(form.replace("{}", word) for word in words.split())
 
 
 def _with_interval(name: str) -> str:
     """A quantity and the ends of its interval."""
     return f"{name} {name}_low {name}_high"
+
+
+def _with_errors(words: str) -> str:
+    """Quantities and their standard errors."""
+    return _each(words, "{} {}_se")
 
 
 def _matrix(name: str, quantities: str) -> Schema:
@@ -85,6 +90,9 @@ def _matrix(name: str, quantities: str) -> Schema:
     )  # fmt: skip
 
 
+_SPECTRUM = "llc se certificate why prior_loss " + _with_errors(
+    "variance gap identity stiffness effective_directions"
+)
 SCHEMAS: dict[str, Schema] = {
     schema.name: schema
     for schema in (
@@ -334,6 +342,32 @@ SCHEMAS: dict[str, Schema] = {
         Schema(
             "phase_diagram", "phase_diagram", attrs=("pattern", "notes"),
             needed=over("share n", "lowest") | over("share n phase", "free_energy probability"),
+        ),
+        Schema(
+            "spectrum", "spectrum", attrs=("settings", "masked"),
+            needed=over("n_beta gamma component", _SPECTRUM) | over("component", "n_parameters"),
+        ),
+        Schema(
+            "multiplicity", "multiplicity",
+            needed=over(
+                "gamma component", "multiplicity llc llc_low llc_high rungs decades verdict"
+            )
+            | over("form gamma component", "misfit form_llc form_llc_se")
+            | over("n_beta gamma component", "fit rung_llc rung_se"),
+        ),
+        Schema(
+            "curvatures", "curvatures",
+            needed=over("component", _with_errors("stiffness effective_directions") + " verdict")
+            | over("curvature component", "directions_low directions_high")
+            | over("rung component", _with_errors("smoothed")) | over("rung", "resolution"),
+        ),
+        Schema(
+            "density_of_states", "density_of_states", attrs=("component", "gamma"),
+            needed=over(
+                "rung", "n_beta overlap free_energy free_energy_se integrated integrated_se "
+                "difference difference_se"
+            )
+            | over("loss", "log_volume log_volume_se"),
         ),
         Schema(
             "faithfulness_curve", "faithfulness_curve",

@@ -1,0 +1,169 @@
+"""Ladders of nβ and γ: the settings of every rung, and the draws of a model at all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from lens_slt.arguments import numbers, typed
+from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.observables.refined_llc import draw_weights
+from lens_slt.progress import track
+from lens_slt.sampling.folder import folder_of
+from lens_slt.sampling.result import component_names, dataset, n_draws, settings_of
+from lens_slt.sampling.sample import sample
+from lens_slt.sampling.settings import Settings
+from lens_slt.schema import require
+from lens_slt.torch_state import plain_torch
+
+N_BETAS = (3.0, 10.0, 30.0, 100.0, 300.0)
+GAMMAS = (200.0,)
+OWN = ("n_beta", "gamma", "seed", "steps_per_draw", "step_size")  # what rungs differ in
+
+
+@typed
+def ladder(
+    n_betas: Sequence[float] = N_BETAS,
+    gammas: Sequence[float] = GAMMAS,
+    settings: Settings | None = None,
+) -> list[Settings]:
+    """Settings of every pair of nβ and γ, for :func:`lens_slt.sample` or ``sample_function``.
+
+    Every rung has a seed of its own, so that errors of rungs are independent, and records the loss
+    on the whole set, which the variance of the loss needs.
+
+    Args:
+        n_betas, gammas: inverse temperatures and localizations, above 0.
+        settings: of every rung, apart from ``n_beta``, ``gamma``, ``seed`` and ``full_loss``.
+
+    Example:
+        >>> import torch, lens_slt as ls
+        >>> short = ls.Settings(draws=40, chains=2)
+        >>> rungs = [
+        ...     ls.sample_function(lambda w: w.square().sum(-1), torch.zeros(3), settings=one)
+        ...     for one in ls.ladder([1, 10], [1], short)
+        ... ]
+        >>> ls.spectrum(rungs)["llc"].dims
+        ('n_beta', 'gamma', 'component')
+    """
+    settings = settings or Settings()
+    pairs = [
+        (b, g) for g in numbers("gammas", gammas, above=0) for b in numbers("n_betas", n_betas, above=0)
+    ]  # fmt: skip
+    seeds = np.random.SeedSequence(settings.seed).generate_state(len(pairs))
+    return [
+        settings.but(n_beta=b, gamma=g, seed=int(seed), full_loss=True)
+        for (b, g), seed in zip(pairs, seeds, strict=True)
+    ]
+
+
+@typed
+@plain_torch
+def sample_ladder(
+    model: Any,
+    tokens: Any,
+    components: str | Sequence[str] = "heads",
+    *,
+    n_betas: Sequence[float] = N_BETAS,
+    gammas: Sequence[float] = GAMMAS,
+    settings: Settings | None = None,
+    weights: Any = None,
+    mask: Any = None,
+    pad_id: int | None = None,
+    path: str | Path | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    parallel: Any = None,
+) -> list[xr.DataTree]:
+    """Draws of a model's components at every pair of nβ and γ, for :func:`lens_slt.spectrum`.
+
+    Args:
+        n_betas, gammas, settings: as for :func:`lens_slt.ladder`.
+        path: folder with one run for every rung; finished rungs are read.
+        model, tokens, components, weights, mask, pad_id, device, parallel: as for
+            :func:`lens_slt.sample`.
+        progress: show a bar over rungs.
+
+    Raises:
+        ValueError, TypeError: as :func:`lens_slt.sample`.
+    """
+    rungs = ladder(n_betas, gammas, settings)
+    folder = None if path is None else folder_of(path)
+    found = []
+    with track("rungs", len(rungs), progress) as done:
+        for one in rungs:
+            place = None if folder is None else folder / f"n_beta_{one.n_beta:g}_gamma_{one.gamma:g}"
+            found.append(
+                sample(
+                    model, tokens, components, settings=one, weights=weights, mask=mask,
+                    pad_id=pad_id, path=place, device=device, progress=False, parallel=parallel,
+                )
+            )  # fmt: skip
+            done(len(found))
+    return found
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Paired losses on the whole set of one component at one rung, of chains that count.
+
+    Attributes:
+        loss, distance: ΔL and ‖v − v*‖², ``[chain, draw]``.
+        weight: of the draws; 1 except for samplers that weight them.
+    """
+
+    loss: FloatArray
+    distance: FloatArray
+    weight: FloatArray
+
+
+def check_rungs(rungs: Sequence[xr.DataTree], least: int) -> list[Settings]:
+    """The settings of rungs; ValueError where they do not belong together."""
+    for one in rungs:
+        require(one, "draws", argument="rungs")
+    if len(rungs) < least:
+        raise ValueError(f"rungs must be at least {least}; got {len(rungs)}")
+    settings = [settings_of(one) for one in rungs]
+    pairs = [(s.n_beta, s.gamma) for s in settings]
+    twice = next((pair for pair in pairs if pairs.count(pair) > 1), None)
+    if twice is not None:
+        raise ValueError(f"rungs must differ in nβ or γ; two have nβ {twice[0]:g}, γ {twice[1]:g}")
+    for one in rungs[1:]:
+        if component_names(one) != component_names(rungs[0]):
+            raise ValueError(
+                f"rungs must be of the same components; got {', '.join(component_names(rungs[0]))} "
+                f"and {', '.join(component_names(one))}"
+            )
+        for key, words in (("model_hash", "models"), ("tokens_hash", "tokens")):
+            if one.attrs.get(key) != rungs[0].attrs.get(key):
+                raise ValueError(f"rungs are of different {words}")
+    return settings
+
+
+def losses_on_all(draws: xr.DataTree, component: str) -> Losses:
+    """Losses on the whole set; ValueError where only those on minibatches were recorded."""
+    settings = settings_of(draws)
+    posterior = dataset(draws, "posterior").sel(component=component)
+    n = n_draws(draws, component)
+    used: BoolArray = dataset(draws, "health")["used"].sel(component=component).values.astype(bool)
+    traces = {
+        str(key): posterior[key].values[:, :n].astype(np.float64)
+        for key in ("paired_loss", "squared_distance", "full_loss") if key in posterior
+    }  # fmt: skip
+    whole = traces.get("full_loss", traces["paired_loss"] if settings.method.EXACT else None)
+    if whole is None:
+        raise ValueError(
+            f"rungs: nβ {settings.n_beta:g}, γ {settings.gamma:g} has losses on minibatches only; "
+            "sample with the settings of lens_slt.ladder, or full_loss=True"
+        )
+    weight = (
+        draw_weights(whole, traces["paired_loss"], used, settings)
+        if used.any() else np.ones_like(whole[used])
+    )  # fmt: skip
+    return Losses(whole[used], traces["squared_distance"][used], weight)

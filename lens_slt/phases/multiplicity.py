@@ -1,0 +1,267 @@
+"""λ and m from λ̂ over a ladder of nβ, claimed only where the data leave no other m.
+
+λ̂(t) = λ − (m − 1)/(log t + c) − b·t^(−p): the leading pole of the zeta function with multiplicity
+m, and the next one. Or, with m = 1, a quadratic minimum: λ̂ = ½ Σ h/(h + γ/t) with curvatures h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+from scipy.optimize import least_squares, nnls
+
+from lens_slt.arguments import boolean, typed
+from lens_slt.arrays import FloatArray
+from lens_slt.sampling.certificate import CERTIFIED
+from lens_slt.schema import require, stamped
+
+CLAIMED = "identified"
+NOT = "not identifiable, because"
+LEAST_DECADES, LEAST_RUNGS = 2.0, 6
+MOST_FORMS = 4  # integers m that are tried
+EXCLUDED = 10.83  # χ² above the best form's, which one in a thousand right forms exceeds
+ACCEPTED = 0.01  # probability of a misfit as large as the best form's
+FLOOR = 0.002  # of λ̂: what one next pole leaves out
+POWERS = np.array([0.1, 0.15, 0.2, 0.25, 1 / 3, 0.5, 0.75, 1.0, 1.5, 2.0])
+SHIFTS = np.arange(-2.0, 8.01, 0.25)  # of log(t·E[K]), E of the prior: where log t + c begins
+LEAST_LOG = 0.7  # of log t + c
+FEW = 4  # parameters up to which a quadratic minimum has one curvature each
+CURVATURES = 60  # of a grid
+MOST_RISE = 0.05  # of λ̂ over the last decade, where a limit is claimed
+
+
+@dataclass(frozen=True)
+class Curve:
+    """λ̂ of one component at one γ.
+
+    Attributes:
+        x: log(t·E[K]), with the mean of K over the prior.
+        ratio: t/γ.
+        value, error: λ̂, and its error with that of the form.
+        n_parameters: of the component.
+    """
+
+    x: FloatArray
+    ratio: FloatArray
+    value: FloatArray
+    error: FloatArray
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class Form:
+    """A fitted form: its multiplicity, λ with error, χ² and curve; free numbers beside λ."""
+
+    multiplicity: int
+    llc: float
+    misfit: float
+    fit: FloatArray
+    llc_se: float = float("nan")
+
+
+@typed
+def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
+    """λ and its multiplicity m of every component, or why they cannot be told.
+
+    For each m the form λ − (m − 1)/(log nβ + c) − b·nβ^(−p), b ≥ 0, is fitted to λ̂ at one γ (with
+    m = 1 also that of a quadratic minimum, ½ Σ h/(h + γ/nβ), of as many curvatures as there are
+    weights). Forms whose χ² is 10.8 or more above the best one's are excluded. m is claimed where
+    all other m up to 4 are excluded and the best form fits; no m is above the number of weights.
+    At least two decades and six rungs of certified λ̂ are needed.
+
+    What is assumed: the curve comes from one singular point; one further pole counts (0.2 % of λ̂
+    is allowed for what it leaves out); and log nβ + c begins within e⁸ of where nβ·K passes 1 under
+    the prior. A curve that still rises at its end tells neither λ nor m, and at the nβ and γ of
+    refined LLCs of transformers it does.
+
+    Args:
+        found: from :func:`lens_slt.spectrum`.
+        trust: use rungs that are not certified (``found`` has to be made with ``trust`` too).
+
+    Returns:
+        Dataset over (gamma, component): ``multiplicity``, NaN where it is not claimed, ``llc``, λ of
+        the best form of that m, NaN without a claim; ``llc_low`` and ``llc_high``, over all forms
+        that are not excluded (two standard errors; NaN if none fits); ``verdict``, ``identified``
+        or why not; ``rungs`` and ``decades`` that count. Over (form, gamma, component), ``form``
+        the integer m: ``misfit``, χ², ``form_llc`` and ``form_llc_se``. Over (n_beta, gamma,
+        component): ``fit`` of the best form, beside ``rung_llc`` and ``rung_se``.
+
+    Watanabe 2009, Algebraic Geometry and Statistical Learning Theory.
+
+    Example:
+        >>> import torch, lens_slt as ls
+        >>> settings = ls.Settings(sampler="importance", chains=8, draws=500)
+        >>> rungs = [
+        ...     ls.sample_function(lambda w: w.square().sum(-1), torch.zeros(1), settings=one)
+        ...     for one in ls.ladder([3, 10, 30, 100, 300, 1000], [1], settings)
+        ... ]
+        >>> ls.multiplicity(ls.spectrum(rungs))["multiplicity"].item()
+        1.0
+    """
+    boolean("trust", trust)
+    found = require(found, "spectrum", argument="found")
+    gammas, names = found["gamma"].values, found["component"].values
+    shape = (len(gammas), len(names))
+    one = {k: np.full(shape, np.nan) for k in ("multiplicity", "llc", "llc_low", "llc_high",
+                                               "rungs", "decades")}  # fmt: skip
+    forms = {k: np.full((MOST_FORMS, *shape), np.nan) for k in ("misfit", "form_llc", "form_llc_se")}
+    verdict = np.full(shape, "", dtype=object)
+    fit = np.full(found["llc"].shape, np.nan)
+    for g, c in np.ndindex(shape):
+        rung = found.isel(gamma=g, component=c)
+        used = np.isfinite(rung["llc"].values) & (rung["se"].values > 0)
+        used &= trust | (rung["certificate"].values == CERTIFIED)
+        spread = np.log10(rung["n_beta"].values[used])
+        one["rungs"][g, c] = used.sum()
+        one["decades"][g, c] = float(np.ptp(spread)) if used.any() else 0.0
+        why = _too_few(int(used.sum()), one["decades"][g, c])
+        fitted = [] if why else fits(_curve(rung, used))
+        for form in fitted:
+            row = form.multiplicity - 1, g, c
+            for key, value in zip(forms, (form.misfit, form.llc, form.llc_se), strict=True):
+                forms[key][row] = value
+        said = judge(fitted, rung["n_beta"].values[used]) if fitted else {"verdict": why}
+        verdict[g, c] = said.pop("verdict")
+        for key, value in said.items():
+            one[key][g, c] = value
+        if fitted:
+            fit[used, g, c] = min(fitted, key=lambda form: form.misfit).fit
+    over = ("n_beta", "gamma", "component")
+    result = xr.Dataset(
+        {k: (over[1:], v) for k, v in one.items()} | {"verdict": (over[1:], verdict.astype(str))}
+        | {k: (("form", *over[1:]), v) for k, v in forms.items()}
+        | {"fit": (over, fit), "rung_llc": (over, found["llc"].values),
+           "rung_se": (over, found["se"].values)},
+        coords={"form": np.arange(1, MOST_FORMS + 1), "n_beta": found["n_beta"].values,
+                "gamma": gammas, "component": names},
+        attrs={k: v for k, v in found.attrs.items() if k not in ("result", "schema", "masked")},
+    )  # fmt: skip
+    return stamped(result, "multiplicity")
+
+
+def _too_few(rungs: int, decades: float) -> str:
+    if decades < LEAST_DECADES - 1e-6:
+        return f"{NOT} certified rungs span {decades:.1f} decades of nβ; {LEAST_DECADES:g} are needed"
+    if rungs < LEAST_RUNGS:
+        return f"{NOT} {rungs} rungs are certified; {LEAST_RUNGS} are needed"
+    return ""
+
+
+def _curve(rung: xr.Dataset, used: FloatArray) -> Curve:
+    t = rung["n_beta"].values[used]
+    value, error = rung["llc"].values[used], rung["se"].values[used]
+    prior = np.nanmedian(np.where(rung["prior_loss"].values > 0, rung["prior_loss"].values, np.nan))
+    scale = np.log(prior) if np.isfinite(prior) else np.log(max(value[0], FLOOR) / t[0])
+    return Curve(
+        np.log(t) + scale, t / float(rung["gamma"]), value, np.hypot(error, FLOOR * value),
+        int(rung["n_parameters"]),
+    )  # fmt: skip
+
+
+def fits(curve: Curve) -> list[Form]:
+    """The best form of every m that is possible."""
+    most = min(MOST_FORMS, curve.n_parameters)
+    found = [_pole(curve, m) for m in range(1, most + 1)]
+    quadratic = _quadratic(curve)
+    return [quadratic if quadratic.misfit < found[0].misfit else found[0], *found[1:]]
+
+
+def judge(fitted: Sequence[Form], n_betas: FloatArray) -> dict[str, float | str]:
+    """What can be claimed of forms fitted at these rungs."""
+    best = min(fitted, key=lambda form: form.misfit)
+    left = [form for form in fitted if form.misfit < best.misfit + EXCLUDED]
+    free = max(len(n_betas) - 2 - min(2, best.multiplicity), 1)
+    chance = float(stats.chi2.sf(best.misfit, free))
+    if chance < ACCEPTED:
+        return {
+            "verdict": f"{NOT} no form fits λ̂ of all rungs within its error (χ² {best.misfit:.0f} "
+            f"for {free} degrees of freedom)"
+        }
+    before = float(np.interp(np.log(n_betas[-1] / 10), np.log(n_betas), best.fit))
+    rise = 1 - before / float(best.fit[-1])
+    if rise > MOST_RISE:
+        return {
+            "verdict": f"{NOT} λ̂ still rises, by {rise:.0%} over the last decade: directions that "
+            "this ladder does not see may be left; higher nβ or lower γ"
+        }
+    ends = {
+        "llc_low": min(form.llc - 2 * form.llc_se for form in left),
+        "llc_high": max(form.llc + 2 * form.llc_se for form in left),
+    }
+    if len(left) > 1:
+        words = " and ".join(f"m = {form.multiplicity} (λ {form.llc:.3g})" for form in left)
+        return ends | {"verdict": f"{NOT} {words} fit as well: smaller errors or more decades"}
+    return ends | {"verdict": CLAIMED, "multiplicity": best.multiplicity, "llc": best.llc}
+
+
+def _pole(curve: Curve, m: int) -> Form:
+    """λ − (m − 1)/(x + c) − b·exp(−p·x) with b ≥ 0, by least squares on a grid of c and p."""
+    shifts = SHIFTS[curve.x.min() + SHIFTS >= LEAST_LOG] if m > 1 else np.zeros(1)
+    rows = []
+    for c in shifts:
+        log = (m - 1) / (curve.x + c) if m > 1 else np.zeros_like(curve.x)
+        for p in POWERS:
+            decay = np.exp(-p * (curve.x - curve.x[0]))
+            columns = np.stack([np.ones_like(decay), -decay], 1) / curve.error[:, None]
+            (llc, b), rest = nnls(columns, (curve.value + log) / curve.error)
+            rows.append((rest**2, llc, llc - log - b * decay, _linear_error(columns, b > 0)))
+    return _best(m, rows)
+
+
+def _linear_error(columns: FloatArray, both: bool) -> float:
+    """Standard error of the first coefficient of a linear fit."""
+    inverse = np.linalg.pinv(columns.T @ columns) if both else 1 / (columns[:, :1] ** 2).sum(0)
+    return float(np.sqrt(np.ravel(inverse)[0]))
+
+
+def _best(m: int, rows: Sequence[tuple[float, float, FloatArray, float]]) -> Form:
+    """The best of a grid; λ's error covers all that fit within one of χ²."""
+    best = min(rows, key=lambda row: row[0])
+    near = [row for row in rows if row[0] <= best[0] + 1]
+    spread = max(abs(row[1] - best[1]) + row[3] * (1 - (row[0] - best[0])) for row in near)
+    return Form(m, float(best[1]), float(best[0]), best[2], float(spread))
+
+
+def _quadratic(curve: Curve) -> Form:
+    """½ Σ h/(h + γ/t): one curvature for each weight, or any spread of them where there are many.
+
+    λ counts those that the last rung sees, h ≥ γ/t there.
+    """
+    low, high = np.log(1 / curve.ratio.max()), np.log(1 / curve.ratio.min())
+    if curve.n_parameters > FEW:
+        return _spread(curve, np.exp(np.linspace(low, high + 7, CURVATURES)))
+    grid = np.linspace(low - 6, high + 7, 14)
+    starts = sorted(
+        combinations_with_replacement(grid, curve.n_parameters),
+        key=lambda logs: float((_residual(np.array(logs), curve) ** 2).sum()),
+    )[:3]
+    found = [least_squares(_residual, logs, args=(curve,), method="trf") for logs in starts]
+    best = min(found, key=lambda one: one.cost)
+    seen = np.array(best.x) >= low
+    fit = _localised(best.x, curve.ratio)
+    return Form(1, float(seen.sum() / 2), float(2 * best.cost), fit, FLOOR * seen.sum() / 2)
+
+
+def _localised(logs: FloatArray, ratio: FloatArray) -> FloatArray:
+    return np.asarray((1 / (1 + np.exp(-logs)[:, None] / ratio)).sum(0) / 2)
+
+
+def _residual(logs: FloatArray, curve: Curve) -> FloatArray:
+    return np.asarray((_localised(logs, curve.ratio) - curve.value) / curve.error)
+
+
+def _spread(curve: Curve, h: FloatArray) -> Form:
+    """Numbers of directions on a grid of curvatures, at least 0; λ's error by refitting noise."""
+    columns = 1 / (1 + 1 / (h[None] * curve.ratio[:, None])) / 2
+    weighted = columns / curve.error[:, None]
+    count, rest = nnls(weighted, curve.value / curve.error)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((50, len(curve.value)))
+    again = [nnls(weighted, curve.value / curve.error + row)[0].sum() / 2 for row in noise]
+    form = Form(1, float(count.sum() / 2), float(rest**2), columns @ count)
+    return replace(form, llc_se=float(np.std(again, ddof=1)))
