@@ -74,10 +74,15 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.observables.refined_observable import refined_observable
     from lens_slt.observables.response import Shift, response
     from lens_slt.observables.susceptibility import susceptibility
+    from lens_slt.phases.curvatures import curvatures
+    from lens_slt.phases.density import density_of_states
     from lens_slt.phases.diagram import phase_diagram
     from lens_slt.phases.free_energy import crossing
+    from lens_slt.phases.ladder import ladder, sample_ladder
     from lens_slt.phases.limit import limit_llc
+    from lens_slt.phases.multiplicity import multiplicity
     from lens_slt.phases.phase import Phase, Subloss, development_phases, phase
+    from lens_slt.phases.spectrum import spectrum
     from lens_slt.report.attention import show_attention
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
     from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
@@ -101,6 +106,12 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
+    from lens_slt.report.plots_spectrum import (
+        plot_curvatures,
+        plot_density_of_states,
+        plot_multiplicity,
+        plot_spectrum,
+    )
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
     from lens_slt.report.plots_tokens import (
         plot_cluster_summary,
@@ -178,6 +189,8 @@ __all__ = [
     "critical_checkpoints",
     "cross_check",
     "crossing",
+    "curvatures",
+    "density_of_states",
     "develop",
     "development_phases",
     "differentiation",
@@ -193,6 +206,7 @@ __all__ = [
     "keep_only",
     "knock_in",
     "label_patterns",
+    "ladder",
     "limit_llc",
     "load_model",
     "load_tokens",
@@ -203,6 +217,7 @@ __all__ = [
     "mode_development",
     "model_source",
     "modes",
+    "multiplicity",
     "ngram_counts",
     "open_checkpoint",
     "open_development",
@@ -227,7 +242,9 @@ __all__ = [
     "plot_composition",
     "plot_construction",
     "plot_crossing",
+    "plot_curvatures",
     "plot_curves",
+    "plot_density_of_states",
     "plot_differences",
     "plot_directions",
     "plot_edges",
@@ -241,6 +258,7 @@ __all__ = [
     "plot_map",
     "plot_matrix",
     "plot_modes",
+    "plot_multiplicity",
     "plot_observables",
     "plot_patterns",
     "plot_phase_diagram",
@@ -248,6 +266,7 @@ __all__ = [
     "plot_rllc",
     "plot_rllc_map",
     "plot_shares",
+    "plot_spectrum",
     "plot_stability",
     "plot_stages",
     "plot_sublosses",
@@ -267,8 +286,10 @@ __all__ = [
     "response",
     "sample",
     "sample_function",
+    "sample_ladder",
     "shipped_checkpoints",
     "show_attention",
+    "spectrum",
     "stages",
     "susceptibility",
     "to_dot",

@@ -350,7 +350,8 @@ SCHEMAS: dict[str, Schema] = {
         Schema(
             "multiplicity", "multiplicity",
             needed=over(
-                "gamma component", "multiplicity llc llc_low llc_high rungs decades verdict"
+                "gamma component",
+                "multiplicity llc llc_se llc_low llc_high rungs decades verdict",
             )
             | over("form gamma component", "misfit form_llc form_llc_se")
             | over("n_beta gamma component", "fit rung_llc rung_se"),

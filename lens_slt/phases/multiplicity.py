@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 from scipy.optimize import least_squares, nnls
+from scipy.special import expit
 
 from lens_slt.arguments import boolean, typed
 from lens_slt.arrays import FloatArray
@@ -33,6 +34,7 @@ LEAST_LOG = 0.7  # of log t + c
 FEW = 4  # parameters up to which a quadratic minimum has one curvature each
 CURVATURES = 60  # of a grid
 MOST_RISE = 0.05  # of λ̂ over the last decade, where a limit is claimed
+MOST_ERROR = 0.05  # of λ, two standard errors
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
 
     Returns:
         Dataset over (gamma, component): ``multiplicity``, NaN where it is not claimed, ``llc``, λ of
-        the best form of that m, NaN without a claim; ``llc_low`` and ``llc_high``, over all forms
-        that are not excluded (two standard errors; NaN if none fits); ``verdict``, ``identified``
+        the best form of that m, with ``llc_se``, NaN without a claim; ``llc_low`` and ``llc_high``,
+        over all forms that are not excluded (two standard errors; NaN if none fits); ``verdict``, ``identified``
         or why not; ``rungs`` and ``decades`` that count. Over (form, gamma, component), ``form``
         the integer m: ``misfit``, χ², ``form_llc`` and ``form_llc_se``. Over (n_beta, gamma,
         component): ``fit`` of the best form, beside ``rung_llc`` and ``rung_se``.
@@ -95,10 +97,10 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
 
     Example:
         >>> import torch, lens_slt as ls
-        >>> settings = ls.Settings(sampler="importance", chains=8, draws=500)
+        >>> settings = ls.Settings(sampler="importance", chains=256, draws=500)
         >>> rungs = [
         ...     ls.sample_function(lambda w: w.square().sum(-1), torch.zeros(1), settings=one)
-        ...     for one in ls.ladder([3, 10, 30, 100, 300, 1000], [1], settings)
+        ...     for one in ls.ladder([10, 30, 100, 300, 1000, 3000], [1], settings)
         ... ]
         >>> ls.multiplicity(ls.spectrum(rungs))["multiplicity"].item()
         1.0
@@ -107,8 +109,8 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     found = require(found, "spectrum", argument="found")
     gammas, names = found["gamma"].values, found["component"].values
     shape = (len(gammas), len(names))
-    one = {k: np.full(shape, np.nan) for k in ("multiplicity", "llc", "llc_low", "llc_high",
-                                               "rungs", "decades")}  # fmt: skip
+    one = {k: np.full(shape, np.nan) for k in ("multiplicity", "llc", "llc_se", "llc_low",
+                                               "llc_high", "rungs", "decades")}  # fmt: skip
     forms = {k: np.full((MOST_FORMS, *shape), np.nan) for k in ("misfit", "form_llc", "form_llc_se")}
     verdict = np.full(shape, "", dtype=object)
     fit = np.full(found["llc"].shape, np.nan)
@@ -196,7 +198,12 @@ def judge(fitted: Sequence[Form], n_betas: FloatArray) -> dict[str, float | str]
     if len(left) > 1:
         words = " and ".join(f"m = {form.multiplicity} (λ {form.llc:.3g})" for form in left)
         return ends | {"verdict": f"{NOT} {words} fit as well: smaller errors or more decades"}
-    return ends | {"verdict": CLAIMED, "multiplicity": best.multiplicity, "llc": best.llc}
+    if 2 * best.llc_se > MOST_ERROR * best.llc:
+        return ends | {"verdict": f"{NOT} λ is known to {2 * best.llc_se / best.llc:.0%} only"}
+    return ends | {
+        "verdict": CLAIMED, "multiplicity": best.multiplicity, "llc": best.llc,
+        "llc_se": best.llc_se,
+    }  # fmt: skip
 
 
 def _pole(curve: Curve, m: int) -> Form:
@@ -238,7 +245,7 @@ def _quadratic(curve: Curve) -> Form:
     grid = np.linspace(low - 6, high + 7, 14)
     starts = sorted(
         combinations_with_replacement(grid, curve.n_parameters),
-        key=lambda logs: float((_residual(np.array(logs), curve) ** 2).sum()),
+        key=lambda logs: float(np.square(_residual(np.array(logs), curve)).sum()),
     )[:3]
     found = [least_squares(_residual, logs, args=(curve,), method="trf") for logs in starts]
     best = min(found, key=lambda one: one.cost)
@@ -248,7 +255,7 @@ def _quadratic(curve: Curve) -> Form:
 
 
 def _localised(logs: FloatArray, ratio: FloatArray) -> FloatArray:
-    return np.asarray((1 / (1 + np.exp(-logs)[:, None] / ratio)).sum(0) / 2)
+    return np.asarray(expit(logs[:, None] + np.log(ratio)).sum(0) / 2)
 
 
 def _residual(logs: FloatArray, curve: Curve) -> FloatArray:

@@ -58,7 +58,8 @@ def draw_weights(paired_loss: FloatArray, n_beta: float) -> tuple[FloatArray, st
         return np.full(len(paired_loss), 1 / len(paired_loss)), ""
     import arviz as az  # on use: it takes seconds to load
 
-    log_weights, k_hat = az.psislw(-n_beta * paired_loss.astype(np.float64))
+    with np.errstate(over="ignore"):  # of candidates for k̂ that are far off
+        log_weights, k_hat = az.psislw(-n_beta * paired_loss.astype(np.float64))
     heavy = not float(k_hat) <= LARGEST_K_HAT
     words = f"importance weights too heavy (k̂ = {float(k_hat):.2f})" if heavy else ""
     return np.exp(np.asarray(log_weights)), words
