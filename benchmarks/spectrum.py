@@ -108,7 +108,10 @@ def cases(args: argparse.Namespace) -> list[Case]:
         quadratic_case("quadratic, two stiff, ten flat", (30.0,) * 2 + (0.02,) * 10, args),
         quadratic_case("quadratic, spread", tuple(np.geomspace(0.01, 30, 12)), args),
     ]  # fmt: skip
-    for known in (deep_linear((5, 3, 4), 1, seed=args.seed), deep_linear((2, 2, 6), 1, seed=args.seed)):
+    for known in (
+        deep_linear((5, 3, 4), 1, seed=args.seed),
+        deep_linear((2, 2, 6), 1, seed=args.seed),
+    ):
         found.append(Case(known, OF_LM, lm_sampler(args), pooled=True))
     known = deep_linear((5, 3, 4), 1, seed=args.seed)
     settings = lm_sampler(args, batch_size=BATCH)
@@ -167,7 +170,9 @@ def bounds(case: Case, found: xr.Dataset) -> list[bool]:
     """Whether the bounds on the number of directions hold it, at every resolution."""
     result = ls.curvatures(found)
     one = result.isel(component=0)
-    true = np.array([sum(h >= x * (1 - 1e-9) for h in case.curvatures) for x in one["curvature"].values])
+    true = np.array(
+        [sum(h >= x * (1 - 1e-9) for h in case.curvatures) for x in one["curvature"].values]
+    )
     held = (one["directions_low"] <= true + 1e-6) & (one["directions_high"] >= true - 1e-6)
     words = [
         [f"{x:.3g}", int(n), f"{low:.2f} to {high:.2f}"]

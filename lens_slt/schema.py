@@ -344,7 +344,7 @@ SCHEMAS: dict[str, Schema] = {
             needed=over("share n", "lowest") | over("share n phase", "free_energy probability"),
         ),
         Schema(
-            "spectrum", "spectrum", attrs=("settings", "masked"),
+            "spectrum", "spectrum", attrs=("settings",),
             needed=over("n_beta gamma component", _SPECTRUM) | over("component", "n_parameters"),
         ),
         Schema(
@@ -358,7 +358,8 @@ SCHEMAS: dict[str, Schema] = {
         ),
         Schema(
             "curvatures", "curvatures",
-            needed=over("component", _with_errors("stiffness effective_directions") + " verdict")
+            needed=over("component", _with_errors("stiffness effective_directions"))
+            | over("component", "finest verdict")
             | over("curvature component", "directions_low directions_high")
             | over("rung component", _with_errors("smoothed")) | over("rung", "resolution"),
         ),

@@ -14,10 +14,10 @@ from lens_slt.arguments import number, numbers, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import require, stamped
 
-FEW, MANY, NEITHER = "few stiff directions", "many flat directions", "neither"
+STIFF, FLAT, BOTH = "stiff directions", "flat directions", "stiff and flat directions"
 UNKNOWN = "no certified rung"
 ANHARMONIC = "not quadratic"
-HALF = 0.5  # of stiffness: between few stiff and many flat directions
+HALF = 0.5  # of stiffness, between stiff and flat directions
 ERRORS = 2.0
 GRID = 0.15  # of log h
 BEYOND = np.log(100.0)  # how far the grid goes beyond the ladder
@@ -44,18 +44,21 @@ def curvatures(
     Returns:
         Dataset over (curvature, component): ``directions_low``, ``directions_high``, NaN where no
         spectrum fits. Over (rung, component): ``smoothed``, 2λ̂, the count above ``resolution`` =
-        γ/nβ, smoothed over a decade of h; with ``smoothed_se``. Over component, at the finest
-        certified rung: ``stiffness`` and ``effective_directions`` with errors (as in
-        :func:`lens_slt.spectrum`) and ``verdict``: ``few stiff directions`` where stiffness is
-        above ½ by two standard errors, ``many flat directions`` where it is below, ``neither``,
-        or ``not quadratic``.
+        γ/nβ, smoothed over a decade of h; with ``smoothed_se``. Over component, at the finest rung
+        that is certified for all (else for this one), whose γ/nβ is ``finest``: ``stiffness`` and
+        ``effective_directions`` with errors (as in :func:`lens_slt.spectrum`) and ``verdict``, what
+        λ̂ is made up of: ``stiff directions`` where stiffness is above ½ by two standard errors,
+        ``flat directions`` where it is below, else ``stiff and flat directions``; or ``not
+        quadratic``. Few or many is what ``effective_directions`` says.
 
     Example:
         >>> import torch, lens_slt as ls
         >>> h = torch.tensor([10.0, 10.0, 0.1])
         >>> settings = ls.Settings(sampler="importance", chains=8, draws=500)
         >>> rungs = [
-        ...     ls.sample_function(lambda w: (w.square() * h).sum(-1) / 2, torch.zeros(3), settings=s)
+        ...     ls.sample_function(
+        ...         lambda w: (w.square() * h).sum(-1) / 2, torch.zeros(3), settings=s
+        ...     )
         ...     for s in ls.ladder([0.1, 1, 10], [1], settings)
         ... ]
         >>> one = ls.curvatures(ls.spectrum(rungs), above=[1]).isel(curvature=0, component=0)
@@ -72,16 +75,19 @@ def curvatures(
     names = found["component"].values
     low, high = (np.full((len(wanted), len(names)), np.nan) for _ in range(2))
     table = {k: np.full(len(names), np.nan) for k in (
-        "stiffness", "stiffness_se", "effective_directions", "effective_directions_se")}  # fmt: skip
+        "stiffness", "stiffness_se", "effective_directions", "effective_directions_se",
+        "finest")}  # fmt: skip
     verdict = np.full(len(names), UNKNOWN, dtype=object)
+    there = np.isfinite(rungs["llc"]) & np.isfinite(rungs["variance"])
+    shared = there.all("component").values
     for c in range(len(names)):
-        own = rungs.isel(component=c)
-        used = np.isfinite(own["llc"].values) & np.isfinite(own["variance"].values)
+        own, used = rungs.isel(component=c), there.isel(component=c).values
         if not used.any():
             continue
-        finest = own.isel(rung=int(np.flatnonzero(used)[0]))
+        place = int(np.flatnonzero(shared if shared.any() else used)[0])
+        finest = own.isel(rung=place)
         for key, values in table.items():
-            values[c] = float(finest[key])
+            values[c] = resolution[place] if key == "finest" else float(finest[key])
         problem = _problem(own, resolution, used, level, wanted)
         for i, curvature in enumerate(wanted):
             low[i, c], high[i, c] = problem.bounds(float(curvature))
@@ -108,8 +114,8 @@ def _verdict(stiffness: float, error: float, fits: bool) -> str:
         return ANHARMONIC
     apart = stiffness - HALF
     if abs(apart) <= ERRORS * error or not np.isfinite(error):
-        return NEITHER
-    return FEW if apart > 0 else MANY
+        return BOTH
+    return STIFF if apart > 0 else FLAT
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,7 @@ def _pymbar() -> Any:
         logging.getLogger("pymbar").setLevel(logging.ERROR)
         return importlib.import_module("pymbar").MBAR
     except ImportError:
-        raise ImportError(
-            "density_of_states needs pymbar: pip install 'lens-slt[mbar]'"
-        ) from None
+        raise ImportError("density_of_states needs pymbar: pip install 'lens-slt[mbar]'") from None
 
 
 def _check_overlap(rungs: Sequence[_Rung]) -> list[float]:

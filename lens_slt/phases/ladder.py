@@ -98,7 +98,9 @@ def sample_ladder(
     found = []
     with track("rungs", len(rungs), progress) as done:
         for one in rungs:
-            place = None if folder is None else folder / f"n_beta_{one.n_beta:g}_gamma_{one.gamma:g}"
+            place = (
+                None if folder is None else folder / f"n_beta_{one.n_beta:g}_gamma_{one.gamma:g}"
+            )
             found.append(
                 sample(
                     model, tokens, components, settings=one, weights=weights, mask=mask,

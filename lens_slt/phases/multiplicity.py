@@ -111,7 +111,9 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     shape = (len(gammas), len(names))
     one = {k: np.full(shape, np.nan) for k in ("multiplicity", "llc", "llc_se", "llc_low",
                                                "llc_high", "rungs", "decades")}  # fmt: skip
-    forms = {k: np.full((MOST_FORMS, *shape), np.nan) for k in ("misfit", "form_llc", "form_llc_se")}
+    forms = {
+        k: np.full((MOST_FORMS, *shape), np.nan) for k in ("misfit", "form_llc", "form_llc_se")
+    }
     verdict = np.full(shape, "", dtype=object)
     fit = np.full(found["llc"].shape, np.nan)
     for g, c in np.ndindex(shape):
@@ -148,7 +150,9 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
 
 def _too_few(rungs: int, decades: float) -> str:
     if decades < LEAST_DECADES - 1e-6:
-        return f"{NOT} certified rungs span {decades:.1f} decades of nβ; {LEAST_DECADES:g} are needed"
+        return (
+            f"{NOT} certified rungs span {decades:.1f} decades of nβ; {LEAST_DECADES:g} are needed"
+        )
     if rungs < LEAST_RUNGS:
         return f"{NOT} {rungs} rungs are certified; {LEAST_RUNGS} are needed"
     return ""

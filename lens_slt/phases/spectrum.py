@@ -49,8 +49,8 @@ def spectrum(rungs: Sequence[xr.DataTree], *, trust: bool = False) -> xr.Dataset
         Dataset over (n_beta, gamma, component): ``llc`` and ``se``; ``certificate`` and ``why``;
         ``variance``, t²·Var[K]; ``gap``, t·E[K] − t²·Var[K]; ``identity``, by how much λ̂ rose
         from the rung below more than the gaps say, 0 up to its error; ``stiffness``, t²·Var[K]/λ̂:
-        for a quadratic loss the mean of h/(h + γ/nβ) over what makes up λ̂, near 1 for a few
-        stiff directions and near 0 for many flat ones; ``effective_directions``, 2λ̂/stiffness, how
+        for a quadratic loss the mean of h/(h + γ/nβ) over what makes up λ̂, near 1 for directions
+        stiffer than γ/nβ, near 0 for flat ones; ``effective_directions``, 2λ̂/stiffness, how
         many directions share λ̂. All with standard errors ``…_se``. ``prior_loss``, of the
         prior alone, and over component ``n_parameters``.
 
@@ -62,7 +62,9 @@ def spectrum(rungs: Sequence[xr.DataTree], *, trust: bool = False) -> xr.Dataset
         >>> import torch, lens_slt as ls
         >>> h = torch.tensor([1.0, 0.1])
         >>> rungs = [
-        ...     ls.sample_function(lambda w: (w.square() * h).sum(-1) / 2, torch.zeros(2), settings=s)
+        ...     ls.sample_function(
+        ...         lambda w: (w.square() * h).sum(-1) / 2, torch.zeros(2), settings=s
+        ...     )
         ...     for s in ls.ladder([1, 10, 100], [1], ls.Settings(draws=400, chains=8))
         ... ]
         >>> found = ls.spectrum(rungs)

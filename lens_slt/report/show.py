@@ -36,6 +36,12 @@ from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
 from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
+from lens_slt.report.plots_spectrum import (
+    plot_curvatures,
+    plot_density_of_states,
+    plot_multiplicity,
+    plot_spectrum,
+)
 from lens_slt.report.plots_stages import plot_stages, plot_transitions
 from lens_slt.report.plots_tokens import (
     plot_cluster_summary,
@@ -49,10 +55,21 @@ from lens_slt.report.tables import calibration_table, health_summary, notes, rll
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.report.tables_phases import crossing_table, diagram_table
+from lens_slt.report.tables_spectrum import (
+    curvatures_table,
+    density_table,
+    multiplicity_table,
+    spectrum_table,
+)
 from lens_slt.schema import SCHEMAS, name_of, require
 
 CURVES_OF_RESULT = "curves"  # of any result over checkpoints
-OVER_CHECKPOINTS = ("construction", "development", "differences")  # with a figure of their own
+OVER_CHECKPOINTS = (
+    "construction",
+    "development",
+    "differences",
+    "spectrum",
+)  # with a figure of their own
 
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     CURVES_OF_RESULT: plot_curves,
@@ -87,6 +104,10 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "crossing": plot_crossing,
     "phase_diagram": plot_phase_diagram,
     "limit_llc": plot_limit,
+    "spectrum": plot_spectrum,
+    "multiplicity": plot_multiplicity,
+    "curvatures": plot_curvatures,
+    "density_of_states": plot_density_of_states,
     "locality": plot_locality,
     "weight_change": plot_weight_change,
     "trial": plot_evidence,
@@ -101,6 +122,10 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "behaviour_scores": behaviour_table,
     "crossing": crossing_table,
     "phase_diagram": diagram_table,
+    "spectrum": spectrum_table,
+    "multiplicity": multiplicity_table,
+    "curvatures": curvatures_table,
+    "density_of_states": density_table,
     "trial": evidence_table,
     "calibration": calibration_table,
 }
@@ -121,7 +146,8 @@ def plot(result: Any) -> go.Figure:
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
             ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``locality``,
-            ``weight_change``, ``crossing``, ``phase_diagram`` and ``limit_llc`` return.
+            ``weight_change``, ``crossing``, ``phase_diagram``, ``limit_llc``, ``spectrum``,
+            ``multiplicity``, ``curvatures`` and ``density_of_states`` return.
 
     Raises:
         TypeError: anything else.
