@@ -121,7 +121,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 def sampled(case: Case) -> list[xr.DataTree]:
     """Draws of every rung."""
-    loss, data = case.known.loss, None
+    loss: Callable[..., torch.Tensor] = case.known.loss
+    data = None
     if case.on_data:
         assert case.known.draw is not None and case.known.row_loss is not None
         loss, data = case.known.row_loss, case.known.draw(ROWS, case.settings.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,12 +12,13 @@ from scipy import stats
 from scipy.optimize import linprog
 
 from lens_slt.arguments import number, numbers, typed
-from lens_slt.arrays import FloatArray
+from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
 
 STIFF, FLAT, BOTH = "stiff directions", "flat directions", "stiff and flat directions"
 UNKNOWN = "no certified rung"
 ANHARMONIC = "not quadratic"
+SHOWN = ("stiffness", "stiffness_se", "effective_directions", "effective_directions_se")
 HALF = 0.5  # of stiffness, between stiff and flat directions
 ERRORS = 2.0
 GRID = 0.15  # of log h
@@ -71,42 +73,55 @@ def curvatures(
     resolution = (rungs["gamma"] / rungs["n_beta"]).values
     order = np.argsort(resolution)
     rungs, resolution = rungs.isel(rung=order), resolution[order]
-    wanted = numbers("above", above, above=0) if above is not None else np.unique(resolution)
-    names = found["component"].values
-    low, high = (np.full((len(wanted), len(names)), np.nan) for _ in range(2))
-    table = {k: np.full(len(names), np.nan) for k in (
-        "stiffness", "stiffness_se", "effective_directions", "effective_directions_se",
-        "finest")}  # fmt: skip
-    verdict = np.full(len(names), UNKNOWN, dtype=object)
-    there = np.isfinite(rungs["llc"]) & np.isfinite(rungs["variance"])
-    shared = there.all("component").values
-    for c in range(len(names)):
-        own, used = rungs.isel(component=c), there.isel(component=c).values
-        if not used.any():
-            continue
-        place = int(np.flatnonzero(shared if shared.any() else used)[0])
-        finest = own.isel(rung=place)
-        for key, values in table.items():
-            values[c] = resolution[place] if key == "finest" else float(finest[key])
-        problem = _problem(own, resolution, used, level, wanted)
-        for i, curvature in enumerate(wanted):
-            low[i, c], high[i, c] = problem.bounds(float(curvature))
-        fits = np.isfinite(low[:, c]).any()
-        verdict[c] = _verdict(float(finest["stiffness"]), float(finest["stiffness_se"]), fits)
-    smoothed = {
-        "smoothed": (("rung", "component"), 2 * rungs["llc"].transpose("rung", ...).values),
-        "smoothed_se": (("rung", "component"), 2 * rungs["se"].transpose("rung", ...).values),
+    wanted = (
+        numbers("above", above, above=0) if above is not None else np.unique(resolution).tolist()
+    )
+    there = np.isfinite(rungs["llc"].values) & np.isfinite(rungs["variance"].values)
+    there = there.T if rungs["llc"].dims[0] == "rung" else there  # [component, rung]
+    shared = there.all(0)
+    columns = [
+        _component(rungs.isel(component=c), resolution, used, shared, level, wanted)
+        for c, used in enumerate(there)
+    ]
+    over = dict.fromkeys(("directions_low", "directions_high"), ("curvature", "component"))
+    data: dict[str, Any] = {
+        key: (over.get(key, ("component",)), np.array([column[key] for column in columns]).T)
+        for key in columns[0]
     }
-    over = ("curvature", "component")
+    for key, of in (("smoothed", "llc"), ("smoothed_se", "se")):
+        data[key] = (("rung", "component"), 2 * rungs[of].transpose("rung", "component").values)
     result = xr.Dataset(
-        {"directions_low": (over, low), "directions_high": (over, high), **smoothed,
-         "resolution": ("rung", resolution), "verdict": ("component", verdict.astype(str)),
-         **{k: ("component", v) for k, v in table.items()}},
-        coords={"curvature": np.asarray(wanted, dtype=float), "component": names},
+        data | {"resolution": ("rung", resolution)},
+        coords={"curvature": np.array(wanted), "component": found["component"].values},
         attrs={k: v for k, v in found.attrs.items() if k not in ("result", "schema", "masked")}
         | {"level": level},
-    )  # fmt: skip
+    )
     return stamped(result, "curvatures")
+
+
+def _component(
+    own: xr.Dataset,
+    resolution: FloatArray,
+    used: BoolArray,
+    shared: BoolArray,
+    level: float,
+    wanted: Sequence[float],
+) -> dict[str, Any]:
+    """All that is said of one component; ``shared`` are the rungs that all have."""
+    nan = float("nan")
+    if not used.any():
+        none = np.full(len(wanted), nan)
+        bounds = {"directions_low": none, "directions_high": none}
+        return dict.fromkeys((*SHOWN, "finest"), nan) | bounds | {"verdict": UNKNOWN}
+    place = int(np.flatnonzero(shared if shared.any() else used)[0])
+    shown = {key: float(own[key].values[place]) for key in SHOWN}
+    problem = _problem(own, resolution, used, level, wanted)
+    low, high = np.array([problem.bounds(curvature) for curvature in wanted]).T
+    verdict = _verdict(shown["stiffness"], shown["stiffness_se"], bool(np.isfinite(low).any()))
+    return shown | {
+        "finest": float(resolution[place]), "directions_low": low, "directions_high": high,
+        "verdict": verdict,
+    }  # fmt: skip
 
 
 def _verdict(stiffness: float, error: float, fits: bool) -> str:
@@ -147,13 +162,13 @@ class _Problem:
 
 
 def _problem(
-    own: xr.Dataset, resolution: FloatArray, used: FloatArray, level: float, above: Sequence[float]
+    own: xr.Dataset, resolution: FloatArray, used: BoolArray, level: float, above: Sequence[float]
 ) -> _Problem:
     """What λ̂ and variances of one component's certified rungs allow."""
     x = resolution[used]
-    ends = np.log([min(*x, *above), max(*x, *above)])
-    ends = ends[0] - BEYOND, ends[1] + BEYOND
-    h = np.exp(np.linspace(*ends, int((ends[1] - ends[0]) / GRID) + 1))
+    scales = [*x.tolist(), *above]
+    first, last = np.log(min(scales)) - BEYOND, np.log(max(scales)) + BEYOND
+    h = np.exp(np.linspace(first, last, int((last - first) / GRID) + 1))
     share = h / (h + x[:, None])
     sums = np.vstack([share / 2, share**2 / 2, np.ones_like(h)[None]])
     values, errors = (

@@ -23,7 +23,6 @@ from lens_slt.arrays import FloatArray
 from lens_slt.phases.ladder import Losses, check_rungs, losses_on_all
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import component_names, dataset
-from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import blocks_of
 from lens_slt.schema import stamped
 

@@ -54,8 +54,10 @@ def ladder(
     """
     settings = settings or Settings()
     pairs = [
-        (b, g) for g in numbers("gammas", gammas, above=0) for b in numbers("n_betas", n_betas, above=0)
-    ]  # fmt: skip
+        (n_beta, gamma)
+        for gamma in numbers("gammas", gammas, above=0)
+        for n_beta in numbers("n_betas", n_betas, above=0)
+    ]
     seeds = np.random.SeedSequence(settings.seed).generate_state(len(pairs))
     return [
         settings.but(n_beta=b, gamma=g, seed=int(seed), full_loss=True)

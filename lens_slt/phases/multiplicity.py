@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -86,9 +87,10 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
         trust: use rungs that are not certified (``found`` has to be made with ``trust`` too).
 
     Returns:
-        Dataset over (gamma, component): ``multiplicity``, NaN where it is not claimed, ``llc``, λ of
-        the best form of that m, with ``llc_se``, NaN without a claim; ``llc_low`` and ``llc_high``,
-        over all forms that are not excluded (two standard errors; NaN if none fits); ``verdict``, ``identified``
+        Dataset over (gamma, component): ``multiplicity``, NaN where it is not claimed, ``llc``, λ
+        of the best form of that m, with ``llc_se``, NaN without a claim; ``llc_low`` and
+        ``llc_high``, over all forms that are not excluded (two standard errors; NaN if none fits
+        or λ̂ still rises); ``verdict``, ``identified``
         or why not; ``rungs`` and ``decades`` that count. Over (form, gamma, component), ``form``
         the integer m: ``misfit``, χ², ``form_llc`` and ``form_llc_se``. Over (n_beta, gamma,
         component): ``fit`` of the best form, beside ``rung_llc`` and ``rung_se``.
@@ -108,44 +110,49 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     boolean("trust", trust)
     found = require(found, "spectrum", argument="found")
     gammas, names = found["gamma"].values, found["component"].values
-    shape = (len(gammas), len(names))
-    one = {k: np.full(shape, np.nan) for k in ("multiplicity", "llc", "llc_se", "llc_low",
-                                               "llc_high", "rungs", "decades")}  # fmt: skip
-    forms = {
-        k: np.full((MOST_FORMS, *shape), np.nan) for k in ("misfit", "form_llc", "form_llc_se")
-    }
-    verdict = np.full(shape, "", dtype=object)
-    fit = np.full(found["llc"].shape, np.nan)
-    for g, c in np.ndindex(shape):
-        rung = found.isel(gamma=g, component=c)
-        used = np.isfinite(rung["llc"].values) & (rung["se"].values > 0)
-        used &= trust | (rung["certificate"].values == CERTIFIED)
-        spread = np.log10(rung["n_beta"].values[used])
-        one["rungs"][g, c] = used.sum()
-        one["decades"][g, c] = float(np.ptp(spread)) if used.any() else 0.0
-        why = _too_few(int(used.sum()), one["decades"][g, c])
-        fitted = [] if why else fits(_curve(rung, used))
-        for form in fitted:
-            row = form.multiplicity - 1, g, c
-            for key, value in zip(forms, (form.misfit, form.llc, form.llc_se), strict=True):
-                forms[key][row] = value
-        said = judge(fitted, rung["n_beta"].values[used]) if fitted else {"verdict": why}
-        verdict[g, c] = said.pop("verdict")
-        for key, value in said.items():
-            one[key][g, c] = value
-        if fitted:
-            fit[used, g, c] = min(fitted, key=lambda form: form.misfit).fit
+    cells = [
+        [_cell(found.isel(gamma=g, component=c), trust) for c in range(len(names))]
+        for g in range(len(gammas))
+    ]
     over = ("n_beta", "gamma", "component")
+    front = {"fit": ("n_beta",)} | dict.fromkeys(("misfit", "form_llc", "form_llc_se"), ("form",))
+    data: dict[str, Any] = {}
+    for key in cells[0][0]:
+        value = np.array([[cell[key] for cell in row] for row in cells])
+        first = front.get(key, ())
+        data[key] = ((*first, *over[1:]), np.moveaxis(value, -1, 0) if first else value)
+    rungs = {"rung_llc": (over, found["llc"].values), "rung_se": (over, found["se"].values)}
     result = xr.Dataset(
-        {k: (over[1:], v) for k, v in one.items()} | {"verdict": (over[1:], verdict.astype(str))}
-        | {k: (("form", *over[1:]), v) for k, v in forms.items()}
-        | {"fit": (over, fit), "rung_llc": (over, found["llc"].values),
-           "rung_se": (over, found["se"].values)},
+        data | rungs,
         coords={"form": np.arange(1, MOST_FORMS + 1), "n_beta": found["n_beta"].values,
                 "gamma": gammas, "component": names},
         attrs={k: v for k, v in found.attrs.items() if k not in ("result", "schema", "masked")},
     )  # fmt: skip
     return stamped(result, "multiplicity")
+
+
+def _cell(rung: xr.Dataset, trust: bool) -> dict[str, Any]:
+    """All that is said of one component at one γ."""
+    used = np.isfinite(rung["llc"].values) & (rung["se"].values > 0)
+    used &= trust | (rung["certificate"].values == CERTIFIED)
+    n_betas = rung["n_beta"].values[used]
+    decades = float(np.ptp(np.log10(n_betas))) if used.any() else 0.0
+    nan = float("nan")
+    cell: dict[str, Any] = dict.fromkeys(
+        ("multiplicity", "llc", "llc_se", "llc_low", "llc_high"), nan
+    )
+    cell |= {"rungs": int(used.sum()), "decades": decades, "fit": np.full(len(used), nan)}
+    cell |= {key: np.full(MOST_FORMS, nan) for key in ("misfit", "form_llc", "form_llc_se")}
+    why = _too_few(len(n_betas), decades)
+    if why:
+        return cell | {"verdict": why}
+    fitted = fits(_curve(rung, used))
+    for form in fitted:
+        values = form.misfit, form.llc, form.llc_se
+        for key, value in zip(("misfit", "form_llc", "form_llc_se"), values, strict=True):
+            cell[key][form.multiplicity - 1] = value
+    cell["fit"][used] = min(fitted, key=lambda form: form.misfit).fit
+    return cell | judge(fitted, n_betas)
 
 
 def _too_few(rungs: int, decades: float) -> str:
@@ -177,7 +184,7 @@ def fits(curve: Curve) -> list[Form]:
     return [quadratic if quadratic.misfit < found[0].misfit else found[0], *found[1:]]
 
 
-def judge(fitted: Sequence[Form], n_betas: FloatArray) -> dict[str, float | str]:
+def judge(fitted: Sequence[Form], n_betas: FloatArray) -> dict[str, Any]:
     """What can be claimed of forms fitted at these rungs."""
     best = min(fitted, key=lambda form: form.misfit)
     left = [form for form in fitted if form.misfit < best.misfit + EXCLUDED]

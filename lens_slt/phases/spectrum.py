@@ -22,7 +22,6 @@ from lens_slt.schema import stamped
 
 DIMS = ("n_beta", "gamma", "component")
 NOT_SAMPLED = "not sampled"
-MOMENTS = ("variance", "gap", "stiffness", "effective_directions")
 LEAST_DIRECTIONS = 1e-12
 
 
@@ -79,42 +78,45 @@ def spectrum(rungs: Sequence[xr.DataTree], *, trust: bool = False) -> xr.Dataset
     if n_betas[0] == 0:
         raise ValueError("rungs: nβ must be above 0; got 0, the control")
     shape = (len(n_betas), len(gammas), len(names))
-    keys = ("llc", "se", "prior_loss", *(f"{k}{e}" for k in MOMENTS for e in ("", "_se")))
+    keys = ("llc", "se", "prior_loss", *(f"{k}{e}" for k in _OF_MOMENTS for e in ("", "_se")))
     values = {key: np.full(shape, np.nan) for key in keys}
     words = {key: np.full(shape, NOT_SAMPLED, dtype=object) for key in ("certificate", "why")}
     for draws, one in zip(rungs, settings, strict=True):
         place = n_betas.index(one.n_beta), gammas.index(one.gamma)
-        llc = refined_llc(draws)
-        for key in ("llc", "se", "prior_loss"):
-            values[key][place] = llc[key].values
-        for key in words:
-            words[key][place] = llc[key].values
-        for i, name in enumerate(names):
-            for key, found in _moments(losses_on_all(draws, name), one).items():
-                values[key][(*place, i)] = found
+        for key, cells in _rung(draws, one).items():
+            (words if key in words else values)[key][place] = cells
     certified = words["certificate"] == CERTIFIED
     masked = ~certified & (words["certificate"] != NOT_SAMPLED)
-    for key in values if not trust else ():
-        values[key][~certified] = np.nan
+    for each in values.values() if not trust else ():
+        each[~certified] = np.nan
     values["identity"], values["identity_se"] = _identity(np.array(n_betas), values)
+    left = [
+        f"{names[c]} at nβ {n_betas[b]:g}, γ {gammas[g]:g}: {words['why'][b, g, c]}"
+        for b, g, c in np.argwhere(masked)
+    ]
     found = xr.Dataset(
         {key: (DIMS, value) for key, value in values.items()}
         | {key: (DIMS, value.astype(str)) for key, value in words.items()}
         | {"n_parameters": ("component", rungs[0].to_dataset()["n_parameters"].values)},
         coords={"n_beta": n_betas, "gamma": gammas, "component": names},
-        attrs=_attributes(rungs, settings) | {"trust": int(trust)},
+        attrs=_attributes(rungs, settings)
+        | {"trust": int(trust), "masked": json.dumps(left, ensure_ascii=False)},
     )
-    left = [
-        f"{names[c]} at nβ {n_betas[b]:g}, γ {gammas[g]:g}: {words['why'][b, g, c]}"
-        for b, g, c in np.argwhere(masked)
-    ]
-    return stamped(found.assign_attrs(masked=json.dumps(left, ensure_ascii=False)), "spectrum")
+    return stamped(found, "spectrum")
+
+
+def _rung(draws: xr.DataTree, settings: Settings) -> dict[str, Any]:
+    """All quantities of one rung, over component."""
+    llc = refined_llc(draws)
+    found = {key: llc[key].values for key in ("llc", "se", "prior_loss", "certificate", "why")}
+    rows = [_moments(losses_on_all(draws, name), settings) for name in component_names(draws)]
+    return found | {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
 def _moments(losses: Losses, settings: Settings) -> dict[str, float]:
     """Quantities of t·K's first two moments, with the jackknife's errors over blocks of draws."""
     if not losses.loss.size:
-        return {}
+        return {f"{key}{end}": float("nan") for key in _OF_MOMENTS for end in ("", "_se")}
     t = settings.n_beta * losses.loss
     blocks = blocks_of(t.shape[1], number_of_blocks(t.shape[1]))
     sums = np.array(

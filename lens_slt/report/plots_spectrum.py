@@ -55,8 +55,8 @@ def plot_spectrum(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title="λ̂", col=1)
     figure.update_layout(
         template="plotly_white", height=460, margin=dict(t=110),
-        title="λ̂ over nβ<br><sup>a regularised curvature spectrum: a direction counts ½ where it is "
-        "stiffer than γ/nβ; 95 % intervals</sup>",
+        title="λ̂ over nβ<br><sup>a regularised curvature spectrum: a direction counts ½ where it "
+        "is stiffer than γ/nβ; 95 % intervals</sup>",
     )  # fmt: skip
     return figure
 
@@ -103,8 +103,8 @@ def plot_curvatures(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title="directions that share λ̂", col=2, **LOG)
     figure.update_layout(
         template="plotly_white", height=480, margin=dict(t=110),
-        title="Curvatures<br><sup>lines: 2λ̂, a count smoothed over a decade; bars: every number that "
-        "λ̂ and variances allow</sup>",
+        title="Curvatures<br><sup>lines: 2λ̂, a count smoothed over a decade; bars: every number "
+        "that λ̂ and variances allow</sup>",
     )  # fmt: skip
     return figure
 
@@ -142,8 +142,8 @@ def plot_multiplicity(found: xr.Dataset) -> go.Figure:
             figure.add_hline(y=float(one["llc"]), line=line)
     figure.update_layout(
         template="plotly_white", height=460, margin=dict(t=100), yaxis_title="λ̂",
-        title="λ and multiplicity m<br><sup>lines: the best form; dotted: λ where it is claimed; in "
-        "parentheses: not identifiable</sup>", xaxis=dict(title="nβ", **LOG),
+        title="λ and multiplicity m<br><sup>lines: the best form; dotted: λ where it is claimed; "
+        "in parentheses: not identifiable</sup>", xaxis=dict(title="nβ", **LOG),
     )  # fmt: skip
     return figure
 
@@ -192,8 +192,8 @@ def plot_density_of_states(found: xr.Dataset) -> go.Figure:
     name = figure_text(str(found.attrs["component"]))
     figure.update_layout(
         template="plotly_white", height=460, margin=dict(t=110),
-        title=f"Density of states of {name}, γ {found.attrs['gamma']:g}<br><sup>all rungs together, "
-        "95 % intervals</sup>",
+        title=f"Density of states of {name}, γ {found.attrs['gamma']:g}<br><sup>all rungs "
+        "together, 95 % intervals</sup>",
     )  # fmt: skip
     return figure
 

@@ -41,8 +41,8 @@ def curvatures_table(found: xr.Dataset) -> Table:
     """One row per component: stiffness, directions that share λ̂, bounds at three curvatures."""
     found = require(found, "curvatures", argument="found")
     table = PlainTable(
-        "Curvatures", "bounds: all numbers of directions that λ̂ and variances allow; ± one standard "
-        "error",
+        "Curvatures", "bounds: all numbers of directions that λ̂ and variances allow; ± one "
+        "standard error",
     )  # fmt: skip
     n = found.sizes["curvature"]
     places = sorted({0, n // 2, n - 1})

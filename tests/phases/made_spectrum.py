@@ -17,7 +17,9 @@ N_BETAS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SETTINGS = ls.Settings(chains=4, draws=100, burn_in=1, antithetic=False)
 
 
-def quadratic_draws(settings: ls.Settings, curvatures: Sequence[np.ndarray]) -> xr.DataTree:
+def quadratic_draws(
+    settings: ls.Settings, curvatures: Sequence[np.ndarray], **traces: np.ndarray
+) -> xr.DataTree:
     """Independent draws of components with these curvatures, as a certified run has them."""
     rng = np.random.default_rng(settings.seed)
     shape = settings.chains, settings.least_draws
@@ -29,7 +31,7 @@ def quadratic_draws(settings: ls.Settings, curvatures: Sequence[np.ndarray]) -> 
     prior = [float(h.sum() / 2 / settings.gamma) for h in curvatures]
     return labelled(
         np.array(loss), [f"L0H{i}" for i in range(len(curvatures))], settings,
-        traces={"full_loss": np.array(loss), "squared_distance": np.array(distance)},
+        traces={"full_loss": np.array(loss), "squared_distance": np.array(distance), **traces},
         columns={"n_parameters": [len(h) for h in curvatures], "prior_loss": prior},
     )  # fmt: skip
 

@@ -1,0 +1,96 @@
+"""λ and m on curves that theory knows: claimed where told, never wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import lens_slt as ls
+from lens_slt.phases.multiplicity import CLAIMED, FLOOR, Curve, fits, judge
+from tests.phases.made_spectrum import rungs
+from tests.phases.test_spectrum import crossing_curve
+
+LONG = np.geomspace(10, 1e6, 16)
+
+
+def curve(n_betas, value, error, prior, n_parameters, rng=None):
+    """λ̂ with noise."""
+    value = np.array(value)
+    noise = 0 if rng is None else error * rng.standard_normal(len(value))
+    return Curve(
+        np.log(n_betas * prior), n_betas, value + noise, np.hypot(error, FLOOR * value),
+        n_parameters,
+    )  # fmt: skip
+
+
+def quadratic(n_betas, h):
+    return (n_betas[:, None] * h / (n_betas[:, None] * h + 1)).sum(1) / 2
+
+
+def test_two_is_told_from_one_for_a_normal_crossing():
+    exact = np.array([crossing_curve(t)[0] for t in LONG])
+    error = 0.0005 * exact * (LONG / 10) ** 0.18
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        found = judge(fits(curve(LONG, exact, error, 1.0, 2, rng)), LONG)
+        assert found["verdict"] == CLAIMED and found["multiplicity"] == 2
+        assert found["llc"] == pytest.approx(0.5, rel=0.05)
+        assert found["llc_low"] < 0.5 < found["llc_high"]
+    short = LONG < 2e4
+    found = judge(
+        fits(curve(LONG[short], exact[short], 10 * error[short], 1.0, 2, rng)), LONG[short]
+    )
+    assert found["verdict"].startswith("not identifiable, because")
+    assert "multiplicity" not in found
+
+
+def test_one_is_claimed_where_a_quadratic_has_levelled():
+    n_betas, h = np.geomspace(10, 1e5, 10), np.array([10.0, 3.0])
+    exact = quadratic(n_betas, h)
+    found = judge(fits(curve(n_betas, exact, 0.003 * exact, h.sum() / 2, 2)), n_betas)
+    assert (found["verdict"], found["multiplicity"]) == (CLAIMED, 1)
+    assert found["llc"] == pytest.approx(1.0, rel=0.01)
+
+
+@pytest.mark.parametrize("n_parameters", [3, 8])
+def test_a_spread_of_curvatures_is_never_taken_for_a_singularity(n_parameters):
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        h = np.exp(rng.uniform(-9, 2, n_parameters))
+        n_betas = np.geomspace(1, 10 ** rng.uniform(2, 4), 10)
+        exact = quadratic(n_betas, h)
+        made = curve(n_betas, exact, 0.01 * exact, h.sum() / 2, n_parameters, rng)
+        assert judge(fits(made), n_betas).get("multiplicity", 1) == 1
+
+
+def test_why_it_cannot_be_told():
+    n_betas = np.geomspace(1, 100, 8)
+    rising = quadratic(n_betas, np.geomspace(1e-3, 1, 12))
+    found = judge(fits(curve(n_betas, rising, 0.01 * rising, 3.0, 12)), n_betas)
+    assert "λ̂ still rises, by" in found["verdict"] and "llc" not in found
+    bumpy = np.array([1, 1.5] * 4)
+    found = judge(fits(curve(n_betas, bumpy, 0.01 * bumpy, 3.0, 12)), n_betas)
+    assert "no form fits λ̂ of all rungs" in found["verdict"]
+
+
+def test_ladders_that_are_too_short():
+    found = ls.multiplicity(ls.spectrum(rungs([1, 2, 3, 5, 8, 10])))
+    words = found["verdict"].values.ravel().tolist()
+    assert all("certified rungs span 1.0 decades of nβ; 2 are needed" in word for word in words)
+    assert np.isnan(found["multiplicity"]).all() and np.isnan(found["fit"]).all()
+    found = ls.multiplicity(ls.spectrum(rungs([1, 10, 100])))
+    assert all("3 rungs are certified; 6 are needed" in w for w in found["verdict"].values.ravel())
+    with pytest.raises(TypeError, match="found must come from spectrum"):
+        ls.multiplicity(found)
+
+
+def test_from_draws_to_a_claim():
+    h = np.array([30.0])
+    made = rungs(
+        [3, 10, 30, 100, 300, 1000, 3000], curvatures=[h],
+        settings=ls.Settings(chains=40, draws=400, burn_in=1, antithetic=False),
+    )  # fmt: skip
+    found = ls.multiplicity(ls.spectrum(made)).isel(gamma=0, component=0)
+    assert str(found["verdict"].values) == CLAIMED and float(found["multiplicity"]) == 1
+    assert abs(float(found["llc"]) - 0.5) < 3 * float(found["llc_se"])
+    assert np.isnan(found["misfit"].sel(form=2))  # one weight has no m = 2
