@@ -19,6 +19,7 @@ other seeds.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -241,6 +242,9 @@ def main() -> None:
         claims.append(claim(case, found))
         words = [f"{float(v):.3g}" for v in found["llc"].values.ravel()]
         common.say(f"{name_of(case)}: λ̂ {' '.join(words)}; {claims[-1]['words']}")
+        masked = json.loads(found.attrs["masked"])
+        if masked:
+            common.say(f"{len(masked)} rungs are not certified; {masked[0]}")
         if case.curvatures:
             held += bounds(case, found)
         if case.pooled:

@@ -27,8 +27,8 @@ from lens_slt.sampling.spread import blocks_of
 from lens_slt.schema import stamped
 
 LEAST_OVERLAP = 0.05  # of neighbours; 1 is that of equal rungs
-N_BLOCKS = 10  # of the jackknife
-MOST_DRAWS = 1000  # of a rung, evenly spread, that enter
+N_BLOCKS = 20  # of the jackknife
+MOST_DRAWS = 2000  # of a rung, evenly spread, that enter
 LEAST_WORTH = 50.0  # draws of the prior that the reweighted ones are worth
 LEVELS = 25
 

@@ -29,6 +29,7 @@ MOST_FORMS = 4  # integers m that are tried
 EXCLUDED = 10.83  # χ² above the best form's, which one in a thousand right forms exceeds
 ACCEPTED = 0.01  # probability of a misfit as large as the best form's
 FLOOR = 0.002  # of λ̂: what one next pole leaves out
+OF_LLC = 0.01  # of λ: what that does to λ, by exact curves
 POWERS = np.array([0.1, 0.15, 0.2, 0.25, 1 / 3, 0.5, 0.75, 1.0, 1.5, 2.0])
 SHIFTS = np.arange(-2.0, 8.01, 0.25)  # of log(t·E[K]), E of the prior: where log t + c begins
 LEAST_LOG = 0.7  # of log t + c
@@ -78,9 +79,9 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     At least two decades and six rungs of certified λ̂ are needed.
 
     What is assumed: the curve comes from one singular point; one further pole counts (0.2 % of λ̂
-    is allowed for what it leaves out); and log nβ + c begins within e⁸ of where nβ·K passes 1 under
-    the prior. A curve that still rises at its end tells neither λ nor m, and at the nβ and γ of
-    refined LLCs of transformers it does.
+    and 1 % of λ are allowed for what it leaves out); and log nβ + c begins within e⁸ of where nβ·K
+    passes 1 under the prior. A curve that still rises at its end tells neither λ nor m, and at the
+    nβ and γ of refined LLCs of transformers it does.
 
     Args:
         found: from :func:`lens_slt.spectrum`.
@@ -181,7 +182,8 @@ def fits(curve: Curve) -> list[Form]:
     most = min(MOST_FORMS, curve.n_parameters)
     found = [_pole(curve, m) for m in range(1, most + 1)]
     quadratic = _quadratic(curve)
-    return [quadratic if quadratic.misfit < found[0].misfit else found[0], *found[1:]]
+    found[0] = min(quadratic, found[0], key=lambda form: form.misfit)
+    return [replace(form, llc_se=float(np.hypot(form.llc_se, OF_LLC * form.llc))) for form in found]
 
 
 def judge(fitted: Sequence[Form], n_betas: FloatArray) -> dict[str, Any]:
@@ -238,11 +240,11 @@ def _linear_error(columns: FloatArray, both: bool) -> float:
 
 
 def _best(m: int, rows: Sequence[tuple[float, float, FloatArray, float]]) -> Form:
-    """The best of a grid; λ's error covers all that fit within one of χ²."""
+    """The best of a grid; λ's error covers all that fit within four of χ²."""
     best = min(rows, key=lambda row: row[0])
-    near = [row for row in rows if row[0] <= best[0] + 1]
-    spread = max(abs(row[1] - best[1]) + row[3] * (1 - (row[0] - best[0])) for row in near)
-    return Form(m, float(best[1]), float(best[0]), best[2], float(spread))
+    near = [row for row in rows if row[0] <= best[0] + 4]  # two standard errors
+    ends = [abs(row[1] - best[1]) + row[3] * (4 + best[0] - row[0]) ** 0.5 for row in near]
+    return Form(m, float(best[1]), float(best[0]), best[2], float(max(ends) / 2))
 
 
 def _quadratic(curve: Curve) -> Form:
@@ -262,7 +264,7 @@ def _quadratic(curve: Curve) -> Form:
     best = min(found, key=lambda one: one.cost)
     seen = np.array(best.x) >= low
     fit = _localised(best.x, curve.ratio)
-    return Form(1, float(seen.sum() / 2), float(2 * best.cost), fit, FLOOR * seen.sum() / 2)
+    return Form(1, float(seen.sum() / 2), float(2 * best.cost), fit, 0.0)
 
 
 def _localised(logs: FloatArray, ratio: FloatArray) -> FloatArray:
