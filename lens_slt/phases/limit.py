@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import boolean, integer, typed
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import settings_of
@@ -62,7 +62,6 @@ def limit_llc(rungs: Sequence[xr.Dataset], *, trust: bool = False, seed: int = 0
         >>> bool(abs(found["llc"][0] - 2) < 4 * found["se"][0])
         True
     """
-    boolean("trust", trust)
     integer("seed", seed, at_least=0)
     rungs = [require(one, "refined_llc", argument="rungs") for one in rungs]
     if len(rungs) < LEAST_RUNGS:
