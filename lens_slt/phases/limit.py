@@ -43,7 +43,7 @@ def limit_llc(rungs: Sequence[xr.Dataset], *, trust: bool = False, seed: int = 0
 
     Returns:
         Dataset over ``component``: ``llc``, the limit, ``se``, its standard error from those of the
-        rungs, ``reach``, the share of it that the last rung had reached, ``certificate``,
+        rungs, larger by as much as the curve misses them, ``reach``, the share of it that the last rung had reached, ``certificate``,
         ``n_parameters``, ``verdict``; over (component, rung): ``rung_llc``, ``rung_se`` and
         ``fit``; ``ratio``, nβ/γ of every rung. In JSON: ``left_out``, rungs that are not certified.
 
@@ -123,8 +123,10 @@ def _limit(
     stiff, soft, h = _fits(x[used], value[used] + error[used] * noise, scale)
     limits = stiff + soft
     fit = stiff[0] + soft[0] / (1 + x / h[0])
+    misfit = float((((fit[used] - value[used]) / scale) ** 2).sum())
+    excess = np.sqrt(max(1.0, misfit / max(1, used.sum() - LEAST_RUNGS)))
     reach = float(value[used][-1] / limits[0])
-    return float(limits[0]), float(np.std(limits[1:], ddof=1)), reach, fit
+    return float(limits[0]), float(np.std(limits[1:], ddof=1) * excess), reach, fit
 
 
 def _fits(
