@@ -84,10 +84,10 @@ def critical_points(toy: Superposition, starts: int, seed: int) -> dict[str, Cri
     return found
 
 
-def measured(
+def ladder(
     loss: Any, weights: torch.Tensor, gamma: float, args: argparse.Namespace
-) -> tuple[xr.Dataset, list[str]]:
-    """The limit of λ̂ at one γ, and λ̂ of every rung in words."""
+) -> tuple[list[xr.Dataset], list[str]]:
+    """Refined LLCs over nβ at one γ, and λ̂ of every rung in words."""
     rungs = []
     for ratio in RATIOS:
         settings = ls.Settings(n_beta=ratio * gamma, gamma=gamma, seed=args.seed, **size(args))
@@ -97,6 +97,14 @@ def measured(
         f"{'' if one['certificate'][0] == 'certified' else ' !'}"
         for one in rungs
     ]
+    return rungs, words
+
+
+def measured(
+    loss: Any, weights: torch.Tensor, gamma: float, args: argparse.Namespace
+) -> tuple[xr.Dataset, list[str]]:
+    """The limit of λ̂ at one γ, and λ̂ of every rung in words."""
+    rungs, words = ladder(loss, weights, gamma, args)
     return ls.limit_llc(rungs, trust=args.quick), words
 
 
@@ -286,7 +294,11 @@ def plateaus(names: Sequence[str], least: int = 3) -> list[str]:
 
 
 def other_models(args: argparse.Namespace) -> None:
-    """The same calls on models whose λ is a theorem; the limit is made for multiplicity 1."""
+    """The same calls on models whose λ is a theorem; the limit is made for multiplicity 1.
+
+    Where the loss gets steeper away from the point, the step that the sampler chooses by itself is
+    not small enough at large nβ/γ; ``benchmarks.known_answers`` has these models at explicit steps.
+    """
     cases: list[KnownCase] = [
         normal_crossing((1,)), normal_crossing((1, 2)), normal_crossing((1, 1)),
         deep_linear((5, 3, 4), rank=1, seed=args.seed),
@@ -295,14 +307,15 @@ def other_models(args: argparse.Namespace) -> None:
     ]  # fmt: skip
     rows = []
     for case in cases[:1] if args.quick else cases:
+        rungs, words = ladder(case.loss, case.star, 1.0, args)
         try:
-            limit, words = measured(case.loss, case.star, 1.0, args)
+            limit = ls.limit_llc(rungs, trust=args.quick)
             value = str(WithError(float(limit["llc"][0]), float(limit["se"][0])))
-        except ValueError as error:
-            words, value = ["", "", ""], str(error)[:40]
+        except ValueError:
+            value = "not certified"
         rows.append([case.name, *words, value, case.llc, case.multiplicity])
     columns = ["model", *(f"λ̂ at nβ/γ {r:g}" for r in RATIOS), "limit", "λ", "m"]
-    common.show_table("Other models with a known λ, γ = 1", columns, rows)
+    common.show_table("Other models with a known λ, γ = 1 (! not certified)", columns, rows)
 
 
 def main() -> None:

@@ -45,8 +45,8 @@ def limit_llc(rungs: Sequence[xr.Dataset], *, trust: bool = False, seed: int = 0
         Dataset over ``component``: ``llc``, the limit, ``se``, its standard error from those of the
         rungs, larger by as much as the curve misses them, ``reach``, the share of it that the last
         rung had reached, ``certificate``, ``n_parameters``, ``verdict``; over (component, rung):
-        ``rung_llc``, ``rung_se`` and ``fit``; ``ratio``, nβ/γ of every rung. In JSON: ``left_out``, rungs
-        that are not certified.
+        ``rung_llc``, ``rung_se`` and ``fit``; ``ratio``, nβ/γ of every rung. In JSON:
+        ``left_out``, rungs that are not certified.
 
     Raises:
         ValueError: other components; fewer than three certified rungs of a component.
