@@ -24,7 +24,7 @@ from benchmarks.zoo.models import Shape, new_model
 PRIME, SHARE = 23, 0.6
 STEPS, RATE, DECAY = 1500, 2e-3, 1.0
 LEARNED, KNOWN = 0.99, 0.9  # accuracy on the training sums, on the others
-RATIOS, GAMMA = (1.0, 3.0, 10.0), 100.0
+RATIOS, GAMMA = (0.1, 0.3, 1.0), 100.0
 
 
 def sums(seed: int) -> tuple[Tensor, Tensor]:
@@ -54,13 +54,13 @@ def trained(args: argparse.Namespace) -> dict[int, Any]:
         torch.nn.Module.parameters(model), lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98)
     )
     kept: dict[int, Any] = {}
-    steps = 20 if args.quick else STEPS
+    steps, every = (20, 10) if args.quick else (STEPS, 50)
     for step in range(1, steps + 1):
         loss = torch.nn.functional.cross_entropy(model(train)[:, 3], train[:, 4])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 50 and step < steps:
+        if step % every and step < steps:
             continue
         here, there = accuracy(model, train), accuracy(model, rest)
         if step % 500 == 0:
@@ -77,7 +77,7 @@ def phase_of(model: Any, step: int, args: argparse.Namespace) -> tuple[ls.Phase 
     weights = torch.tensor([0.0, 0, 0, 1])
     rungs = []
     for ratio in RATIOS:
-        size: dict[str, Any] = {"draws": 8, "chains": 2} if args.quick else {"target_se": 0.03}
+        size: dict[str, Any] = {"draws": 8, "chains": 2} if args.quick else {"target_se": 0.05, "draws": 200}
         settings = ls.Settings(n_beta=ratio * GAMMA, gamma=GAMMA, seed=args.seed, **size)
         draws = ls.sample(model, train, "full", settings=settings, weights=weights, progress=False)
         rungs.append(ls.refined_llc(draws))
