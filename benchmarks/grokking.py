@@ -77,7 +77,9 @@ def phase_of(model: Any, step: int, args: argparse.Namespace) -> tuple[ls.Phase 
     weights = torch.tensor([0.0, 0, 0, 1])
     rungs = []
     for ratio in RATIOS:
-        size: dict[str, Any] = {"draws": 8, "chains": 2} if args.quick else {"target_se": 0.05, "draws": 200}
+        size: dict[str, Any] = (
+            {"draws": 8, "chains": 2} if args.quick else {"target_se": 0.05, "draws": 200}
+        )
         settings = ls.Settings(n_beta=ratio * GAMMA, gamma=GAMMA, seed=args.seed, **size)
         draws = ls.sample(model, train, "full", settings=settings, weights=weights, progress=False)
         rungs.append(ls.refined_llc(draws))

@@ -5,10 +5,10 @@ dequantised by transformers' GGUF loader and kept as float32 in ``--cache``.
 
 1. *Behaviours* on random tokens said twice: the previous-token and prefix-matching heads.
 2. *Trials* on 8 × 80 tokens of a circuit with one edge each, the strongest previous-token head that
-   composes with the strongest prefix-matching head through K, and of two false ones: the same two
-   heads through Q, and other heads of the same layers. One of many edges that share the work does
-   not make a circuit that suffices, so what is counted is whether the edge itself holds; verdicts
-   stand beside it.
+   composes with the strongest prefix-matching head through K, and of two false ones: a
+   prefix-matching head into a later previous-token head, and other heads of the same layers as the
+   first two. One of many edges that share the work does not make a circuit that suffices, so what
+   is counted is whether the edge itself holds; verdicts stand beside it.
 3. *Refined LLCs* of three of these heads and three others on English text, certified or refused
    with the reason; time and memory beside what ``estimate`` said.
 """
@@ -119,8 +119,12 @@ def edges(model: Any, heads: dict[str, list[str]], seed: int) -> tuple[str, dict
         layer = layer_of(head)
         pool = [f"L{layer}H{i}" for i in range(model.cfg.n_heads)]
         others.append(str(rng.choice([name for name in pool if name not in taken])))
+    before, after = next(
+        (a, b) for a in heads["prefix_matching"] for b in heads["previous_token"]
+        if layer_of(a) < layer_of(b)
+    )  # fmt: skip
     false = {
-        "wrong input": f"{source} -> {target}.Q",
+        "reversed roles": f"{before} -> {after}.K",
         "other heads": f"{others[0]} -> {others[1]}.K",
     }
     return f"{source} -> {target}.K", false

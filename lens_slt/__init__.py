@@ -102,6 +102,11 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
+    from lens_slt.report.plots_structure_over_time import (
+        plot_critical,
+        plot_mode_development,
+        plot_pattern_influence,
+    )
     from lens_slt.report.plots_tokens import (
         plot_cluster_summary,
         plot_clusters,
@@ -110,8 +115,12 @@ if TYPE_CHECKING:  # also read by _homes
         plot_patterns,
     )
     from lens_slt.report.plots_traces import plot_all_traces, plot_traces
-    from lens_slt.report.report import report_results, write_report
-    from lens_slt.report.report_development import write_development_report
+    from lens_slt.report.plots_trajectories import (
+        plot_differentiation,
+        plot_migration,
+        plot_trajectories,
+    )
+    from lens_slt.report.report import write_report
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
@@ -227,8 +236,10 @@ __all__ = [
     "plot_composition",
     "plot_construction",
     "plot_crossing",
+    "plot_critical",
     "plot_curves",
     "plot_differences",
+    "plot_differentiation",
     "plot_directions",
     "plot_edges",
     "plot_effects",
@@ -240,8 +251,11 @@ __all__ = [
     "plot_locality",
     "plot_map",
     "plot_matrix",
+    "plot_migration",
+    "plot_mode_development",
     "plot_modes",
     "plot_observables",
+    "plot_pattern_influence",
     "plot_patterns",
     "plot_phase_diagram",
     "plot_response",
@@ -252,6 +266,7 @@ __all__ = [
     "plot_stages",
     "plot_sublosses",
     "plot_traces",
+    "plot_trajectories",
     "plot_transitions",
     "plot_weight_change",
     "preset",
@@ -263,7 +278,6 @@ __all__ = [
     "read_trials",
     "refined_llc",
     "refined_observable",
-    "report_results",
     "response",
     "sample",
     "sample_function",
@@ -277,7 +291,6 @@ __all__ = [
     "transitions",
     "weight_change",
     "write_circuit",
-    "write_development_report",
     "write_hypotheses",
     "write_report",
 ]

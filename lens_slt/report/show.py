@@ -37,6 +37,11 @@ from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
 from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
 from lens_slt.report.plots_stages import plot_stages, plot_transitions
+from lens_slt.report.plots_structure_over_time import (
+    plot_critical,
+    plot_mode_development,
+    plot_pattern_influence,
+)
 from lens_slt.report.plots_tokens import (
     plot_cluster_summary,
     plot_clusters,
@@ -45,11 +50,17 @@ from lens_slt.report.plots_tokens import (
     plot_patterns,
 )
 from lens_slt.report.plots_traces import plot_all_traces
+from lens_slt.report.plots_trajectories import (
+    plot_differentiation,
+    plot_migration,
+    plot_trajectories,
+)
 from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
 from lens_slt.report.tables_phases import crossing_table, diagram_table
-from lens_slt.schema import SCHEMAS, name_of, require
+from lens_slt.schema import name_of, require
+from lens_slt.schemas import SCHEMAS
 
 CURVES_OF_RESULT = "curves"  # of any result over checkpoints
 OVER_CHECKPOINTS = ("construction", "development", "differences")  # with a figure of their own
@@ -87,6 +98,12 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "crossing": plot_crossing,
     "phase_diagram": plot_phase_diagram,
     "limit_llc": plot_limit,
+    "critical_checkpoints": plot_critical,
+    "head_trajectories": plot_trajectories,
+    "differentiation": plot_differentiation,
+    "migration": plot_migration,
+    "mode_development": plot_mode_development,
+    "pattern_influence": plot_pattern_influence,
     "locality": plot_locality,
     "weight_change": plot_weight_change,
     "trial": plot_evidence,
@@ -120,8 +137,8 @@ def plot(result: Any) -> go.Figure:
             influence, losses under an intervention, composition or behaviour scores, attributed
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
-            ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``locality``,
-            ``weight_change``, ``crossing``, ``phase_diagram`` and ``limit_llc`` return.
+            ``develop``, ``compare``, ``crossing``, ``phase_diagram``, ``limit_llc`` and every
+            function of ``lens_slt.development`` return.
 
     Raises:
         TypeError: anything else.
