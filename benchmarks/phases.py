@@ -222,7 +222,7 @@ def crossings(
             pair = ls.crossing(phases[one], phases[other], trust=trust)
             for n, low, high in np.stack([pair[k] for k in ("n", "n_low", "n_high")], 1):
                 known = one in LLC and other in LLC
-                by = ls.crossing(theory[one], theory[other])["n"].values if known else []
+                by = ls.crossing(theory[one], theory[other])["n"].values.tolist() if known else []
                 words = ", ".join(f"{value:.4g}" for value in by)
                 seen = f"{moves[one, other]} runs"
                 row = [f"{one} → {other}", f"{n:.4g}", f"{low:.4g} to {high:.4g}", words, seen]
@@ -276,9 +276,9 @@ def descend(toy: Superposition, args: argparse.Namespace) -> tuple[Counter[tuple
     visited = [plateaus([row[i] for row in names]) for i in range(runs)]
     pairs = Counter(pair for one in visited for pair in pairwise(one))
     ends = Counter(one[-1] if one else "elsewhere" for one in visited)
-    rows = [[f"{a} → {b}", count] for (a, b), count in pairs.most_common()]
+    table = [[f"{a} → {b}", count] for (a, b), count in pairs.most_common()]
     common.show_table(
-        f"Dynamical transitions, {runs} runs of SGD", ["from plateau to", "runs"], rows
+        f"Dynamical transitions, {runs} runs of SGD", ["from plateau to", "runs"], table
     )
     common.say("Runs end at: " + ", ".join(f"{n}: {count}" for n, count in ends.most_common()))
     return pairs, 1 - ends["elsewhere"] / runs
