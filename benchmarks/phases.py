@@ -84,10 +84,10 @@ def critical_points(toy: Superposition, starts: int, seed: int) -> dict[str, Cri
     return found
 
 
-def measured(
+def ladder(
     loss: Any, weights: torch.Tensor, gamma: float, args: argparse.Namespace
-) -> tuple[xr.Dataset, list[str]]:
-    """The limit of λ̂ at one γ, and λ̂ of every rung in words."""
+) -> tuple[list[xr.Dataset], list[str]]:
+    """Refined LLCs over nβ at one γ, and λ̂ of every rung in words."""
     rungs = []
     for ratio in RATIOS:
         settings = ls.Settings(n_beta=ratio * gamma, gamma=gamma, seed=args.seed, **size(args))
@@ -97,13 +97,21 @@ def measured(
         f"{'' if one['certificate'][0] == 'certified' else ' !'}"
         for one in rungs
     ]
+    return rungs, words
+
+
+def measured(
+    loss: Any, weights: torch.Tensor, gamma: float, args: argparse.Namespace
+) -> tuple[xr.Dataset, list[str]]:
+    """The limit of λ̂ at one γ, and λ̂ of every rung in words."""
+    rungs, words = ladder(loss, weights, gamma, args)
     return ls.limit_llc(rungs, trust=args.quick), words
 
 
 def size(args: argparse.Namespace) -> dict[str, Any]:
     """How long chains are."""
     if args.quick:
-        return {"chains": 2, "draws": 12, "steps_per_draw": 8}
+        return {"chains": 4, "draws": 12, "steps_per_draw": 32}
     return {"chains": CHAINS, "target_se": PRECISION, "draws": MOST_DRAWS}
 
 
@@ -142,6 +150,8 @@ def coefficients(
         try:
             found = [measured(toy.loss, points[name].weights, gamma, args) for gamma in gammas]
         except ValueError as error:
+            if name in LLC:
+                raise
             common.say(f"{name}: {error}")
             continue
         use = chosen([limit for limit, _ in found])
@@ -189,26 +199,38 @@ def on_data(toy: Superposition, point: CriticalPoint, args: argparse.Namespace) 
     common.show_table("λ̂ of the pentagon at nβ 1000, γ 100", ["on", "λ̂", "certificate"], rows)
 
 
-def crossings(phases: dict[str, Phase], points: dict[str, CriticalPoint]) -> dict[str, float]:
-    """The crossing of pentagon and hexagon, from theory and as measured; all other pairs."""
+def crossings(
+    phases: dict[str, Phase],
+    points: dict[str, CriticalPoint],
+    moves: Counter[tuple[str, str]],
+    trust: bool,
+) -> dict[str, float]:
+    """The crossing of pentagon and hexagon, from theory and as measured.
+
+    All pairs are shown, with how many runs of SGD go from one plateau to the other.
+    """
     theory = {
         name: Phase(name, points[name].loss, llc, constant=phases[name].constant)
         for name, llc in LLC.items()
     }  # exact losses and constants
     exact = ls.crossing(theory["5"], theory["6"])
-    found = ls.crossing(phases["5"], phases["6"])
+    found = ls.crossing(phases["5"], phases["6"], trust=trust)
     rows = []
     names = [name for name in POINTS if name in phases]
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            pair = ls.crossing(phases[one], phases[other])
+            pair = ls.crossing(phases[one], phases[other], trust=trust)
             for n, low, high in np.stack([pair[k] for k in ("n", "n_low", "n_high")], 1):
                 known = one in LLC and other in LLC
-                by = ls.crossing(theory[one], theory[other])["n"].values if known else []
+                by = ls.crossing(theory[one], theory[other])["n"].values.tolist() if known else []
                 words = ", ".join(f"{value:.4g}" for value in by)
-                rows.append([f"{one} → {other}", f"{n:.4g}", f"{low:.4g} to {high:.4g}", words])
-    columns = ["Bayesian transition", "n from λ̂", "95 % interval", "n from theory"]
+                seen = f"{moves[one, other]} runs"
+                row = [f"{one} → {other}", f"{n:.4g}", f"{low:.4g} to {high:.4g}", words, seen]
+                rows.append(row)
+    columns = ["Bayesian transition", "n from λ̂", "95 % interval", "n from theory", "SGD does it"]
     common.show_table("Crossings n above e", columns, rows)
+    if not found.sizes["crossing"]:
+        raise ValueError("the measured phases 5 and 6 do not cross")
     low, high = (float(found[key].values[-1]) for key in ("n_low", "n_high"))
     return {
         "crossing_5_6": float(exact["n"].values[-1]), "crossing_measured": float(found["n"][-1]),
@@ -216,11 +238,11 @@ def crossings(phases: dict[str, Phase], points: dict[str, CriticalPoint]) -> dic
     }  # fmt: skip
 
 
-def diagram(phases: dict[str, Phase]) -> None:
+def diagram(phases: dict[str, Phase], trust: bool) -> None:
     """The lowest phase over n and the share of one feature, the one that a pentagon lacks."""
     found = ls.phase_diagram(
         list(phases.values()), np.geomspace(10, 1e4, 13).tolist(), pattern="feature 6",
-        shares=SHARE_ROWS,
+        shares=SHARE_ROWS, trust=trust,
     )  # fmt: skip
     rows = [
         [f"{share:.3g}", *row]
@@ -232,8 +254,9 @@ def diagram(phases: dict[str, Phase]) -> None:
     )
 
 
-def descend(toy: Superposition, args: argparse.Namespace) -> dict[str, float]:
-    """SGD from small random weights: which plateaus runs rest on, one after the other."""
+def descend(toy: Superposition, args: argparse.Namespace) -> tuple[Counter[tuple[str, str]], float]:
+    """SGD from small random weights: moves from plateau to plateau, and the share of runs that end
+    on one."""
     runs, steps = (4, 300) if args.quick else (60, 40_000)
     generator = torch.Generator().manual_seed(args.seed)
     weights = torch.randn(runs, toy.n_parameters, generator=generator) * 0.3
@@ -253,13 +276,12 @@ def descend(toy: Superposition, args: argparse.Namespace) -> dict[str, float]:
     visited = [plateaus([row[i] for row in names]) for i in range(runs)]
     pairs = Counter(pair for one in visited for pair in pairwise(one))
     ends = Counter(one[-1] if one else "elsewhere" for one in visited)
-    rows = [[f"{a} → {b}", count] for (a, b), count in pairs.most_common()]
+    table = [[f"{a} → {b}", count] for (a, b), count in pairs.most_common()]
     common.show_table(
-        f"Dynamical transitions, {runs} runs of SGD", ["from plateau to", "runs"], rows
+        f"Dynamical transitions, {runs} runs of SGD", ["from plateau to", "runs"], table
     )
     common.say("Runs end at: " + ", ".join(f"{n}: {count}" for n, count in ends.most_common()))
-    wrong = sum(pairs[one, "6"] for one in ("5", "5+"))
-    return {"sgd_5_to_6": wrong, "sgd_ends_in_a_known_phase": 1 - ends["elsewhere"] / runs}
+    return pairs, 1 - ends["elsewhere"] / runs
 
 
 def resting(loss: float) -> str:
@@ -279,7 +301,11 @@ def plateaus(names: Sequence[str], least: int = 3) -> list[str]:
 
 
 def other_models(args: argparse.Namespace) -> None:
-    """The same calls on models whose λ is a theorem; the limit is made for multiplicity 1."""
+    """The same calls on models whose λ is a theorem; the limit is made for multiplicity 1.
+
+    Where the loss gets steeper away from the point, the step that the sampler chooses by itself is
+    not small enough at large nβ/γ; ``benchmarks.known_answers`` has these models at explicit steps.
+    """
     cases: list[KnownCase] = [
         normal_crossing((1,)), normal_crossing((1, 2)), normal_crossing((1, 1)),
         deep_linear((5, 3, 4), rank=1, seed=args.seed),
@@ -288,14 +314,15 @@ def other_models(args: argparse.Namespace) -> None:
     ]  # fmt: skip
     rows = []
     for case in cases[:1] if args.quick else cases:
+        rungs, words = ladder(case.loss, case.star, 1.0, args)
         try:
-            limit, words = measured(case.loss, case.star, 1.0, args)
+            limit = ls.limit_llc(rungs, trust=args.quick)
             value = str(WithError(float(limit["llc"][0]), float(limit["se"][0])))
-        except ValueError as error:
-            words, value = ["", "", ""], str(error)[:40]
+        except ValueError:
+            value = "not certified"
         rows.append([case.name, *words, value, case.llc, case.multiplicity])
     columns = ["model", *(f"λ̂ at nβ/γ {r:g}" for r in RATIOS), "limit", "λ", "m"]
-    common.show_table("Other models with a known λ, γ = 1", columns, rows)
+    common.show_table("Other models with a known λ, γ = 1 (! not certified)", columns, rows)
 
 
 def main() -> None:
@@ -307,10 +334,13 @@ def main() -> None:
     phases = coefficients(toy, points, args)
     relative = max(abs(phases[name].llc / llc - 1) for name, llc in LLC.items())
     on_data(toy, points["5"], args)
-    found = crossings(phases, points)
-    diagram(phases)
+    moves, at_rest = descend(toy, args)
+    found = crossings(phases, points, moves, args.quick)
+    diagram(phases, args.quick)
     figures = {
-        "k_gon_loss_error": error, "lambda_rel_error": relative, **found, **descend(toy, args),
+        "k_gon_loss_error": error, "lambda_rel_error": relative, **found,
+        "sgd_5_to_6": sum(moves[one, "6"] for one in ("5", "5+")),
+        "sgd_ends_in_a_known_phase": at_rest,
     }  # fmt: skip
     other_models(args)
     common.finish(args, figures, TARGETS)

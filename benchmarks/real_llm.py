@@ -7,8 +7,8 @@ dequantised by transformers' GGUF loader and kept as float32 in ``--cache``.
 2. *Trials* on 8 × 80 tokens of a circuit with one edge each, the strongest previous-token head that
    composes with the strongest prefix-matching head through K, and of two false ones: a
    prefix-matching head into a later previous-token head, and other heads of the same layers as the
-   first two. One of many edges that share the work does not make a circuit that suffices, so what is
-   counted is whether the edge itself holds; verdicts stand beside it.
+   first two. One of many edges that share the work does not make a circuit that suffices, so what
+   is counted is whether the edge itself holds; verdicts stand beside it.
 3. *Refined LLCs* of three of these heads and three others on English text, certified or refused
    with the reason; time and memory beside what ``estimate`` said.
 """

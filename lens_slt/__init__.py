@@ -113,6 +113,11 @@ if TYPE_CHECKING:  # also read by _homes
         plot_spectrum,
     )
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
+    from lens_slt.report.plots_structure_over_time import (
+        plot_critical,
+        plot_mode_development,
+        plot_pattern_influence,
+    )
     from lens_slt.report.plots_tokens import (
         plot_cluster_summary,
         plot_clusters,
@@ -121,8 +126,12 @@ if TYPE_CHECKING:  # also read by _homes
         plot_patterns,
     )
     from lens_slt.report.plots_traces import plot_all_traces, plot_traces
-    from lens_slt.report.report import report_results, write_report
-    from lens_slt.report.report_development import write_development_report
+    from lens_slt.report.plots_trajectories import (
+        plot_differentiation,
+        plot_migration,
+        plot_trajectories,
+    )
+    from lens_slt.report.report import write_report
     from lens_slt.report.show import plot
     from lens_slt.sampling.estimate import Estimate, estimate
     from lens_slt.sampling.functions import sample_function
@@ -241,11 +250,13 @@ __all__ = [
     "plot_clusters",
     "plot_composition",
     "plot_construction",
+    "plot_critical",
     "plot_crossing",
     "plot_curvatures",
     "plot_curves",
     "plot_density_of_states",
     "plot_differences",
+    "plot_differentiation",
     "plot_directions",
     "plot_edges",
     "plot_effects",
@@ -257,9 +268,12 @@ __all__ = [
     "plot_locality",
     "plot_map",
     "plot_matrix",
+    "plot_migration",
+    "plot_mode_development",
     "plot_modes",
     "plot_multiplicity",
     "plot_observables",
+    "plot_pattern_influence",
     "plot_patterns",
     "plot_phase_diagram",
     "plot_response",
@@ -271,6 +285,7 @@ __all__ = [
     "plot_stages",
     "plot_sublosses",
     "plot_traces",
+    "plot_trajectories",
     "plot_transitions",
     "plot_weight_change",
     "preset",
@@ -282,7 +297,6 @@ __all__ = [
     "read_trials",
     "refined_llc",
     "refined_observable",
-    "report_results",
     "response",
     "sample",
     "sample_function",
@@ -298,7 +312,6 @@ __all__ = [
     "transitions",
     "weight_change",
     "write_circuit",
-    "write_development_report",
     "write_hypotheses",
     "write_report",
 ]

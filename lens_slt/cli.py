@@ -398,10 +398,10 @@ def cross_check(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run or sweep.")],
     as_json: Json = False,
 ) -> None:
-    """Write report.html for a finished run: one file that opens offline."""
+    """Write report.html for a finished run or sweep: one file that opens offline."""
     with guarded(as_json):
         written = str(write_report(run))
         if not as_json:

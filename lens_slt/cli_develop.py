@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from lens_slt.arguments import choice
+from lens_slt.arrays import write_zarr
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit
 from lens_slt.circuits.pattern_masks import ALL
 from lens_slt.circuits.propose import propose_circuits
@@ -45,8 +46,8 @@ from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt
 from lens_slt.models.checkpoints import Checkpoints, checkpoints
 from lens_slt.models.source import model_source
-from lens_slt.report.files import REPORT
-from lens_slt.report.report_development import write_development_report
+from lens_slt.report.files import BUILT, REPORT, SWEEP, write_about
+from lens_slt.report.report import write_report
 from lens_slt.report.tables_development import (
     built_table,
     heads_table,
@@ -58,7 +59,7 @@ from lens_slt.sampling.prepare import Probe
 from lens_slt.sampling.settings import Settings
 
 PROBE, REFERENCE = "text", "reference"
-SWEEP, BUILT = "sweep", "construction"  # folders
+TRIED = "construction"  # a folder
 PLAN = "plan.json"
 TRIAL_SEQUENCES, HYPOTHESES = 16, 2
 INFERRED, NONE = "inferred", "none"
@@ -137,15 +138,17 @@ def develop_command(
         if circuits:
             text = load_data(data, last, TRIAL_SEQUENCES, length, bos, seed=2)
             built = construction(
-                chosen, text, circuits, path=out / BUILT, seed=seed or 0, parallel=workers,
+                chosen, text, circuits, path=out / TRIED, seed=seed or 0, parallel=workers,
                 device=device, progress=not as_json,
             )  # fmt: skip
+            write_zarr(built, out / BUILT)
         view = read_development(curves, construction=built, seed=seed or 0, progress=not as_json)
         about = {
             "title": f"Development of {run.name}", "data": data, "plan": str(plan),
             "written on": date.today().isoformat(),
         }  # fmt: skip
-        written = write_development_report(out / REPORT, view, about)
+        write_about(out, about)
+        written = write_report(view, out / REPORT, about=about)
         if not as_json:
             _show(view)
             spent = time.monotonic() - began

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.development.head_curves import HeadCurves
-from lens_slt.schema import SCHEMAS, stamped
+from lens_slt.schema import stamped
+from lens_slt.schemas import SCHEMAS
 
 PER_LAYER = 8
 SHARED = 0.9  # of the variance of an error, where there are blocks

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lens_slt.schema import SCHEMAS, stamped
+from lens_slt.schema import stamped
+from lens_slt.schemas import SCHEMAS
 
 SEQUENCES, POSITIONS = 30, 20
 

@@ -42,6 +42,11 @@ def test_phases():
 
 
 @pytest.mark.slow
+def test_grokking():
+    assert {"llc_change", "loss_change", "crossings"} == set(figures("grokking", "--quick"))
+
+
+@pytest.mark.slow
 def test_sampler_bias():
     found = figures("sampler_bias", "--quick")
     assert {"max_abs_bias_lm", "median_bias_sgld", "max_abs_bias_bf16"} <= set(found)

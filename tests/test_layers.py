@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "lens_slt"
 ORDER = (  # from low to high
-    "arguments", "arrays", "torch_state", "schema", "text", "json_files", "progress", "data",
-    "models", "sampling", "observables", "structure", "circuits", "training", "development",
+    "arguments", "arrays", "torch_state", "schemas", "schema", "text", "json_files", "progress",
+    "data", "models", "sampling", "observables", "structure", "circuits", "training", "development",
     "phases", "calibration", "report", "demo", "cli_options", "cli_support", "cli_develop",
     "cli_phases", "cli_spectrum", "cli", "__init__",
 )  # fmt: skip

@@ -15,7 +15,8 @@ from lens_slt import schema
 from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.data.tokenizer import shipped_tokenizer
 from lens_slt.sampling.folder import read_description, write_description
-from lens_slt.schema import SCHEMAS, Schema, name_of, require, stamped
+from lens_slt.schema import name_of, require, stamped
+from lens_slt.schemas import MATRICES, SCHEMAS, Schema
 from tests.development.made_runs import formed
 from tests.development.made_runs import planted as planted_circuit
 from tests.development.test_alignment import SIZES
@@ -61,8 +62,8 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
         "sublosses": at_end,
         "differences": ls.compare(llc, llc),
         "locality": ls.locality(
-            run.load(0), run.load(10000), grown.tokens[:8],
-            grown.patterns.sel(pattern=grown.pattern).values[:8], n_null=1, progress=False,
+            run.load(0), run.load(10000), grown.tokens[:32],
+            grown.patterns.sel(pattern=grown.pattern).values[:32], n_null=1, progress=False,
         ),
         "weight_change": ls.weight_change(run.load(0), run.load(10000)),
         "head_trajectories": ls.head_trajectories(curves, n_resamples=3),
@@ -225,7 +226,7 @@ def test_messages(made, break_it, error, message):
 def test_arrays_without_a_name_are_judged_by_what_they_hold(made):
     bare = made["susceptibility"].copy()
     bare.attrs = {"quantity": "chi", "probe": "text"}
-    assert require(bare, *schema.MATRICES, argument="matrix") is bare
+    assert require(bare, *MATRICES, argument="matrix") is bare
     assert name_of(bare) == ""
     mine = xr.DataArray(
         np.zeros((1, 2, 3), bool), dims=("pattern", "sequence", "position"),

@@ -256,7 +256,7 @@ assert again["refined_llc"]["llc"].equals(found["refined_llc"]["llc"])
 
 # %%
 view = ls.read_development(found, progress=False)
-page = ls.write_development_report(folder / "report.html", view)
+page = ls.write_report(view, folder / "report.html")
 print(page.name, f"{page.stat().st_size / 2**20:.0f} MB")
 for name, why in view.refused.items():
     print(f"no {name}: {why}")

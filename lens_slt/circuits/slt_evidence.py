@@ -19,7 +19,8 @@ from lens_slt.models.names import is_head
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
-from lens_slt.schema import MATRICES, require
+from lens_slt.schema import require
+from lens_slt.schemas import MATRICES
 from lens_slt.structure.modes import modes
 from lens_slt.structure.overview import View
 from lens_slt.structure.pattern_enrichment import labels_of

@@ -23,7 +23,8 @@ from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.develop import open_checkpoint
 from lens_slt.development.head_curves import first_lasting
 from lens_slt.sampling.folder import folder_of
-from lens_slt.schema import MATRICES, require, stamped
+from lens_slt.schema import require, stamped
+from lens_slt.schemas import MATRICES
 from lens_slt.structure.modes import CONFIDENCE, SPARE, STABLE_ANGLE, Decomposition
 from lens_slt.structure.standardize import scaled, standardized, values_of
 

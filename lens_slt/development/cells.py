@@ -18,12 +18,11 @@ import xarray as xr
 
 from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.circuits.behaviour import behaviour_scores
-from lens_slt.data.patterns import label_patterns
-from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.development.sublosses import sublosses
 from lens_slt.models.adapter import adapt, copy_weights
 from lens_slt.models.components import parse_components
 from lens_slt.models.source import ModelSource
+from lens_slt.models.source_hash import source_hash
 from lens_slt.models.suffix import flatten_slots
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
@@ -43,6 +42,8 @@ from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 
 LLC, BEHAVIOUR, SUBLOSSES, MATRIX = "refined_llc", "behaviour_scores", "sublosses", "per_token_llc"
+KEPT = "draws.json"  # a file that says which of a checkpoint's folders has a component's draws
+WEIGHTS = "weights.json"  # a file with the hash of the weights that a checkpoint's draws are of
 FINISHED = "finished.json"  # a file that says that a checkpoint's results are whole
 
 
@@ -57,7 +58,7 @@ class Work:
     probes: Mapping[str, Probe]
     settings: Settings
     options: Mapping[str, Any]  # weights, mask, pad_id, engine
-    patterns: Mapping[str, Any]  # labels of probes, as given
+    patterns: Mapping[str, xr.DataArray]  # labels of next-token probes
     behaviour: bool
     device: str  # ``cuda`` is any that no other worker uses
 
@@ -88,6 +89,8 @@ class Work:
             for name, probe in self.probes.items()
         }  # fmt: skip
         model = source.load(device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / WEIGHTS).write_text(json.dumps(source_hash(source, model)), "utf-8")
         with warnings.catch_warnings():  # who called has been warned already
             warnings.simplefilter("ignore", SamplingWarning)
             return sample(
@@ -192,10 +195,13 @@ class ReadCell:
             rows = [_chosen(per_token_llc(draws, probe), names) for draws, names in drawn]
             self._write(f"{MATRIX}-{probe}", rows)
         if self._next_token_probes():
-            self._store(SUBLOSSES, self._sublosses(drawn[0][0], model))
+            self._store(SUBLOSSES, self._sublosses(drawn[0][0]))
         if self.work.behaviour:
             options = {k: v for k, v in self.work.options.items() if k != "engine"}
             self._store(BEHAVIOUR, behaviour_scores(model, self.work.tokens, **options))
+        if self.keep_draws:
+            kept = {name: path.name for path, names in self.parts for name in names}
+            (self.folder / KEPT).write_text(json.dumps(kept), "utf-8")
         (self.folder / FINISHED).write_text(json.dumps(self.mark), "utf-8")
         if not self.keep_draws:
             for path, _ in self.parts:
@@ -221,7 +227,7 @@ class ReadCell:
     def _store(self, name: str, result: xr.Dataset) -> None:
         write_zarr(result, self.folder / f"{name}.zarr")
 
-    def _sublosses(self, draws: xr.DataTree, model: Any) -> xr.Dataset:
+    def _sublosses(self, draws: xr.DataTree) -> xr.Dataset:
         losses, weights, labels = {}, {}, {}
         digest = hashlib.sha256()
         for name in self._next_token_probes():
@@ -229,17 +235,8 @@ class ReadCell:
             losses[name] = probe["base_loss"].values.astype(np.float64)
             weights[name] = probe["weight"].values.astype(np.float64)
             digest.update(probe["tokens"].values.tobytes() + probe["weight"].values.tobytes())
-            labels[name] = self._labels(name, model)
-        labels = {name: one for name, one in labels.items() if one is not None}
+            labels[name] = self.work.patterns[name]
         return sublosses(losses, weights, labels, digest.hexdigest())
-
-    def _labels(self, name: str, model: Any) -> Any:
-        """Labels of a probe's tokens: those that were given, or those of its text."""
-        if name in self.work.patterns:
-            return self.work.patterns[name]
-        with warnings.catch_warnings():  # without a tokenizer repeats are labelled
-            warnings.simplefilter("ignore", TokenizerWarning)
-            return label_patterns(self.work.probes[name].tokens, model.tokenizer)
 
 
 def read_result(folder: Path, name: str) -> xr.Dataset:

@@ -15,7 +15,8 @@ from lens_slt.arguments import typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.trial import Trial, compare_trials
 from lens_slt.development.curves import CHECKPOINT, settings_differences
-from lens_slt.schema import LEADING, require, stamped
+from lens_slt.schema import require, stamped
+from lens_slt.schemas import LEADING
 
 LEVEL = 0.95
 LEAST_BLOCKS = 6  # that tell a standard error of a difference

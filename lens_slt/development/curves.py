@@ -11,7 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from lens_slt.arguments import integer, typed
-from lens_slt.schema import SCHEMAS, stamped
+from lens_slt.schema import stamped
+from lens_slt.schemas import SCHEMAS
 
 CHECKPOINT = "checkpoint"
 ALONE = ("draws", "patterns", "token_map", "map_stability", "clusters", "cluster_summary",

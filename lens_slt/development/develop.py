@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,18 @@ import torch
 import xarray as xr
 
 from lens_slt.arguments import boolean, choice, number, typed
-from lens_slt.development.cells import FINISHED, LLC, MATRIX, Work, read_result
+from lens_slt.data.patterns import label_patterns
+from lens_slt.data.tokenizer import TokenizerWarning
+from lens_slt.development.cells import FINISHED, KEPT, LLC, MATRIX, Work, read_result
 from lens_slt.development.curves import join_checkpoints
-from lens_slt.development.folder import REFERENCES, open_sweep, step_folder, sweep_folder
+from lens_slt.development.folder import (
+    REFERENCES,
+    SOURCE,
+    open_sweep,
+    step_folder,
+    sweep_folder,
+    write_patterns,
+)
 from lens_slt.development.sweep import Sweep
 from lens_slt.json_files import read_json
 from lens_slt.models.checkpoints import Checkpoints
@@ -23,8 +33,9 @@ from lens_slt.models.source import ModelSource
 from lens_slt.sampling.folder import folder_of
 from lens_slt.sampling.prepare import PreparedRun, Probe, prepare, warn_about
 from lens_slt.sampling.presets import preset
+from lens_slt.sampling.result import open_draws
 from lens_slt.sampling.settings import LEAST_DRAWS, Settings
-from lens_slt.schema import check_version, stamp, stamped
+from lens_slt.schema import check_version, require, stamp, stamped
 from lens_slt.torch_state import plain_torch
 
 DESCRIPTION = "development.json"
@@ -62,7 +73,8 @@ def develop(
     than a tenth of the component's largest λ̂), the component is sampled anew, more finely, at all.
 
     Models are loaded one at a time, by the jobs (a checkpoint and a group of components each) that
-    ``parallel`` says where to run. What is finished lies in ``path`` and is not done again.
+    ``parallel`` says where to run. What is finished lies in ``path`` and is not done again; a
+    checkpoint whose weights are others now, by their hash, is sampled again, and a warning says so.
 
     Args:
         checkpoints: from :func:`lens_slt.checkpoints`, at least two.
@@ -118,25 +130,26 @@ def develop(
     for gamma in gammas:
         number("gammas", gamma, above=0)
     options = {"weights": weights, "mask": mask, "pad_id": pad_id, "engine": engine}
+    model = checkpoints.load(checkpoints.steps[-1], device)
     job = prepare(
-        checkpoints.load(checkpoints.steps[-1], device), tokens, components, settings=settings,
+        model, tokens, components, settings=settings,
         probes=_loaded(given, device), device=device, **options,
     )  # fmt: skip
     warn_about(job.adapted)
+    labels = _labels(given, patterns, model)
     used = job.target.data.tokens.device
     free = device is None or str(device) == "cuda"  # any of the GPUs of a worker
     where = "cuda" if free and used.type == "cuda" else str(used)
     with sweep_folder(path) as folder:
         sweep = Sweep(
             checkpoints,
-            Work(
-                tokens, _with_sources(given, folder), settings, options, patterns, behaviour, where
-            ),
+            Work(tokens, _with_sources(given, folder), settings, options, labels, behaviour, where),
             tuple(tuple(members.names) for members in job.target.groups),
             tuple(component.name for component in job.components),
             folder,
         )
         open_sweep(folder, DESCRIPTION, "development", _identity(job, sweep))
+        write_patterns(folder, labels)
         sweep.run(parallel, keep_draws, progress)
         for gamma in gammas:
             other = _at_gamma(sweep, gamma)
@@ -145,7 +158,9 @@ def develop(
             )
             other.run(parallel, keep_draws, progress)
         found = _joined(folder, checkpoints.steps)
-        return found if path is not None else found.load()
+        if path is None:
+            found.load().encoding.pop(SOURCE)
+        return found
 
 
 @typed
@@ -226,6 +241,21 @@ def _loaded(probes: Mapping[str, Probe], device: Any) -> dict[str, Probe]:
     }  # fmt: skip
 
 
+def _labels(
+    probes: Mapping[str, Probe], given: Mapping[str, Any], model: Any
+) -> dict[str, xr.DataArray]:
+    """Patterns of every next-token probe: those that were given, or those of its text."""
+    found = {}
+    for name in (name for name, probe in probes.items() if probe.reference is None):
+        if name in given:
+            found[name] = require(given[name], "patterns", argument=f"patterns[{name!r}]")
+            continue
+        with warnings.catch_warnings():  # without a tokenizer repeats are labelled
+            warnings.simplefilter("ignore", TokenizerWarning)
+            found[name] = label_patterns(probes[name].tokens, getattr(model, "tokenizer", None))
+    return found
+
+
 def _with_sources(probes: Mapping[str, Probe], folder: Path) -> dict[str, Probe]:
     """With sources for references, which jobs can be sent."""
     found = {}
@@ -262,6 +292,7 @@ def _joined(folder: Path, steps: Sequence[int]) -> xr.DataTree:
     tree.attrs = {
         "run": about["run"], "unit": about["unit"], "settings": nodes[LLC].attrs["settings"],
     }  # fmt: skip
+    tree.encoding[SOURCE] = str(folder)
     return stamped(tree, "development")
 
 
@@ -274,3 +305,23 @@ def _curves(folder: Path, steps: Sequence[int]) -> dict[str, xr.Dataset]:
             rows = {step: row.drop_vars("blocks", errors="ignore") for step, row in rows.items()}
         found[_node(path)] = join_checkpoints(rows)
     return found
+
+
+def kept_draws(path: Path, component: str | None) -> dict[int, xr.DataTree]:
+    """The draws of one component at every checkpoint of a sweep that kept them, by step.
+
+    Raises ValueError where none were kept, or for no such component.
+    """
+    kept = {
+        _step_of(file.parent): (file.parent, read_json(file))
+        for file in sorted(path.glob(f"step-*/{KEPT}"))
+    }
+    if not kept:
+        raise ValueError(
+            f"no draws are kept in {str(path)!r}: call develop(…, path=…, keep_draws=True)"
+        )
+    names = list(read_json(path / DESCRIPTION)["components"])
+    if component is None and len(names) == 1:
+        component = names[0]
+    choice("component", component, names)
+    return {step: open_draws(place / where[component]) for step, (place, where) in kept.items()}

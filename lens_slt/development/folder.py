@@ -9,11 +9,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
+from lens_slt.arrays import read_zarr, write_zarr
 from lens_slt.json_files import read_json
 from lens_slt.sampling.folder import folder_of
 from lens_slt.schema import check_version
 
 REFERENCES = "references"  # models that probes are compared with
+PATTERNS = "patterns"  # labels of probes
+SOURCE = "source"  # in the encoding of a tree of curves: the folder that it was read from
 
 
 @contextlib.contextmanager
@@ -54,6 +59,24 @@ def open_sweep(folder: Path, description: str, result: str, identity: Mapping[st
             f"path: {str(folder)!r} holds another sweep, which differs in {', '.join(odd)}: use "
             "another path, or delete it"
         )
+
+
+def source_of(development: xr.DataTree) -> Path | None:
+    """The folder that a tree of curves was read from; None where it has none."""
+    source = development.encoding.get(SOURCE)
+    return None if source is None else Path(source)
+
+
+def write_patterns(folder: Path, labels: Mapping[str, xr.DataArray]) -> None:
+    """Keep labels of probes with the sweep."""
+    for name, one in labels.items():
+        write_zarr(one.to_dataset(name=PATTERNS), folder / PATTERNS / f"{name}.zarr")
+
+
+def read_patterns(folder: Path) -> dict[str, xr.DataArray]:
+    """Labels of the sweep's next-token probes, by the probe."""
+    files = sorted((folder / PATTERNS).glob("*.zarr"))
+    return {file.stem: read_zarr(file)[PATTERNS].load() for file in files}
 
 
 def step_folder(folder: Path, step: int) -> Path:

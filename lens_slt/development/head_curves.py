@@ -92,19 +92,17 @@ class HeadCurves:
 
         Without blocks their errors are those of means of independent values.
         """
-        take = list(groups.values())
-
-        def mean(array: FloatArray) -> FloatArray:
-            return np.stack([array[..., g, :].mean(-2) for g in take], -2)
-
-        blocks = None if self.blocks is None else mean(self.blocks)
+        share = np.zeros((len(groups), len(self.heads)))
+        for row, members in zip(share, groups.values(), strict=True):
+            row[members] = 1 / len(members)
+        blocks = None if self.blocks is None else share @ self.blocks
         if blocks is not None and len(blocks) >= LEAST_BLOCKS:
             se = blocks.std(0, ddof=1) / np.sqrt(len(blocks))
         else:
-            se = np.stack([np.sqrt((self.se[:, g] ** 2).sum(1)) / len(g) for g in take], 1)
-        alone = [len(g) == 1 for g in take]
-        se[:, alone] = self.se[:, [g[0] for g in take if len(g) == 1]]
-        return replace(self, heads=tuple(groups), values=mean(self.values), se=se, blocks=blocks)
+            se = np.sqrt(share**2 @ self.se**2)
+        alone = share.max(1, initial=0) == 1
+        se[:, alone] = self.se[:, share[alone].argmax(1)]
+        return replace(self, heads=tuple(groups), values=share @ self.values, se=se, blocks=blocks)
 
 
 def first_lasting(there: BoolArray) -> NDArray[np.int_]:

@@ -6,12 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from lens_slt.arguments import typed
+from lens_slt.development.alignment import mode_development
+from lens_slt.development.cells import KEPT
 from lens_slt.development.critical import critical_checkpoints
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.differentiation import differentiation
+from lens_slt.development.folder import source_of
+from lens_slt.development.migration import migration
+from lens_slt.development.pattern_influence import pattern_influence
 from lens_slt.development.stages import stages
 from lens_slt.development.sublosses import EVERYTHING
 from lens_slt.development.trajectories import head_trajectories
@@ -34,6 +40,10 @@ class DevelopmentView:
         transitions: of the sublosses of patterns, named ``PROBE PATTERN``.
         critical: where sublosses and refined LLCs change fastest.
         trajectories, differentiation: of heads.
+        migration: of multigrams by λ̂, where a probe has a reference.
+        modes: of the per-token rLLCs of the first probe, where there is one.
+        influence: between patterns, where draws were kept: of ``full``, or of the component with
+            the largest λ̂ at the end, :attr:`influential`.
         construction: of circuits, from :func:`lens_slt.construction`.
     """
 
@@ -43,8 +53,16 @@ class DevelopmentView:
     critical: xr.Dataset | None = None
     trajectories: xr.Dataset | None = None
     differentiation: xr.Dataset | None = None
+    migration: xr.Dataset | None = None
+    modes: xr.Dataset | None = None
+    influence: xr.Dataset | None = None
     construction: xr.Dataset | None = None
     refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def influential(self) -> str:
+        """Whose draws influence is read off."""
+        return _largest(self.curves["refined_llc"].to_dataset())
 
 
 @typed
@@ -55,7 +73,7 @@ def read_development(
     seed: int = 0,
     progress: bool = True,
 ) -> DevelopmentView:
-    """Stages, transitions, critical checkpoints, trajectories and differentiation of a sweep.
+    """Everything that curves over checkpoints say, as far as what was measured goes.
 
     Args:
         development: from :func:`lens_slt.develop`.
@@ -75,6 +93,7 @@ def read_development(
         "trajectories": lambda: head_trajectories(development, seed=seed),
         "differentiation": lambda: differentiation(development, seed=seed),
     }
+    parts |= _of_more(development, seed)
     found: dict[str, Any] = {}
     refused: dict[str, str] = {}
     with track("reading curves", len(parts), progress) as done:
@@ -85,6 +104,37 @@ def read_development(
                 refused[name] = str(error)
             done(i + 1)
     return DevelopmentView(development, construction=construction, refused=refused, **found)
+
+
+def _of_more(development: xr.DataTree, seed: int) -> dict[str, Callable[[], Any]]:
+    """What can be read where probes were recorded, and where draws were kept."""
+    parts: dict[str, Callable[[], Any]] = {}
+    llc, children = development["refined_llc"].to_dataset(), development.children
+    read = list(children["per_token_llc"].children) if "per_token_llc" in children else []
+    folder = source_of(development)
+    if "probe" in llc.dims and {str(name) for name in llc["probe"].values} - set(read):
+        parts["migration"] = lambda: migration(development, seed=seed)
+    if read:
+        node = development[f"per_token_llc/{read[0]}"].to_dataset()
+        matrices = {int(step): node.sel({CHECKPOINT: step}) for step in node[CHECKPOINT].values}
+        parts["modes"] = lambda: (  # a folder has the blocks of draws too
+            mode_development(matrices, seed=seed)
+            if folder is None
+            else mode_development(folder, read[0], seed=seed)
+        )
+    if read and folder is not None and any(folder.glob(f"step-*/{KEPT}")):
+        parts["influence"] = lambda: pattern_influence(
+            development, component=_largest(llc), probe=read[0], seed=seed
+        )
+    return parts
+
+
+def _largest(llc: xr.Dataset) -> str:
+    """``full``, or the component with the largest λ̂ at the last checkpoint."""
+    names = [str(name) for name in llc["component"].values]
+    if FULL in names:
+        return FULL
+    return names[int(np.nan_to_num(llc["llc"].isel({CHECKPOINT: -1}).values, nan=-np.inf).argmax())]
 
 
 def with_whole(llc: xr.Dataset) -> xr.Dataset:

@@ -6,6 +6,7 @@ Over training influences change sign, and are largest at transitions (arXiv 2510
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.statistics import FEWEST_TOKENS, SIGNIFICANT, holm
 from lens_slt.development.curves import CHECKPOINT
+from lens_slt.development.develop import kept_draws
+from lens_slt.development.folder import read_patterns, source_of
 from lens_slt.observables.influence import negative_covariance
 from lens_slt.observables.per_token import ProbeReader, open_probe
+from lens_slt.sampling.folder import folder_of
 from lens_slt.sampling.result import component_names
 from lens_slt.schema import require, stamped
 
@@ -27,8 +31,8 @@ HELPS, HURTS, UNCLEAR = "helps", "hurts", "unclear"
 
 @typed
 def pattern_influence(
-    draws: Mapping[int, xr.DataTree],
-    patterns: xr.DataArray,
+    draws: Mapping[int, xr.DataTree] | xr.DataTree | str | Path,
+    patterns: xr.DataArray | None = None,
     component: str | None = None,
     *,
     probe: str | None = None,
@@ -42,10 +46,11 @@ def pattern_influence(
     pattern on itself it is minus a variance, and tokens that two patterns share pull it down.
 
     Args:
-        draws: by training step, from :func:`lens_slt.sample` with the same probe, such as
-            ``develop(…, keep_draws=True)`` leaves them for :func:`lens_slt.open_draws`.
+        draws: the ``path`` of ``develop(…, keep_draws=True)``, or what it or
+            :func:`lens_slt.open_development` returned; or draws by training step, from
+            :func:`lens_slt.sample` with the same probe.
         patterns: labels of the probe's tokens, from :func:`lens_slt.label_patterns`; those with
-            fewer than 20 tokens are left out.
+            fewer than 20 tokens are left out. A sweep has them already.
         component: whose draws; may be left out where there is one.
         probe: which one, where there are several.
         n_resamples, seed: of errors that could have been, for the interval of the peak.
@@ -59,8 +64,8 @@ def pattern_influence(
         (95 %); ``peak_ratio``, its size over the median one's.
 
     Raises:
-        TypeError, ValueError: fewer than two checkpoints, draws of other tokens, labels of other
-            tokens, no pattern with 20 tokens, as :func:`lens_slt.influence`.
+        TypeError, ValueError: fewer than two checkpoints, a sweep that kept no draws, draws or
+            labels of other tokens, no pattern with 20 tokens, as :func:`lens_slt.influence`.
 
     Example:
         >>> import lens_slt as ls
@@ -82,6 +87,8 @@ def pattern_influence(
     """
     integer("n_resamples", n_resamples, at_least=20)
     integer("seed", seed, at_least=0)
+    if isinstance(draws, str | Path | xr.DataTree):
+        draws, patterns, probe = _of_sweep(draws, patterns, component, probe)
     patterns = require(patterns, "patterns", argument="patterns")
     if len(draws) < 2:
         raise ValueError(f"draws must be of at least two checkpoints; got {len(draws)}")
@@ -100,6 +107,30 @@ def pattern_influence(
     arrays = dict(zip(("influence", "se", "correlation", "correlation_se"),
                       np.stack(rows, 1), strict=True))  # fmt: skip
     return _result(steps, list(groups), arrays, n_resamples, seed)
+
+
+def _of_sweep(
+    sweep: xr.DataTree | str | Path,
+    patterns: xr.DataArray | None,
+    component: str | None,
+    probe: str | None,
+) -> tuple[dict[int, xr.DataTree], xr.DataArray, str]:
+    """Draws, labels and name of the probe of a sweep that kept them."""
+    if isinstance(sweep, xr.DataTree):
+        require(sweep, "development", argument="draws", leading=(CHECKPOINT,))
+        folder = source_of(sweep)
+        if folder is None:
+            raise ValueError(
+                "draws: these curves are of no folder: call develop(…, path=…, keep_draws=True)"
+            )
+    else:
+        folder = folder_of(sweep)
+    draws = kept_draws(folder, component)
+    labels = read_patterns(folder)
+    if probe is None and len(labels) == 1:
+        probe = next(iter(labels))
+    choice("probe", probe, labels)
+    return draws, labels[str(probe)] if patterns is None else patterns, str(probe)
 
 
 def turns(effect: Any) -> Any:

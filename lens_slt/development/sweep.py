@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from lens_slt.development.cells import FINISHED, ReadCell, SampleCell, Work
+from lens_slt.development.cells import FINISHED, WEIGHTS, Drawn, ReadCell, SampleCell, Work
 from lens_slt.development.folder import step_folder
 from lens_slt.json_files import read_json
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.sampling.course import MOST_STEPS_PER_DRAW
+from lens_slt.sampling.folder import SamplingWarning
 from lens_slt.sampling.jobs import run_jobs
 
 STRIDES = "steps-per-draw.json"
@@ -45,6 +48,7 @@ class Sweep:
 
     def run(self, parallel: Any, keep_draws: bool, progress: bool) -> None:
         """Sample all, as finely as the worst checkpoint of a component needs, and read it off."""
+        self._drop_changed()
         file = self.folder / STRIDES
         if file.exists():
             self.strides = read_json(file)
@@ -56,6 +60,23 @@ class Sweep:
         self._settle(set(steps), parallel, "checkpoints", progress)
         jobs = [self._reading(step, keep_draws) for step in self._left()]
         run_jobs(jobs, parallel, label="results", progress=progress)
+
+    def _drop_changed(self) -> None:
+        """Begin checkpoints anew whose weights are not those that were sampled here."""
+        changed = []
+        for step in self.checkpoints.steps:
+            place = step_folder(self.folder, step)
+            there = place / WEIGHTS
+            if there.exists() and read_json(there) != self.checkpoints.hash(step):
+                shutil.rmtree(place)
+                changed.append(str(step))
+        if changed:
+            warnings.warn(
+                f"checkpoints {', '.join(changed)} have other weights than those that were sampled "
+                f"in {str(self.folder)!r}: they are sampled again",
+                SamplingWarning,
+                stacklevel=2,
+            )
 
     def _settle(self, steps: set[int], parallel: Any, label: str, progress: bool) -> None:
         """Sample these checkpoints, again where a step was too large for a component's curve."""

@@ -146,7 +146,8 @@ def head_trajectories(
         Dataset. Over component (the heads): ``cluster``, the consensus of all variants of scope
         ``model``; ``sure``, the share of clusterings of resampled curves that put the head there;
         ``head_type``. ``together``, the share that put two heads into one cluster. Over label (the
-        clusters): ``size``, and ``centre``, the mean curve by checkpoint and refinement. Over
+        clusters): ``size``, and ``centre``, the mean curve by checkpoint and refinement, with
+        ``centre_se``. Over
         variant: ``variant_cluster``, ``stability`` (mean adjusted Rand index with its clusters of
         resampled curves), ``silhouette``, ``agreement`` with other variants (adjusted Rand index;
         with one of scope ``layer`` within layers), ``variant_type_ari``. ``type_ari``, adjusted
@@ -176,16 +177,16 @@ def head_trajectories(
     found = find_trajectories(curves, n_clusters=n_clusters, n_resamples=n_resamples, seed=seed)
     names, variants = list(curves.heads), [str(v) for v in found.variants]
     labels = np.unique(found.cluster[found.cluster >= 0])
-    member = found.cluster == labels[:, None]
+    means = curves.means_over_heads(
+        {str(label): np.flatnonzero(found.cluster == label) for label in labels}
+    )
     pairs = ("component", "other_component"), ("variant", "other_variant")
-    centres = [curves.values[:, m].mean(1) for m in member]
     data: dict[str, Any] = {
         "cluster": ("component", found.cluster), "sure": ("component", found.sure),
-        "together": (pairs[0], found.together), "size": ("label", member.sum(1)),
-        "centre": (
-            (CHECKPOINT, "label", "refinement"),
-            np.array(centres).reshape(len(labels), *curves.values.shape[::2]).transpose(2, 0, 1),
-        ),
+        "together": (pairs[0], found.together),
+        "size": ("label", (found.cluster == labels[:, None]).sum(1)),
+        "centre": ((CHECKPOINT, "label", "refinement"), means.values.T),
+        "centre_se": ((CHECKPOINT, "label", "refinement"), means.se.T),
         "variant_cluster": (("variant", "component"), found.labels),
         "stability": ("variant", found.stability), "silhouette": ("variant", found.silhouette),
         "agreement": (pairs[1], found.agreement),

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from lens_slt.arguments import boolean, choice, did_you_mean, integer, typed
-from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.checkpoint_files import (
     broken_and_odd,
-    file_digest,
     find_files,
     is_pattern,
     is_place,
@@ -38,9 +36,9 @@ from lens_slt.models.shipped import (
     SHIPPED,
     Backend,
     shipped_checkpoints,
-    shipped_file,
 )
 from lens_slt.models.source import CalledModel, Device, LoadedModel, ModelSource, refuse_unpicklable
+from lens_slt.models.source_hash import source_hash
 
 SERIES_CONFIG = "model-config.json"  # beside files of weights: the configuration of all of them
 SERIES_TOKENIZER = "tokenizer"  # a folder beside them, where their model has one
@@ -116,9 +114,7 @@ class Checkpoints:
         Of files and folders it is the SHA-256 of their bytes; other models are loaded, and it is
         that of the names and values of their weights.
         """
-        source = self.source(step)
-        path = _path_of(source)
-        return file_digest(path) if path is not None else weights_hash(adapt(source.load("cpu")))
+        return source_hash(self.source(step))
 
     def check(self) -> dict[int, str]:
         """Load every checkpoint, one at a time: what is wrong with one, by step; {} if nothing is.
@@ -380,16 +376,6 @@ def _refuse(**config: Any) -> None:
     for name, value in config.items():
         if value is not None:
             raise ValueError(f"{name} is for files of weights ({', '.join(WEIGHT_FILES)})")
-
-
-def _path_of(source: ModelSource) -> Path | None:
-    """The file or folder that a source loads, None if there is no single one on this machine."""
-    if not isinstance(source, LoadedModel) or source.revision is not None:
-        return None
-    if source.name in (*SHIPPED, *ALIASES.values()):
-        return shipped_file(source.name, source.checkpoint)
-    path = Path(source.name)
-    return path if path.is_absolute() and path.exists() else None
 
 
 def _listed(steps: Sequence[int]) -> str:

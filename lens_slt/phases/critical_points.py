@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import least_squares, minimize
 from torch import Tensor
 
-from lens_slt.arguments import boolean, number, typed
+from lens_slt.arguments import number, typed
 from lens_slt.arrays import FloatArray
 
 Loss = Callable[[Tensor], Tensor]
@@ -74,7 +74,6 @@ def find_critical_point(
         >>> round(float(found.weights), 6), found.downhill
         (1.0, 0)
     """
-    boolean("minimum", minimum)
     number("tolerance", tolerance, above=0)
     value, slope, bend = _derivatives(loss)
     x = start.detach().double().numpy()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import boolean, integer, numbers, typed
+from lens_slt.arguments import integer, numbers, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.phases.losses import check_pattern, losses_of
 from lens_slt.phases.phase import Phase, check_phases
@@ -58,7 +58,6 @@ def phase_diagram(
         >>> ls.phase_diagram([five, six], [500, 700])["lowest"].values
         array([['5', '6']], dtype='<U1')
     """
-    boolean("trust", trust)
     integer("seed", seed, at_least=0)
     at: FloatArray = np.array(numbers("n", n, above=math.e))
     notes = check_phases(phases, trust)

@@ -11,7 +11,7 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import brentq
 
-from lens_slt.arguments import boolean, number, typed
+from lens_slt.arguments import number, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.phases.losses import check_pattern, losses_of
 from lens_slt.phases.phase import Phase, check_phases
@@ -123,7 +123,6 @@ def crossing(
     """
     number("level", level, above=0, below=1)
     number("constant_se", constant_se, at_least=0)
-    boolean("trust", trust)
     notes = check_phases([one, other], trust)
     if pattern is not None:
         check_pattern([one, other], pattern, share)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import boolean, integer, typed
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import settings_of
@@ -43,9 +43,10 @@ def limit_llc(rungs: Sequence[xr.Dataset], *, trust: bool = False, seed: int = 0
 
     Returns:
         Dataset over ``component``: ``llc``, the limit, ``se``, its standard error from those of the
-        rungs, ``reach``, the share of it that the last rung had reached, ``certificate``,
-        ``n_parameters``, ``verdict``; over (component, rung): ``rung_llc``, ``rung_se`` and
-        ``fit``; ``ratio``, nβ/γ of every rung. In JSON: ``left_out``, rungs that are not certified.
+        rungs, larger by as much as the curve misses them, ``reach``, the share of it that the last
+        rung had reached, ``certificate``, ``n_parameters``, ``verdict``; over (component, rung):
+        ``rung_llc``, ``rung_se`` and ``fit``; ``ratio``, nβ/γ of every rung. In JSON:
+        ``left_out``, rungs that are not certified.
 
     Raises:
         ValueError: other components; fewer than three certified rungs of a component.
@@ -62,7 +63,6 @@ def limit_llc(rungs: Sequence[xr.Dataset], *, trust: bool = False, seed: int = 0
         >>> bool(abs(found["llc"][0] - 2) < 4 * found["se"][0])
         True
     """
-    boolean("trust", trust)
     integer("seed", seed, at_least=0)
     rungs = [require(one, "refined_llc", argument="rungs") for one in rungs]
     if len(rungs) < LEAST_RUNGS:
@@ -124,8 +124,10 @@ def _limit(
     stiff, soft, h = _fits(x[used], value[used] + error[used] * noise, scale)
     limits = stiff + soft
     fit = stiff[0] + soft[0] / (1 + x / h[0])
+    misfit = float((((fit[used] - value[used]) / scale) ** 2).sum())
+    excess = np.sqrt(max(1.0, misfit / max(1, used.sum() - LEAST_RUNGS)))
     reach = float(value[used][-1] / limits[0])
-    return float(limits[0]), float(np.std(limits[1:], ddof=1)), reach, fit
+    return float(limits[0]), float(np.std(limits[1:], ddof=1) * excess), reach, fit
 
 
 def _fits(

@@ -14,6 +14,7 @@ import xarray as xr
 DRAWS, ABOUT, TRIALS, BEHAVIOUR, REPORT = (
     "draws.zarr", "run.json", "trials.json", "behaviour.zarr", "report.html",
 )  # fmt: skip
+SWEEP, BUILT = "sweep", "construction.zarr"  # of ``lens-slt develop``
 
 
 def rllc_rows(llc: xr.Dataset) -> list[dict[str, Any]]:

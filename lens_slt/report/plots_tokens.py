@@ -10,7 +10,8 @@ from lens_slt.report.colours import COLOURS, SYMBOLS, pattern_colour
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import INTERVAL, ROW_PIXELS
 from lens_slt.report.plots_modes import QUANTITIES
-from lens_slt.schema import MATRICES, require
+from lens_slt.schema import require
+from lens_slt.schemas import MATRICES
 from lens_slt.text import figure_text
 
 MEANS = {"chi": "mean susceptibility χ (nats²)", "llc": "mean λ̂ (dimensionless)"}

@@ -43,6 +43,11 @@ from lens_slt.report.plots_spectrum import (
     plot_spectrum,
 )
 from lens_slt.report.plots_stages import plot_stages, plot_transitions
+from lens_slt.report.plots_structure_over_time import (
+    plot_critical,
+    plot_mode_development,
+    plot_pattern_influence,
+)
 from lens_slt.report.plots_tokens import (
     plot_cluster_summary,
     plot_clusters,
@@ -51,6 +56,11 @@ from lens_slt.report.plots_tokens import (
     plot_patterns,
 )
 from lens_slt.report.plots_traces import plot_all_traces
+from lens_slt.report.plots_trajectories import (
+    plot_differentiation,
+    plot_migration,
+    plot_trajectories,
+)
 from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
@@ -61,15 +71,12 @@ from lens_slt.report.tables_spectrum import (
     multiplicity_table,
     spectrum_table,
 )
-from lens_slt.schema import SCHEMAS, name_of, require
+from lens_slt.schema import name_of, require
+from lens_slt.schemas import SCHEMAS
 
 CURVES_OF_RESULT = "curves"  # of any result over checkpoints
-OVER_CHECKPOINTS = (
-    "construction",
-    "development",
-    "differences",
-    "spectrum",
-)  # with a figure of their own
+# with a figure of their own
+OVER_CHECKPOINTS = ("construction", "development", "differences", "spectrum")
 
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     CURVES_OF_RESULT: plot_curves,
@@ -108,6 +115,12 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "multiplicity": plot_multiplicity,
     "curvatures": plot_curvatures,
     "density_of_states": plot_density_of_states,
+    "critical_checkpoints": plot_critical,
+    "head_trajectories": plot_trajectories,
+    "differentiation": plot_differentiation,
+    "migration": plot_migration,
+    "mode_development": plot_mode_development,
+    "pattern_influence": plot_pattern_influence,
     "locality": plot_locality,
     "weight_change": plot_weight_change,
     "trial": plot_evidence,
@@ -145,9 +158,9 @@ def plot(result: Any) -> go.Figure:
             influence, losses under an intervention, composition or behaviour scores, attributed
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
-            ``develop``, ``compare``, ``construction``, ``stages``, ``transitions``, ``locality``,
-            ``weight_change``, ``crossing``, ``phase_diagram``, ``limit_llc``, ``spectrum``,
-            ``multiplicity``, ``curvatures`` and ``density_of_states`` return.
+            ``develop``, ``compare``, ``crossing``, ``phase_diagram``, ``limit_llc``, ``spectrum``,
+            ``multiplicity``, ``curvatures``, ``density_of_states`` and every function of
+            ``lens_slt.development`` return.
 
     Raises:
         TypeError: anything else.

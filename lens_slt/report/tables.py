@@ -229,3 +229,8 @@ def _number(value: Iterable[float] | xr.DataArray | float, decimals: int) -> str
 
 def _count(n: int) -> str:
     return f"{int(n):,}".replace(",", " ")
+
+
+def few_words(names: Sequence[str]) -> str:
+    """Names with commas; of more than 40 the first, and how many there are."""
+    return ", ".join(names) if len(names) <= 40 else f"{', '.join(names[:40])} … ({len(names)})"

@@ -8,7 +8,8 @@ from rich.table import Table
 
 from lens_slt.report.plots_modes import CLEAR
 from lens_slt.report.tables import PlainTable, with_error
-from lens_slt.schema import MATRICES, require
+from lens_slt.schema import require
+from lens_slt.schemas import MATRICES
 
 NAMES = {"chi": "Susceptibility χ", "llc": "Per-token rLLC"}
 

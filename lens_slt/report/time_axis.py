@@ -18,6 +18,8 @@ from lens_slt.text import figure_text
 
 STEP_AXIS = "training step, on a scale of log(step + 1)"
 PANEL_PIXELS = 170
+AROUND = 210  # pixels above and below panels
+MOST_COLUMNS = COLUMNS // 2  # panels side by side
 SHADES = ("rgba(0,0,0,0.00)", "rgba(0,0,0,0.06)")  # of stages, in turn
 SHADED = "shaded in turn: stages; dotted: their boundaries, with intervals"
 DOUBT = "rgba(230,159,0,0.18)"  # intervals of boundaries
@@ -25,27 +27,27 @@ TICKS = [0] + [m * 10**e for e in range(12) for m in range(1, 10)]
 MOST_TICKS = 9
 
 
-def panels(names: Sequence[str], *, one_scale: bool = False) -> Figure:
-    """An empty figure with a panel for each name, of at most 144."""
+def panels(names: Sequence[str], *, one_scale: bool = False, most: int = MOST_COLUMNS) -> Figure:
+    """An empty figure with a panel for each name, of at most 144, ``most`` of them side by side."""
     names = names[:MOST_PANELS]
-    columns = min(COLUMNS // 2, len(names))
+    columns = min(most, len(names))
     rows = -(-len(names) // columns)
     figure = subplots(
         rows=rows, cols=columns, shared_xaxes="all", subplot_titles=names,
-        shared_yaxes="all" if one_scale else False, horizontal_spacing=0.05,
+        shared_yaxes="all" if one_scale else False, horizontal_spacing=0.25 / columns,
         vertical_spacing=min(0.3 / rows, 0.1),
     )  # fmt: skip
     figure.update_layout(
-        template="plotly_white", height=210 + PANEL_PIXELS * rows, margin=dict(t=110),
+        template="plotly_white", height=AROUND + PANEL_PIXELS * rows, margin=dict(t=110),
         legend=dict(orientation="h", y=-60 / (PANEL_PIXELS * rows), yanchor="top"),
     )  # fmt: skip
     return figure
 
 
-def places(n: int) -> Iterator[dict[str, Any]]:
+def places(n: int, most: int = MOST_COLUMNS) -> Iterator[dict[str, Any]]:
     """Row and column of each of ``n`` panels."""
     n = min(n, MOST_PANELS)
-    columns = min(COLUMNS // 2, n)
+    columns = min(most, n)
     return (dict(row=i // columns + 1, col=i % columns + 1) for i in range(n))
 
 
@@ -80,23 +82,40 @@ def shade(
     if bounds is None:
         return
     lowest, highest = float(steps[0]), float(steps[-1])
+    refs = _refs(figure, **where)
     edges = np.log1p(np.clip([lowest, *bounds.step, highest], lowest, highest))
+    found = []
     for i, (begin, end) in enumerate(pairwise(edges)):
-        words: dict[str, Any] = {}
+        found.append(_rectangle(begin, end, SHADES[i % 2]))
         if named and end > begin:
-            words = dict(annotation_text=f"stage {i + 1}", annotation_position="outside top")
-        figure.add_vrect(
-            x0=begin, x1=end, fillcolor=SHADES[i % 2], line_width=0, layer="below", **words, **where
-        )
+            figure.add_annotation(
+                text=f"stage {i + 1}", x=(begin + end) / 2, y=1, yanchor="bottom", showarrow=False,
+                **refs,
+            )  # fmt: skip
     for low, high in np.log1p(np.clip([bounds.low, bounds.high], lowest, highest)).T:
-        figure.add_vrect(x0=low, x1=high, fillcolor=DOUBT, line_width=0, layer="below", **where)
+        found.append(_rectangle(low, high, DOUBT))
     for step in bounds.step[(bounds.step > lowest) & (bounds.step < highest)]:
-        line = dict(dash="dot", width=1, color="grey")
-        figure.add_vline(x=float(np.log1p(step)), line=line, layer="below", **where)
+        line, at = dict(dash="dot", width=1, color="grey"), float(np.log1p(step))
+        found.append(dict(type="line", x0=at, x1=at, line=line))
+    shapes = [{"y0": 0, "y1": 1, "layer": "below", **refs, **shape} for shape in found]
+    # At once: plotly looks at all shapes of a figure for each that is added.
+    figure.layout.shapes = (*figure.layout.shapes, *shapes)
 
 
-def step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS) -> None:
-    """Ticks at round steps, and at 0, on axes of log(step + 1)."""
+def _rectangle(begin: float, end: float, colour: str) -> dict[str, Any]:
+    return dict(type="rect", x0=begin, x1=end, fillcolor=colour, line=dict(width=0))
+
+
+def _refs(figure: go.Figure, **where: int) -> dict[str, str]:
+    """What a shape over the whole height of a panel refers to."""
+    if not where:
+        return dict(xref="x", yref="y domain")
+    x, y = (axis.plotly_name.replace("axis", "") for axis in figure.get_subplot(**where))
+    return dict(xref=x, yref=f"{y} domain")
+
+
+def step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS, **where: Any) -> None:
+    """Ticks at round steps, and at 0, on axes of log(step + 1): all, or those of a panel."""
     ticks = [tick for tick in TICKS if steps[0] <= tick <= steps[-1]] or [int(x) for x in steps]
     x = np.log1p(ticks)
     apart = (np.log1p(steps[-1]) - np.log1p(steps[0])) / most
@@ -110,6 +129,7 @@ def step_axis(figure: go.Figure, steps: FloatArray, most: int = MOST_TICKS) -> N
     figure.update_xaxes(
         tickvals=[float(x[i]) for i in sorted(kept)],
         ticktext=[_short(ticks[i]) for i in sorted(kept)],
+        **where,
     )
 
 

@@ -48,7 +48,8 @@ from lens_slt.sampling.members import probe_array
 from lens_slt.sampling.seal import array_digest
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec, check_finished, open_arrays, read_about
-from lens_slt.schema import SCHEMAS, check_version, stamped
+from lens_slt.schema import check_version, stamped
+from lens_slt.schemas import SCHEMAS
 
 TRACES = ("paired_loss", "squared_distance", "step_loss", "virial", "defect")
 FULL_LOSS = "full_loss"

@@ -10,7 +10,8 @@ from scipy.stats import false_discovery_control, hypergeom
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.schema import MATRICES, require, stamped
+from lens_slt.schema import require, stamped
+from lens_slt.schemas import MATRICES
 from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import standardized
 

@@ -19,7 +19,8 @@ from lens_slt.models.shipped import tokenizer_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.susceptibility import FULL, susceptibility
 from lens_slt.sampling.result import component_names, dataset
-from lens_slt.schema import MATRICES, require
+from lens_slt.schema import require
+from lens_slt.schemas import MATRICES
 from lens_slt.structure.clusters import clusters
 from lens_slt.structure.contexts import token_texts, tokenizer_for, top_tokens
 from lens_slt.structure.maps import token_map

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.schema import MATRICES, require, stamped
+from lens_slt.schema import require, stamped
+from lens_slt.schemas import MATRICES
 from lens_slt.structure.modes import CONFIDENCE
 from lens_slt.structure.standardize import standardized
 

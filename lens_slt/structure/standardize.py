@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import FloatArray
-from lens_slt.schema import MATRICES, require
+from lens_slt.schema import require
+from lens_slt.schemas import MATRICES
 
 CONSTANT = 1e-12  # of the largest value: a column that varies less is constant
 

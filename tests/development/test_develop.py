@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import lens_slt as ls
 from lens_slt.development import sweep as sweeps
 from lens_slt.development.cells import FINISHED, Drawn, SampleCell
+from lens_slt.sampling.folder import SamplingWarning
 from tests.tiny_models import native
 
 SETTINGS = ls.Settings(draws=12, burn_in=3, chains=2, batch_size=4, steps_per_draw=1)
@@ -27,6 +29,18 @@ def model_at(step):
         for parameter in torch.nn.Module.parameters(model):
             parameter.mul_(1 + step / 100)
     return model
+
+
+@dataclass(frozen=True)
+class FromFiles:
+    """A function of the user's that reads files."""
+
+    folder: Path
+
+    def __call__(self, step):
+        model = native()
+        model.load_state_dict(torch.load(self.folder / f"step-{step}.pt"))
+        return model
 
 
 def run_of(steps):
@@ -98,6 +112,35 @@ def test_more_checkpoints_join_and_nothing_is_done_twice(found, folder, monkeypa
     np.testing.assert_array_equal(again, found["refined_llc"]["llc"])
     opened = ls.open_development(folder)
     np.testing.assert_array_equal(opened["refined_llc"]["llc"], more["refined_llc"]["llc"])
+
+
+def test_a_file_that_changed_is_sampled_again_and_said(tmp_path, monkeypatch):
+    def saved(step, factor):
+        weights = {name: factor * w for name, w in model_at(step).state_dict().items()}
+        torch.save(weights, tmp_path / "weights" / f"step-{step}.pt")
+
+    (tmp_path / "weights").mkdir()
+    for step in (0, 5, 20):
+        saved(step, 1.0)
+    ran = []
+    run = SampleCell.run
+    monkeypatch.setattr(SampleCell, "run", lambda cell: ran.append(cell.step) or run(cell))
+
+    def swept():
+        checkpoints = ls.checkpoints(FromFiles(tmp_path / "weights"), steps=[0, 5, 20])
+        return ls.develop(
+            checkpoints, TOKENS, "L1H0", settings=SETTINGS, path=tmp_path / "run",
+            behaviour=False, progress=False,
+        )  # fmt: skip
+
+    first = swept()["refined_llc"]["llc"].load()
+    ran.clear()
+    saved(5, 1.1)
+    with pytest.warns(SamplingWarning, match="checkpoints 5 have other weights.*sampled again"):
+        second = swept()["refined_llc"]["llc"].load()
+    assert set(ran) == {5}
+    same = (first == second).all("component").values.tolist()
+    assert same == [True, False, True]
 
 
 def test_another_sweep_is_refused(found, folder):

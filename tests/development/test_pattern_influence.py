@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,6 +11,8 @@ import xarray as xr
 import lens_slt as ls
 from lens_slt.development.pattern_influence import HELPS, HURTS, UNCLEAR, turns
 from lens_slt.schema import stamped
+from tests.development.test_develop import NAMES, PROBE, TOKENS, developed, model_at
+from tests.development.test_develop import SETTINGS as SWEPT
 from tests.made_draws import SETTINGS, labelled
 
 STEPS = (0, 100, 1000, 3000)
@@ -106,3 +110,34 @@ def test_bad_arguments() -> None:
         ls.pattern_influence(draws, patterns().sel(pattern=["few"]))
     with pytest.raises(ValueError, match="component must be one of L0H0"):
         ls.pattern_influence(draws, patterns(), "L9H9")
+
+
+def test_a_sweep_that_kept_its_draws_needs_no_pieces(tmp_path: Path) -> None:
+    half = np.zeros((6, 8), bool)
+    half[:, :4] = True
+    labels = patterns().isel(pattern=slice(2), sequence=[0] * 6, position=slice(8))
+    labels = labels.copy(data=np.stack([half, ~half]))
+    swept = developed([0, 20], tmp_path / "run", keep_draws=True, patterns={"text": labels})
+    found = ls.pattern_influence(swept, component="L1H0")
+    draws = {
+        step: ls.sample(
+            model_at(step), TOKENS, NAMES, settings=SWEPT, probes={"text": PROBE}, progress=False
+        )
+        for step in (0, 20)
+    }
+    alone = ls.pattern_influence(draws, labels, "L1H0")
+    for name in ("influence", "se", "correlation"):
+        np.testing.assert_allclose(found[name], alone[name], rtol=1e-2, atol=1e-6)
+    xr.testing.assert_identical(found, ls.pattern_influence(tmp_path / "run", component="L1H0"))
+    with pytest.raises(ValueError, match=r"component must be one of L0H1, L1H0, L1H2"):
+        ls.pattern_influence(tmp_path / "run")
+    with pytest.raises(ValueError, match="probe must be one of text"):
+        ls.pattern_influence(swept, component="L1H0", probe="other")
+
+    for file in (tmp_path / "run").glob("step-*/draws.json"):
+        file.unlink()
+    with pytest.raises(ValueError, match="no draws are kept"):
+        ls.pattern_influence(swept, component="L1H0")
+    swept.encoding.clear()
+    with pytest.raises(ValueError, match="of no folder"):
+        ls.pattern_influence(swept, component="L1H0")

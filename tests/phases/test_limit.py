@@ -29,6 +29,15 @@ def test_its_error_follows_from_those_of_the_rungs():
     assert float(found["se"][0]) == pytest.approx(0.01 * np.linalg.norm(slopes), rel=0.2)
 
 
+def test_a_curve_that_does_not_fit_has_a_larger_error():
+    rungs = [rung(ratio, error=0.01) for ratio in (10, 30, 100)]
+    bent = [one.assign(llc=one["llc"] + 0.3 * (i == 1)) for i, one in enumerate(rungs)]
+    found = ls.limit_llc(bent)
+    misfit = (((found["fit"] - found["rung_llc"]) / 0.01) ** 2).sum()
+    assert float(misfit) > 4
+    assert float(found["se"][0]) > 2 * 0.01
+
+
 def test_rungs_that_are_not_certified_are_left_out():
     rungs = [rung(r) for r in (10, 30, 100)] + [rung(300, certificate="not certified")]
     assert "[300.0]" in ls.limit_llc(rungs).attrs["left_out"]

@@ -169,8 +169,8 @@ def hostile_pages(tmp_path_factory, draws, views, trial, behaviour, tokens):
         for key, view in views.items()
     }
     about = {"title": f"title {HOSTILE}", "data": f"{HOSTILE}.txt", HOSTILE: HOSTILE}
-    report = ls.report_results(
-        folder / "report.html", hostile(draws), views=bad, trials=[hostile(trial)],
+    report = ls.write_report(
+        hostile(draws), folder / "report.html", views=bad, trials=[hostile(trial)],
         behaviour=hostile(behaviour), about=about,
     )  # fmt: skip
     figure = folder / "figure.html"

@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+import xarray as xr
 
 import lens_slt as ls
 from lens_slt.circuits import behaviour
@@ -86,13 +87,19 @@ def test_every_figure_is_named_and_whole(text):
 
 
 def test_results_at_hand(tmp_path, draws, trial):
-    path = ls.report_results(tmp_path / "new" / "one.html", draws)
+    path = ls.write_report(draws, tmp_path / "new" / "one.html")
     assert 'id="circuits"' not in path.read_text("utf-8")
-    path = ls.report_results(tmp_path / "two.html", None, trials=[trial])
+    path = ls.write_report(None, tmp_path / "two.html", trials=[trial])
     seen = words(path.read_text("utf-8"))
     assert "8 sequences of 24 tokens, mean ablation, 60 null sets" in seen
-    with pytest.raises(ValueError, match="needs draws or trials"):
-        ls.report_results(tmp_path / "none.html", None)
+    with pytest.raises(ValueError, match="needs draws, a sweep or trials"):
+        ls.write_report(None, tmp_path / "none.html")
+    with pytest.raises(ValueError, match="file is missing"):
+        ls.write_report(draws)
+    with pytest.raises(ValueError, match="are for results at hand"):
+        ls.write_report(tmp_path, trials=[trial])
+    with pytest.raises(ValueError, match="result must come from sample"):
+        ls.write_report(xr.DataTree(), tmp_path / "none.html")
 
 
 def test_rules_come_from_the_docstrings(text):

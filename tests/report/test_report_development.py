@@ -11,10 +11,13 @@ import xarray as xr
 from rich.console import Console
 
 import lens_slt as ls
+from lens_slt.arrays import write_zarr
 from lens_slt.development.overview import TOGETHER, with_whole
 from lens_slt.report.tables_development import heads_table, stages_table, transitions_table
 from lens_slt.schema import stamped
+from tests.development.test_develop import developed
 from tests.made_curves import STEPS, as_result, curves_of, shapes
+from tests.made_over_training import made_construction
 
 PATTERNS = ["all", "induction"]
 
@@ -82,11 +85,21 @@ def test_tables_say_when(view):
 
 
 def test_the_page_tells_the_story(view, tmp_path):
-    text = ls.write_development_report(tmp_path / "report.html", view).read_text("utf-8")
-    for word in ("Stages", "Losses of patterns", "Heads", "Limits", "L1H7", "γ = 200"):
+    text = ls.write_report(view, tmp_path / "report.html").read_text("utf-8")
+    for word in (
+        "Stages",
+        "Losses of patterns",
+        "Heads",
+        "Limits",
+        "L1H7",
+        "γ = 200",
+        "Trajectories of heads",
+        "When each head differentiates",
+        "Critical checkpoints",
+    ):
         assert word in text, word
     assert "1 numbers are not certified" in text and f"L0H0 at step {STEPS[0]}" in text
-    assert "How circuits were built" not in text
+    assert "How circuits were built" not in text and "Modes and influence" not in text
     assert "http://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
 
 
@@ -97,5 +110,21 @@ def test_too_few_checkpoints_are_said(curves, tmp_path):
     few.attrs.update(curves.attrs)
     view = ls.read_development(few, progress=False)
     assert "20" in view.refused["stages"] and view.stages is None
-    text = ls.write_development_report(tmp_path / "few.html", view).read_text("utf-8")
+    text = ls.write_report(view, tmp_path / "few.html").read_text("utf-8")
     assert "No stages" in text
+
+
+def test_a_folder_and_what_develop_returned_are_taken(tmp_path):
+    found = developed([0, 5], tmp_path / "run", behaviour=False)
+    write_zarr(made_construction(), tmp_path / "run" / "construction.zarr")
+    path = ls.write_report(tmp_path / "run", about={"title": "Two <steps>"})
+    assert path == tmp_path / "run" / "report.html"
+    text = path.read_text("utf-8")
+    assert "Two &lt;steps&gt;" in text and "Modes and influence" in text
+    same = ls.write_report(found, tmp_path / "tree.html").read_text("utf-8")
+    keys = re.findall('<section id="([^"]+)"', same)
+    assert keys == ["run", "stages", "losses", "heads", "structure", "limits"]
+    keys.insert(5, "construction")
+    assert re.findall('<section id="([^"]+)"', text) == keys
+    with pytest.raises(ValueError, match="the report of a sweep takes none"):
+        ls.write_report(found, tmp_path / "none.html", behaviour=xr.Dataset())

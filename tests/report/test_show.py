@@ -18,15 +18,14 @@ from lens_slt.report import page
 from lens_slt.report.figure import Figure as Shown
 from lens_slt.report.notebook import SHOWN, register
 from lens_slt.report.show import FIGURES, TABLES, kind_of
-from lens_slt.schema import SCHEMAS, stamped
+from lens_slt.schema import stamped
+from lens_slt.schemas import SCHEMAS
 from tests.phases import made_phases
 from tests.report.hostile import hostile
 
-OVER_TRAINING = {  # their figures are in test_development_figures.py
+OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_training.py
     "curves", "development", "sublosses", "differences", "construction", "stages", "transitions",
     "locality", "weight_change",  # in test_locality.py
-}  # fmt: skip
-TABLES_ONLY = {  # results without a figure of their own
     "critical_checkpoints", "mode_development", "differentiation", "migration",
     "pattern_influence", "head_trajectories",
 }  # fmt: skip
@@ -82,7 +81,7 @@ def results(draws, views, trial, behaviour, tokens):
 
 def test_every_kind_of_result_is_here_and_has_a_figure(results):
     others = {"trial", "hypothesis", "calibration", "curves"}
-    assert set(FIGURES) == ({*SCHEMAS} - TABLES_ONLY) | others
+    assert set(FIGURES) == {*SCHEMAS} | others
     assert set(FIGURES) == {*results} | ELSEWHERE
     for name, result in results.items():
         assert kind_of(result) == name

@@ -1,21 +1,29 @@
-"""The report of a sweep over checkpoints: one HTML file, from the first stage to the last."""
+"""The page of a sweep over checkpoints, from the first stage to the last."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import location, typed
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView, with_whole
 from lens_slt.report import page
 from lens_slt.report.page import Section
 from lens_slt.report.plots_development import plot_construction, plot_curves
+from lens_slt.report.plots_structure_over_time import (
+    plot_critical,
+    plot_mode_development,
+    plot_pattern_influence,
+)
+from lens_slt.report.plots_trajectories import (
+    plot_differentiation,
+    plot_migration,
+    plot_trajectories,
+)
 from lens_slt.report.tables import run_words
 from lens_slt.report.tables_development import (
     built_table,
@@ -27,18 +35,8 @@ from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import settings_of
 
 
-@typed
-def write_development_report(
-    file: str | Path, view: DevelopmentView, about: Mapping[str, Any] | None = None
-) -> Path:
-    """Write the page of a sweep; returns its path.
-
-    Args:
-        file: the HTML file.
-        view: from :func:`lens_slt.read_development`.
-        about: plain values about the run, shown first: ``title``, ``data``, …
-    """
-    about = dict(about or {})
+def development_page(view: DevelopmentView, about: dict[str, Any]) -> str:
+    """The whole page; ``about`` are plain values about the run, its ``title`` among them."""
     title = str(about.pop("title", "") or f"Development of {view.curves.attrs['run']}")
     sections = [
         Section("run", "What was run", _run(view, about)),
@@ -46,13 +44,12 @@ def write_development_report(
         Section("losses", "Losses of patterns", _losses(view)),
         Section("heads", "Heads", _heads(view)),
     ]
+    if structure := _structure(view):
+        sections.append(Section("structure", "Modes and influence", structure))
     if view.construction is not None:
         sections.append(Section("construction", "How circuits were built", _built(view)))
     sections.append(Section("limits", "Limits", _limits(view)))
-    place = location("file", file)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(page.page(title, _lead(view), sections), "utf-8")
-    return place
+    return page.page(title, _lead(view), sections)
 
 
 def _llc(view: DevelopmentView) -> xr.Dataset:
@@ -130,32 +127,25 @@ def _losses(view: DevelopmentView) -> str:
     else:
         parts.append(page.paragraph(f"No transitions: {view.refused.get('transitions', '')}."))
     if view.critical is not None:
-        steps = zip(
-            *(view.critical[key].values for key in ("at_step", "at_step_low", "at_step_high")),
-            strict=True,
-        )
-        words = "; ".join(f"step {a:.0f} ({low:.0f}–{high:.0f})" for a, low, high in steps)
-        parts.append(
-            page.paragraph(f"They change fastest at {words}." if words else "No step stands out.")
-        )
+        parts.append(page.figure(plot_critical(view.critical)))
     return "".join(parts)
 
 
 def _heads(view: DevelopmentView) -> str:
     parts = [page.figure(plot_curves(_llc(view), stages=_first(view)))]
     if view.trajectories is not None:
-        found = view.trajectories
-        words = f"Clusters of trajectories: {found.attrs['verdict']}."
-        if "type_ari" in found:
-            words += (
-                f" Adjusted Rand index with types by behaviour {float(found['type_ari']):.2f} "
-                f"(p = {float(found['type_p']):.2g} among permutations)."
-            )
-        parts.append(page.paragraph(words))
-    for name in ("trajectories", "differentiation"):
+        parts += [
+            page.figure(plot_trajectories(view.trajectories)),
+            page.paragraph(_of_clusters(view.trajectories)),
+        ]
+    if view.differentiation is not None:
+        parts.append(page.figure(plot_differentiation(view.differentiation)))
+    for name in ("trajectories", "differentiation", "migration"):
         if name in view.refused:
             parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
     parts.append(page.table(heads_table(view)))
+    if view.migration is not None:
+        parts.append(page.figure(plot_migration(view.migration)))
     for name, node in view.curves.children.get("gamma", xr.DataTree()).children.items():
         parts.append(
             page.fold(f"The same at γ = {name}", page.figure(plot_curves(node.to_dataset())))
@@ -163,6 +153,37 @@ def _heads(view: DevelopmentView) -> str:
     if "behaviour_scores" in view.curves.children:
         behaviour = view.curves["behaviour_scores"].to_dataset()
         parts.append(page.fold("What heads attend to", page.figure(plot_curves(behaviour))))
+    return "".join(parts)
+
+
+def _of_clusters(found: xr.Dataset) -> str:
+    """Whether there are clusters, and how they go with what heads do."""
+    words = f"Clusters of trajectories: {found.attrs['verdict']}."
+    if "type_ari" in found and np.isfinite(found["type_ari"]):
+        words += (
+            f" Adjusted Rand index with types by behaviour {float(found['type_ari']):.2f} "
+            f"(p = {float(found['type_p']):.2g} among permutations)."
+        )
+    return words
+
+
+def _structure(view: DevelopmentView) -> str:
+    parts = []
+    if view.modes is not None:
+        words = (
+            "A mode is a pattern over components that goes with one over tokens. Those of the last "
+            "checkpoint are looked for at all others."
+        )
+        parts += [page.paragraph(words), page.figure(plot_mode_development(view.modes))]
+    if view.influence is not None:
+        words = (
+            f"Influence between patterns, from the draws of {view.influential}: it often turns, or "
+            "peaks, at a transition."
+        )
+        parts += [page.paragraph(words), page.figure(plot_pattern_influence(view.influence))]
+    for name in ("modes", "influence"):
+        if name in view.refused:
+            parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
     return "".join(parts)
 
 
