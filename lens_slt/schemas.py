@@ -72,7 +72,7 @@ def _with_interval(name: str) -> str:
 
 def _with_errors(words: str) -> str:
     """Quantities and their standard errors."""
-    return _each(words, "{} {}_se")
+    return _each(words, "{0} {0}_se")
 
 
 def _matrix(name: str, quantities: str) -> Schema:

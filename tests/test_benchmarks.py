@@ -47,6 +47,13 @@ def test_grokking():
 
 
 @pytest.mark.slow
+def test_spectrum():
+    pytest.importorskip("pymbar", reason="pymbar is not installed (extra: mbar)")
+    found = figures("spectrum", "--quick")
+    assert {"lambda_error", "multiplicity_right", "wrongly_claimed", "mbar_ti_z"} <= set(found)
+
+
+@pytest.mark.slow
 def test_sampler_bias():
     found = figures("sampler_bias", "--quick")
     assert {"max_abs_bias_lm", "median_bias_sgld", "max_abs_bias_bf16"} <= set(found)

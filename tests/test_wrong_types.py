@@ -56,6 +56,7 @@ RIGHT: dict[str, Any] = dict.fromkeys(
         "Sequence[float]",
         "Sequence[int]",
         "Sequence[xr.Dataset]",
+        "Sequence[xr.DataTree]",
     ),
     (),
 ) | {"Mapping[int, xr.DataTree]": {}}

@@ -60,7 +60,7 @@ def limit_llc(rungs: Sequence[xr.Dataset], *, trust: bool = False, seed: int = 0
         ...     )
         ...     return ls.refined_llc(draws)
         >>> found = ls.limit_llc([rung(ratio) for ratio in (1, 3, 10)])  # λ = 2
-        >>> bool(abs(found["llc"][0] - 2) < 4 * found["se"][0])
+        >>> bool(abs(found["llc"].item() - 2) < 4 * found["se"].item())
         True
     """
     integer("seed", seed, at_least=0)

@@ -214,7 +214,7 @@ def judge(fitted: Sequence[Form], n_betas: FloatArray) -> dict[str, Any]:
     if 2 * best.llc_se > MOST_ERROR * best.llc:
         return ends | {"verdict": f"{NOT} λ is known to {2 * best.llc_se / best.llc:.0%} only"}
     return ends | {
-        "verdict": CLAIMED, "multiplicity": best.multiplicity, "llc": best.llc,
+        "verdict": CLAIMED, "multiplicity": float(best.multiplicity), "llc": best.llc,
         "llc_se": best.llc_se,
     }  # fmt: skip
 

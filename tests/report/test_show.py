@@ -20,7 +20,7 @@ from lens_slt.report.notebook import SHOWN, register
 from lens_slt.report.show import FIGURES, TABLES, kind_of
 from lens_slt.schema import stamped
 from lens_slt.schemas import SCHEMAS
-from tests.phases import made_phases
+from tests.phases import made_phases, made_spectrum
 from tests.report.hostile import hostile
 
 OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_training.py
@@ -76,6 +76,7 @@ def results(draws, views, trial, behaviour, tokens):
         "trial": trial,
         "hypothesis": trial.hypothesis,
         **made_phases.results(),
+        **made_spectrum.results(),
     }
 
 
