@@ -31,6 +31,7 @@ N_BLOCKS = 20  # of the jackknife
 MOST_DRAWS = 2000  # of a rung, evenly spread, that enter
 LEAST_WORTH = 50.0  # draws of the prior that the reweighted ones are worth
 LEVELS = 25
+BRACKET = 50.0  # of a free energy, beyond all energies
 
 
 @dataclass(frozen=True)
@@ -202,14 +203,13 @@ def _overlap(a: _Rung, b: _Rung) -> float:
     """Of two rungs' losses: 1 where they are equal, 0 where no draw could be of the other."""
     step = b.n_beta - a.n_beta
     x, y = a.losses.loss.ravel(), b.losses.loss.ravel()
-    start = _area(a, b)  # the free energy between them, nearly
+    energies = step * np.concatenate([x, y])  # the free energy between them is within
 
     def balance(f: float) -> float:
         """Of Bennett's equation: draws of each that look like the other's."""
         return float(expit(f - step * x).mean() - expit(step * y - f).mean())
 
-    wide = 50 + abs(start)
-    f = float(brentq(balance, start - wide, start + wide))
+    f = float(brentq(balance, energies.min() - BRACKET, energies.max() + BRACKET))
     both = [expit(f - step * z) * expit(step * z - f) for z in (x, y)]
     return float(2 * (both[0].mean() + both[1].mean()))
 

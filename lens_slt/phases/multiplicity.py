@@ -145,6 +145,8 @@ def _cell(rung: xr.Dataset, trust: bool) -> dict[str, Any]:
     cell |= {"rungs": int(used.sum()), "decades": decades, "fit": np.full(len(used), nan)}
     cell |= {key: np.full(MOST_FORMS, nan) for key in ("misfit", "form_llc", "form_llc_se")}
     why = _too_few(len(n_betas), decades)
+    if not why and not (rung["llc"].values[used] > 0).all():
+        why = f"{NOT} λ̂ is not above zero at every rung: the given weights are at no minimum"
     if why:
         return cell | {"verdict": why}
     fitted = fits(_curve(rung, used))
@@ -169,8 +171,8 @@ def _too_few(rungs: int, decades: float) -> str:
 def _curve(rung: xr.Dataset, used: FloatArray) -> Curve:
     t = rung["n_beta"].values[used]
     value, error = rung["llc"].values[used], rung["se"].values[used]
-    prior = np.nanmedian(np.where(rung["prior_loss"].values > 0, rung["prior_loss"].values, np.nan))
-    scale = np.log(prior) if np.isfinite(prior) else np.log(max(value[0], FLOOR) / t[0])
+    known = rung["prior_loss"].values[rung["prior_loss"].values > 0]
+    scale = np.log(np.median(known)) if len(known) else np.log(value[0] / t[0])
     return Curve(
         np.log(t) + scale, t / float(rung["gamma"]), value, np.hypot(error, FLOOR * value),
         int(rung["n_parameters"]),

@@ -53,6 +53,8 @@ def test_a_ladder_that_skips_says_which_rungs_to_add(made):
     sparse = rungs([1.0, 1000.0], curvatures=[STIFF, FLAT])
     with pytest.raises(ValueError, match=r"nβ 1 and 1000 overlap by 0\.0\d+: add nβ ") as said:
         ls.density_of_states(sparse, "L0H0")
+    with pytest.raises(ValueError, match="the ladder skips"):
+        ls.density_of_states(rungs([0.01, 1e5], curvatures=[FLAT * 1000]))
     added = [float(n) for n in str(said.value).rsplit("add nβ ", 1)[1].split(", ")]
     assert 2 < len(added) < 12 and all(1 < n < 1000 for n in added)
     full = rungs([1.0, *added, 1000.0], curvatures=[STIFF, FLAT])

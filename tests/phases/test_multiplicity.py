@@ -7,7 +7,7 @@ import pytest
 
 import lens_slt as ls
 from lens_slt.phases.multiplicity import CLAIMED, FLOOR, Curve, fits, judge
-from tests.phases.made_spectrum import rungs
+from tests.phases.made_spectrum import FLAT, rungs
 from tests.phases.test_spectrum import crossing_curve
 
 LONG = np.geomspace(10, 1e6, 16)
@@ -71,6 +71,13 @@ def test_why_it_cannot_be_told():
     bumpy = np.array([1, 1.5] * 4)
     found = judge(fits(curve(n_betas, bumpy, 0.01 * bumpy, 3.0, 12)), n_betas)
     assert "no form fits λ̂ of all rungs" in found["verdict"]
+
+
+def test_weights_that_are_no_minimum():
+    spectrum = ls.spectrum(rungs(curvatures=[FLAT]))
+    found = ls.multiplicity(spectrum.assign(llc=-spectrum["llc"]))
+    assert "the given weights are at no minimum" in found["verdict"].item()
+    assert np.isnan(found["llc"]).all()
 
 
 def test_ladders_that_are_too_short():
