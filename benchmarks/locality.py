@@ -26,7 +26,7 @@ import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
 from lens_slt.models.adapter import adapt
-from lens_slt.models.components import parse_components
+from lens_slt.models.components import head_names, parse_components
 from lens_slt.training.train import repeated_tokens
 
 TARGETS = {
@@ -40,12 +40,15 @@ SEQUENCES, LENGTH = 32, 65
 DIRECTIONS = 16
 
 
-def before_it_grew(planted: Any, seed: int) -> tuple[Any, float]:
-    """The planted model without its circuit, all weights a little off; the circuit's share."""
-    before = deepcopy(planted.model)
+def before_it_grew(model: Any, heads: list[str], seed: int, noise: float) -> tuple[Any, float]:
+    """A copy in which some heads are zero and all weights a little off; the heads' share.
+
+    ``noise`` is a share of the root mean square of the heads' weights.
+    """
+    before = deepcopy(model)
     adapted = adapt(before)
     parts = []
-    for component in parse_components(list(planted.truth.components), adapted):
+    for component in parse_components(heads, adapted):
         for slot in component.slots:
             leaf = adapted.leaves[slot.name]
             parts.append(leaf.view(leaf.parameter.data)[slot.index])
@@ -56,8 +59,8 @@ def before_it_grew(planted: Any, seed: int) -> tuple[Any, float]:
         for part in parts:
             part.zero_()
         for leaf in adapted.leaves.values():
-            noise = torch.randn(leaf.parameter.shape, generator=generator)
-            leaf.parameter.add_(NOISE * size * noise)
+            moved = noise * size * torch.randn(leaf.parameter.shape, generator=generator)
+            leaf.parameter.add_(moved)
             everything += leaf.parameter.numel()
     return before, sum(part.numel() for part in parts) / everything
 
@@ -68,7 +71,7 @@ def planted_part(seeds: int, seed: int, quick: bool) -> dict[str, float]:
     for p in ls.planted_suite(seeds, n_sequences=64, seed=seed):
         if p.truth is None or not p.truth.edges or (quick and p.family != "induction"):
             continue
-        before, share = before_it_grew(p, seed)
+        before, share = before_it_grew(p.model, list(p.truth.components), seed, NOISE)
         pattern = p.patterns.sel(pattern=p.pattern).values
         try:
             found = ls.locality(before, p.model, p.tokens, pattern, seed=seed, progress=False)
@@ -107,28 +110,39 @@ def equal_interval(run: ls.Checkpoints, first: int, last: int) -> tuple[int, int
     return min(pairs, key=lambda pair: abs(np.log(gaps[pair] / wanted)))
 
 
-def ranked_heads(run: ls.Checkpoints, ends: tuple[int, int], llc: bool, seed: int) -> dict:
+def ranked_heads(
+    run: ls.Checkpoints, ends: tuple[int, int], llc: bool, seed: int
+) -> dict[str, dict[str, float]]:
     """Scores of heads by name of the ranking."""
     after = run.load(ends[1])
     tokens = repeated_tokens(after.cfg.d_vocab, LENGTH, seed=seed + 1, sequences=SEQUENCES)
-    heads = [f"L{i}H{j}" for i in range(after.cfg.n_layers) for j in range(after.cfg.n_heads)]
-    half = LENGTH // 2
-    cost = {
-        head: float(
-            ls.ablate(after, tokens, head)["effect"].isel(position=slice(half, None)).mean()
-        )
-        for head in heads
-    }
+    again, cost = slice(LENGTH // 2, None), {}
+    for head in head_names(adapt(after)):
+        effect = ls.ablate(after, tokens, head)["effect"]
+        cost[head] = float(effect.isel(position=again).mean())
     scores = {"heads by ablation": cost}
     if llc:
         text = ls.load_tokens("mix", n_sequences=64, length=LENGTH)
-        both = [
-            ls.refined_llc(ls.sample(run.load(s), text, "heads", settings=SETTINGS, progress=False))
-            for s in ends
-        ]
-        grown = both[1]["llc"] - both[0]["llc"]
-        scores["heads by ΔrLLC"] = {head: float(grown.sel(component=head)) for head in heads}
+        start, end = (
+            ls.refined_llc(
+                ls.sample(run.load(step), text, "heads", settings=SETTINGS, progress=False)
+            )["llc"]
+            for step in ends
+        )
+        scores["heads by ΔrLLC"] = {head: float((end - start).sel(component=head)) for head in cost}
     return scores
+
+
+def kept_rows(found: Any, names: dict[str, str]) -> list[list[Any]]:
+    """Of the rankings named: smallest share with interval, the most that is kept below all."""
+    rows = []
+    for ranking, name in names.items():
+        one = found.sel(ranking=ranking).dropna("share", subset=["kept"])
+        smallest = [float(one[f"smallest_share{end}"]) for end in ("", "_low", "_high")]
+        most = float(one["kept"].where(one["share"] < 1).max())
+        gain = f"gain {found.attrs['gain']:.2f} ± {found.attrs['gain_se']:.2f}"
+        rows.append([name, *smallest, most, gain])
+    return rows
 
 
 def shipped_part(name: str, llc: bool, seed: int) -> dict[str, float]:
@@ -137,39 +151,29 @@ def shipped_part(name: str, llc: bool, seed: int) -> dict[str, float]:
     tokens = repeated_tokens(run.load(ends[0]).cfg.d_vocab, LENGTH, seed=seed, sequences=SEQUENCES)
     again = np.zeros((SEQUENCES, tokens.shape[1] - 1), dtype=bool)
     again[:, LENGTH // 2 :] = True
-    rows, figures = [], {}
-    key = name.replace("-", "_")
-    for interval in (ends, equal_interval(run, *ends)):
+
+    def located(interval: tuple[int, int], **options: Any) -> Any:
         before, after = (run.load(step) for step in interval)
-        scores = ranked_heads(run, ends, llc, seed) if interval == ends else {}
-        given: list[tuple[str, dict[str, Any]]] = [("heads", {})]
-        given = [(words, {"scores": one}) for words, one in scores.items()] or given
-        given[0][1]["n_directions"] = DIRECTIONS
-        for i, (words, options) in enumerate(given):
-            try:
-                found = ls.locality(
-                    before, after, tokens, again, seed=seed, progress=False, **options
-                )
-            except ValueError as error:
-                rows.append([f"{interval[0]}–{interval[1]}", "–", *[float("nan")] * 4, str(error)])
-                break
-            for ranking in found["ranking"].values:
-                one = found.sel(ranking=ranking)
-                if i and ranking != "components":
-                    continue
-                label = words if ranking == "components" else str(ranking)
-                smallest = [float(one[f"smallest_share{end}"]) for end in ("", "_low", "_high")]
-                kept = one["kept"].dropna("share")
-                rows.append(
-                    [f"{interval[0]}–{interval[1]}", label, *smallest,
-                     float(kept.where(kept["share"] < 1, drop=True).max()),
-                     f"gain {found.attrs['gain']:.2f} ± {found.attrs['gain_se']:.2f}"]
-                )  # fmt: skip
-                if interval == ends:
-                    figures[f"{key}_{label.replace(' ', '_')}"] = smallest[0]
+        return ls.locality(before, after, tokens, again, seed=seed, progress=False, **options)
+
+    plain = {"size": "size", "random": "random", "curvature": "curvature"}
+    rows = kept_rows(located(ends, n_directions=DIRECTIONS), plain)
+    for words, scores in ranked_heads(run, ends, llc, seed).items():
+        rows += kept_rows(located(ends, scores=scores), {"components": words})
+    figures = {
+        f"{name}_{row[0]}".replace("-", "_").replace(" ", "_"): row[1] for row in rows
+        if np.isfinite(row[1])  # reached at all: JSON has no NaN
+    }  # fmt: skip
+    table = [[f"{ends[0]}–{ends[1]}", *row] for row in rows]
+    other = equal_interval(run, *ends)
+    label = f"{other[0]}–{other[1]}, as far"
+    try:
+        table += [[label, *row] for row in kept_rows(located(other), {"size": "size"})]
+    except ValueError as error:
+        table.append([label, "size", *[float("nan")] * 4, str(error).split(":")[1][:40]])
     common.show_table(
         f"{name}: smallest share of weights that keeps 95 % of the gain",
-        ["interval", "ranking", "share", "low", "high", "most kept below all", ""], rows,
+        ["interval", "ranking", "share", "low", "high", "most kept below all", ""], table,
     )  # fmt: skip
     change = ls.weight_change(run.load(ends[0]), run.load(ends[1]))
     mean = change.mean("matrix").sortby("relative_norm", ascending=False)

@@ -44,7 +44,7 @@ from lens_slt.development.overview import DevelopmentView, read_development
 from lens_slt.development.plan import DevelopmentPlan, plan_development
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt
-from lens_slt.models.checkpoints import Checkpoints, checkpoints
+from lens_slt.models.checkpoints import Checkpoints, checkpoints, refuse_single
 from lens_slt.models.source import model_source
 from lens_slt.report.files import BUILT, REPORT, SWEEP, write_about
 from lens_slt.report.report import write_report
@@ -171,8 +171,7 @@ def _check(
     run: Checkpoints, workers: Any, hypothesis: str, pattern: str, model: Any, labels: Any
 ) -> None:
     """Raise ValueError for what would be refused only after the plan, or after the sweep."""
-    if len(run) < 2:
-        raise ValueError(f"checkpoints must be at least two; got {run!r}")
+    refuse_single(run)
     backend_options(workers)
     if hypothesis not in (NONE, INFERRED):
         choice("--pattern", pattern, [ALL, *map(str, labels["pattern"].values)])

@@ -40,7 +40,7 @@ from lens_slt.development.folder import open_sweep, step_folder, sweep_folder
 from lens_slt.development.onsets import one_sided, onsets, trailing
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import weights_hash
-from lens_slt.models.checkpoints import Checkpoints
+from lens_slt.models.checkpoints import Checkpoints, refuse_single
 from lens_slt.sampling.jobs import run_jobs
 from lens_slt.schema import stamp, stamped
 from lens_slt.torch_state import plain_torch
@@ -140,8 +140,7 @@ def construction(
     integer("n_bootstrap", n_bootstrap, at_least=100)
     integer("seed", seed, at_least=0)
     choice("trials", trials, ("bisect", "all", "none"))
-    if len(checkpoints) < 2:
-        raise ValueError(f"checkpoints must be at least two; got {checkpoints!r}")
+    refuse_single(checkpoints)
     given = [hypotheses] if isinstance(hypotheses, CircuitHypothesis) else list(hypotheses)
     if not given:
         raise ValueError("hypotheses: there are none, give at least one circuit")

@@ -27,7 +27,7 @@ from lens_slt.development.folder import (
 )
 from lens_slt.development.sweep import Sweep
 from lens_slt.json_files import read_json
-from lens_slt.models.checkpoints import Checkpoints
+from lens_slt.models.checkpoints import Checkpoints, refuse_single
 from lens_slt.models.saved import save_source
 from lens_slt.models.source import ModelSource
 from lens_slt.sampling.folder import folder_of
@@ -117,8 +117,7 @@ def develop(
     """
     boolean("behaviour", behaviour)
     boolean("keep_draws", keep_draws)
-    if len(checkpoints) < 2:
-        raise ValueError(f"checkpoints must be at least two; got {checkpoints!r}")
+    refuse_single(checkpoints)
     settings = _equal_draws(preset(settings) if isinstance(settings, str) else settings)
     given = {
         name: probe if isinstance(probe, Probe) else Probe(probe)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lens_slt.development.grafts import Grafts, Weights, joined, split
 from lens_slt.development.leading_curvature import leading_curvature
-from lens_slt.models.adapter import AdaptedModel
 from lens_slt.models.components import Component, parse_components
 
 SIZE, COMPONENTS, CURVATURE = "size", "components", "curvature"
@@ -39,7 +38,6 @@ class Ranking:
 
 def all_rankings(
     grafts: Grafts,
-    model: AdaptedModel,
     scores: Mapping[str, float] | None,
     n_directions: int,
     n_null: int,
@@ -59,7 +57,7 @@ def all_rankings(
 
     found = [Ranking(SIZE, shares, largest, refines=True), Ranking(RANDOM, shares, random)]
     if scores is not None:
-        found.append(_of_components(grafts, model, scores))
+        found.append(_of_components(grafts, scores))
     if n_directions:
         found.append(_of_curvature(grafts, n_directions, seed))
     return found
@@ -93,11 +91,11 @@ def _shuffled(masks: Masks, generator: torch.Generator) -> Masks:
     return found
 
 
-def _of_components(grafts: Grafts, model: AdaptedModel, scores: Mapping[str, float]) -> Ranking:
+def _of_components(grafts: Grafts, scores: Mapping[str, float]) -> Ranking:
     """Whole components in the order of their scores."""
     if not scores:
         raise ValueError("scores name no component; pass one number for every component to try")
-    components = parse_components(list(scores), model)
+    components = parse_components(list(scores), grafts.model)
     ordered = sorted(components, key=lambda one: -float(scores[one.name]))
     by_share = {}
     for count in range(1, len(ordered) + 1):

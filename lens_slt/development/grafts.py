@@ -34,9 +34,9 @@ class Grafts:
     """
 
     def __init__(self, before: Any, after: Any, tokens: Any, pattern: Any, **which: Any) -> None:
-        self._work = adapt(deepcopy(before))
-        self.start, self.change = changed_weights(self._work, adapt(after))
-        runs = Runs(self._work, tokens, **which)
+        self.model = adapt(deepcopy(before))
+        self.start, self.change = changed_weights(self.model, adapt(after))
+        runs = Runs(self.model, tokens, **which)
         self.tokens = runs.tokens
         chosen = np.ones(runs.real.shape, dtype=bool) if pattern is None else np.asarray(pattern)
         if chosen.shape != runs.real.shape or chosen.dtype != bool:
@@ -53,12 +53,12 @@ class Grafts:
         """Of the whole model."""
         return sum(value.numel() for value in self.start.values())
 
-    def losses(self, change: Weights) -> FloatArray:
-        """Summed loss of every sequence's pattern ``[sequence]``, in nats, with changed weights."""
+    def losses(self, change: Weights, sequences: Iterable[int] | None = None) -> FloatArray:
+        """Summed loss of the pattern in nats, of all sequences or some, with changed weights."""
         self._write(change)
         found = []
         with torch.no_grad():
-            for rows in self._batches(range(len(self.tokens))):
+            for rows in self._batches(range(len(self.tokens)) if sequences is None else sequences):
                 found.append(self._summed(rows).double().cpu().numpy())
         return np.concatenate(found)
 
@@ -68,8 +68,8 @@ class Grafts:
         chosen = list(sequences)
         found = {name: torch.zeros_like(value) for name, value in self.start.items()}
         total = float(self.weight[chosen].sum())
-        leaves = self._work.leaves
-        with trainable(self._work), torch.enable_grad():
+        leaves = self.model.leaves
+        with trainable(self.model), torch.enable_grad():
             parameters = {id(leaf.parameter): leaf.parameter for leaf in leaves.values()}
             wanted = [one for one in parameters.values() if one.requires_grad]
             for rows in self._batches(chosen):
@@ -88,18 +88,18 @@ class Grafts:
 
     def _write(self, change: Weights) -> None:
         with torch.no_grad():
-            for name, leaf in self._work.leaves.items():
+            for name, leaf in self.model.leaves.items():
                 leaf.view(leaf.parameter.data).copy_(self.start[name] + change[name])
 
     def _summed(self, rows: list[int]) -> Tensor:
-        ids = self.tokens[rows].to(self._work.device)
-        logits = model_logits(self._work, ids[:, :-1])
+        ids = self.tokens[rows].to(self.model.device)
+        logits = model_logits(self.model, ids[:, :-1])
         each = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         return (each * torch.from_numpy(self.weight[rows]).to(each)).sum(1)
 
     def _batches(self, rows: Iterable[int]) -> Iterable[list[int]]:
         chosen = list(rows)
-        size = max(1, MOST_LOGITS // (self.tokens.shape[1] * self._work.d_vocab_out))
+        size = max(1, MOST_LOGITS // (self.tokens.shape[1] * self.model.d_vocab_out))
         return [chosen[i : i + size] for i in range(0, len(chosen), size)]
 
 

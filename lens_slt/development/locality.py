@@ -17,10 +17,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lens_slt.arguments import integer, number, typed
-from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.arrays import FloatArray
 from lens_slt.development.graft_rankings import RANDOM, SIZE, Ranking, all_rankings
 from lens_slt.development.grafts import Grafts, Weights
-from lens_slt.models.adapter import adapt
+from lens_slt.development.head_curves import first_lasting
 from lens_slt.progress import track
 from lens_slt.schema import stamped
 from lens_slt.torch_state import kept_random_state, plain_torch
@@ -100,11 +100,13 @@ def locality(
     integer("n_null", n_null, at_least=1)
     integer("seed", seed, at_least=0)
     number("target", target, above=0, below=1)
+    for name, score in (scores or {}).items():
+        number(f"scores[{name!r}]", score)
     which = {"weights": weights, "mask": mask, "pad_id": pad_id}
     with kept_random_state():
         grafts = Grafts(before, after, tokens, pattern, **which)
         kept = Kept.of(grafts)
-        rankings = all_rankings(grafts, adapt(before), scores, n_directions, n_null, seed)
+        rankings = all_rankings(grafts, scores, n_directions, n_null, seed)
         curves = {}
         with track("grafts", len(rankings), progress) as done:
             for ranking in rankings:
@@ -131,7 +133,7 @@ class Kept:
                 "on, and errors need 4 of them: at least 8"
             )
         none = {name: torch.zeros_like(value) for name, value in grafts.change.items()}
-        before, after = (grafts.losses(change)[rows] for change in (none, grafts.change))
+        before, after = (grafts.losses(change, rows) for change in (none, grafts.change))
         found = cls(grafts, rows, before, before - after)
         mean, se = found.mean_gain
         if not mean > CLEAR * se:
@@ -153,7 +155,7 @@ class Kept:
 
     def by(self, change: Weights) -> FloatArray:
         """What a graft brings to every sequence, ``[sequence]``."""
-        return self.before - self.grafts.losses(change)[self.rows]
+        return self.before - self.grafts.losses(change, self.rows)
 
 
 @dataclass
@@ -185,7 +187,7 @@ class _Curve:
 
     def resampled(self, rng: np.random.Generator | None) -> FloatArray:
         """As measured, or over resampled sequences and masks."""
-        n_masks, n = len(self.ranking.changes(self.shares[0])), len(self.kept.gain)
+        n_masks, n = next(iter(self.brought.values())).shape
         if rng is None:
             return self.of_gain(np.ones((1, n)), np.ones((1, n_masks)))
         counts = rng.multinomial(n, np.full(n, 1 / n), N_BOOTSTRAP).astype(float)
@@ -199,24 +201,17 @@ def _measured(ranking: Ranking, kept: Kept, target: float) -> _Curve:
     for share in ranking.shares:
         curve.measure(share)
     for _ in range(REFINEMENTS if ranking.refines else 0):
-        first = _first_lasting(curve.resampled(None)[0] >= target)
-        if first is None or first == 0:
+        first = int(first_lasting(curve.resampled(None)[0] >= target))
+        if first < 1:
             break
         curve.measure(float(np.sqrt(curve.shares[first - 1] * curve.shares[first])))
     return curve
 
 
-def _first_lasting(reached: BoolArray) -> int | None:
-    """The first index from which on all are reached."""
-    missed = np.flatnonzero(~reached)
-    first = int(missed[-1]) + 1 if len(missed) else 0
-    return first if first < len(reached) else None
-
-
 def _crossing(shares: list[float], kept: FloatArray, target: float, between: bool) -> float:
     """The share from which on the target is kept, also between those measured; NaN for none."""
-    first = _first_lasting(kept >= target)
-    if first is None:
+    first = int(first_lasting(kept >= target))
+    if first < 0:
         return float("nan")
     if first == 0 or not between:
         return shares[first]
@@ -241,7 +236,7 @@ def _result(curves: dict[str, _Curve], kept: Kept, target: float, seed: int) -> 
         ends = [_crossing(curve.shares, row, target, between) for row in drawn]
         if np.isfinite(ends).mean() > INTERVAL[1]:
             smallest[1:, i] = np.nanquantile(ends, INTERVAL)
-    null_kept = _null_at(curves, smallest[0, names.index(SIZE)])
+    null_kept = _null_at(curves[RANDOM], smallest[0, names.index(SIZE)])
     gain, se = kept.mean_gain
     variables = dict(zip(("kept", "kept_low", "kept_high"), values, strict=True))
     names_of_ends = ("smallest_share", "smallest_share_low", "smallest_share_high")
@@ -255,11 +250,9 @@ def _result(curves: dict[str, _Curve], kept: Kept, target: float, seed: int) -> 
     return stamped(found, "locality")
 
 
-def _null_at(curves: dict[str, _Curve], share: float) -> float:
+def _null_at(null: _Curve, share: float) -> float:
     """What the largest of the random masks keeps where the largest changes keep enough."""
     if not np.isfinite(share):
         return float("nan")
-    null = curves[RANDOM]
-    null.measure(share)
-    each = null.brought.pop(share).sum(1) / null.kept.gain.sum()
-    return float(each.max())
+    brought = [null.kept.by(change).sum() for change in null.ranking.changes(share)]
+    return float(max(brought) / null.kept.gain.sum())

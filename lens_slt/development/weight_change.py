@@ -11,7 +11,13 @@ import xarray as xr
 from lens_slt.arguments import typed
 from lens_slt.development.grafts import changed_weights
 from lens_slt.models.adapter import adapt
-from lens_slt.models.components import HEAD_TENSORS, MLP_TENSORS, Slot, parse_components
+from lens_slt.models.components import (
+    HEAD_TENSORS,
+    MLP_TENSORS,
+    Component,
+    Slot,
+    parse_components,
+)
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
 
@@ -33,7 +39,8 @@ def weight_change(before: Any, after: Any, components: Any = "heads") -> xr.Data
         ‖ΔW‖² / ‖ΔW‖₂², between 1 (one direction) and the rank of the matrix; of a random change
         of that shape ``random_stable_rank``, about mn/(√m + √n)².
 
-    Raises ValueError for models of other shapes or without change.
+    Raises ValueError for models of other shapes or without change, and for components with two
+    matrices of one kind, such as ``L0H1+L1H3`` or ``full``.
 
     Example:
         >>> import lens_slt as ls
@@ -45,12 +52,13 @@ def weight_change(before: Any, after: Any, components: Any = "heads") -> xr.Data
     model = adapt(before)
     start, change = changed_weights(model, adapt(after))
     chosen = parse_components(components, model)
+    _refuse_several(chosen)
     names = ("norm", "relative_norm", "stable_rank", "random_stable_rank")
     found = {name: np.full((len(chosen), len(MATRICES)), np.nan) for name in names}
     for i, component in enumerate(chosen):
         for slot in component.slots:
             matrix = slot.name.rsplit(".", 1)[-1]
-            if matrix not in MATRICES or len(component.slots) > len(MATRICES):
+            if matrix not in MATRICES:
                 continue
             moved, was = (_of(slot, values[slot.name]) for values in (change, start))
             norm, largest = float(moved.norm()), float(torch.linalg.matrix_norm(moved, 2))
@@ -66,6 +74,19 @@ def weight_change(before: Any, after: Any, components: Any = "heads") -> xr.Data
         coords={"component": [one.name for one in chosen], "matrix": list(MATRICES)},
     )
     return stamped(data.dropna("matrix", how="all"), "weight_change")
+
+
+def _refuse_several(components: list[Component]) -> None:
+    """Raise ValueError for a component with two matrices of one kind, such as a union of heads."""
+    for component in components:
+        kinds = [slot.name.rsplit(".", 1)[-1] for slot in component.slots]
+        twice = [kind for kind in MATRICES if kinds.count(kind) > 1]
+        if twice:
+            raise ValueError(
+                f"components: {component.name!r} has {kinds.count(twice[0])} matrices {twice[0]}; "
+                "allowed are components with one of each: heads, attention, MLPs, layers, "
+                "embeddings. Name them one by one"
+            )
 
 
 def _of(slot: Slot, value: torch.Tensor) -> torch.Tensor:

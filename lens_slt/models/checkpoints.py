@@ -218,6 +218,12 @@ def checkpoints(
     return _from_hub(name, steps, config, backend)
 
 
+def refuse_single(checkpoints: Checkpoints) -> None:
+    """Raise ValueError where there is no course of training to follow."""
+    if len(checkpoints) < 2:
+        raise ValueError(f"checkpoints must be at least two; got {checkpoints!r}")
+
+
 def model_marks(model: Any) -> dict[str, Any]:
     """What models at all checkpoints of a run have in common: architecture and tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)

@@ -9,8 +9,10 @@ import xarray as xr
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
+from lens_slt.report.stacked import legend_below, titled
 from lens_slt.schema import require
 
+PANEL_HEIGHT = 320  # pixels
 MOST_BELOW = -0.5  # of the gain: what grafts lose beyond is not shown
 IN_WORDS = {
     "size": "largest changes first", "random": "null: as many of each matrix, at random",
@@ -44,13 +46,17 @@ def plot_locality(found: xr.Dataset) -> go.Figure:
     figure.add_hline(y=target, line=dict(dash="dot", width=1, color="grey"))
     lowest = float(np.nanmin(found["kept"].values))
     below = ", cut below" if lowest < MOST_BELOW else ""
-    figure.update_xaxes(type="log", title_text="share of all weights that take their value after")
+    figure.update_xaxes(
+        type="log", dtick=1, tickformat="~%", title_text="share of all weights that are replaced"
+    )
     figure.update_yaxes(title_text="kept of the gain", range=[max(lowest, MOST_BELOW) - 0.05, 1.1])
-    figure.update_layout(
-        template="plotly_white", height=460, margin=dict(t=90),
-        legend=dict(orientation="h", y=-0.25, yanchor="top"),
-        title=f"How few weights carry the gain of {found.attrs['gain']:.2f} nats per token"
-        f"<br><sup>95 % over sequences{below}; dotted: {target:.0%}</sup>",
+    figure.update_layout(legend=legend_below(PANEL_HEIGHT))
+    gain, se = (float(found.attrs[key]) for key in ("gain", "gain_se"))
+    titled(
+        figure, "How few weights carry the gain",
+        f"gain: {gain:.2f} ± {se:.2f} nats per token, all weights replaced by those after; bars: "
+        f"95 % over sequences{below}; dotted: {target:.0%} of it",
+        PANEL_HEIGHT,
     )  # fmt: skip
     return figure
 
@@ -68,15 +74,16 @@ def plot_weight_change(found: xr.Dataset) -> go.Figure:
         go.Heatmap(
             z=rank, x=matrices, y=names, zmin=1, colorscale="Cividis", xgap=1, ygap=1,
             customdata=moved, text=np.round(rank, 1), texttemplate="%{text}",
-            colorbar=dict(title="stable rank"),
+            showscale=False,
             hovertemplate="%{y}, %{x}: stable rank %{z:.1f}, moved by %{customdata:.0%} of its norm"
             "<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_layout(
-        template="plotly_white", height=200 + ROW_PIXELS * len(names),
-        title="In how many directions the weights moved<br><sup>‖ΔW‖² / ‖ΔW‖₂²; 1 is one direction"
-        "</sup>",
+    figure.update_xaxes(title_text="matrix", type="category")
+    figure.update_yaxes(title_text="component", autorange="reversed", type="category", dtick=1)
+    titled(
+        figure, "In how many directions the weights moved",
+        "stable rank of the change of each matrix, ‖ΔW‖² / ‖ΔW‖₂²: 1 is one direction",
+        ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure

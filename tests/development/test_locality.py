@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import Any
+import re
 
 import numpy as np
 import pytest
 import torch
 
 import lens_slt as ls
+from benchmarks.locality import before_it_grew
 from lens_slt.development.grafts import Grafts
 from lens_slt.development.leading_curvature import leading_curvature
 from lens_slt.models.adapter import adapt, weights_hash
-from lens_slt.models.components import parse_components
 from tests.tiny_models import TINY_MODELS
-
-
-def without(model: Any, heads: list[str], noise: float = 1e-4) -> tuple[Any, float]:
-    """A copy in which some heads are zero and all weights moved a little; the heads' share."""
-    before = deepcopy(model)
-    adapted = adapt(before)
-    generator, moved, everything = torch.Generator().manual_seed(0), 0, 0
-    with torch.no_grad():
-        for component in parse_components(heads, adapted):
-            for slot in component.slots:
-                leaf = adapted.leaves[slot.name]
-                part = leaf.view(leaf.parameter.data)[slot.index]
-                part.zero_()
-                moved += part.numel()
-        for leaf in adapted.leaves.values():
-            leaf.parameter.add_(noise * torch.randn(leaf.parameter.shape, generator=generator))
-            everything += leaf.parameter.numel()
-    return before, moved / everything
 
 
 @pytest.fixture(scope="module")
 def grown():
     """A planted circuit, the model before it was there, and where it sits."""
     p = ls.plant("induction", seed=3, n_sequences=24)
-    before, share = without(p.model, list(p.truth.components))
+    before, share = before_it_grew(p.model, list(p.truth.components), seed=0, noise=1e-3)
     return p, before, p.patterns.sel(pattern=p.pattern).values, share
 
 
@@ -139,3 +120,21 @@ def test_bad_input(grown):
         ls.locality(before, p.model, p.tokens, pattern[:, :3], progress=False)
     with pytest.raises(ValueError, match="scores name no component"):
         ls.locality(before, p.model, p.tokens, pattern, scores={}, progress=False)
+    for score in (float("nan"), "most"):
+        with pytest.raises(ValueError, match=r"scores\['L0H0'\] must be a finite number"):
+            ls.locality(before, p.model, p.tokens, pattern, scores={"L0H0": score}, progress=False)
+    for name, word in (("L0H0+L1H1", "2 matrices W_Q"), ("full", r"\d matrices W_Q")):
+        with pytest.raises(ValueError, match=f"components: '{re.escape(name)}' has {word}"):
+            ls.weight_change(before, p.model, name)
+
+
+def test_whole_numbers_are_scores_and_one_of_two_heads_is_itself(grown):
+    p, before, pattern, _ = grown
+    first, second = p.truth.components[:2]
+    found = ls.locality(
+        before, p.model, p.tokens[:8], pattern[:8], scores={first: 2, second: 1}, n_null=1,
+        progress=False,
+    )  # fmt: skip
+    assert "components" in found["ranking"].values
+    both, one = (ls.weight_change(before, p.model, names) for names in ([first, second], first))
+    assert (both.sel(component=first)["norm"] == one.sel(component=first)["norm"]).all()
