@@ -331,7 +331,7 @@ SCHEMAS: dict[str, Schema] = {
         ),
         Schema(
             "limit_llc", "limit_llc",
-            needed=over("component", "llc se reach certificate n_parameters verdict")
+            needed=over("component", "llc se form_se reach certificate n_parameters verdict")
             | over("component rung", "rung_llc rung_se fit") | over("rung", "ratio"),
         ),
         Schema(

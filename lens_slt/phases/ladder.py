@@ -35,8 +35,9 @@ def ladder(
 ) -> list[Settings]:
     """Settings of every pair of nβ and γ, for :func:`lens_slt.sample` or ``sample_function``.
 
-    Every rung has a seed of its own, so that errors of rungs are independent, and records the loss
-    on the whole set, which the variance of the loss needs.
+    Every rung has a seed of its own, so that errors of rungs are independent, which depends on its
+    nβ and γ alone, so that rungs can be added to a ladder. All record the loss on the whole set,
+    which the variance of the loss needs.
 
     Args:
         n_betas, gammas: inverse temperatures and localizations, above 0.
@@ -58,11 +59,16 @@ def ladder(
         for gamma in numbers("gammas", gammas, above=0)
         for n_beta in numbers("n_betas", n_betas, above=0)
     ]
-    seeds = np.random.SeedSequence(settings.seed).generate_state(len(pairs))
     return [
-        settings.but(n_beta=b, gamma=g, seed=int(seed), full_loss=True)
-        for (b, g), seed in zip(pairs, seeds, strict=True)
+        settings.but(n_beta=b, gamma=g, seed=_seed(settings.seed, b, g), full_loss=True)
+        for b, g in pairs
     ]
+
+
+def _seed(seed: int, n_beta: float, gamma: float) -> int:
+    """Of one rung."""
+    words = np.array([n_beta, gamma], dtype=np.float64).view(np.uint32)
+    return int(np.random.SeedSequence([seed, *words.tolist()]).generate_state(1)[0])
 
 
 @typed
@@ -138,16 +144,23 @@ def check_rungs(rungs: Sequence[xr.DataTree], least: int) -> list[Settings]:
     twice = next((pair for pair in pairs if pairs.count(pair) > 1), None)
     if twice is not None:
         raise ValueError(f"rungs must differ in nβ or γ; two have nβ {twice[0]:g}, γ {twice[1]:g}")
-    for one in rungs[1:]:
-        if component_names(one) != component_names(rungs[0]):
+    check_same(rungs, [component_names(one) for one in rungs])
+    return settings
+
+
+def check_same(
+    rungs: Sequence[xr.DataTree] | Sequence[xr.Dataset], names: Sequence[Sequence[str]]
+) -> None:
+    """Refuse rungs of other components (``names``), models or tokens."""
+    for one, own in zip(rungs[1:], names[1:], strict=True):
+        if list(own) != list(names[0]):
             raise ValueError(
-                f"rungs must be of the same components; got {', '.join(component_names(rungs[0]))} "
-                f"and {', '.join(component_names(one))}"
+                f"rungs must be of the same components; got {', '.join(names[0])} and "
+                f"{', '.join(own)}"
             )
         for key, words in (("model_hash", "models"), ("tokens_hash", "tokens")):
             if one.attrs.get(key) != rungs[0].attrs.get(key):
                 raise ValueError(f"rungs are of different {words}")
-    return settings
 
 
 def losses_on_all(draws: xr.DataTree, component: str) -> Losses:

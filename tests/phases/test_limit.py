@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import lens_slt as ls
+from lens_slt.phases.limit import _limit
 from tests.phases.made_phases import CURVATURES, localised, rung
 
 
@@ -26,7 +27,20 @@ def test_its_error_follows_from_those_of_the_rungs():
     for i in range(3):
         moved = [one.assign(llc=one["llc"] + 0.05 * (j == i)) for j, one in enumerate(rungs)]
         slopes.append((float(ls.limit_llc(moved)["llc"][0]) - float(found["llc"][0])) / 0.05)
-    assert float(found["se"][0]) == pytest.approx(0.01 * np.linalg.norm(slopes), rel=0.2)
+    of_draws = np.sqrt(found["se"] ** 2 - found["form_se"] ** 2)
+    assert float(of_draws[0]) == pytest.approx(0.01 * np.linalg.norm(slopes), rel=0.2)
+
+
+def test_its_error_holds_what_the_form_misses():
+    """Of spectra with as many directions, and without any error of the rungs."""
+    rng = np.random.default_rng(2)
+    x, apart = 1 / np.array([10.0, 30.0, 100.0]), []
+    for _ in range(60):
+        h = np.exp(rng.uniform(np.log(0.02), np.log(30), 8))
+        value = (h / (h + x[:, None])).sum(1) / 2
+        limit, _, _, _, form = _limit("x", x, value, 1e-6 * value, np.ones(3, bool), 0)
+        apart.append((limit - 4) / form)
+    assert 0.5 < np.sqrt(np.mean(np.square(apart))) < 1.3
 
 
 def test_a_curve_that_does_not_fit_has_a_larger_error():
@@ -46,6 +60,14 @@ def test_rungs_that_are_not_certified_are_left_out():
         ls.limit_llc([*rungs[:2], rungs[3]])
     with pytest.raises(ValueError, match="rungs must have different nβ/γ"):
         ls.limit_llc([rungs[0], *rungs[:2]])
+    other = rungs[1].copy()
+    other.attrs["tokens_hash"] = "u"
+    with pytest.raises(ValueError, match="rungs are of different tokens"):
+        ls.limit_llc([rungs[0], other, rungs[2]])
+    with pytest.raises(ValueError, match="of the same components"):
+        ls.limit_llc([rungs[0], rungs[1].assign_coords(component=["L9H9"]), rungs[2]])
+    with pytest.raises(ValueError, match="nβ must be above 0; got 0, the control"):
+        ls.limit_llc([*rungs[:2], rung(0)])
 
 
 def test_a_phase_is_made_of_a_limit():
