@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import lens_slt as ls
+from benchmarks.potentials import normal_crossing_exact
 from lens_slt.phases.multiplicity import CLAIMED, FLOOR, Curve, fits, judge
 from tests.phases.made_spectrum import FLAT, rungs
-from tests.phases.test_spectrum import crossing_curve
 
 LONG = np.geomspace(10, 1e6, 16)
 
@@ -27,27 +27,48 @@ def quadratic(n_betas, h):
     return (n_betas[:, None] * h / (n_betas[:, None] * h + 1)).sum(1) / 2
 
 
-def test_two_is_told_from_one_for_a_normal_crossing():
-    exact = np.array([crossing_curve(t)[0] for t in LONG])
-    error = 0.0005 * exact * (LONG / 10) ** 0.18
+def crossing(exponents, n_betas, rng=None):
+    """Curve of a normal crossing, to 0.05 to 0.5 %."""
+    exact = np.array([normal_crossing_exact(exponents, t, 1.0) for t in n_betas])
+    prior = np.prod([np.prod(np.arange(1, 2 * k, 2)) for k in exponents])  # E[w^2k]
+    error = 0.0005 * exact * (n_betas / 10) ** 0.18
+    return curve(n_betas, exact, error, float(prior), len(exponents), rng)
+
+
+@pytest.mark.parametrize("exponents", [(1, 1), (2, 2), (2, 3), (3, 4), (1, 1, 1)])
+def test_two_poles_are_not_told_from_a_double_one(exponents):
+    """λ = 1/(2·max k), m as often as that is attained; 1/6 and 1/4 are two single poles."""
     rng = np.random.default_rng(0)
-    for _ in range(3):
-        found = judge(fits(curve(LONG, exact, error, 1.0, 2, rng)), LONG)
-        assert found["verdict"] == CLAIMED and found["multiplicity"] == 2
-        assert found["llc"] == pytest.approx(0.5, rel=0.05)
-        assert found["llc_low"] < 0.5 < found["llc_high"]
+    for noise in (None, rng, rng):
+        found = judge(fits(crossing(exponents, LONG, noise)), LONG)
+        assert found["verdict"].startswith("not identifiable, because m = 1 (")
+        assert "multiplicity" not in found
+        assert found["llc_low"] < 1 / (2 * max(exponents)) < found["llc_high"]
+
+
+@pytest.mark.parametrize("exponents", [(1, 2), (1, 3)])
+def test_a_pole_that_is_far_from_the_next_is_told(exponents):
+    found = judge(fits(crossing(exponents, LONG, np.random.default_rng(0))), LONG)
+    assert (found["verdict"], found["multiplicity"]) == (CLAIMED, 1)
+    assert found["llc_low"] < 1 / (2 * max(exponents)) < found["llc_high"]
     short = LONG < 2e4
-    found = judge(
-        fits(curve(LONG[short], exact[short], 10 * error[short], 1.0, 2, rng)), LONG[short]
-    )
+    found = judge(fits(crossing(exponents, LONG[short])), LONG[short])
     assert found["verdict"].startswith("not identifiable, because")
-    assert "multiplicity" not in found
+
+
+def test_two_is_told_over_ten_decades():
+    n_betas = np.geomspace(10, 1e11, 60)
+    x = np.log(n_betas)
+    value = 0.5 - 1 / (x + 1.5) - 0.3 * np.exp(-x / 2)
+    found = judge(fits(curve(n_betas, value, 1e-5, 1.0, 2, np.random.default_rng(0))), n_betas)
+    assert (found["verdict"], found["multiplicity"]) == (CLAIMED, 2)
+    assert found["llc"] == pytest.approx(0.5, rel=0.02)
 
 
 def test_one_is_claimed_where_a_quadratic_has_levelled():
-    n_betas, h = np.geomspace(10, 1e5, 10), np.array([10.0, 3.0])
+    n_betas, h = np.geomspace(1, 1e4, 13), np.array([10.0, 3.0])
     exact = quadratic(n_betas, h)
-    found = judge(fits(curve(n_betas, exact, 0.003 * exact, h.sum() / 2, 2)), n_betas)
+    found = judge(fits(curve(n_betas, exact, 0.001 * exact, h.sum() / 2, 2)), n_betas)
     assert (found["verdict"], found["multiplicity"]) == (CLAIMED, 1)
     assert found["llc"] == pytest.approx(1.0, rel=0.01)
 
@@ -74,7 +95,7 @@ def test_why_it_cannot_be_told():
 
 
 def test_weights_that_are_no_minimum():
-    spectrum = ls.spectrum(rungs(curvatures=[FLAT]))
+    spectrum = ls.spectrum(rungs(curvatures=[FLAT[:2]]))
     found = ls.multiplicity(spectrum.assign(llc=-spectrum["llc"]))
     assert "the given weights are at no minimum" in found["verdict"].item()
     assert np.isnan(found["llc"]).all()
@@ -94,8 +115,8 @@ def test_ladders_that_are_too_short():
 def test_from_draws_to_a_claim():
     h = np.array([30.0])
     made = rungs(
-        [3, 10, 30, 100, 300, 1000, 3000], curvatures=[h],
-        settings=ls.Settings(chains=40, draws=400, burn_in=1, antithetic=False),
+        [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000], curvatures=[h],
+        settings=ls.Settings(chains=40, draws=800, burn_in=1, antithetic=False),
     )  # fmt: skip
     found = ls.multiplicity(ls.spectrum(made)).isel(gamma=0, component=0)
     assert str(found["verdict"].values) == CLAIMED and float(found["multiplicity"]) == 1
