@@ -11,9 +11,9 @@ that the sampler's own step control certifies), each to 1 %, and the limit that
 ``lens_slt.limit_llc`` fits; γ is the smallest of 30, 100 and 300 whose limit agrees with that of
 the next larger one within two standard errors of the draws: then the prior's ball lies inside the
 phase. This is not blind: the ladder was fixed after runs on seed 0 that were read beside the known
-λ, and the curve of the fit was chosen over a straight line in γ/nβ through the last two rungs by how
-both do on the harmonic curves of these Hessians. Both, and all rungs at all γ, are printed; report
-seeds other than 0.
+λ, and the curve of the fit was chosen over a straight line in γ/nβ through the last two rungs by
+how both do on the harmonic curves of these Hessians. Both, and all rungs at all γ, are printed;
+report seeds other than 0.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lens_slt.phases.toys.known import Loss
 
-
 STEP, LEAST_LOG = 0.02, -240.0  # of a grid of log K
 
 

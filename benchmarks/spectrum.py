@@ -1,11 +1,12 @@
 """λ̂ over ladders of nβ on losses of which everything is known: λ, m, spectra, free energies.
 
-Normal crossings (closed forms by quadrature), quadratic losses of known curvatures, reduced-rank
+Normal crossings (closed forms by convolution), quadratic losses of known curvatures, reduced-rank
 regression (λ and m by Aoyagi's theorems), on the exact loss and on data. Two samplers: importance
 sampling from the prior, exact, over many decades of nβ where there are few weights; ``lm``, as for
 transformers, over as many as it certifies. All rungs have their own seed. Thresholds of
 ``lens_slt.multiplicity`` were chosen on exact curves with added noise and with seed 0 here; report
-other seeds.
+other seeds. Exponents 2 and 3, whose poles 1/6 and 1/4 are two single ones that look like a double
+one, were put in because earlier thresholds took them for it.
 
 - ``lambda_error``: the largest relative error of λ where it is claimed;
 - ``multiplicity_right``, ``claimed``, ``wrongly_claimed``: of the claims of m;
@@ -65,17 +66,17 @@ class Case:
 
 def exact_sampler(draws: int, args: argparse.Namespace) -> ls.Settings:
     """Importance sampling; even losses gain nothing from antithetic pairs."""
-    chains, n = (32, 40) if args.quick else (1024, draws // 1024)
+    chains, n = (32, 40) if args.quick else (256, draws // 256)
     return ls.Settings(
         sampler="importance", chains=chains, draws=n, antithetic=False, seed=args.seed
     )
 
 
 def lm_sampler(args: argparse.Namespace, **changes: Any) -> ls.Settings:
-    """The default sampler, to 1 %."""
+    """The default sampler, to 2 %."""
     if args.quick:
         return ls.Settings(chains=4, draws=40, steps_per_draw=8, seed=args.seed, **changes)
-    return ls.Settings(chains=32, target_se=0.01, draws=600, seed=args.seed, **changes)
+    return ls.Settings(chains=32, target_se=0.02, draws=400, seed=args.seed, **changes)
 
 
 def crossing_case(exponents: tuple[int, ...], draws: int, args: argparse.Namespace) -> Case:
@@ -101,10 +102,10 @@ def cases(args: argparse.Namespace) -> list[Case]:
     """All that is measured."""
     million = 2**20
     found = [
-        crossing_case((1,), million // 4, args), crossing_case((2,), million // 4, args),
-        crossing_case((1, 1), 4 * million, args), crossing_case((1, 2), 2 * million, args),
-        crossing_case((2, 2), 2 * million, args), crossing_case((1, 3), million, args),
-        Case(deep_linear((2, 1, 2), 0, seed=args.seed), SHORT, exact_sampler(million, args)),
+        crossing_case((1,), million // 8, args), crossing_case((2,), million // 8, args),
+        crossing_case((1, 1), million // 2, args), crossing_case((1, 2), million, args),
+        crossing_case((1, 3), million, args), crossing_case((2, 3), million // 2, args),
+        Case(deep_linear((2, 1, 2), 0, seed=args.seed), SHORT, exact_sampler(million // 4, args)),
         quadratic_case("quadratic, all stiff", (30.0,) * 6, args),
         quadratic_case("quadratic, two stiff, ten flat", (30.0,) * 2 + (0.02,) * 10, args),
         quadratic_case("quadratic, spread", tuple(np.geomspace(0.01, 30, 12)), args),

@@ -9,7 +9,7 @@ import importlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,11 +19,10 @@ from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 
 from lens_slt.arguments import choice, integer, number, numbers, typed
-from lens_slt.arrays import FloatArray
+from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.phases.ladder import Losses, check_rungs, losses_on_all
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import component_names, dataset
-from lens_slt.sampling.spread import blocks_of
 from lens_slt.schema import stamped
 
 LEAST_OVERLAP = 0.05  # of neighbours; 1 is that of equal rungs
@@ -76,13 +75,14 @@ def density_of_states(
         component: one of the rungs'; not needed where there is one only.
         gamma: of the rungs to pool; not needed where all have the same.
         levels: losses ε; by default 25 from the smallest to the largest that are known.
-        n_blocks: of the jackknife over draws.
+        n_blocks: of the jackknife over draws; that over chains has as many, or one for each pair.
         trust: use rungs that are not certified.
 
     Returns:
         Dataset over rung: ``n_beta``; ``free_energy`` minus the first rung's, by MBAR, and
         ``integrated``, by integration; their ``difference``, 0 up to its error; ``overlap`` with
-        the rung before, 1 for equal rungs; errors ``…_se`` from a jackknife over draws. Over
+        the rung before, 1 for equal rungs; errors ``…_se``, the larger of those by jackknives over
+        blocks of draws and over chains. Over
         ``loss``, ε: ``log_volume``, log V(ε), and ``log_volume_se``; NaN where the lowest rung is
         too far from nβ = 0 for the draws to know.
 
@@ -108,20 +108,18 @@ def density_of_states(
     mbar = _pymbar()
     overlaps = _check_overlap(chosen)
     epsilon = numbers("levels", levels, above=0) if levels is not None else _levels(chosen)
-    first = _pooled(mbar, chosen, gamma, epsilon, None, None)
-    each = [
-        _pooled(mbar, chosen, gamma, epsilon, first["solution"], (i, n_blocks))
-        for i in range(n_blocks)
+    first = _pooled(mbar, chosen, epsilon, None)
+    again = [
+        [_pooled(mbar, rungs, epsilon, first["solution"]) for rungs in left]
+        for left in _left_out(chosen, n_blocks)
     ]
     values: dict[str, Any] = {"n_beta": ("rung", [one.n_beta for one in chosen])}
     values["overlap"] = ("rung", [np.nan, *overlaps])
     for key, dim in (("free_energy", "rung"), ("integrated", "rung"), ("difference", "rung"),
                      ("log_volume", "loss")):  # fmt: skip
-        rows = np.array([one[key] for one in each])
-        with np.errstate(invalid="ignore"):
-            apart = ((rows - rows.mean(0)) ** 2).sum(0)
         values[key] = (dim, first[key])
-        values[f"{key}_se"] = (dim, np.sqrt((n_blocks - 1) / n_blocks * apart))
+        errors = [_jackknife(np.array([one[key] for one in each])) for each in again]
+        values[f"{key}_se"] = (dim, np.max(errors, axis=0))
     same = {k: v for k, v in rungs[0].attrs.items() if k in ("model", "model_hash", "tokens_hash")}
     found = xr.Dataset(
         values, coords={"loss": np.asarray(epsilon, dtype=float)},
@@ -169,9 +167,7 @@ def _chosen(
 def _thinned(losses: Losses) -> Losses:
     stride = max(1, math.ceil(losses.loss.size / MOST_DRAWS))
     stride = min(stride, max(1, losses.loss.shape[1] // (2 * N_BLOCKS)))
-    return Losses(
-        losses.loss[:, ::stride], losses.distance[:, ::stride], losses.weight[:, ::stride]
-    )
+    return replace(losses, loss=losses.loss[:, ::stride], weight=losses.weight[:, ::stride])
 
 
 def _pymbar() -> Any:
@@ -246,16 +242,9 @@ def _levels(rungs: Sequence[_Rung]) -> tuple[float, ...]:
 
 
 def _pooled(
-    mbar: Any,
-    rungs: Sequence[_Rung],
-    gamma: float,
-    levels: Sequence[float],
-    start: FloatArray | None,
-    left_out: tuple[int, int] | None,
+    mbar: Any, rungs: Sequence[_Rung], levels: Sequence[float], start: FloatArray | None
 ) -> dict[str, FloatArray]:
-    """Free energies and volumes from all draws, or from all but one block of every rung."""
-    if left_out is not None:
-        rungs = [_without(rung, *left_out) for rung in rungs]
+    """Free energies and volumes from all draws of these rungs."""
     loss = np.concatenate([rung.losses.loss.ravel() for rung in rungs])
     sizes = np.array([rung.losses.loss.size for rung in rungs])
     n_betas = np.array([rung.n_beta for rung in rungs])
@@ -281,17 +270,34 @@ def _pooled(
     }  # fmt: skip
 
 
-def _without(rung: _Rung, block: int, n_blocks: int) -> _Rung:
-    """A rung without one block of its draws."""
-    n = rung.losses.loss.shape[1]
-    if n < n_blocks:
-        raise ValueError(
-            f"rungs: nβ {rung.n_beta:g} has {n} draws a chain, {n_blocks} blocks are asked for"
-        )
-    gone = blocks_of(n, n_blocks)[block]
-    keep = np.ones(n, dtype=bool)
-    keep[gone] = False
+def _left_out(rungs: Sequence[_Rung], n_blocks: int) -> list[list[list[_Rung]]]:
+    """Rungs without one part of their draws, for every part; by blocks of draws and by chains."""
+    for rung in rungs:
+        if rung.losses.loss.shape[1] < n_blocks:
+            raise ValueError(
+                f"rungs: nβ {rung.n_beta:g} has {rung.losses.loss.shape[1]} draws a chain, "
+                f"{n_blocks} blocks are asked for"
+            )
+    n_units = min(n_blocks, *(rung.losses.n_units for rung in rungs))
+    ways = zip(*(rung.losses.parts(n_blocks, n_units) for rung in rungs), strict=True)
+    return [
+        [
+            [_without(rung, part == i) for rung, part in zip(rungs, parts, strict=True)]
+            for i in range(int(parts[0].max()) + 1)
+        ]
+        for parts in ways
+    ]
+
+
+def _without(rung: _Rung, gone: BoolArray) -> _Rung:
+    """A rung without some of its draws, as one chain."""
     losses = rung.losses
-    return _Rung(
-        rung.n_beta, Losses(losses.loss[:, keep], losses.distance[:, keep], losses.weight[:, keep])
-    )
+    kept = losses.loss[~gone][None], losses.weight[~gone][None]
+    return _Rung(rung.n_beta, Losses(*kept, losses.unit[:1]))
+
+
+def _jackknife(rows: FloatArray) -> FloatArray:
+    """Standard errors from values ``[part, …]`` without one part each."""
+    with np.errstate(invalid="ignore"):
+        apart = ((rows - rows.mean(0)) ** 2).sum(0)
+    return np.asarray(np.sqrt((len(rows) - 1) / len(rows) * apart))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from lens_slt.arguments import numbers, typed
 from lens_slt.arrays import BoolArray, FloatArray
@@ -24,6 +25,8 @@ from lens_slt.torch_state import plain_torch
 
 N_BETAS = (3.0, 10.0, 30.0, 100.0, 300.0)
 GAMMAS = (200.0,)
+LEAST_UNITS = 4  # that tell an error by their differences
+Parts = NDArray[np.int_]  # numbers of the parts that draws belong to
 OWN = ("n_beta", "gamma", "seed", "steps_per_draw", "step_size")  # what rungs differ in
 
 
@@ -124,13 +127,37 @@ class Losses:
     """Paired losses on the whole set of one component at one rung, of chains that count.
 
     Attributes:
-        loss, distance: ΔL and ‖v − v*‖², ``[chain, draw]``.
+        loss: ΔL, ``[chain, draw]``.
         weight: of the draws; 1 except for samplers that weight them.
+        unit: ``[chain]``, equal for the two chains of an antithetic pair.
     """
 
     loss: FloatArray
-    distance: FloatArray
     weight: FloatArray
+    unit: NDArray[np.int_]
+
+    def parts(self, n_blocks: int, n_units: int) -> list[Parts]:
+        """Numbers of the parts ``[chain, draw]`` that a jackknife leaves out one by one.
+
+        Blocks of draws, of all chains at once, and groups of units: chains that share minibatches
+        are alike at the same draw, and draws of one chain at different ones. The larger error
+        counts. One unit has blocks only.
+        """
+        chains, draws = self.loss.shape
+        block = np.repeat(
+            np.arange(n_blocks), np.diff(np.linspace(0, draws, n_blocks + 1, dtype=int))
+        )
+        found = [np.broadcast_to(block, (chains, draws))]
+        if n_units >= LEAST_UNITS:
+            _, place = np.unique(self.unit, return_inverse=True)
+            group = place * n_units // (place.max() + 1)
+            found.append(np.broadcast_to(group[:, None], (chains, draws)))
+        return found
+
+    @property
+    def n_units(self) -> int:
+        """Independent chains, or pairs of them."""
+        return len(set(self.unit.tolist()))
 
 
 def check_rungs(rungs: Sequence[xr.DataTree], least: int) -> list[Settings]:
@@ -171,7 +198,7 @@ def losses_on_all(draws: xr.DataTree, component: str) -> Losses:
     used: BoolArray = dataset(draws, "health")["used"].sel(component=component).values.astype(bool)
     traces = {
         str(key): posterior[key].values[:, :n].astype(np.float64)
-        for key in ("paired_loss", "squared_distance", "full_loss") if key in posterior
+        for key in ("paired_loss", "full_loss") if key in posterior
     }  # fmt: skip
     whole = traces.get("full_loss", traces["paired_loss"] if settings.method.EXACT else None)
     if whole is None:
@@ -183,4 +210,5 @@ def losses_on_all(draws: xr.DataTree, component: str) -> Losses:
         draw_weights(whole, traces["paired_loss"], used, settings)
         if used.any() else np.ones_like(whole[used])
     )  # fmt: skip
-    return Losses(whole[used], traces["squared_distance"][used], weight)
+    unit = np.arange(len(used)) // (2 if settings.antithetic else 1)
+    return Losses(whole[used], weight, unit[used])

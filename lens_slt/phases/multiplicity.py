@@ -262,7 +262,7 @@ def _leading(x: FloatArray, m: int, n_parameters: int) -> FloatArray:
     z = x + SHIFTS[x.min() + SHIFTS >= LEAST_LOG, None]
     if m > 1:
         return np.asarray((m - 1) / z)
-    gaps = GAPS if n_parameters > 1 else []
+    gaps = GAPS if n_parameters > 1 else GAPS[:0]
     return np.concatenate([np.zeros((1, len(x))), *(gap / np.expm1(gap * z) for gap in gaps)])
 
 

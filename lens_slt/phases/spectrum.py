@@ -13,11 +13,11 @@ from scipy.interpolate import CubicSpline
 from lens_slt.arguments import boolean, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.phases.ladder import OWN, Losses, check_rungs, losses_on_all
+from lens_slt.phases.ladder import OWN, Losses, Parts, check_rungs, losses_on_all
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import component_names
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import blocks_of, number_of_blocks
+from lens_slt.sampling.spread import MOST_BLOCKS, number_of_blocks
 from lens_slt.schema import stamped
 
 DIMS = ("n_beta", "gamma", "component")
@@ -114,18 +114,25 @@ def _rung(draws: xr.DataTree, settings: Settings) -> dict[str, Any]:
 
 
 def _moments(losses: Losses, settings: Settings) -> dict[str, float]:
-    """Quantities of t·K's first two moments, with the jackknife's errors over blocks of draws."""
+    """Quantities of t·K's first two moments, with errors by the jackknife."""
     if not losses.loss.size:
         return {f"{key}{end}": float("nan") for key in _OF_MOMENTS for end in ("", "_se")}
     t = settings.n_beta * losses.loss
-    blocks = blocks_of(t.shape[1], number_of_blocks(t.shape[1]))
-    sums = np.array(
-        [[(losses.weight[:, b] * t[:, b] ** k).sum() for k in (0, 1, 2)] for b in blocks]
-    )
+    n_units = min(losses.n_units, MOST_BLOCKS)
+    parts = losses.parts(number_of_blocks(t.shape[1]), n_units)
+    sums = [
+        np.stack([_sums(part, losses.weight * t**k) for k in (0, 1, 2)], axis=1) for part in parts
+    ]
     found = {}
     for name, of in _OF_MOMENTS.items():
-        found[name], found[f"{name}_se"] = jackknife(of, sums)
+        values, errors = zip(*(jackknife(of, one) for one in sums), strict=True)
+        found[name], found[f"{name}_se"] = values[0], max(errors)
     return found
+
+
+def _sums(part: Parts, values: FloatArray) -> FloatArray:
+    """Of the values of every part."""
+    return np.bincount(part.ravel(), values.ravel()).astype(np.float64)
 
 
 def jackknife(of: Callable[[FloatArray], FloatArray], sums: FloatArray) -> tuple[float, float]:
