@@ -76,7 +76,7 @@ def find_critical_point(
     """
     number("tolerance", tolerance, above=0)
     value, slope, bend = _derivatives(loss)
-    x = start.detach().double().numpy()
+    x = _flat("start", start)
     if minimum:
         options = {"maxiter": MOST_STEPS, "gtol": tolerance / 10}
         x = minimize(value, x, jac=slope, hess=bend, method="trust-exact", options=options).x
@@ -102,7 +102,7 @@ def check_critical_point(
 
     Raises:
         ValueError: the gradient is not zero; says its norm, how long the Newton step is and by how
-            much it would change the loss.
+            much it would change the loss. Weights of another shape; no finite derivatives.
 
     Example:
         >>> import torch
@@ -112,8 +112,13 @@ def check_critical_point(
     """
     number("tolerance", tolerance, above=0)
     value, slope, bend = _derivatives(loss)
-    x = weights.detach().double().numpy()
+    x = _flat("weights", weights)
     gradient, hessian = slope(x), bend(x)
+    if not (np.isfinite(value(x)) and np.isfinite(gradient).all() and np.isfinite(hessian).all()):
+        raise ValueError(
+            "weights are no critical point: the loss or its first two derivatives are not finite "
+            "there"
+        )
     step = np.linalg.pinv(hessian, rcond=FLAT, hermitian=True) @ gradient
     found = CriticalPoint(
         torch.from_numpy(x.copy()), value(x), float(np.linalg.norm(gradient)),
@@ -123,9 +128,18 @@ def check_critical_point(
         raise ValueError(
             f"weights are no critical point: the gradient's norm is {found.gradient:.2g}, above "
             f"{tolerance:.2g}; the nearest by Newton's step is {found.distance:.2g} away, where "
-            f"the loss would be {found.drop:.2g} lower: start find_critical_point there"
+            f"the loss would be {abs(found.drop):.2g} {'lower' if found.drop >= 0 else 'higher'}: "
+            "start find_critical_point there"
         )
     return found
+
+
+def _flat(argument: str, weights: Tensor) -> FloatArray:
+    if weights.ndim != 1 or not weights.isfinite().all():
+        raise ValueError(
+            f"{argument} must be finite numbers [parameter]; got shape {tuple(weights.shape)}"
+        )
+    return np.asarray(weights.detach().double().numpy())
 
 
 def _derivatives(

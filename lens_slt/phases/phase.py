@@ -15,6 +15,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.sublosses import EVERYTHING
 from lens_slt.sampling.certificate import CERTIFIED
+from lens_slt.sampling.result import settings_of
 from lens_slt.schema import require
 
 GIVEN = "given"  # instead of a certificate: a number from elsewhere, such as a theorem
@@ -64,8 +65,8 @@ class Phase:
         sublosses: by pattern.
         blocks: the jackknife's values of the loss over blocks of the data, the same for all phases
             of one diagram: their differences have less noise than the losses.
-        data, architecture, component: what the phase was measured on and of; phases that say
-            different things here are not compared.
+        data, architecture, component, setting: what the phase was measured on and of, and the nβ and
+            γ of a λ̂ that is no limit; phases that say different things here are not compared.
 
     Example:
         >>> import lens_slt as ls
@@ -86,6 +87,7 @@ class Phase:
     data: str = ""
     architecture: str = ""
     component: str = ""
+    setting: str = ""
 
     def __post_init__(self) -> None:
         instance("name", self.name, str)
@@ -159,6 +161,7 @@ def phase(
     return _of_row(
         one, name, loss=float(loss), loss_se=loss_se, multiplicity=multiplicity, constant=constant,
         sublosses=sublosses or {}, data=str(llc.attrs.get("tokens_hash", "")),
+        setting=_setting(llc) if llc.attrs["result"] == "refined_llc" else "",
     )  # fmt: skip
 
 
@@ -204,6 +207,7 @@ def development_phases(
             _of_row(
                 row, f"step {step}", loss=float(whole["loss"]), loss_se=float(whole["se"]),
                 blocks=_blocks(whole), data=str(losses.attrs.get("tokens_hash", "")),
+                setting=_setting(llc),
                 sublosses={p: part for p, part in parts.items() if part is not None},
             )
         )  # fmt: skip
@@ -244,6 +248,12 @@ def _component(llc: xr.Dataset, name: str | None) -> xr.Dataset:
     return llc.sel(component=name)
 
 
+def _setting(llc: xr.Dataset) -> str:
+    """At which λ̂ was measured."""
+    settings = settings_of(llc)
+    return f"nβ {settings.n_beta:g}, γ {settings.gamma:g}"
+
+
 def _of_row(row: xr.Dataset, name: str, **rest: Any) -> Phase:
     """A phase from one component's refined LLC."""
     value, error = float(row["llc"]), float(row["se"])
@@ -277,8 +287,8 @@ def check_phases(phases: Sequence[Phase], trust: bool) -> list[str]:
     """Refuse phases that cannot be compared; what is not known about them, in words.
 
     Raises:
-        ValueError: fewer than two, names twice, other data, architectures or components, λ̂ that is
-            not certified.
+        ValueError: fewer than two, names twice, other data, architectures, components or settings, λ̂
+            that is not certified.
     """
     if len(phases) < 2:
         raise ValueError(f"phases must be at least two; got {len(phases)}")
@@ -289,13 +299,14 @@ def check_phases(phases: Sequence[Phase], trust: bool) -> list[str]:
         ("data", "losses of different data do not belong into one free energy"),
         ("architecture", "λ and constants of different models do not belong into one free energy"),
         ("component", "a free energy has one set of weights"),
+        ("setting", "λ̂ depends on nβ and γ"),
     ):
         there = {getattr(one, what): one.name for one in phases if getattr(one, what)}
         if len(there) > 1:
             (one, first), (other, second) = list(there.items())[:2]
             raise ValueError(
-                f"phases must have the same {what}; {first!r} has {one[:16]!r}, {second!r} "
-                f"{other[:16]!r}: {why}"
+                f"phases must have the same {what}; {first!r} has {one[:20]!r}, {second!r} "
+                f"{other[:20]!r}: {why}"
             )
     doubtful = [one for one in phases if one.certificate not in (CERTIFIED, GIVEN)]
     if doubtful and not trust:
@@ -317,6 +328,12 @@ def _unknown(phases: Sequence[Phase], doubtful: Sequence[Phase]) -> list[str]:
         )
     if any(one.multiplicity is None for one in phases):
         said.append("multiplicities are not known and taken as 1")
+    where = {one.setting for one in phases} - {""}
+    if where:
+        said.append(
+            f"λ̂ at {', '.join(sorted(where))} counts no direction softer than γ/nβ: these are "
+            "phases of the local posterior there (limit_llc gives λ)"
+        )
     part = {one.component for one in phases} - {"", "full", "function"}
     if part:
         said.append(

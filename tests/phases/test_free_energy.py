@@ -116,12 +116,13 @@ def test_a_crossing_on_a_pattern_is_that_of_its_losses():
         ({"data": "b"}, "phases must have the same data; '5' has 'a', '6' 'b'"),
         ({"architecture": "9 weights"}, "phases must have the same architecture"),
         ({"component": "L1H0"}, "phases must have the same component"),
+        ({"setting": "nβ 10, γ 200"}, "the same setting; '5' has 'nβ 30, γ 200', '6' 'nβ 10, γ"),
         ({"name": "5"}, "phases must have different names"),
         ({"certificate": "not certified"}, "λ̂ must be certified; '6' is not certified.*trust=True"),
     ],
 )
 def test_phases_that_cannot_be_compared(changes, said):
-    one = replace(FIVE, data="a", architecture="18 weights", component="full")
+    one = replace(FIVE, data="a", architecture="18 weights", component="full", setting="nβ 30, γ 200")
     with pytest.raises(ValueError, match=said):
         ls.crossing(one, replace(SIX, **changes))
 

@@ -75,7 +75,11 @@ def test_a_phase_is_made_of_a_limit():
     name = str(limit["component"].values[0])
     found = ls.phase(limit, "bowl", component=name, loss=0.5)
     assert (found.llc, found.certificate) == (float(limit["llc"][0]), "certified")
-    assert found.component == name
+    assert found.component == name and found.setting == ""
+    at_one_place = ls.phase(rung(10), "bowl", component=name, loss=0.5)
+    assert at_one_place.setting == "nβ 1000, γ 100"
+    said = ls.crossing(at_one_place, ls.Phase("lower", loss=0.4, llc=3)).attrs["notes"]
+    assert "phases of the local posterior" in said
     with pytest.raises(ValueError, match="component must be one of"):
         ls.phase(limit, "bowl", component="L9H9", loss=0.5)
 

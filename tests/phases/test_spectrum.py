@@ -84,7 +84,7 @@ def test_lambda_rises_by_as_much_as_the_variances_say():
 
 def test_a_normal_crossing_in_two_dimensions():
     case = normal_crossing((1, 1))
-    settings = ls.Settings(sampler="importance", chains=64, draws=500, antithetic=False)
+    settings = ls.Settings(sampler="importance", chains=16, draws=2000, antithetic=False)
     found = ls.spectrum(
         [
             ls.sample_function(case.loss, case.star, settings=one)

@@ -101,6 +101,15 @@ def test_weights_that_are_no_critical_point_are_refused():
     assert f"{found.distance:.2g} away" in str(refused.value)
 
 
+def test_weights_without_derivatives_are_refused():
+    with pytest.raises(ValueError, match=r"weights must be finite numbers .* got shape \(1, 2\)"):
+        check_critical_point(TOY.loss, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="start must be finite"):
+        find_critical_point(TOY.loss, torch.full((18,), torch.nan))
+    with pytest.raises(ValueError, match="its first two derivatives are not finite"):
+        check_critical_point(lambda w: w.abs().sqrt().sum(-1), torch.zeros(2))
+
+
 def test_a_saddle_is_found_where_it_is_asked_for():
     def loss(w):
         return w[..., 0] ** 2 - w[..., 1] ** 2 + w[..., 1] ** 4
