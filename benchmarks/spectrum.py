@@ -102,7 +102,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
     """All that is measured."""
     million = 2**20
     found = [
-        crossing_case((1,), million // 8, args), crossing_case((2,), million // 8, args),
+        crossing_case((1,), million // 4, args), crossing_case((2,), million // 4, args),
         crossing_case((1, 1), million // 2, args), crossing_case((1, 2), million, args),
         crossing_case((1, 3), million, args), crossing_case((2, 3), million // 2, args),
         Case(deep_linear((2, 1, 2), 0, seed=args.seed), SHORT, exact_sampler(million // 4, args)),

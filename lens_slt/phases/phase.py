@@ -65,8 +65,8 @@ class Phase:
         sublosses: by pattern.
         blocks: the jackknife's values of the loss over blocks of the data, the same for all phases
             of one diagram: their differences have less noise than the losses.
-        data, architecture, component, setting: what the phase was measured on and of, and the nβ and
-            γ of a λ̂ that is no limit; phases that say different things here are not compared.
+        data, architecture, component, setting: what the phase was measured on and of, and the nβ
+            and γ of a λ̂ that is no limit; phases that say different things here are not compared.
 
     Example:
         >>> import lens_slt as ls
@@ -287,8 +287,8 @@ def check_phases(phases: Sequence[Phase], trust: bool) -> list[str]:
     """Refuse phases that cannot be compared; what is not known about them, in words.
 
     Raises:
-        ValueError: fewer than two, names twice, other data, architectures, components or settings, λ̂
-            that is not certified.
+        ValueError: fewer than two, names twice, other data, architectures, components or settings,
+            λ̂ that is not certified.
     """
     if len(phases) < 2:
         raise ValueError(f"phases must be at least two; got {len(phases)}")

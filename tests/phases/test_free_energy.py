@@ -122,7 +122,9 @@ def test_a_crossing_on_a_pattern_is_that_of_its_losses():
     ],
 )
 def test_phases_that_cannot_be_compared(changes, said):
-    one = replace(FIVE, data="a", architecture="18 weights", component="full", setting="nβ 30, γ 200")
+    one = replace(
+        FIVE, data="a", architecture="18 weights", component="full", setting="nβ 30, γ 200"
+    )
     with pytest.raises(ValueError, match=said):
         ls.crossing(one, replace(SIX, **changes))
 
