@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # also read by _homes
     from lens_slt.calibration import Calibration, calibrate
+    from lens_slt.circuits.attention import attention_patterns
     from lens_slt.circuits.attribution import edge_attribution
     from lens_slt.circuits.behaviour import behaviour_scores
     from lens_slt.circuits.composition import composition_by_component, composition_scores
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.development.differentiation import differentiation
     from lens_slt.development.locality import locality
     from lens_slt.development.migration import migration
+    from lens_slt.development.moved_directions import moved_directions
     from lens_slt.development.overview import DevelopmentView, read_development
     from lens_slt.development.pattern_influence import pattern_influence
     from lens_slt.development.plan import DevelopmentPlan, plan_development
@@ -101,8 +103,13 @@ if TYPE_CHECKING:  # also read by _homes
         plot_effects,
         plot_shares,
     )
-    from lens_slt.report.plots_locality import plot_locality, plot_weight_change
+    from lens_slt.report.plots_locality import (
+        plot_locality,
+        plot_moved_directions,
+        plot_weight_change,
+    )
     from lens_slt.report.plots_maps import plot_map, plot_stability
+    from lens_slt.report.plots_match import plot_match, plot_mean_attention
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
@@ -144,6 +151,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.clusters import cluster_stability, clusters
     from lens_slt.structure.contexts import contexts, top_tokens
     from lens_slt.structure.maps import map_stability, token_map
+    from lens_slt.structure.match import match
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
@@ -177,6 +185,7 @@ __all__ = [
     "ablate",
     "ablate_path",
     "affected_tokens",
+    "attention_patterns",
     "attribute",
     "behaviour_scores",
     "bracket_depth",
@@ -222,10 +231,12 @@ __all__ = [
     "locality",
     "make_prompts",
     "map_stability",
+    "match",
     "migration",
     "mode_development",
     "model_source",
     "modes",
+    "moved_directions",
     "multiplicity",
     "ngram_counts",
     "open_checkpoint",
@@ -267,10 +278,13 @@ __all__ = [
     "plot_limit",
     "plot_locality",
     "plot_map",
+    "plot_match",
     "plot_matrix",
+    "plot_mean_attention",
     "plot_migration",
     "plot_mode_development",
     "plot_modes",
+    "plot_moved_directions",
     "plot_multiplicity",
     "plot_observables",
     "plot_pattern_influence",

@@ -224,6 +224,24 @@ SCHEMAS: dict[str, Schema] = {
             "weight_change", "weight_change",
             needed=over("component matrix", "norm relative_norm stable_rank random_stable_rank"),
         ),
+        Schema(
+            "moved_directions", "moved_directions", attrs=("rank", "random"),
+            needed=over("component direction parameter", "directions")
+            | over("component", "captured") | over("component direction", "matrix"),
+        ),
+        Schema(
+            "attention_patterns", "attention_patterns",
+            needed=over("component sequence query key", "attention")
+            | over("sequence query", "token_id"),
+        ),
+        Schema(
+            "match", "match", attrs=("kinds", "least", "level"),
+            needed=over(
+                "component",
+                f"partner {_with_interval('similarity')} p stability runner_up verdict",
+            )
+            | over("component other", "similarities") | over("other", "other_verdict"),
+        ),
         Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
         Schema(
             "patterns", "label_patterns", kind=xr.DataArray,

@@ -65,6 +65,9 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
             run.load(0), run.load(10000), grown.tokens[:32],
             grown.patterns.sel(pattern=grown.pattern).values[:32], n_null=1, progress=False,
         ),
+        "moved_directions": ls.moved_directions(
+            run.load(0), run.load(10000), grown.truth.components[0], rank=1
+        ),
         "weight_change": ls.weight_change(run.load(0), run.load(10000)),
         "head_trajectories": ls.head_trajectories(curves, n_resamples=3),
         "differentiation": ls.differentiation(curves, n_resamples=20),
@@ -93,6 +96,7 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         settings=ls.Settings(draws=8, burn_in=2, batch_size=4, full_loss=True),
         probes={"code": ls.Probe(tokens, observables=ls.Accuracy())},
     )  # fmt: skip
+    seen = ls.attention_patterns(model, tokens, "L0H0, L1H2")
     results = {
         "draws": draws,
         "refined_observable": ls.refined_observable(observed),
@@ -113,6 +117,8 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         "composition_scores": ls.composition_scores(model, n_null=2),
         "composition_by_component": ls.composition_by_component(model, "L0H2", "L1H2", "K"),
         "behaviour_scores": ls.behaviour_scores(model, n_random=2),
+        "attention_patterns": seen,
+        "match": ls.match(seen, seen, n_null=20, n_bootstrap=20),
         "composition_on_tokens": ls.composition_on_tokens(model, tokens),
         "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),
         "faithfulness_curve": ls.faithfulness_curve(

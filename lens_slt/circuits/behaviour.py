@@ -56,6 +56,7 @@ from torch import Tensor
 
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.circuits.attention import attention_pattern
 from lens_slt.circuits.replacements import context
 from lens_slt.circuits.statistics import ratio_of_sums
 from lens_slt.circuits.writes import Writes, array_of, copying, writes_of
@@ -63,7 +64,6 @@ from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.weights import weighted_tokens
-from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names
 from lens_slt.models.padding import warn_of_padding
@@ -362,29 +362,6 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
         kept[last],
         torch.stack([spread[i] for i in layers]),
     )
-
-
-def attention_pattern(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
-    """Attention ``[sequence, head, query, key]`` of models that do not show theirs (OPT)."""
-    return attention_scores(adapted, q, k).softmax(-1)
-
-
-def attention_scores(adapted: AdaptedModel, q: Tensor, k: Tensor) -> Tensor:
-    """What attention is the softmax of, −∞ at later keys.
-
-    Raises ValueError for models whose attention the fast path does not compute.
-    """
-    arch = adapted.architecture
-    if arch is None:
-        raise ValueError(
-            f"model: {adapted.name} has no hook_pattern, and its attention cannot be computed in "
-            f"another way ({adapted.why_generic})"
-        )
-    q, k = (forward.rotate(arch, x.transpose(1, 2)) for x in (q, k))
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = q @ k.transpose(-2, -1) / arch.attn_scale
-    hidden = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-    return scores.masked_fill(hidden, -torch.inf)
 
 
 def _types(scores: xr.Dataset) -> list[str]:

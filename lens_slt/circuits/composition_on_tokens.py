@@ -28,6 +28,7 @@ import xarray as xr
 from torch import Tensor
 
 from lens_slt.arguments import integer, typed
+from lens_slt.circuits.attention import attention_scores
 from lens_slt.circuits.attribution_gradients import (
     Reader,
     Wiring,
@@ -36,7 +37,6 @@ from lens_slt.circuits.attribution_gradients import (
     shifted,
     stand_ins,
 )  # fmt: skip
-from lens_slt.circuits.behaviour import attention_scores
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.circuits.replacements import context

@@ -99,6 +99,9 @@ def _check_settings(steps: list[int], whole: list[xr.Dataset]) -> None:
 def settings_differences(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> list[str]:
     """What two results' attributes say of different settings and tokens, in words."""
     found = []
+    restriction = [attrs.get("directions") or "all directions" for attrs in (one, other)]
+    if restriction[0] != restriction[1]:
+        found.append(f"{restriction[0]} and {restriction[1]}")
     for key in ("probe", "quantity", "tokens_hash", "seed", "n_random", "length"):
         if one.get(key) != other.get(key):
             words = f"{key} {one.get(key)} and {other.get(key)}"

@@ -20,7 +20,14 @@ from lens_slt.models.components import Component
 from lens_slt.models.forward import Weights
 from lens_slt.models.leaves import padding_token
 from lens_slt.models.prefix import Batch
-from lens_slt.models.suffix import Group, ModuleSuffix, make_groups, plain_loss, prefix_for
+from lens_slt.models.suffix import (
+    Group,
+    ModuleSuffix,
+    make_groups,
+    plain_loss,
+    prefix_for,
+    runs_own_blocks,
+)
 from lens_slt.models.validation import hugging_face_config
 
 MOST_SEQUENCES = 4
@@ -99,7 +106,7 @@ def _disagreement(
     model: AdaptedModel, weights: Weights, groups: list[Group], pieces: list[Batch]
 ) -> str:
     """Where the groups depart from whole passes of the model, in words; "" if nowhere."""
-    own_blocks = any(isinstance(group.suffix, ModuleSuffix) for group in groups)
+    own_blocks = runs_own_blocks(groups)
     for piece in pieces:
         if own_blocks:
             why = _restart_disagreement(model, weights, groups, piece)

@@ -35,6 +35,7 @@ from lens_slt.models.loss import token_cross_entropy, unembed_loss
 from lens_slt.models.prefix import Batch, Prefix, compute_prefix
 
 ENGINES = ("auto", "functional", "modules")
+OWN_BLOCKS = "the model's own blocks"
 
 
 class Suffix(Protocol):
@@ -270,7 +271,7 @@ def make_groups(
         return [
             Group(
                 (c,), ModuleSuffix(model, weights, c), frozenset({c.layer}), frozenset(),
-                "the model's own blocks",
+                OWN_BLOCKS,
             )
             for c in components
         ]  # fmt: skip
@@ -297,11 +298,16 @@ def make_groups(
     return groups
 
 
+def runs_own_blocks(groups: list[Group]) -> bool:
+    """Whether some group is evaluated by the caller's modules."""
+    return any(group.path == OWN_BLOCKS for group in groups)
+
+
 def prefix_for(model: AdaptedModel, weights: Weights, groups: list[Group], batch: Batch) -> Prefix:
     """Everything frozen that any of the groups needs, computed once."""
     layers = {layer for group in groups for layer in group.layers}
     heads = {layer for group in groups for layer in group.head_layers}
-    if model.architecture is None or any(isinstance(g.suffix, ModuleSuffix) for g in groups):
+    if model.architecture is None or runs_own_blocks(groups):
         return module_prefix(model, batch, layers)
     return compute_prefix(model.architecture, weights, batch, layers, heads=heads)
 

@@ -6,15 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lens_slt.arguments import integer, typed
-from lens_slt.arrays import FloatArray
-from lens_slt.circuits.behaviour import attention_pattern
+from lens_slt.circuits.attention import head_places, patterns_of
 from lens_slt.data.checks import check_tokens
-from lens_slt.models.adapter import AdaptedModel, adapt
-from lens_slt.models.components import head_names, parse_components
+from lens_slt.models.adapter import adapt
 from lens_slt.models.padding import warn_of_padding
 from lens_slt.structure.contexts import visible_text
 from lens_slt.text import script_data
@@ -61,7 +58,7 @@ def show_attention(
             sequence that is not there; a model whose attention pattern cannot be read.
     """
     adapted = adapt(model)
-    names = _heads(heads, adapted)
+    names = head_places("heads" if heads is None else heads, adapted)
     ids, real, shift = check_tokens(
         tokens, d_vocab=adapted.d_vocab, n_ctx=adapted.n_ctx, model=adapted.module, pad_id=pad_id
     )
@@ -69,7 +66,7 @@ def show_attention(
     there = f"tokens has {len(ids)} sequence{'s' * (len(ids) > 1)}"
     integer("sequence", sequence, at_least=0, at_most=len(ids) - 1, note=there)
     row = ids[sequence, : int(real[sequence].sum())]
-    patterns = _patterns(adapted, row, sorted(set(names.values())))
+    patterns = patterns_of(adapted, row, list(names.values()))
     shown = [patterns[layer][head] for layer, head in names.values()]
     return _page(
         attention=[pattern.round(DECIMALS).tolist() for pattern in shown],
@@ -96,44 +93,6 @@ def _page(**props: Any) -> RenderedHTML:
     html = render_local("AttentionHeads", mark=mark)
     html = html.replace(json.dumps({"mark": mark}), script_data(props))
     return Page(html, html)
-
-
-def _heads(spec: str | Sequence[str] | None, adapted: AdaptedModel) -> dict[str, tuple[int, int]]:
-    """Layer and index of every head, by name, in the order given."""
-    try:
-        components = parse_components("heads" if spec is None else spec, adapted)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("components:", "heads:", 1)) from None
-    known = {name: divmod(place, adapted.n_heads) for place, name in enumerate(head_names(adapted))}
-    for component in components:
-        if component.name not in known:
-            layer = min(component.layer, adapted.n_layers - 1)
-            raise ValueError(
-                f"heads: {component.name!r} is not one head; allowed are heads 'L{layer}H0', all "
-                f"heads of a layer 'L{layer}H*', and 'heads'; did you mean 'L{layer}H*'?"
-            )
-    return {component.name: known[component.name] for component in components}
-
-
-def _patterns(
-    adapted: AdaptedModel, row: Tensor, places: list[tuple[int, int]]
-) -> dict[int, FloatArray]:
-    """Attention ``[head, query, key]`` of the layers that are asked for."""
-    layers = sorted({layer for layer, _ in places})
-    hooks = [f"blocks.{i}.attn.hook_{part}" for i in layers for part in ("pattern", "q", "k")]
-    with torch.no_grad():
-        _, cache = adapted.module.run_with_cache(
-            row[None].to(adapted.device), names_filter=hooks, return_type="logits"
-        )
-        found = {}
-        for layer in layers:
-            name = f"blocks.{layer}.attn.hook_"
-            if f"{name}pattern" in cache:
-                pattern = cache[f"{name}pattern"]
-            else:  # OPT has none
-                pattern = attention_pattern(adapted, cache[f"{name}q"], cache[f"{name}k"])
-            found[layer] = pattern[0].double().cpu().numpy()
-    return found
 
 
 def _words(row: Tensor, tokenizer: Any) -> list[str]:

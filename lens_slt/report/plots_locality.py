@@ -87,3 +87,30 @@ def plot_weight_change(found: xr.Dataset) -> go.Figure:
         ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure
+
+
+def plot_moved_directions(found: xr.Dataset) -> go.Figure:
+    """How much of every component's change lies in the directions.
+
+    ``found`` is from :func:`lens_slt.moved_directions`.
+    """
+    found = require(found, "moved_directions", argument="found")
+    names, n = labels(found["component"].values), found.sizes["direction"]
+    figure = Figure(
+        go.Bar(
+            x=found["captured"].values, y=names, orientation="h", marker_color=COLOURS[0],
+            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title_text="share of ‖ΔW‖²", range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(title_text="component", autorange="reversed", type="category", dtick=1)
+    which = "leading singular vectors of each matrix's change" if not found.attrs["random"] else (
+        "random singular vectors, the control"
+    )  # fmt: skip
+    titled(
+        figure, "How much of the change the directions hold",
+        f"{n} directions a component, of {found.sizes['parameter']}: {which} (rank "
+        f"{found.attrs['rank']})",
+        ROW_PIXELS * len(names),
+    )  # fmt: skip
+    return figure

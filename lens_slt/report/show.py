@@ -31,8 +31,9 @@ from lens_slt.report.plots_heads import (
     plot_effects,
     plot_shares,
 )
-from lens_slt.report.plots_locality import plot_locality, plot_weight_change
+from lens_slt.report.plots_locality import plot_locality, plot_moved_directions, plot_weight_change
 from lens_slt.report.plots_maps import plot_map, plot_stability
+from lens_slt.report.plots_match import plot_match, plot_mean_attention
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
 from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
@@ -123,6 +124,9 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "pattern_influence": plot_pattern_influence,
     "locality": plot_locality,
     "weight_change": plot_weight_change,
+    "moved_directions": plot_moved_directions,
+    "match": plot_match,
+    "attention_patterns": plot_mean_attention,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,
     "calibration": plot_calibration,

@@ -45,13 +45,17 @@ HARMLESS = frozenset((_TRANSFORMER_LENS + _HUGGING_FACE).split())
 
 
 def run_identity(
-    target: TransformerTarget, losses: tuple[Tensor, Tensor], names: list[str]
+    target: TransformerTarget,
+    losses: tuple[Tensor, Tensor],
+    names: list[str],
+    directions: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """What a run computes.
 
     Args:
         losses: at the given weights ``[sequence, position]``, and how much each counts.
         names: the components, in the order of the arrays.
+        directions: in which each may move; None is all.
     """
     model, probes = target.model, target.probes
     return {
@@ -74,6 +78,7 @@ def run_identity(
         },
         "tokens": token_hash(target.data),
         "components": names,
+        "directions": _directions(directions, names),
         "probes": {name: token_hash(probe) for name, probe in probes.items()},
         "observables": {name: list(probe.observables) for name, probe in probes.items()},
         "settings": target.settings.as_dict(),
@@ -107,13 +112,23 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     for key in here:
         if key in (*NOT_COMPARED, PREDICTIONS):
             continue
-        stored, own = there.get(key), here[key]
+        stored, own = there.get(key, ""), here[key]  # runs of before knew no directions
         if key in PARTIAL and isinstance(stored, dict):
             both = sorted(set(stored) & set(own))
             stored, own = ({name: side[name] for name in both} for side in (stored, own))
         if stored != own:
             found.append(_difference(key, stored, own))
     return found or _prediction_differences(there.get(PREDICTIONS, {}), here.get(PREDICTIONS, {}))
+
+
+def _directions(directions: Mapping[str, Tensor] | None, names: list[str]) -> str:
+    """How many directions components may move in, and which; "" is all."""
+    if directions is None:
+        return ""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(directions[name].float().cpu().contiguous().numpy().tobytes())
+    return f"{len(directions[names[0]])} directions {digest.hexdigest()[:12]}"
 
 
 def _losses(loss: Tensor, weight: Tensor) -> list[float]:

@@ -67,7 +67,7 @@ from lens_slt.sampling.token_files import read_token_sets, write_token_sets
 
 INPUTS, MODEL = "inputs.safetensors", "model"
 MOST_IN_NAME = 3  # components
-OF_A_PART = ("components", "engine")  # what its identity has of its own
+OF_A_PART = ("components", "engine", "directions")  # what its identity has of its own
 
 
 def goes_in_parallel(folder: Path | None, parallel: Any) -> bool:
@@ -135,6 +135,7 @@ class SampleJob:
     restarts: bool
     why_generic: str
     observables: dict[str, dict[str, Observable]]  # of every probe
+    directions: dict[str, Tensor] | None
 
     def run(self) -> str:
         """Sample; why the part was begun anew, or nothing."""
@@ -168,8 +169,9 @@ class SampleJob:
         groups = make_groups(adapted, weights, components, self.engine)
         settings = Settings(**identity["settings"])
         prepared = assembled(
-            adapted, weights, components, groups, data, probes, settings, self.engine
-        )
+            adapted, weights, components, groups, data, probes, settings, self.engine,
+            self.directions and {name: rows.to(device) for name, rows in self.directions.items()},
+        )  # fmt: skip
         here = json.loads(json.dumps(prepared.identity))
         found = differences({**identity, **{key: here[key] for key in OF_A_PART}}, here)
         if found:
@@ -234,10 +236,14 @@ def _jobs(prepared: PreparedRun, source: ModelSource, root: Path, device: str) -
         SampleJob(
             _name(members.names), source, tuple(members.names), str(root.resolve()), f"{g:04d}",
             device, prepared.engine, adapted.architecture is not None, adapted.restarts,
-            adapted.why_generic, observables,
+            adapted.why_generic, observables, _of(prepared.directions, members.names),
         )
         for g, members in enumerate(prepared.target.groups)
     ]  # fmt: skip
+
+
+def _of(directions: dict[str, Tensor] | None, names: list[str]) -> dict[str, Tensor] | None:
+    return directions and {name: directions[name].cpu() for name in names}
 
 
 def _name(components: list[str]) -> str:

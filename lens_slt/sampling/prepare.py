@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lens_slt.arguments import choice
 from lens_slt.data.checks import check_length, usable_device
@@ -29,6 +30,7 @@ from lens_slt.models.observable import named_observables
 from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.prefix import Batch
 from lens_slt.models.processing import weight_processing
+from lens_slt.models.restricted import checked_directions, noted, restricted
 from lens_slt.models.suffix import Group, make_groups, prefix_for
 from lens_slt.sampling.folder import SamplingWarning
 from lens_slt.sampling.identity import run_identity
@@ -75,6 +77,7 @@ class PreparedRun:
     identity: dict[str, Any]
     record: dict[str, Any]
     engine: str
+    directions: dict[str, Tensor] | None = None  # [direction, parameter] of every component
 
     @property
     def names(self) -> list[str]:
@@ -94,6 +97,7 @@ def prepare(
     pad_id: int | None,
     engine: str,
     device: torch.device | str | None,
+    directions: Any = None,
 ) -> PreparedRun:
     """Check the arguments of :func:`sample` and build what it runs; raises as it does."""
     settings = preset(settings) if isinstance(settings, str) else settings
@@ -119,7 +123,10 @@ def prepare(
     )  # fmt: skip
     if device != adapted.device and adapted.architecture is None:
         raise ValueError(_other_device(device, adapted))
-    return assembled(adapted, given, chosen, groups, data, probe_sets, settings, engine)
+    restriction = checked_directions(directions, groups)
+    return assembled(
+        adapted, given, chosen, groups, data, probe_sets, settings, engine, restriction
+    )
 
 
 def assembled(
@@ -131,17 +138,21 @@ def assembled(
     probes: dict[str, TokenSet],
     settings: Settings,
     engine: str,
+    directions: dict[str, Tensor] | None = None,
 ) -> PreparedRun:
     """A run of components, in groups that evaluate them, on checked tokens."""
-    target = _target(adapted, weights, groups, data, probes, settings, engine)
+    target = _target(adapted, weights, groups, data, probes, settings, engine, directions)
+    components = noted(components, target.suffixes)
     names = [name for members in target.groups for name in members.names]
     shapes = {name: (len(p.mask), p.mask.shape[1]) for name, p in probes.items()}
     recorded = {name: list(p.observables) for name, p in probes.items()}
     specs = trace_specs(len(names), settings)
     specs |= probe_specs(len(names), settings, shapes, recorded)
-    identity = run_identity(target, target.base_losses, names)
+    identity = run_identity(target, target.base_losses, names, directions)
     record = _record(adapted, identity, target)
-    return PreparedRun(adapted, components, settings, target, specs, identity, record, engine)
+    return PreparedRun(
+        adapted, components, settings, target, specs, identity, record, engine, directions
+    )
 
 
 def _other_device(device: torch.device, adapted: AdaptedModel) -> str:
@@ -165,6 +176,7 @@ def _target(
     probes: dict[str, TokenSet],
     settings: Settings,
     engine: str,
+    directions: dict[str, Tensor] | None,
 ) -> TransformerTarget:
     drift = None
     if settings.drift_dtype == "bfloat16":
@@ -175,7 +187,9 @@ def _target(
             )
         half = {name: w.bfloat16() for name, w in weights.items()}
         components = [c for group in groups for c in group.components]
-        drift = HalfPrecision(half, make_groups(adapted, half, components, engine))
+        halves = restricted(make_groups(adapted, half, components, engine), directions)
+        drift = HalfPrecision(half, halves)
+    groups = restricted(groups, directions)
     return TransformerTarget(adapted, weights, groups, data, probes, settings, drift)
 
 
@@ -263,6 +277,7 @@ def _record(
         "model_hash": identity["model"],
         "tokens": " × ".join(map(str, target.data.tokens.shape)),
         "tokens_hash": identity["tokens"],
+        "directions": identity["directions"],
         "base_loss": base_loss,
         "base_loss_se": base_loss_se,
         "uniform_loss": target.uniform_loss,

@@ -35,6 +35,7 @@ def sample(
     path: str | Path | None = None,
     engine: str = "auto",
     device: torch.device | str | None = None,
+    directions: Any = None,
     progress: bool = True,
     parallel: Any = None,
 ) -> xr.DataTree:
@@ -68,6 +69,9 @@ def sample(
             finished one is read. Nobody else may write there meanwhile.
         engine: ``auto``, ``functional`` (no batched heads) or ``modules`` (the model's own blocks).
         device: where to compute; the model's device by default.
+        directions: orthonormal ones in which each component may move, as the array of
+            :func:`lens_slt.moved_directions` or by component ``[direction, parameter]``; None: all.
+            λ̂ is then that of the restricted model, of as many parameters as there are directions.
         progress: show a progress bar with the time left.
         parallel: run groups of components in other processes: their number, ``"dask"`` for the
             active ``distributed.Client``, ``"ray"``, or None and an active
@@ -90,7 +94,7 @@ def sample(
     given = model if source is None else source.load(device)
     job = prepare(
         given, tokens, components, settings=settings, probes=probes, weights=weights, mask=mask,
-        pad_id=pad_id, engine=engine, device=device,
+        pad_id=pad_id, engine=engine, device=device, directions=directions,
     )  # fmt: skip
     warn_about(job.adapted)
     if not goes_in_parallel(folder, parallel):

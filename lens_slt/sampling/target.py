@@ -17,7 +17,7 @@ from lens_slt.models.forward import Weights
 from lens_slt.models.loss import ReferenceState
 from lens_slt.models.observable import Observable, Sites, prepared
 from lens_slt.models.prefix import Batch, Prefix, prefix_bytes
-from lens_slt.models.suffix import Group, ModuleSuffix, Suffix, mean_weight, prefix_for
+from lens_slt.models.suffix import Group, Suffix, mean_weight, prefix_for, runs_own_blocks
 from lens_slt.sampling.members import Evaluate, Members, Part, probe_array
 from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.settings import Settings
@@ -202,7 +202,7 @@ class TransformerTarget:
     def _base_logits(self, prefix: Prefix, tokens: Tensor) -> Tensor:
         """Logits of some of the N tokens at the given weights, whatever components there are."""
         inputs, arch = prefix.batch.inputs, self.model.architecture
-        own_blocks = any(isinstance(group.suffix, ModuleSuffix) for group in self.suffixes)
+        own_blocks = runs_own_blocks(self.suffixes)
         with torch.no_grad():
             if arch is None or own_blocks:
                 return model_logits(self.model, inputs).flatten(0, 1)[tokens]

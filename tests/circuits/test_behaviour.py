@@ -10,6 +10,7 @@ import torch
 from transformer_lens.head_detector import detect_head
 
 import lens_slt as ls
+from lens_slt.circuits.attention import attention_pattern
 from lens_slt.circuits.behaviour import (
     ATTENTION,
     DIRECT,
@@ -17,7 +18,6 @@ from lens_slt.circuits.behaviour import (
     _multigrams,
     _random_tokens,
     _Sums,
-    attention_pattern,
     behaviour_scores,
 )
 from lens_slt.models.adapter import adapt, copy_weights, weights_hash

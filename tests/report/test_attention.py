@@ -153,3 +153,18 @@ def test_wrong_tokens():
         show_attention(model, some_tokens(), 3)
     with pytest.raises(TypeError, match="HookedTransformer or TransformerBridge|model"):
         show_attention(object(), some_tokens())
+
+
+def test_patterns_as_numbers_are_the_models_own():
+    model, tokens = native(), some_tokens(3)
+    tokens[1, 7:] = 49
+    found = ls.attention_patterns(model, tokens, "L1H*, L0H2", pad_id=49)
+    assert found["component"].values.tolist() == ["L1H0", "L1H1", "L1H2", "L1H3", "L0H2"]
+    own = seen_by_hooks(model, tokens[:1], 1)
+    np.testing.assert_allclose(found["attention"].values[:4, 0], own, atol=1e-6)
+    assert found["attention"].isel(sequence=1, query=slice(7, None)).isnull().all()
+    assert (
+        not found["attention"].isel(sequence=1, query=slice(0, 7), key=slice(0, 7)).isnull().any()
+    )
+    back = ls.plot(found).data[0]
+    assert len(back.y) == 5 and 0 <= min(back.z[0]) <= max(back.z[0]) <= 1

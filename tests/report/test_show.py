@@ -25,11 +25,12 @@ from tests.report.hostile import hostile
 
 OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_training.py
     "curves", "development", "sublosses", "differences", "construction", "stages", "transitions",
-    "locality", "weight_change",  # in test_locality.py
+    "locality", "weight_change", "moved_directions",  # in test_locality.py
     "critical_checkpoints", "mode_development", "differentiation", "migration",
     "pattern_influence", "head_trajectories",
 }  # fmt: skip
-ELSEWHERE = {"calibration"} | OVER_TRAINING  # calibration is in tests/test_calibration.py
+# In tests/test_calibration.py, tests/structure/test_match.py and tests/report/test_attention.py.
+ELSEWHERE = {"calibration", "match", "attention_patterns"} | OVER_TRAINING
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,128 @@
+"""Components of two models that do the same are found, and no others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import lens_slt as ls
+from tests.made_matrices import POSITIONS, SEQUENCES, matrix_of
+from tests.tiny_models import native
+
+N = SEQUENCES * POSITIONS
+BLOCKS = 8
+SHARED = np.random.default_rng(99).normal(size=N)
+
+
+def model_of(columns: np.ndarray, noise: float, seed: int) -> xr.Dataset:
+    """A matrix of ``columns [component, token]`` and what all share, with noisy blocks."""
+    made = np.random.default_rng(seed)
+    ids = np.random.default_rng(98).integers(0, 50, N)
+    copies = columns + SHARED + noise * BLOCKS**0.5 * made.normal(size=(BLOCKS, *columns.shape))
+    matrix = matrix_of(copies.mean(0), POSITIONS, token_id=ids)
+    return matrix.assign(blocks=(("block", "component", "token"), copies))
+
+
+def latent(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, N))
+
+
+@pytest.fixture(scope="module")
+def found():
+    z = latent(6)
+    order = [3, 0, 2, 1]
+    one = model_of(np.stack([*z[:4], z[4]]), 0.5, 1)
+    other = model_of(np.stack([*z[:4][order], z[5]]), 1.0, 2)
+    return ls.match(one, other), order
+
+
+def test_partners_are_found_and_strangers_have_none(found):
+    match, order = found
+    partners = match["partner"].values.tolist()
+    assert partners[:4] == [f"L0H{order.index(i)}" for i in range(4)]
+    assert match["verdict"].values.tolist() == ["matched"] * 4 + ["no partner"]
+    assert match["other_verdict"].values.tolist() == ["matched"] * 4 + ["no partner"]
+    assert float(match["p"][:4].max()) < 0.02
+    # Noise of variance 0.25 and 1 on a signal of variance 1 that loses a fifth to the mean: the
+    # correlation without noise comes back.
+    np.testing.assert_allclose(match["similarity"][:4], 1, atol=0.12)
+    assert (match["similarity_low"][:4] <= match["similarity"][:4]).all()
+    figure = ls.plot(match)
+    assert sum(mark == "●" for row in figure.data[0].text for mark in row) == 4
+
+
+def test_what_all_components_share_is_no_match():
+    """Only noise and the common part: nothing matches, at the rate that the level says."""
+    matched = 0
+    for seed in range(20):
+        one = model_of(latent(5, 10 + seed), 0.3, 100 + seed)
+        other = model_of(latent(5, 200 + seed), 0.3, 300 + seed)
+        found = ls.match(one, other, n_null=40, n_bootstrap=20, seed=seed, least=0.0)
+        matched += bool((found["verdict"] == "matched").any())
+    assert matched <= 4  # of 20 families at 0.05: more has probability 0.003
+
+
+def test_noise_has_no_partner_and_twins_are_ambiguous():
+    z = latent(4)
+    one = model_of(np.stack([z[0], z[1], z[2], -SHARED]), 0.3, 1)  # nothing but noise is left
+    other = model_of(np.stack([z[0], z[1], z[1], z[2]]), 0.3, 2)
+    found = ls.match(one, other)
+    assert found["verdict"].values[[0, 2]].tolist() == ["matched"] * 2
+    assert str(found["verdict"].values[3]) == "too noisy"
+    assert float(found["runner_up"][1]) > 0.8 and float(found["stability"][1]) < 0.9
+
+
+def test_kinds_together_and_layers_apart():
+    z = latent(4)
+    one, other = model_of(z, 0.5, 1), model_of(z[::-1], 0.5, 2)
+    p = ls.plant("induction", seed=3, n_sequences=4)
+    model = p.model
+    scores = [ls.behaviour_scores(model, n_random=4, length=8, seed=seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="other components or another order"):
+        ls.match({"llc": one, "behaviour": scores[0]}, {"llc": other, "behaviour": scores[1]})
+    alone = ls.match(scores[0], scores[1]).sel(component=list(p.truth.components))
+    assert (alone["partner"] == alone["component"]).all() and alone["p"].isnull().all()
+    seen = ls.attention_patterns(model, p.tokens[:, :12])
+    found = ls.match(
+        {"where": seen, "what": scores[0]}, {"where": seen, "what": scores[1]}, within_layers=True
+    )
+    assert (found["partner"] == found["component"]).all()
+    assert found.attrs["kinds"] == "attention_patterns behaviour_scores"
+    layers = [[name[1] for name in found[dim].values] for dim in ("component", "other")]
+    apart = np.array(layers[0])[:, None] != np.array(layers[1])
+    assert np.isnan(found["similarities"].values[apart]).all()
+
+
+def test_courses_over_checkpoints_are_matched():
+    steps = np.geomspace(1, 1000, 12)
+    shape = np.stack([np.tanh(np.log(steps) - c) for c in (1, 3, 5)], 1)
+
+    def curves(order: list[int], seed: int) -> xr.Dataset:
+        values = shape[:, order] + 0.02 * np.random.default_rng(seed).normal(size=shape.shape)
+        names = [f"L0H{i}" for i in range(3)]
+        return xr.Dataset(
+            {"llc": (("checkpoint", "component"), values),
+             "se": (("checkpoint", "component"), 0.02 + 0 * values)},
+            coords={"checkpoint": steps, "component": names},
+        )  # fmt: skip
+
+    from lens_slt.structure.profiles import _of_trajectory
+
+    here, there = _of_trajectory(curves([0, 1, 2], 0)), _of_trajectory(curves([2, 0, 1], 1))
+    product = np.corrcoef(here.values[0].T, there.values[0].T)[:3, 3:]
+    assert product.argmax(1).tolist() == [1, 2, 0] and here.reliability.min() > 0.95
+
+
+def test_other_tokens_and_shared_noise_are_refused():
+    z = latent(4)
+    one, other = model_of(z, 0.5, 1), model_of(z, 0.5, 2)
+    with pytest.raises(ValueError, match="of other tokens; needed are the same token ids"):
+        ls.match(one, other.assign_coords(token_id=other["token_id"] + 1))
+    with pytest.raises(ValueError, match="results of the same kinds"):
+        ls.match(one, ls.behaviour_scores(native(), n_random=2, length=8))
+    same = {"settings": '{"seed": 0}'}
+    with pytest.raises(ValueError, match=r"sampled with the same seed \(0\)"):
+        ls.match(one.assign_attrs(same, model_hash="a"), other.assign_attrs(same, model_hash="b"))
+    with pytest.raises(TypeError, match="a must come from"):
+        ls.match(3, other)
