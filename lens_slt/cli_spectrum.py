@@ -76,6 +76,7 @@ def spectrum_command(
     positions: Positions = None,
     pad_id: PadId = None,
     device: Device = None,
+    trust: Annotated[bool, typer.Option(help="Show λ̂ that is not certified.")] = False,
     as_json: Json = False,
 ) -> None:
     """λ̂ over nβ and γ: a regularised curvature spectrum; directions by curvature; λ and m."""
@@ -96,8 +97,8 @@ def spectrum_command(
                 loaded, tokens, components, settings=settings, weights=weights, pad_id=pad_id,
                 path=place, device=device, progress=not as_json, **grid,
             )  # fmt: skip
-            found[step] = spectrum(rungs)
-        _written(out, found, model, as_json)
+            found[step] = spectrum(rungs, trust=trust)
+        _written(out, found, model, trust, as_json)
 
 
 def _steps(text: str | None) -> list[int | None]:
@@ -109,11 +110,13 @@ def _steps(text: str | None) -> list[int | None]:
         raise ValueError(f"--checkpoints must be whole numbers with commas; got {text!r}") from None
 
 
-def _written(out: Path, found: dict[int | None, xr.Dataset], model: str, as_json: bool) -> None:
+def _written(
+    out: Path, found: dict[int | None, xr.Dataset], model: str, trust: bool, as_json: bool
+) -> None:
     """Tables on the terminal; a CSV file and a page with figures in the folder."""
     rows, sections = [], []
     for step, one in found.items():
-        fitted, curved = multiplicity(one), curvatures(one)
+        fitted, curved = multiplicity(one, trust=trust), curvatures(one)
         name = "Spectrum" if step is None else f"Spectrum at step {step}"
         tables = spectrum_table(one), curvatures_table(curved), multiplicity_table(fitted)
         for table in tables if not as_json else ():

@@ -27,6 +27,7 @@ from lens_slt.schema import require, stamped
 
 CLAIMED = "identified"
 NOT = "not identifiable, because"
+COUNT = "rungs that count (certified, the prior's nβ·K above 10)"
 LEAST_DECADES, LEAST_RUNGS = 2.0, 6
 MOST_FORMS = 4  # integers m that are tried
 EXCLUDED = 10.83  # χ² above the best form's, which one in a thousand right forms exceeds
@@ -37,6 +38,7 @@ POWERS = np.array([0.1, 0.15, 0.2, 0.25, 1 / 3, 0.5, 0.75, 1.0, 1.5, 2.0])
 GAPS = np.array([1 / 24, 1 / 12, 1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2])  # of two poles
 SHIFTS = np.arange(-2.0, 16.1, 0.5)  # of log(t·E[K]), E of the prior: where log t + c begins
 LEAST_LOG = 0.7  # of log t + c
+LEAST_PRIOR = 10.0  # of t·E[K], E of the prior, from which a rung tells of the singularity
 FEW = 4  # parameters up to which a quadratic minimum has one curvature each
 CURVATURES = 60  # of a grid
 MOST_RISE = 0.05  # of λ̂ over the last decade, where a limit is claimed
@@ -81,7 +83,8 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     quadratic minimum, ½ Σ h/(h + γ/nβ), of as many curvatures as there are weights. Forms whose χ²
     is 10.8 or more above the best one's are excluded. m is claimed where all other m up to 4 are
     excluded and the best form fits; no m is above the number of weights. At least two decades and
-    six rungs of certified λ̂ are needed.
+    six rungs are needed, certified and with nβ·K above 10 in the mean over the prior: below it the
+    curve tells of the prior.
 
     m ≥ 2 is hardly ever told: over five decades of exact curves of normal crossings two single
     poles fit as well as a double one, and ``llc_low`` and ``llc_high`` then hold λ of both. m = 1
@@ -146,6 +149,7 @@ def _cell(rung: xr.Dataset, trust: bool) -> dict[str, Any]:
     """All that is said of one component at one γ."""
     used = np.isfinite(rung["llc"].values) & (rung["se"].values > 0)
     used &= trust | (rung["certificate"].values == CERTIFIED)
+    used &= ~(rung["n_beta"].values * _prior(rung) < LEAST_PRIOR)
     n_betas = rung["n_beta"].values[used]
     decades = float(np.ptp(np.log10(n_betas))) if used.any() else 0.0
     nan = float("nan")
@@ -170,19 +174,23 @@ def _cell(rung: xr.Dataset, trust: bool) -> dict[str, Any]:
 
 def _too_few(rungs: int, decades: float) -> str:
     if decades < LEAST_DECADES - 1e-6:
-        return (
-            f"{NOT} certified rungs span {decades:.1f} decades of nβ; {LEAST_DECADES:g} are needed"
-        )
+        return f"{NOT} {COUNT} span {decades:.1f} decades of nβ; {LEAST_DECADES:g} are needed"
     if rungs < LEAST_RUNGS:
-        return f"{NOT} {rungs} rungs are certified; {LEAST_RUNGS} are needed"
+        return f"{NOT} {COUNT} are {rungs}; {LEAST_RUNGS} are needed"
     return ""
+
+
+def _prior(rung: xr.Dataset) -> float:
+    """Mean loss of the prior; NaN where it is not known."""
+    known = rung["prior_loss"].values[rung["prior_loss"].values > 0]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _curve(rung: xr.Dataset, used: FloatArray) -> Curve:
     t = rung["n_beta"].values[used]
     value, error = rung["llc"].values[used], rung["se"].values[used]
-    known = rung["prior_loss"].values[rung["prior_loss"].values > 0]
-    scale = np.log(np.median(known)) if len(known) else np.log(value[0] / t[0])
+    prior = _prior(rung)
+    scale = np.log(prior if np.isfinite(prior) else value[0] / t[0])
     return Curve(
         np.log(t) + scale, t / float(rung["gamma"]), value, np.hypot(error, FLOOR * value),
         int(rung["n_parameters"]),

@@ -20,7 +20,10 @@ def spectrum_table(found: xr.Dataset) -> Table:
     found = require(found, "spectrum", argument="found")
     masked = json.loads(found.attrs.get("masked", "[]"))
     more = [f"and {len(masked) - MOST_NAMED} more"] if len(masked) > MOST_NAMED else []
-    words = "\n".join(["± one standard error; –: not certified", *masked[:MOST_NAMED], *more])
+    trust = found.attrs.get("trust", 0)
+    rule = "not certified, shown all the same:" if trust else "–: not certified"
+    head = f"± one standard error; {rule}" if masked or not trust else "± one standard error"
+    words = "\n".join([head, *masked[:MOST_NAMED], *more])
     table = PlainTable("λ̂ over nβ", words)
     table.add_column("component", no_wrap=True)
     table.add_column("γ", justify="right")

@@ -8,7 +8,7 @@ import pytest
 import lens_slt as ls
 from benchmarks.potentials import normal_crossing_exact
 from lens_slt.phases.multiplicity import CLAIMED, FLOOR, Curve, fits, judge
-from tests.phases.made_spectrum import FLAT, rungs
+from tests.phases.made_spectrum import STIFF, rungs
 
 LONG = np.geomspace(10, 1e6, 16)
 
@@ -95,19 +95,21 @@ def test_why_it_cannot_be_told():
 
 
 def test_weights_that_are_no_minimum():
-    spectrum = ls.spectrum(rungs(curvatures=[FLAT[:2]]))
+    spectrum = ls.spectrum(rungs([1, 3, 10, 30, 100, 300], curvatures=[STIFF[:2]]))
     found = ls.multiplicity(spectrum.assign(llc=-spectrum["llc"]))
     assert "the given weights are at no minimum" in found["verdict"].item()
     assert np.isnan(found["llc"]).all()
 
 
 def test_ladders_that_are_too_short():
-    found = ls.multiplicity(ls.spectrum(rungs([1, 2, 3, 5, 8, 10])))
+    found = ls.multiplicity(ls.spectrum(rungs([20, 40, 60, 100, 160, 200])))
     words = found["verdict"].values.ravel().tolist()
-    assert all("certified rungs span 1.0 decades of nβ; 2 are needed" in word for word in words)
+    assert all("above 10) span 1.0 decades of nβ; 2 are needed" in word for word in words)
     assert np.isnan(found["multiplicity"]).all() and np.isnan(found["fit"]).all()
-    found = ls.multiplicity(ls.spectrum(rungs([1, 10, 100])))
-    assert all("3 rungs are certified; 6 are needed" in w for w in found["verdict"].values.ravel())
+    found = ls.multiplicity(ls.spectrum(rungs([2, 20, 200, 2000])))
+    words = found["verdict"].values.ravel().tolist()  # at nβ 2 the flat component's prior has 1.2
+    assert ["above 10) are 4; 6 are needed" in w for w in words] == [True, False]
+    assert "above 10) are 3; 6 are needed" in words[1]
     with pytest.raises(TypeError, match="found must come from spectrum"):
         ls.multiplicity(found)
 
