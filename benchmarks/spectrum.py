@@ -66,7 +66,7 @@ class Case:
 
 def exact_sampler(draws: int, args: argparse.Namespace) -> ls.Settings:
     """Importance sampling; even losses gain nothing from antithetic pairs."""
-    chains, n = (32, 40) if args.quick else (256, draws // 256)
+    chains, n = (32, 40) if args.quick else (512, draws // 512)
     return ls.Settings(
         sampler="importance", chains=chains, draws=n, antithetic=False, seed=args.seed
     )
@@ -103,8 +103,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
     million = 2**20
     found = [
         crossing_case((1,), million // 4, args), crossing_case((2,), million // 4, args),
-        crossing_case((1, 1), million // 2, args), crossing_case((1, 2), million, args),
-        crossing_case((1, 3), million, args), crossing_case((2, 3), million // 2, args),
+        crossing_case((1, 1), million // 2, args), crossing_case((1, 2), 2 * million, args),
+        crossing_case((1, 3), 2 * million, args), crossing_case((2, 3), million // 2, args),
         Case(deep_linear((2, 1, 2), 0, seed=args.seed), SHORT, exact_sampler(million // 4, args)),
         quadratic_case("quadratic, all stiff", (30.0,) * 6, args),
         quadratic_case("quadratic, two stiff, ten flat", (30.0,) * 2 + (0.02,) * 10, args),
