@@ -34,6 +34,17 @@ def test_free_energies_of_a_quadratic(made):
     assert (found["overlap"][1:] > 0.5).all()
 
 
+def test_errors_know_that_chains_differ():
+    made = rungs([1.0, 2.0, 4.0], curvatures=[SPREAD])
+    apart = [one.copy(deep=True) for one in made]
+    for one in apart:
+        one["posterior"]["full_loss"] *= np.array([0.7, 1, 1, 1.3])[:, None]
+    wide, narrow = (
+        float(ls.density_of_states(r, trust=True)["free_energy_se"][-1]) for r in (apart, made)
+    )
+    assert wide > 2 * narrow
+
+
 def test_volumes_of_a_ball(made):
     """K = |w|² under N(0, 1) in three dimensions: V(ε) is a χ² distribution."""
     levels = [0.1, 0.3, 1.0, 3.0]

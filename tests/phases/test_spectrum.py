@@ -43,6 +43,8 @@ def test_a_ladder_has_every_pair_with_a_seed_of_its_own():
     assert len({s.seed for s in found}) == 4
     assert all(s.full_loss and s.draws == 7 for s in found)
     assert found == ls.ladder([10, 1], [200, 100], ls.Settings(draws=7, seed=3))
+    longer = ls.ladder([1, 3, 10], [100, 200], ls.Settings(draws=7, seed=3))
+    assert all(one in longer for one in found)  # rungs that are there serve on
 
 
 @pytest.mark.parametrize("grid", [([], [1]), ([0, 1], [1]), ([1, 1], [1]), ([1], [-1])])
@@ -68,6 +70,20 @@ def test_the_curve_is_a_regularised_curvature_spectrum():
                     error = float(cell["se" if key == "llc" else f"{key}_se"])
                     assert abs(float(cell[key]) - value) < 4.5 * error, (key, n_beta)
                 assert float(cell["se"]) < 0.08 * exact["llc"]
+
+
+def test_errors_know_that_chains_differ():
+    (one,) = rungs([10], curvatures=[MADE])
+    chains = np.array([0.5, 1, 1, 1.5])[:, None]
+    apart = one.copy(deep=True)
+    for name in ("paired_loss", "full_loss", "step_loss"):
+        apart["posterior"][name] = chains * one["posterior"][name]
+    found = ls.spectrum([apart], trust=True).squeeze()
+    t = 10 * apart["posterior"]["full_loss"].values[0]
+    without = np.array([np.delete(t, i, 0).var() for i in range(4)])
+    error = np.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum())
+    assert float(found["variance_se"]) == pytest.approx(error, rel=1e-3)
+    assert error > 3 * float(ls.spectrum([one])["variance_se"].squeeze())
 
 
 def test_lambda_rises_by_as_much_as_the_variances_say():
