@@ -19,6 +19,11 @@ def check_pattern(phases: Sequence[Phase], pattern: str, share: float) -> None:
         if not one.sublosses:
             raise ValueError(f"pattern: {one.name!r} has no sublosses; give Phase(…, sublosses=…)")
         choice("pattern", pattern, one.sublosses)
+        if one.sublosses[pattern].se is None:
+            raise ValueError(
+                f"pattern: the loss of {one.name!r} on {pattern!r} has no standard error: it is in "
+                "too few sequences; measure a probe with more"
+            )
 
 
 def losses_of(
@@ -71,5 +76,6 @@ def _variance(one: Phase, pattern: str | None, share: float) -> float:
     if pattern is None:
         return one.loss_se**2
     part = one.sublosses[pattern]
-    rest = max(one.loss_se**2 - (part.share * part.se) ** 2, 0.0) / (1 - part.share) ** 2
-    return (share * part.se) ** 2 + (1 - share) ** 2 * rest
+    error = part.se or 0.0  # those that are not known were refused
+    rest = max(one.loss_se**2 - (part.share * error) ** 2, 0.0) / (1 - part.share) ** 2
+    return (share * error) ** 2 + (1 - share) ** 2 * rest

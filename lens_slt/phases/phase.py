@@ -29,19 +29,20 @@ class Subloss:
     Attributes:
         loss: mean over the pattern, in the unit of the phase's loss.
         share: of the data that is of the pattern, 0 to 1.
-        se: standard error of ``loss``.
+        se: standard error of ``loss``; None if it is not known, and then nothing crosses on it.
         blocks: the jackknife's values of ``loss`` over blocks of the data, if they are known.
     """
 
     loss: float
     share: float
-    se: float = 0.0
+    se: float | None = 0.0
     blocks: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         number("loss", self.loss)
         number("share", self.share, above=0, below=1)
-        number("se", self.se, at_least=0)
+        if self.se is not None:
+            number("se", self.se, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -273,14 +274,17 @@ def _of_row(row: xr.Dataset, name: str, **rest: Any) -> Phase:
 
 
 def _blocks(own: xr.Dataset) -> tuple[float, ...]:
-    return tuple(own["blocks"].values.tolist()) if "blocks" in own else ()
+    if "blocks" not in own or not np.isfinite(own["blocks"].values).all():
+        return ()
+    return tuple(own["blocks"].values.tolist())
 
 
 def _subloss(own: xr.Dataset, total: float) -> Subloss | None:
     share = float(own["n_tokens"]) / total
     if not 0 < share < 1:
         return None
-    return Subloss(float(own["loss"]), share, float(np.nan_to_num(own["se"])), _blocks(own))
+    error = float(own["se"])
+    return Subloss(float(own["loss"]), share, error if np.isfinite(error) else None, _blocks(own))
 
 
 def check_phases(phases: Sequence[Phase], trust: bool) -> list[str]:

@@ -59,6 +59,19 @@ def test_checkpoints_are_phases(curves):
     assert float(both["loss_difference_se"]) == pytest.approx(se, rel=1e-5)
 
 
+def test_a_pattern_without_an_error_is_refused(curves):
+    """As where all of its tokens are in one sequence: its error must not pass for zero."""
+    rare = curves.copy(deep=True)
+    place = dict(pattern="fourth", probe="text")
+    for name in ("se", "blocks"):
+        rare["sublosses"][name].loc[place] = np.nan
+    found = ls.development_phases(rare, STEPS, component="L1H0")
+    assert found[0].sublosses["fourth"].se is None and not found[0].sublosses["fourth"].blocks
+    assert np.isfinite(ls.crossing(*found, trust=True)["loss_difference_se"])
+    with pytest.raises(ValueError, match="'step 0' on 'fourth' has no standard error.*too few seq"):
+        ls.crossing(*found, trust=True, pattern="fourth")
+
+
 def test_what_is_not_there_is_refused(curves):
     with pytest.raises(ValueError, match="steps: 7 is none of the checkpoints"):
         ls.development_phases(curves, [7], component="L1H0")
