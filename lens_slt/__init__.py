@@ -155,6 +155,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.retrain import Optimisation, retrain
     from lens_slt.training.saver import CheckpointSaver
     from lens_slt.training.schedule import checkpoint_schedule
 
@@ -172,6 +173,7 @@ __all__ = [
     "Edge",
     "Estimate",
     "LogitDifference",
+    "Optimisation",
     "Phase",
     "Probability",
     "Probe",
@@ -312,6 +314,7 @@ __all__ = [
     "refined_llc",
     "refined_observable",
     "response",
+    "retrain",
     "sample",
     "sample_function",
     "sample_ladder",

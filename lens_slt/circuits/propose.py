@@ -24,6 +24,7 @@ from lens_slt.structure.standardize import values_of
 LEAST_SHARE = 0.3  # of the largest value in its layer and later ones, for a node
 ALIKE = 0.5  # of the value on the pattern's tokens of a head that is driven alike
 LEAST_PART = 0.3  # of what drives a head, or of what a node writes, for an edge
+LEAST_WIRE = 0.1  # the same, between nodes that other edges have joined
 NOISE = "may be noise"
 
 
@@ -58,8 +59,9 @@ def propose_circuits(
        at least three tenths of what the largest of them does.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
-    minus the median of its layer, and those that edges join to it, and ``wide``, all of its nodes
-    and what they are joined to, also by shared edges.
+    minus the median of its layer, what leads to it and what it leads to, and ``wide``, all of its
+    nodes and what they are joined to, also by shared edges, with every wire among them that clearly
+    brings a tenth or more of what drives the one or of what it writes.
 
     Patterns that a stable mode knows come first, in the order of how surely it tells their tokens
     from the others (|AUC − 0.5| over its error); then the rest, by their clearest node.
@@ -103,8 +105,12 @@ def propose_circuits(
         earlier = None
         for name, start, shared in (("core", [clearest], False), ("wide", [*nodes], True)):
             edges = _edges(nodes, (here, anywhere), shared)
+            if not shared:
+                edges = _through(clearest, edges)
             edges |= _driven_alike(edges, here, level, shared)
             chosen = _joined(start, edges)
+            if shared:
+                edges |= _wires(edges, here, chosen)
             inside = [e for e in edges if {e.source, e.target} <= chosen]
             if (chosen, inside) == earlier:
                 continue
@@ -137,6 +143,14 @@ def _joined(nodes: Iterable[str], edges: Iterable[Edge]) -> set[str]:
     graph = nx.Graph([(edge.source, edge.target) for edge in edges])
     graph.add_nodes_from(nodes)
     return {other for node in nodes for other in nx.node_connected_component(graph, node)}
+
+
+def _through(node: str, edges: dict[Edge, dict[str, float]]) -> dict[Edge, dict[str, float]]:
+    """Edges on the ways to a node and from it; what its sources also feed lies beside it."""
+    graph = nx.DiGraph([(edge.source, edge.target) for edge in edges])
+    graph.add_node(node)
+    kept = {node} | nx.ancestors(graph, node) | nx.descendants(graph, node)
+    return {e: values for e, values in edges.items() if {e.source, e.target} <= kept}
 
 
 def _refined(
@@ -252,6 +266,24 @@ def _driven_alike(
         for edge, share, se in _sources(shares.sel(target=other), shared) if alike else ():
             if edge not in edges and (edge.source, edge.through) in alike:
                 found[edge] = {"share": round(share, 4), "se": round(se, 4)}
+    return found
+
+
+def _wires(
+    edges: dict[Edge, dict[str, float]], shares: xr.Dataset, chosen: set[str]
+) -> dict[Edge, dict[str, float]]:
+    """What else nodes that are in the circuit clearly bring to one another."""
+    found = {}
+    for target in sorted(chosen & set(map(str, shares["target"].values))):
+        into = shares.sel(target=target)
+        for through in into["through"].values:
+            for source in sorted(chosen & set(map(str, into["source"].values))):
+                one = into.sel(source=source, through=through)
+                share, se, edge = float(one["share"]), float(one["se"]), None
+                if share >= LEAST_WIRE and share - 2 * se > 0:
+                    edge = Edge(source, target, str(through))
+                if edge is not None and edge not in edges:
+                    found[edge] = {"share": round(share, 4), "se": round(se, 4)}
     return found
 
 

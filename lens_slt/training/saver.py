@@ -148,7 +148,7 @@ class CheckpointSaver:
         loss = self._curve.at(step)
         noted = {"step": str(step), "why": why, "loss": json.dumps(loss)}
         path = self.folder / f"step-{step:06d}.safetensors"
-        save_weights(_weights(model), path, self.precision, noted)
+        save_weights(saved_weights(model), path, self.precision, noted)
         self._kept[step] = Kept(why, loss, path.stat().st_size)
         needed = self._kept[step].size * len(self.schedule)
         if self.most_bytes is not None and needed > self.most_bytes:
@@ -228,7 +228,7 @@ def _stored(tensor: Tensor, precision: Precision) -> Tensor:
     return tensor.cpu().contiguous().clone()  # shared tensors cannot be saved
 
 
-def _weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def saved_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What is saved of a model; TypeError or ValueError where no checkpoint can be made of it."""
     if isinstance(model, nn.Module):
         inner = _unwrapped(model)
