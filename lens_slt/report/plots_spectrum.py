@@ -92,7 +92,8 @@ def plot_curvatures(found: xr.Dataset) -> go.Figure:
                 mode="markers+text", text=[name], textposition="top center", showlegend=False,
                 error_x=dict(array=[INTERVAL * float(one["stiffness_se"])], thickness=1),
                 error_y=dict(array=[INTERVAL * float(one["effective_directions_se"])], thickness=1),
-                hovertemplate=f"{figure_text(name)}: {one['verdict'].values}<extra></extra>",
+                hovertemplate=f"{figure_text(name)}: {figure_text(str(one['verdict'].values))}"
+                "<extra></extra>",
                 marker=style["marker"], **common,
             ), row=1, col=2,
         )  # fmt: skip
@@ -127,7 +128,7 @@ def plot_multiplicity(found: xr.Dataset) -> go.Figure:
             go.Scatter(
                 x=one["n_beta"].values, y=one["rung_llc"].values, mode="markers", name=shown,
                 error_y=dict(array=INTERVAL * one["rung_se"].values, thickness=1),
-                marker=style["marker"], text=[str(one["verdict"].values)] * one.sizes["n_beta"],
+                marker=style["marker"], text=labels([one["verdict"].item()]) * one.sizes["n_beta"],
                 hovertemplate="nβ %{x}: %{y:.3g}<br>%{text}<extra></extra>",
             )
         )  # fmt: skip

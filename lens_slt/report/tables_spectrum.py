@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from lens_slt.phases.spectrum import NOT_SAMPLED
 from lens_slt.report.tables import PlainTable, with_error
+from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.schema import require
 
 MASKED = "–"
@@ -18,7 +18,7 @@ MOST_NAMED = 4  # rungs that are not certified
 def spectrum_table(found: xr.Dataset) -> Table:
     """One row per component and γ: λ̂ ± standard error at every nβ."""
     found = require(found, "spectrum", argument="found")
-    masked = json.loads(found.attrs.get("masked", "[]"))
+    masked = _not_certified(found)
     more = [f"and {len(masked) - MOST_NAMED} more"] if len(masked) > MOST_NAMED else []
     trust = found.attrs.get("trust", 0)
     rule = "not certified, shown all the same:" if trust else "–: not certified"
@@ -38,6 +38,16 @@ def spectrum_table(found: xr.Dataset) -> Table:
             ]
             table.add_row(str(name), f"{gamma:g}", *cells)
     return table
+
+
+def _not_certified(found: xr.Dataset) -> list[str]:
+    """Rungs that were sampled and are not certified, and why."""
+    said = found["certificate"].values
+    return [
+        f"{found['component'].values[c]} at nβ {found['n_beta'].values[b]:g}, "
+        f"γ {found['gamma'].values[g]:g}: {found['why'].values[b, g, c]}"
+        for b, g, c in np.argwhere((said != CERTIFIED) & (said != NOT_SAMPLED))
+    ]
 
 
 def curvatures_table(found: xr.Dataset) -> Table:
