@@ -28,7 +28,7 @@ from lens_slt.schema import stamped
 LEAST_OVERLAP = 0.05  # of neighbours; 1 is that of equal rungs
 N_BLOCKS = 20  # of the jackknife
 MOST_DRAWS = 2000  # of a rung, evenly spread, that enter
-LEAST_WORTH = 50.0  # draws of the prior that the reweighted ones are worth
+LEAST_WORTH = 200.0  # draws of the prior that the reweighted ones are worth
 LEVELS = 25
 BRACKET = 50.0  # of a free energy, beyond all energies
 
