@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lens_slt.sampling.result import component_names, n_draws, settings_of
+from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
 
@@ -59,6 +60,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="toy sizes: does the code run?")
     made.add_argument("--seed", type=int, default=0)
     return made
+
+
+def toy(settings: Settings) -> Settings:
+    """Just enough draws to run every line, one step each."""
+    return settings.but(draws=8, burn_in=2, thin=1, steps_per_draw=1)
 
 
 def one_thread() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 import lens_slt as ls
-from benchmarks.common import Target, cpu_seconds, finish, one_thread, parser, say, show_table
+from benchmarks.common import Target, cpu_seconds, finish, one_thread, parser, say, show_table, toy
 
 MODEL, SEQUENCES, LENGTH, BATCH = "attn-2l", 512, 128, 8
 WANTED = 0.02  # relative standard error
@@ -46,10 +46,10 @@ def main() -> None:
     args = parser(__doc__).parse_args()
     one_thread()
     size = (16, 24) if args.quick else (SEQUENCES, LENGTH)
-    recipe = RECIPE.but(seed=args.seed, draws=4 if args.quick else 200)
-    now = ls.Settings(
-        batch_size=BATCH, target_se=WANTED, seed=args.seed, draws=8 if args.quick else None
-    )
+    recipe = RECIPE.but(seed=args.seed)
+    now = ls.Settings(batch_size=BATCH, target_se=WANTED, seed=args.seed)
+    if args.quick:
+        recipe, now = recipe.but(draws=4, burn_in=2), toy(now)
     run(recipe.but(draws=2, burn_in=0), *size)  # loads and warms up
     before, here = run(recipe, *size), run(now, *size)
     assert recipe.draws is not None and recipe.burn_in is not None

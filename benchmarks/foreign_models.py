@@ -45,6 +45,7 @@ TARGETS = {
 WRONG_SHARE, WRONG, WRONG_Z = 0.1, 0.1, 4.0
 RIGHT_SHARE, RIGHT = 0.03, 0.02
 CERTIFIED = "certified"
+DEFAULT = ls.Settings()
 COLUMNS = ("component", "truth", "λ̂", "z", "certificate", "verdict")
 
 
@@ -96,21 +97,30 @@ class Record:
     error: str = ""
 
 
-def sampled(case: Case) -> xr.Dataset:
-    """Refined LLCs with the default settings."""
+def sampled(case: Case, settings: ls.Settings) -> xr.Dataset:
+    """Refined LLCs."""
     if isinstance(case, FunctionCase):
-        return ls.refined_llc(ls.sample_function(case.loss, case.star, data=case.data))
+        return ls.refined_llc(
+            ls.sample_function(case.loss, case.star, data=case.data, settings=settings)
+        )
     weighted = {} if case.weights is None else {"weights": case.weights}
     return ls.refined_llc(
-        ls.sample(case.model, case.tokens, list(case.components), progress=False, **weighted)
+        ls.sample(
+            case.model,
+            case.tokens,
+            list(case.components),
+            settings=settings,
+            progress=False,
+            **weighted,
+        )
     )
 
 
-def judge(name: str, case: Case, exact: list[Truth]) -> Record:
+def judge(name: str, case: Case, exact: list[Truth], settings: ls.Settings = DEFAULT) -> Record:
     """Sample a member of the zoo and put the results beside the exact values."""
     began = time.process_time()
     try:
-        refined = sampled(case)
+        refined = sampled(case, settings)
     except Exception as raised:  # a stranger's model must not stop the others
         return Record(name, (), time.process_time() - began, f"{type(raised).__name__}: {raised}")
     spent = time.process_time() - began
@@ -127,7 +137,13 @@ def judge(name: str, case: Case, exact: list[Truth]) -> Record:
     return Record(name, tuple(results), spent)
 
 
-def kept(entry: ZooEntry, cache: Path | None, tag: str, effort: Effort) -> Record:
+def kept(
+    entry: ZooEntry,
+    cache: Path | None,
+    tag: str,
+    effort: Effort,
+    settings: ls.Settings = DEFAULT,
+) -> Record:
     """The record of an entry, from the cache folder where this tag has it."""
     case = entry.build(cache)
     first = "function" if isinstance(case, FunctionCase) else " ".join(case.components)
@@ -135,7 +151,7 @@ def kept(entry: ZooEntry, cache: Path | None, tag: str, effort: Effort) -> Recor
     if file is not None and file.exists():
         plain = json.loads(file.read_text())
         return Record(**plain | {"results": tuple(Result(**one) for one in plain["results"])})
-    record = judge(entry.name, case, list(truths(case, cache, effort)))
+    record = judge(entry.name, case, list(truths(case, cache, effort)), settings)
     if file is not None and not record.error:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(record)))
@@ -192,11 +208,13 @@ def main() -> None:
     args = made.parse_args()
     common.one_thread()
     warnings.filterwarnings("ignore")
-    effort = Effort.toy() if args.quick else Effort()
+    effort, settings = Effort(), DEFAULT
+    if args.quick:
+        effort, settings = Effort.toy(), common.toy(DEFAULT)
     records = []
     for entry in zoo(args.seed, 2 if args.quick else args.n):
         entry = entry.shortened() if args.quick else entry
-        records.append(kept(entry, args.cache, args.tag, effort))
+        records.append(kept(entry, args.cache, args.tag, effort, settings))
         show(records[-1], entry.describe())
     common.finish(args, figures_of(records), None if args.quick else TARGETS)
 

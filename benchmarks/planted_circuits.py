@@ -333,7 +333,7 @@ def main() -> None:
     settings = HARD_SETTINGS if args.hard else SETTINGS
     n_null, n_trials, seeds = 50, args.trials, args.seeds
     if args.quick:
-        settings, n_null, n_trials, seeds = settings.but(draws=8, thin=1), 4, 1, 1
+        settings, n_null, n_trials, seeds = common.toy(settings), 4, 1, 1
     records = []
     suite = ls.hard_suite if args.hard else ls.planted_suite
     for p in suite(seeds, n_sequences=3 * THIRD, seed=args.seed):

@@ -62,10 +62,10 @@ def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
     model = ls.load_model(name)
     few, length = (12, 32) if args.quick else (32, 128)
     probe = ls.load_tokens("mix", n_sequences=few, length=length, seed=1)
-    settings = demo_settings(8 if args.quick else 160, args.seed)
+    settings = demo_settings(seed=args.seed)
     draws = ls.sample(
         model, ls.load_tokens("mix", n_sequences=16 if args.quick else 512, length=length),
-        ["heads", "full"], settings=settings.but(thin=1) if args.quick else settings,
+        ["heads", "full"], settings=common.toy(settings) if args.quick else settings,
         probes={"mix": probe}, path=None if args.cache is None else args.cache / name,
         progress=False,
     )  # fmt: skip

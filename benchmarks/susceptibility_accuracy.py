@@ -101,8 +101,8 @@ def small_model_runs(args: Any) -> tuple[xr.DataTree, xr.DataTree]:
 def reliability(args: Any) -> float:
     """Median split-half of the two-posterior estimator over the heads."""
     length, sequences = (16, 8) if args.quick else (128, 512)
-    settings = demo_settings(8 if args.quick else 160, args.seed)
-    settings = settings.but(thin=1) if args.quick else settings
+    settings = demo_settings(seed=args.seed)
+    settings = common.toy(settings) if args.quick else settings
     draws = ls.sample(
         ls.load_model(MODEL), ls.load_tokens("mix", n_sequences=sequences, length=length),
         ["heads", "full"], settings=settings, progress=False,

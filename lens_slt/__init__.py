@@ -70,6 +70,7 @@ if TYPE_CHECKING:  # also read by _homes
     )
     from lens_slt.models.shipped import load_model, shipped_checkpoints
     from lens_slt.models.source import model_source
+    from lens_slt.observables.data_response import data_response
     from lens_slt.observables.influence import attribute, influence
     from lens_slt.observables.per_token_llc import per_token_llc
     from lens_slt.observables.refined_llc import refined_llc
@@ -112,6 +113,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_match import plot_match, plot_mean_attention
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
+    from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
     from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
     from lens_slt.report.plots_spectrum import (
         plot_curvatures,
@@ -155,6 +157,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.patterning import patterning
     from lens_slt.training.retrain import Optimisation, retrain
     from lens_slt.training.saver import CheckpointSaver
     from lens_slt.training.schedule import checkpoint_schedule
@@ -210,6 +213,7 @@ __all__ = [
     "cross_check",
     "crossing",
     "curvatures",
+    "data_response",
     "density_of_states",
     "develop",
     "development_phases",
@@ -248,6 +252,7 @@ __all__ = [
     "paper_modes",
     "paper_rllc",
     "pattern_influence",
+    "patterning",
     "per_token_llc",
     "phase",
     "phase_diagram",
@@ -267,6 +272,7 @@ __all__ = [
     "plot_crossing",
     "plot_curvatures",
     "plot_curves",
+    "plot_data_response",
     "plot_density_of_states",
     "plot_differences",
     "plot_differentiation",
@@ -290,6 +296,7 @@ __all__ = [
     "plot_multiplicity",
     "plot_observables",
     "plot_pattern_influence",
+    "plot_patterning",
     "plot_patterns",
     "plot_phase_diagram",
     "plot_response",

@@ -235,6 +235,17 @@ SCHEMAS: dict[str, Schema] = {
             | over("sequence query", "token_id"),
         ),
         Schema(
+            "data_response", "data_response", attrs=("component", "candidates", "certificate"),
+            needed=over("observable sequence", "response se")
+            | over("block observable sequence", "blocks") | over("sequence position", "tokens"),
+        ),
+        Schema(
+            "patterning", "patterning",
+            attrs=("strength", "clipped", "effective_sequences", "component", "certificate"),
+            needed=over("sequence", "weight change")
+            | over("observable", "wish predicted predicted_se side_effect"),
+        ),
+        Schema(
             "match", "match", attrs=("kinds", "least", "level"),
             needed=over(
                 "component",

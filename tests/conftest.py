@@ -9,12 +9,9 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core a worker, also for what it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from jaxtyping import install_import_hook
+from tests.shape_checks import check_shapes_of
 
-from tests import shape_checks  # noqa: F401  (the hook finds it by name)
-
-# Must come before the first import of lens_slt.
-install_import_hook("lens_slt", "tests.shape_checks.check_shapes")
+check_shapes_of("lens_slt")  # must come before its first import
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

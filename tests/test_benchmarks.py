@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.shapley import Worth, shapley
 from benchmarks.slopes import Points, slope
@@ -18,7 +24,24 @@ ROOT = Path(__file__).parents[1]
 
 
 def figures(name: str, *options: str) -> dict[str, object]:
-    """Run ``python -m benchmarks.NAME --json`` and parse its last line."""
+    """The last line of ``python -m benchmarks.NAME --json``, run in this process.
+
+    To import everything anew takes longer than many toy runs.
+    """
+    said, threads = io.StringIO(), torch.get_num_threads()
+    command = [name, "--json", *options]
+    with patch.object(sys, "argv", command), contextlib.redirect_stdout(said):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+        finally:
+            torch.set_num_threads(threads)
+    return json.loads(said.getvalue().splitlines()[-1])
+
+
+def figures_of_a_process(name: str, *options: str) -> dict[str, object]:
+    """Likewise, of those that start or kill processes themselves, in one of their own."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", "--json", *options],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
@@ -75,7 +98,7 @@ def test_scaling():
 
 @pytest.mark.slow
 def test_estimate_accuracy():
-    found = figures("estimate_accuracy", "--quick", "--runs", "own blocks, pcn")
+    found = figures_of_a_process("estimate_accuracy", "--quick", "--runs", "own blocks, pcn")
     assert set(found) == {"max_factor", "max_factor_memory", "max_factor_disk"}
     assert found["max_factor_disk"] < 1.5
 
@@ -197,7 +220,7 @@ def test_families():
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kills():
-    found = figures("kills", "--quick")
+    found = figures_of_a_process("kills", "--quick")
     assert found["resumed_identical"] == 1.0
     assert found["kills"] == 6
 
@@ -205,7 +228,7 @@ def test_kills():
 @pytest.mark.slow
 def test_parallel():
     pytest.importorskip("distributed", reason="needs lens-slt[dask]")
-    found = figures("parallel", "--quick")
+    found = figures_of_a_process("parallel", "--quick")
     assert found["max_difference"] == 0.0
     assert found["killed_repeats"] >= 1
 

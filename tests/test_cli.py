@@ -15,11 +15,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import lens_slt as ls
-from lens_slt import cli
+from lens_slt import cli, demo
 from lens_slt.sampling import lm
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
 HEAD = ["--model", "attn-2l", "--data", "code", "--components", "L1H3"]
+FEW_STEPS = {"burn_in": 2, "steps_per_draw": 1}
 CIRCUIT = ["--model", "attn-2l", "--data", "mix", "--length", "48", "--trial-sequences", "20"]
 
 
@@ -30,6 +31,14 @@ def call(*arguments: str | Path) -> Result:
 def rows_of(path: str) -> list[dict[str, str]]:
     with Path(path).open() as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that have no option for it burn in for two steps and take one a draw."""
+    make = cli.make_settings
+    monkeypatch.setattr(cli, "make_settings", lambda *a, **b: make(*a, **b).but(**FEW_STEPS))
+    monkeypatch.setattr(demo, "SETTINGS", demo.SETTINGS.but(**FEW_STEPS))
 
 
 def rllc(out: Path, *more: str | Path) -> Result:
@@ -259,7 +268,18 @@ def test_models_lists_checkpoints() -> None:
 
 
 @pytest.mark.slow
-def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("few_steps")
+def test_demo_shows_all_heads_and_reuses_its_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "HYPOTHESES", 1)
+    tried, run_trials = [], demo.run_trials
+
+    def kept(*given: Any, **options: Any) -> Any:
+        tried.append(run_trials(*given, **options))
+        return tried[-1]
+
+    monkeypatch.setattr(demo, "run_trials", kept)
     arguments = ["demo", "--out", tmp_path, "--draws", "4", "--sequences", "8", "--length", "24"]
     first = call(*arguments, "--json")
     assert first.exit_code == 0, first.stderr
@@ -275,11 +295,13 @@ def test_demo_shows_all_heads_and_reuses_its_draws(tmp_path: Path) -> None:
     assert "found finished draws" in again.stderr
     assert again.stdout.count("How to read it") == 3
     assert "Modes: Per-token rLLC" in again.stdout
+    monkeypatch.setattr(demo, "run_trials", lambda *_, **__: tried[-1])  # a third time: the draws
     again = json.loads(call(*arguments, "--json").stdout)
     assert again["components"] == record["components"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
 def test_susceptibility_as_json_agrees_with_the_library(tmp_path: Path) -> None:
     options = [*TINY, "--probe-sequences", "4", "--draws", "12", "--batch-size", "8"]
     tiny = ["--model", "attn-1l", "--data", "code", "--components", "L0H1,L0H2,L0H3"]
@@ -291,7 +313,7 @@ def test_susceptibility_as_json_agrees_with_the_library(tmp_path: Path) -> None:
     probe = ls.load_tokens("code", n_sequences=4, length=16, seed=1)
     draws = ls.sample(
         ls.load_model("attn-1l"), tokens, ["L0H1", "L0H2", "L0H3", "full"], progress=False,
-        settings=ls.Settings(draws=12, batch_size=8), probes={"probe": probe},
+        settings=ls.Settings(draws=12, batch_size=8, **FEW_STEPS), probes={"probe": probe},
     )  # fmt: skip
     chi = ls.susceptibility(draws)
     mean = record["structure"]["chi"]["mean"]
@@ -337,6 +359,7 @@ def test_cross_check_of_a_given_circuit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
 def test_cross_check_infers_and_says_so_where_nothing_stands_out(tmp_path: Path) -> None:
     result = call(
         "cross-check", *CIRCUIT, *FEW_SETS, "--out", tmp_path, "--probe-sequences", "24",

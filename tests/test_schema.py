@@ -97,6 +97,7 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         probes={"code": ls.Probe(tokens, observables=ls.Accuracy())},
     )  # fmt: skip
     seen = ls.attention_patterns(model, tokens, "L0H0, L1H2")
+    answer = ls.data_response(observed, "code", {"all": ls.Shift("code", [1.0] + [0.0] * 7)})
     results = {
         "draws": draws,
         "refined_observable": ls.refined_observable(observed),
@@ -118,6 +119,8 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         "composition_by_component": ls.composition_by_component(model, "L0H2", "L1H2", "K"),
         "behaviour_scores": ls.behaviour_scores(model, n_random=2),
         "attention_patterns": seen,
+        "data_response": answer,
+        "patterning": ls.patterning(answer, {"all": 0.1}),
         "match": ls.match(seen, seen, n_null=20, n_bootstrap=20),
         "composition_on_tokens": ls.composition_on_tokens(model, tokens),
         "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def numbers(model: torch.nn.Module, tokens: torch.Tensor, engine: str) -> list[f
     return [*ls.refined_llc(draws)["llc"].values.tolist(), float(effect.mean())]
 
 
+def some_tokens() -> torch.Tensor:
+    return torch.randint(1, 49, (8, 12), generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def expected(name: str, engine: str) -> list[float]:
+    """The numbers without a context, which is the same for all of them."""
+    return numbers(MODELS[name](), some_tokens(), engine)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -38,11 +49,9 @@ def numbers(model: torch.nn.Module, tokens: torch.Tensor, engine: str) -> list[f
     ("name", "engine"), [("native", "auto"), ("native", "modules"), ("gemma2", "auto")]
 )
 def test_numbers_are_those_without_a_context(name: str, engine: str, context: str) -> None:
-    model = MODELS[name]()
-    tokens = torch.randint(1, 49, (8, 12), generator=torch.Generator().manual_seed(0))
-    expected = numbers(model, tokens, engine)
+    without, model, tokens = expected(name, engine), MODELS[name](), some_tokens()
     with CONTEXTS[context]():
-        assert numbers(model, tokens.to("cpu").clone(), engine) == expected
+        assert numbers(model, tokens.to("cpu").clone(), engine) == without
 
 
 def test_every_public_function_that_takes_a_model_is_guarded() -> None:

@@ -108,7 +108,7 @@ def response(
     seen = moved if probe in (None, shift.probe) else open_probe(draws, probe)
     allowed = ["loss", *str(seen.probe.attrs["observables"]).split()]
     choice("observable", observable, allowed)
-    weight = _shift_weight(shift, moved)
+    weight = shift_weight(shift, moved)
     names = component_names(draws)
     rows = [_of_component(draws, name, moved, weight, seen, observable, strength) for name in names]
     over = ("component", "strength")
@@ -125,7 +125,7 @@ def response(
     return stamped(found, "response")
 
 
-def _shift_weight(shift: Shift, reader: ProbeReader) -> FloatArray:
+def shift_weight(shift: Shift, reader: ProbeReader) -> FloatArray:
     """Weights ``[sequence, position]`` of the shifted data, which add up to 1."""
     own = np.where(reader.real, reader.probe["weight"].values, 0.0).astype(np.float64)
     weight = own

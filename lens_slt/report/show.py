@@ -36,6 +36,7 @@ from lens_slt.report.plots_maps import plot_map, plot_stability
 from lens_slt.report.plots_match import plot_match, plot_mean_attention
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
+from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
 from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
 from lens_slt.report.plots_spectrum import (
     plot_curvatures,
@@ -126,6 +127,8 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "weight_change": plot_weight_change,
     "moved_directions": plot_moved_directions,
     "match": plot_match,
+    "data_response": plot_data_response,
+    "patterning": plot_patterning,
     "attention_patterns": plot_mean_attention,
     "trial": plot_evidence,
     "hypothesis": plot_circuit,

@@ -29,8 +29,15 @@ OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_traini
     "critical_checkpoints", "mode_development", "differentiation", "migration",
     "pattern_influence", "head_trajectories",
 }  # fmt: skip
-# In tests/test_calibration.py, tests/structure/test_match.py and tests/report/test_attention.py.
-ELSEWHERE = {"calibration", "match", "attention_patterns"} | OVER_TRAINING
+# In tests/test_calibration.py, tests/structure/test_match.py, tests/report/test_attention.py
+# and tests/training/test_patterning.py.
+ELSEWHERE = {
+    "calibration",
+    "match",
+    "attention_patterns",
+    "data_response",
+    "patterning",
+} | OVER_TRAINING
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_matrices_are_streamed_and_replaced(tmp_path):
     tokens = ls.load_tokens("code", n_sequences=6, length=24)
     draws = ls.sample(
         ls.load_model("attn-1l"), tokens, "heads", probes={"code": tokens}, progress=False,
-        settings=ls.Settings(draws=8, burn_in=0, batch_size=4),
+        settings=ls.Settings(draws=8, burn_in=0, batch_size=4, steps_per_draw=1),
     )  # fmt: skip
     for _ in range(2):
         found = read_structure(draws, "code", tokens, folder=tmp_path)

@@ -1,0 +1,161 @@
+r"""How observables answer to the weight of every sequence of the data.
+
+Let the loss be the weighted mean L_h = Σ_j (1 + h_j)·ℓ_j / Σ_j (1 + h_j) over N candidates.
+Under the local posterior ∝ exp(−nβ·L_h − …), to first order in h,
+
+.. math:: ∂E[φ]/∂h_j = −(nβ/N)·Cov(φ, ℓ_j − L).
+
+Structural susceptibilities: Baker et al. 2025 (arXiv 2504.18274); their inversion: Patterning
+(arXiv 2601.13548).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.arguments import choice, typed
+from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.observables.per_token import ProbeReader, open_probe
+from lens_slt.observables.response import Shift, shift_weight
+from lens_slt.sampling.result import component_names, dataset, settings_of
+from lens_slt.schema import require, stamped
+
+LEAST_BLOCKS = 4  # of draws, for a standard error and two halves
+
+
+@typed
+def data_response(
+    draws: xr.DataTree,
+    candidates: str,
+    observables: Mapping[str, Any],
+    *,
+    component: str | None = None,
+) -> xr.Dataset:
+    """First-order change of observables per relative change of each candidate sequence's weight.
+
+    Args:
+        draws: from :func:`lens_slt.sample`, on the data that the candidates stand for.
+        candidates: the probe that holds them.
+        observables: by name, a :class:`lens_slt.Shift`: the mean loss of a probe's chosen
+            predictions, such as those of a pattern; or the name of a probe, for its mean loss.
+        component: whose posterior; ``full`` by default where it was sampled. The response of one
+            head alone is how it would answer with all else frozen.
+
+    Returns:
+        Dataset over (observable, sequence): ``response`` ∂E[φ]/∂h_j in nats, h_j being the
+        relative change of the sequence's weight, and its standard error ``se``; ``blocks``, the
+        jackknife's values over blocks of draws; ``tokens (sequence, position)``, the predicted
+        ones, 0 where there is none.
+
+    Raises:
+        ValueError: no such probe or component, weights of another shape, fewer than four blocks of
+            draws, or no chain that can be used.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model = ls.load_model("attn-1l")
+        >>> data = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> code = ls.load_tokens("code", n_sequences=4, length=16)
+        >>> draws = ls.sample(
+        ...     model,
+        ...     data,
+        ...     "L0H0",
+        ...     settings=ls.Settings(draws=40, batch_size=8),
+        ...     probes={"data": data, "code": code},
+        ...     progress=False,
+        ... )
+        >>> ls.data_response(draws, "data", {"code": "code"})["response"].dims
+        ('observable', 'sequence')
+    """
+    draws = require(draws, "draws", argument="draws")
+    names = component_names(draws)
+    if component is None:
+        component = "full" if "full" in names else names[0] if len(names) == 1 else None
+        if component is None:
+            raise ValueError(f"component must be one of {', '.join(names)}: draws hold several")
+    choice("component", component, names)
+    if not observables:
+        raise ValueError("observables must name at least one")
+    reader = open_probe(draws, candidates)
+    if reader.n_blocks < LEAST_BLOCKS:
+        raise ValueError(
+            f"draws: {reader.n_draws(component)} of {component} at the probe make "
+            f"{reader.n_blocks} blocks, {LEAST_BLOCKS} are needed: sample more draws"
+        )
+    counts, _ = reader.weights(component)
+    alive: BoolArray = np.asarray(counts.any(1))
+    if not alive.any():
+        raise ValueError(f"draws: no chain of {component} can be used")
+    each = _sequence_losses(reader, component, alive)
+    phi = {name: _observed(draws, one, name, component, alive) for name, one in observables.items()}
+    phi = {name: one[:, : each.shape[1]] for name, one in phi.items()}
+    delta = each - each.mean(-1, keepdims=True)
+    scale = -settings_of(draws).n_beta / each.shape[-1]
+    whole = np.ones(each.shape[1], dtype=bool)
+    series = np.stack(list(phi.values())), delta, counts[alive]
+    value = scale * _covariance(*series, whole)
+    pseudo = []
+    blocks = reader.blocks(component)
+    for block in blocks:
+        kept = whole.copy()
+        kept[block] = False
+        pseudo.append(scale * _covariance(*series, kept))
+    left_out, n = np.array(pseudo), len(blocks)
+    pseudo_values = value + (n - 1) * (left_out.mean(0) - left_out)
+    tokens = np.where(reader.real, reader.probe["tokens"].values, 0)
+    over = ("observable", "sequence")
+    data = xr.Dataset(
+        {
+            "response": (over, value),
+            "se": (over, pseudo_values.std(0, ddof=1) / np.sqrt(n)),
+            "blocks": (("block", *over), pseudo_values),
+            "tokens": (("sequence", "position"), tokens),
+        },
+        coords={"observable": list(phi), "sequence": np.arange(each.shape[-1])},
+        attrs={
+            **draws.attrs, "component": component, "candidates": candidates,
+            "certificate": str(
+                dataset(draws, "health")["certificate"].sel(component=component).values
+            ),
+        },
+    )  # fmt: skip
+    return stamped(data, "data_response")
+
+
+def _sequence_losses(reader: ProbeReader, component: str, alive: BoolArray) -> FloatArray:
+    """Mean loss of every candidate ``[chain, draw, sequence]``."""
+    values = reader.probe["paired_loss"].sel(component=component).values[alive]
+    weight = np.where(reader.real, reader.probe["weight"].values, 0.0)
+    values = np.nan_to_num(values[:, : reader.n_draws(component)]).astype(np.float64)
+    return np.asarray(np.einsum("cdsp,sp->cds", values, weight / weight.sum(1, keepdims=True)))
+
+
+def _observed(
+    draws: xr.DataTree, observable: Any, name: str, component: str, alive: BoolArray
+) -> FloatArray:
+    """Mean loss of the chosen predictions ``[chain, draw]``."""
+    shift = Shift(observable) if isinstance(observable, str) else observable
+    if not isinstance(shift, Shift):
+        raise TypeError(
+            f"observables[{name!r}] must be a Shift or the name of a probe; got "
+            f"{type(observable).__name__}"
+        )
+    reader = open_probe(draws, shift.probe)
+    weight = shift_weight(shift, reader)
+    values = reader.probe["paired_loss"].sel(component=component).values[alive]
+    values = np.nan_to_num(values[:, : reader.n_draws(component)]).astype(np.float64)
+    return np.asarray(np.einsum("cdsp,sp->cd", values, weight))
+
+
+def _covariance(
+    phi: FloatArray, delta: FloatArray, counts: FloatArray, kept: BoolArray
+) -> FloatArray:
+    """Weighted covariances ``[observable, sequence]`` over chains and the kept draws."""
+    share = (counts[:, kept] / counts[:, kept].sum()).ravel()
+    x = phi[:, :, kept].reshape(len(phi), -1)
+    y = delta[:, kept].reshape(-1, delta.shape[-1])
+    return np.asarray(((x - (x @ share)[:, None]) * share) @ (y - share @ y))
