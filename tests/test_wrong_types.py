@@ -59,7 +59,7 @@ RIGHT: dict[str, Any] = dict.fromkeys(
         "Sequence[xr.DataTree]",
     ),
     (),
-) | {"Mapping[int, xr.DataTree]": {}}
+) | {f"Mapping[{key}]": {} for key in ("int, xr.DataTree", "str, float", "str, Any")}
 BARE: dict[str, type] = {
     "Trial": ls.Trial, "Calibration": ls.Calibration, "SltEvidence": ls.SltEvidence,
     "Trial | CircuitHypothesis": ls.Trial, "Checkpoints": ls.Checkpoints,
