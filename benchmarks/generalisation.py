@@ -34,7 +34,7 @@ from scipy.special import logsumexp
 import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target, WithError
-from benchmarks.potentials import deep_linear_llc, reduced_rank_llc
+from lens_slt.phases.toys.known import deep_linear_llc, reduced_rank_llc
 
 TARGETS = {"slope": Target(0.9, 1.1), "slope_waic": Target(0.9, 1.1)}
 HELD_OUT = 200

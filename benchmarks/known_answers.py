@@ -19,7 +19,7 @@ import torch
 import lens_slt as ls
 from benchmarks import common, potentials
 from benchmarks.common import Target, WithError
-from benchmarks.potentials import KnownCase, Loss
+from lens_slt.phases.toys.known import KnownCase, Loss, deep_linear, normal_crossing
 from lens_slt.sampling.settings import Settings
 
 STABILITY = 0.3  # ε·(nβ·h + γ); lm is stable up to 4, and steep walls ask for a margin
@@ -93,7 +93,7 @@ def normal_crossings(args: argparse.Namespace) -> dict[str, Any]:
             draws=500 if args.quick else 16000, burn_in=200 if args.quick else 10000,
             seed=args.seed,
         )  # fmt: skip
-        case = potentials.normal_crossing(k)
+        case = normal_crossing(k)
         got, epsilon, stiffness = run_case(case, settings)
         exact = potentials.normal_crossing_exact(k, n_beta, settings.gamma)
         off = (got.value - exact) / got.se
@@ -115,7 +115,7 @@ def linear_networks(args: argparse.Namespace) -> dict[str, Any]:
     shapes += [(widths, rank, "dln") for widths, rank in DLN_SHAPES]
     rows, errors = [], {"rrr": [0.0], "dln": [0.0]}
     for widths, rank, kind in shapes[:1] if args.quick else shapes:
-        case = potentials.deep_linear(widths, rank, seed=args.seed)
+        case = deep_linear(widths, rank, seed=args.seed)
         settings = Settings(
             n_beta=1000.0, gamma=1.0, chains=16 if args.quick else 64, antithetic=False,
             draws=500 if args.quick else 8000, burn_in=200 if args.quick else 8000,

@@ -1,141 +1,31 @@
-"""Loss functions whose learning coefficient is known in closed form.
-
-Every loss maps ``w [chain, parameter]`` to ``[chain]``, is zero at its ``star``, and is a
-population loss: there is no data and no error from a finite sample.
-"""
+"""Closed forms of localised posteriors: λ̂ at finite nβ and γ."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-import torch
+from scipy.signal import fftconvolve
 from torch import Tensor
 
-Loss = Callable[[Tensor], Tensor]
+from lens_slt.phases.toys.known import Loss
 
-
-@dataclass(frozen=True)
-class KnownCase:
-    """A loss, the point whose neighbourhood is sampled, and its learning coefficient there."""
-
-    name: str
-    loss: Loss
-    star: Tensor
-    llc: float
-    multiplicity: int
-
-
-def normal_crossing(exponents: Sequence[int]) -> KnownCase:
-    """K(w) = ∏ w_i^{2k_i} at 0: λ = min 1/(2k_i), attained as often as the multiplicity says."""
-    k = torch.tensor(exponents)
-    ratios = [1 / (2 * int(x)) for x in exponents]
-    return KnownCase(
-        f"normal crossing k={tuple(exponents)}",
-        lambda w: (w ** (2 * k)).prod(-1),
-        torch.zeros(len(exponents)),
-        min(ratios),
-        ratios.count(min(ratios)),
-    )
+STEP, LEAST_LOG = 0.02, -240.0  # of a grid of log K
 
 
 def normal_crossing_exact(exponents: Sequence[int], n_beta: float, gamma: float) -> float:
-    """nβ·E[K] under exp(−nβ·K − γ/2·‖w‖²), by the trapezoid rule in log |w_i|."""
-    points = {1: 20001, 2: 3001, 3: 401}[len(exponents)]
-    t = np.linspace(-40.0 if len(exponents) == 1 else -25.0, math.log(9 / gamma**0.5), points)
-    log_density = np.zeros((1,) * len(exponents))
-    log_k = np.zeros((1,) * len(exponents))
-    for axis, k in enumerate(exponents):
-        shape = [1] * len(exponents)
-        shape[axis] = points
-        log_density = log_density + (t - gamma / 2 * np.exp(2 * t)).reshape(shape)
-        log_k = log_k + (2 * k * t).reshape(shape)
-    loss = n_beta * np.exp(log_k)
-    density = np.exp(log_density - loss)
-    return float((loss * density).sum() / density.sum())
-
-
-def deep_linear(widths: Sequence[int], rank: int, seed: int) -> KnownCase:
-    """K = ½‖W_M⋯W_1 − truth‖² (inputs N(0, I), unit noise) at its most singular true parameter.
-
-    ``widths`` go from input to output; two layers are reduced-rank regression. At the reference
-    point every layer has exactly the rank of the truth, so the local learning coefficient there is
-    the global one.
-    """
-    shapes = list(itertools.pairwise(widths))
-    sizes = [rows * columns for rows, columns in shapes]
-    generator = torch.Generator().manual_seed(seed)
-
-    def product(w: Tensor) -> Tensor:
-        parts = w.split(sizes, dim=-1)
-        total = parts[0].unflatten(-1, shapes[0])
-        for part, shape in zip(parts[1:], shapes[1:], strict=True):
-            total = total @ part.unflatten(-1, shape)
-        return total
-
-    layers = []
-    for depth, (rows, columns) in enumerate(shapes):
-        layer = torch.zeros(rows, columns)
-        layer[:rank, :rank] = torch.eye(rank)
-        if depth == 0:
-            rotation, _ = torch.linalg.qr(torch.randn(rows, rows, generator=generator))
-            layer = rotation @ layer  # a truth that is not aligned with the axes
-        layers.append(layer.flatten())
-    star = torch.cat(layers)
-    truth = product(star)
-    llc, multiplicity = deep_linear_llc(widths, rank)
-    kind = "reduced-rank regression" if len(widths) == 3 else "deep linear network"
-    return KnownCase(
-        f"{kind} {'-'.join(map(str, widths))} rank {rank}",
-        lambda w: (product(w) - truth).square().sum((-2, -1)) / 2,
-        star,
-        llc,
-        multiplicity,
-    )
-
-
-def reduced_rank_llc(inputs: int, hidden: int, outputs: int, rank: int) -> float:
-    """λ of reduced-rank regression: Aoyagi & Watanabe 2005, Theorem 1 (Neural Networks 18)."""
-    m, h, n, r = inputs, hidden, outputs, rank
-    if m + h < n + r:
-        return (h * m - h * r + n * r) / 2
-    if n + h < m + r:
-        return (h * n - h * r + m * r) / 2
-    if m + n < h + r:
-        return m * n / 2
-    odd = (m + h + n + r) % 2
-    return (-((h + r) ** 2) - m**2 - n**2 + 2 * (h + r) * (m + n) + 2 * m * n + odd) / 8
-
-
-def deep_linear_llc(widths: Sequence[int], rank: int) -> tuple[float, int]:
-    """λ and multiplicity of a deep linear network: Aoyagi 2024 (Neural Networks 172), Theorem 1."""
-    excess = [width - rank for width in widths]
-    chosen = _aoyagi_subset(excess)
-    last = len(chosen) - 1
-    base = (rank * (widths[0] + widths[-1]) - rank**2) / 2
-    if last == 0:
-        return base, 1
-    total = sum(chosen)
-    a = total - (math.ceil(total / last) - 1) * last
-    pairs = sum(x * y for x, y in itertools.combinations(chosen, 2))
-    llc = base + a * (last - a) / (4 * last) - (last - 1) * total**2 / (4 * last) + pairs / 2
-    return llc, a * (last - a) + 1
-
-
-def _aoyagi_subset(excess: Sequence[int]) -> list[int]:
-    """The layers' excess ranks that decide λ: the smallest ones, as many as the theorem says."""
-    ordered = sorted(excess)
-    for size in range(len(ordered), 0, -1):
-        inside, outside = ordered[:size], ordered[size:]
-        last = size - 1
-        if outside and not inside[-1] < outside[0]:
-            continue
-        if sum(inside) >= last * inside[-1] and (not outside or sum(inside) < last * outside[0]):
-            return inside
-    raise ValueError(f"no subset of {excess} satisfies the theorem")
+    """nβ·E[K] under exp(−nβ·K − γ/2·‖w‖²): log K is a sum, and its density a convolution."""
+    total, start = np.ones(1), 0.0
+    for k in exponents:
+        ends = -LEAST_LOG / STEP, 2 * k * math.log(9 / gamma**0.5) / STEP  # |w| below nine spreads
+        y = STEP * np.arange(-int(ends[0]), int(ends[1]) + 1)
+        size = np.exp(y / (2 * k))
+        density = size * np.exp(-gamma / 2 * size**2)  # of y = log w^{2k}
+        total, start = fftconvolve(total, density / density.sum()), start + y[0]
+    loss = n_beta * np.exp(start + STEP * np.arange(len(total)))
+    weight = np.maximum(total, 0) * np.exp(-loss)
+    return float((loss * weight).sum() / weight.sum())
 
 
 def quadratic(curvatures: Tensor) -> Loss:

@@ -79,6 +79,15 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.observables.refined_observable import refined_observable
     from lens_slt.observables.response import Shift, response
     from lens_slt.observables.susceptibility import susceptibility
+    from lens_slt.phases.curvatures import curvatures
+    from lens_slt.phases.density import density_of_states
+    from lens_slt.phases.diagram import phase_diagram
+    from lens_slt.phases.free_energy import crossing
+    from lens_slt.phases.ladder import ladder, sample_ladder
+    from lens_slt.phases.limit import limit_llc
+    from lens_slt.phases.multiplicity import multiplicity
+    from lens_slt.phases.phase import Phase, Subloss, development_phases, phase
+    from lens_slt.phases.spectrum import spectrum
     from lens_slt.report.attention import show_attention
     from lens_slt.report.paper import paper_evidence, paper_modes, paper_rllc
     from lens_slt.report.plots import plot_calibration, plot_rllc, plot_rllc_map
@@ -112,6 +121,13 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
+    from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
+    from lens_slt.report.plots_spectrum import (
+        plot_curvatures,
+        plot_density_of_states,
+        plot_multiplicity,
+        plot_spectrum,
+    )
     from lens_slt.report.plots_stages import plot_stages, plot_transitions
     from lens_slt.report.plots_structure_over_time import (
         plot_critical,
@@ -168,6 +184,7 @@ __all__ = [
     "Estimate",
     "LogitDifference",
     "Optimisation",
+    "Phase",
     "Probability",
     "Probe",
     "Prompts",
@@ -175,6 +192,7 @@ __all__ = [
     "Shift",
     "Sites",
     "SltEvidence",
+    "Subloss",
     "Trial",
     "ablate",
     "ablate_path",
@@ -200,8 +218,12 @@ __all__ = [
     "contexts",
     "critical_checkpoints",
     "cross_check",
+    "crossing",
+    "curvatures",
     "data_response",
+    "density_of_states",
     "develop",
+    "development_phases",
     "differentiation",
     "edge_attribution",
     "enrichment",
@@ -216,6 +238,8 @@ __all__ = [
     "keep_only",
     "knock_in",
     "label_patterns",
+    "ladder",
+    "limit_llc",
     "load_model",
     "load_tokens",
     "locality",
@@ -228,6 +252,7 @@ __all__ = [
     "model_source",
     "modes",
     "moved_directions",
+    "multiplicity",
     "ngram_counts",
     "open_checkpoint",
     "open_development",
@@ -238,6 +263,8 @@ __all__ = [
     "pattern_influence",
     "patterning",
     "per_token_llc",
+    "phase",
+    "phase_diagram",
     "plan_development",
     "plant",
     "planted_suite",
@@ -251,8 +278,11 @@ __all__ = [
     "plot_composition",
     "plot_construction",
     "plot_critical",
+    "plot_crossing",
+    "plot_curvatures",
     "plot_curves",
     "plot_data_response",
+    "plot_density_of_states",
     "plot_differences",
     "plot_differentiation",
     "plot_directions",
@@ -263,6 +293,7 @@ __all__ = [
     "plot_faithfulness",
     "plot_generalisation",
     "plot_influence",
+    "plot_limit",
     "plot_locality",
     "plot_log_likelihood",
     "plot_map",
@@ -273,14 +304,17 @@ __all__ = [
     "plot_mode_development",
     "plot_modes",
     "plot_moved_directions",
+    "plot_multiplicity",
     "plot_observables",
     "plot_pattern_influence",
     "plot_patterning",
     "plot_patterns",
+    "plot_phase_diagram",
     "plot_response",
     "plot_rllc",
     "plot_rllc_map",
     "plot_shares",
+    "plot_spectrum",
     "plot_stability",
     "plot_stages",
     "plot_sublosses",
@@ -302,8 +336,10 @@ __all__ = [
     "retrain",
     "sample",
     "sample_function",
+    "sample_ladder",
     "shipped_checkpoints",
     "show_attention",
+    "spectrum",
     "stages",
     "susceptibility",
     "to_dot",

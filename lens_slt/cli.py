@@ -50,6 +50,8 @@ from lens_slt.cli_options import (
     Sequences,
     TargetSe,
 )
+from lens_slt.cli_phases import phases_command
+from lens_slt.cli_spectrum import spectrum_command
 from lens_slt.cli_support import (
     console,
     finish,
@@ -60,6 +62,7 @@ from lens_slt.cli_support import (
     load_weighted,
     make_settings,
     parse_probes,
+    read_numbers,
     say,
     shipped_rows,
     show_estimate,
@@ -436,7 +439,10 @@ def calibrate(
             None, None, base=SHORT, sampler=sampler, chains=chains, draws=draws,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
-        grid = {"n_betas": _numbers("n-betas", n_betas), "gammas": _numbers("gammas", gammas)}
+        grid = {
+            "n_betas": read_numbers("n-betas", n_betas),
+            "gammas": read_numbers("gammas", gammas),
+        }
         loaded = load_quietly(model, checkpoint, device, config)
         tokens, weights = load_weighted(data, positions, loaded, sequences, length, bos, pad_id)
         if dry_run:
@@ -474,6 +480,8 @@ def models(as_json: Json = False) -> None:
 
 
 app.command("develop")(develop_command)
+app.command("phases")(phases_command)
+app.command("spectrum")(spectrum_command)
 
 
 def main() -> None:
@@ -626,14 +634,3 @@ def _write_calibration(out: Path, found: Any, model: str) -> dict[str, str]:
         files["settings"] = out / "settings.json"
         files["settings"].write_text(json.dumps(found.settings.as_dict(), indent=1) + "\n")
     return {key: str(path) for key, path in files.items()}
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--{name} must be numbers with commas; got {text!r}") from None
-
-
-if __name__ == "__main__":
-    main()

@@ -209,6 +209,14 @@ def make_settings(
     return settings.but(**{key: value for key, value in given.items() if value is not None})
 
 
+def read_numbers(name: str, text: str) -> list[float]:
+    """Numbers with commas, as an option gives them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} must be numbers with commas; got {text!r}") from None
+
+
 def parse_probes(given: list[str]) -> dict[str, str]:
     """``name=source`` options as a dict."""
     probes = {}

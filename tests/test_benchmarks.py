@@ -63,6 +63,25 @@ def test_known_answers():
 
 
 @pytest.mark.slow
+def test_phases():
+    found = figures("phases", "--quick")
+    assert found["k_gon_loss_error"] < 1e-5 and abs(found["crossing_5_6"] - 601) < 1
+    assert {"lambda_rel_error", "crossing_width", "sgd_5_to_6"} <= set(found)
+
+
+@pytest.mark.slow
+def test_grokking():
+    assert {"llc_change", "loss_change", "crossings"} == set(figures("grokking", "--quick"))
+
+
+@pytest.mark.slow
+def test_spectrum():
+    pytest.importorskip("pymbar", reason="pymbar is not installed (extra: mbar)")
+    found = figures("spectrum", "--quick")
+    assert {"lambda_error", "multiplicity_right", "wrongly_claimed", "mbar_ti_z"} <= set(found)
+
+
+@pytest.mark.slow
 def test_sampler_bias():
     found = figures("sampler_bias", "--quick")
     assert {"max_abs_bias_lm", "median_bias_sgld", "max_abs_bias_bf16"} <= set(found)

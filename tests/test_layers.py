@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_slt"
 ORDER = (  # from low to high
     "arguments", "arrays", "torch_state", "schemas", "schema", "text", "json_files", "progress",
     "data", "models", "sampling", "observables", "structure", "circuits", "training", "development",
-    "calibration", "report", "demo", "cli_options", "cli_support", "cli_develop", "cli", "__init__",
+    "phases", "calibration", "report", "demo", "cli_options", "cli_support", "cli_develop",
+    "cli_phases", "cli_spectrum", "cli", "__init__",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 DOTTED = re.compile(r"lens_slt(\.\w+)+")  # as importlib takes it

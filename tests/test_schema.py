@@ -29,6 +29,7 @@ from tests.made_curves import as_result, planted_clusters
 from tests.made_draws import made_draws
 from tests.made_matrices import planted
 from tests.made_probes import per_token_draws
+from tests.phases import made_phases, made_spectrum
 
 
 def over_checkpoints() -> dict[str, xr.Dataset]:
@@ -131,7 +132,9 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
             model, tokens, pattern.numpy(), ["L0H2"], n_random=1
         ),
     }
-    results |= over_checkpoints() | of_a_run(results)
+    results |= (
+        over_checkpoints() | of_a_run(results) | made_phases.results() | made_spectrum.results()
+    )
     assert set(results) == set(SCHEMAS)
     return results
 

@@ -39,6 +39,8 @@ WRONG: dict[str, tuple[Any, ...]] = {  # by what a signature says
     "Trial | CircuitHypothesis": ({}, None, 3, "L0H1"),
     "CircuitHypothesis | Sequence[CircuitHypothesis]": ({}, None, 3, "L0H1", ["L0H1"], [None]),
     "Sequence[CircuitHypothesis]": ({}, None, 3, "L0H1", ["L0H1"]),
+    "Phase": ({}, None, 3, "x"),
+    "Sequence[Phase]": (3, None, "x", [3], {}),
     "SltEvidence": ({}, None, 3),
     "SltEvidence | None": ({}, 3, "x"),
     "Tensor | None": ({}, 3, [1.0], np.zeros(2)),
@@ -46,12 +48,22 @@ WRONG: dict[str, tuple[Any, ...]] = {  # by what a signature says
     "NgramCounts | None": ({}, 3, "x"),
 }
 RIGHT: dict[str, Any] = dict.fromkeys(
-    ("Sequence[str]", "Sequence[Trial]", "Sequence[CircuitHypothesis]"), ()
+    (
+        "Sequence[str]",
+        "Sequence[Trial]",
+        "Sequence[CircuitHypothesis]",
+        "Sequence[Phase]",
+        "Sequence[float]",
+        "Sequence[int]",
+        "Sequence[xr.Dataset]",
+        "Sequence[xr.DataTree]",
+    ),
+    (),
 ) | {f"Mapping[{key}]": {} for key in ("int, xr.DataTree", "str, float", "str, Any")}
 BARE: dict[str, type] = {
     "Trial": ls.Trial, "Calibration": ls.Calibration, "SltEvidence": ls.SltEvidence,
     "Trial | CircuitHypothesis": ls.Trial, "Checkpoints": ls.Checkpoints,
-    "DevelopmentView": ls.DevelopmentView,
+    "DevelopmentView": ls.DevelopmentView, "Phase": ls.Phase,
     "CircuitHypothesis | Sequence[CircuitHypothesis]": ls.CircuitHypothesis,
 }  # fmt: skip
 

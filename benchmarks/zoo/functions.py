@@ -11,7 +11,8 @@ import torch
 from scipy.integrate import quad
 from torch import Generator, Tensor
 
-from benchmarks.potentials import deep_linear, quadratic, quadratic_exact
+from benchmarks.potentials import quadratic, quadratic_exact
+from lens_slt.phases.toys.known import deep_linear
 
 Loss = Callable[..., Tensor]
 ROWS = 256

@@ -42,6 +42,13 @@ from lens_slt.report.plots_match import plot_match, plot_mean_attention
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
 from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
+from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
+from lens_slt.report.plots_spectrum import (
+    plot_curvatures,
+    plot_density_of_states,
+    plot_multiplicity,
+    plot_spectrum,
+)
 from lens_slt.report.plots_stages import plot_stages, plot_transitions
 from lens_slt.report.plots_structure_over_time import (
     plot_critical,
@@ -64,11 +71,19 @@ from lens_slt.report.plots_trajectories import (
 from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
+from lens_slt.report.tables_phases import crossing_table, diagram_table
+from lens_slt.report.tables_spectrum import (
+    curvatures_table,
+    density_table,
+    multiplicity_table,
+    spectrum_table,
+)
 from lens_slt.schema import name_of, require
 from lens_slt.schemas import SCHEMAS
 
 CURVES_OF_RESULT = "curves"  # of any result over checkpoints
-OVER_CHECKPOINTS = ("construction", "development", "differences")  # with a figure of their own
+# with a figure of their own
+OVER_CHECKPOINTS = ("construction", "development", "differences", "spectrum")
 
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     CURVES_OF_RESULT: plot_curves,
@@ -103,6 +118,13 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "construction": plot_construction,
     "stages": plot_stages,
     "transitions": plot_transitions,
+    "crossing": plot_crossing,
+    "phase_diagram": plot_phase_diagram,
+    "limit_llc": plot_limit,
+    "spectrum": plot_spectrum,
+    "multiplicity": plot_multiplicity,
+    "curvatures": plot_curvatures,
+    "density_of_states": plot_density_of_states,
     "critical_checkpoints": plot_critical,
     "head_trajectories": plot_trajectories,
     "differentiation": plot_differentiation,
@@ -126,6 +148,12 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "susceptibility": reliability_table,
     "modes": modes_table,
     "behaviour_scores": behaviour_table,
+    "crossing": crossing_table,
+    "phase_diagram": diagram_table,
+    "spectrum": spectrum_table,
+    "multiplicity": multiplicity_table,
+    "curvatures": curvatures_table,
+    "density_of_states": density_table,
     "trial": evidence_table,
     "calibration": calibration_table,
 }
@@ -145,7 +173,9 @@ def plot(result: Any) -> go.Figure:
             influence, losses under an intervention, composition or behaviour scores, attributed
             edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
             matrices, observables, behaviour scores and sublosses also over checkpoints; what
-            ``develop``, ``compare`` and every function of ``lens_slt.development`` return.
+            ``develop``, ``compare``, ``crossing``, ``phase_diagram``, ``limit_llc``, ``spectrum``,
+            ``multiplicity``, ``curvatures``, ``density_of_states`` and every function of
+            ``lens_slt.development`` return.
 
     Raises:
         TypeError: anything else.

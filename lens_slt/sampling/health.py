@@ -222,7 +222,8 @@ def _broken(
         return "diverged"
     if len(own) > 1 and not np.ptp(far):
         return "never moved"
-    others = [c for c in range(chain) if not settings.antithetic or c // 2 != chain // 2]
+    alike = np.flatnonzero(loss[:chain, 0] == own[0])  # of many chains few have to be compared
+    others = [c for c in alike if not settings.antithetic or c // 2 != chain // 2]
     if np.ptp(own) and any((own == loss[c]).all() for c in others):
         return "identical chains"
     return ""

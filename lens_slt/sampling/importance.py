@@ -65,5 +65,6 @@ def pareto_smoothed(log_weights: FloatArray) -> tuple[FloatArray, float]:
     """Normalised Pareto-smoothed weights ``[draw]``, and the shape k̂ of their tail."""
     import arviz as az  # on use: it takes seconds to load
 
-    smoothed, k_hat = az.psislw(log_weights.astype(np.float64))
+    with np.errstate(over="ignore"):  # of candidates for k̂ that are far off
+        smoothed, k_hat = az.psislw(log_weights.astype(np.float64))
     return np.exp(np.asarray(smoothed)), float(k_hat)

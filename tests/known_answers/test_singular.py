@@ -9,11 +9,11 @@ import pytest
 
 import lens_slt as ls
 from benchmarks.common import llc_of
-from benchmarks.potentials import (
+from benchmarks.potentials import normal_crossing_exact
+from lens_slt.phases.toys.known import (
     deep_linear,
     deep_linear_llc,
     normal_crossing,
-    normal_crossing_exact,
     reduced_rank_llc,
 )
 from lens_slt.sampling.settings import Settings

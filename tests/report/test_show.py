@@ -20,6 +20,7 @@ from lens_slt.report.notebook import SHOWN, register
 from lens_slt.report.show import FIGURES, TABLES, kind_of
 from lens_slt.schema import stamped
 from lens_slt.schemas import SCHEMAS
+from tests.phases import made_phases, made_spectrum
 from tests.report.hostile import hostile
 
 OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_training.py
@@ -86,6 +87,8 @@ def results(draws, views, trial, behaviour, tokens):
         "faithfulness_curve": stamped(trial.curve.copy(), "faithfulness_curve"),
         "trial": trial,
         "hypothesis": trial.hypothesis,
+        **made_phases.results(),
+        **made_spectrum.results(),
     }
 
 

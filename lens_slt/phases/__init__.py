@@ -1,0 +1,1 @@
+"""Phases of singular models: free energies, crossings, diagrams, toy models with known phases."""

@@ -1,0 +1,83 @@
+"""Phases and their crossings as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from lens_slt.phases.phase import Phase
+from lens_slt.report.tables import PlainTable, with_error
+from lens_slt.schema import require
+
+UNKNOWN = "–"
+
+
+def phases_table(phases: Sequence[Phase]) -> Table:
+    """One row per phase: loss, λ̂, multiplicity, constant term, certificate."""
+    table = PlainTable("Phases", "± one standard error; –: not known")
+    for name in ("phase", "loss", "λ̂", "m", "constant", "λ̂ is"):
+        table.add_column(name, justify="left" if name in ("phase", "λ̂ is") else "right")
+    for one in phases:
+        m = UNKNOWN if one.multiplicity is None else str(one.multiplicity)
+        constant = UNKNOWN if one.constant is None else f"{one.constant:.3f}"
+        table.add_row(
+            one.name, with_error(one.loss, one.loss_se), with_error(one.llc, one.llc_se), m,
+            constant, one.certificate,
+        )  # fmt: skip
+    return table
+
+
+def crossing_table(found: xr.Dataset) -> Table:
+    """One row per crossing: n with its interval, and which phase is favoured above it."""
+    found = require(found, "crossing", argument="found")
+    return crossings_table([found])
+
+
+def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
+    """Crossings of several pairs of phases, from :func:`lens_slt.crossing`."""
+    notes = list(dict.fromkeys(one.attrs["notes"] for one in all_found))
+    level = all_found[0].attrs["level"] if all_found else 0.95
+    table = PlainTable("Crossings", "\n".join([f"{level:.0%} intervals of n", *notes]))
+    for name in ("phases", "n", "interval", "favoured above"):
+        table.add_column(name, justify="right" if name in ("n", "interval") else "left")
+    for one in all_found:
+        pair = f"{one.attrs['one']}, {one.attrs['other']}"
+        for i in range(one.sizes["crossing"]):
+            row = one.isel(crossing=i)
+            table.add_row(
+                pair, _count(row["n"]), f"{_count(row['n_low'])} to {_count(row['n_high'])}",
+                str(row["favoured"].values),
+            )  # fmt: skip
+        if not one.sizes["crossing"]:
+            ahead = float(one["difference"][-1]) > 0
+            table.add_row(
+                pair, "none", UNKNOWN, f"{one.attrs['one' if ahead else 'other']} at all n"
+            )
+        for i in range(one.sizes["undecided"]):
+            row = one.isel(undecided=i)
+            within = f"{_count(row['from_n'])} to {_count(row['to_n'])}"
+            table.add_row(pair, UNKNOWN, within, "undecided")
+    return table
+
+
+def diagram_table(found: xr.Dataset) -> Table:
+    """Which phase is the lowest from which n on, one row per share of the pattern."""
+    found = require(found, "phase_diagram", argument="found")
+    table = PlainTable("Phase of lowest free energy", found.attrs["notes"])
+    if found.attrs["pattern"]:
+        table.add_column(f"share of {found.attrs['pattern']}", justify="right")
+    table.add_column("from n")
+    n = found["n"].values
+    for share, row in zip(found["share"].values, found["lowest"].values, strict=True):
+        places = [0, *(np.flatnonzero(row[1:] != row[:-1]) + 1)]
+        words = "; ".join(f"{n[i]:.4g}: {row[i]}" for i in places)
+        table.add_row(*([f"{share:.3g}"] if found.attrs["pattern"] else []), words)
+    return table
+
+
+def _count(n: xr.DataArray) -> str:
+    value = float(n)
+    return "∞" if np.isinf(value) else f"{value:.4g}"
