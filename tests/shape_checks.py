@@ -35,7 +35,12 @@ def check_shapes(one: Any) -> Any:
         if one.__code__ not in _KNOWN:
             _KNOWN[one.__code__] = _names_shapes(one)
         shaped = _KNOWN[one.__code__]
-    return jaxtyped(one, typechecker=beartype) if shaped else one
+    return jaxtyped(one, typechecker=_check) if shaped else one
+
+
+def _check(part: Callable[..., Any]) -> Callable[..., Any]:
+    """jaxtyping has arguments and results checked apart, each by a function of its own."""
+    return beartype(part) if _names_shapes(part) else part
 
 
 def _names_shapes(function: Callable[..., Any]) -> bool:
