@@ -35,8 +35,8 @@ def runner() -> ModuleType:
     return module
 
 
-def test_there_are_eight_each_with_its_notebook() -> None:
-    assert [path.name[:2] for path in SOURCES] == [f"{i}_" for i in range(1, 9)]
+def test_there_are_nine_each_with_its_notebook() -> None:
+    assert [path.name[:2] for path in SOURCES] == [f"{i}_" for i in range(1, 10)]
     notebooks = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
     assert notebooks == [path.stem for path in SOURCES]
 
