@@ -130,6 +130,11 @@ def _sequence_losses(reader: ProbeReader, component: str, alive: BoolArray) -> F
     """Mean loss of every candidate ``[chain, draw, sequence]``."""
     values = reader.probe["paired_loss"].sel(component=component).values[alive]
     weight = np.where(reader.real, reader.probe["weight"].values, 0.0)
+    if not weight.any(1).all():
+        raise ValueError(
+            f"candidates: sequence {int(np.argmin(weight.any(1)))} of {reader.name!r} has no token "
+            "that counts; leave it out"
+        )
     values = np.nan_to_num(values[:, : reader.n_draws(component)]).astype(np.float64)
     return np.asarray(np.einsum("cdsp,sp->cds", values, weight / weight.sum(1, keepdims=True)))
 

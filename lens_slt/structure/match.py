@@ -22,6 +22,7 @@ LEAST = 0.3  # corrected similarity of a match
 SURE = 0.5  # share of resamples in which the assignment gives the same partner
 LEVEL = 0.05
 MATCHED, AMBIGUOUS, NOBODY, NOISE = "matched", "ambiguous", "no partner", "too noisy"
+UNTESTED = "untested"
 
 
 @typed
@@ -63,9 +64,10 @@ def match(
         which the best of all pairs is as similar (corrected for all pairs by that; NaN where
         nothing has sequences), ``stability``, the share of resamples with the same partner,
         ``runner_up``, the largest similarity to another one, ``verdict``: ``matched``;
-        ``ambiguous``, where resamples give it another partner; ``no partner``, where p > 0.05 or
-        the similarity is under ``least``; ``too noisy``. ``similarities (component, other)``, NaN
-        where they may not be matched; by kind ``similarities_KIND``. ``other_verdict``.
+        ``ambiguous``, where resamples give it another partner; ``untested``, where nothing has
+        sequences to permute and resample (then intervals, p and stability are NaN);
+        ``no partner``, where p > 0.05 or the similarity is under ``least``; ``too noisy``.
+        ``similarities (component, other)``, NaN where they may not be matched; by kind ``similarities_KIND``. ``other_verdict``.
 
     Raises:
         TypeError, ValueError: other results; of other tokens, as those of another tokenizer are;
@@ -87,10 +89,12 @@ def match(
     generator = np.random.default_rng(seed)
     best = [_largest(pairs, allowed, generator) for _ in range(n_null)]
     resampled = [_resampled(pairs, generator) for _ in range(n_bootstrap)]
+    if not any(one.b.has_sequences for one in pairs):
+        resampled = []
     found = _rows(whole, partner, allowed, np.array(best), np.array(resampled), least)
     found["verdict"] = np.where(dead[0], NOISE, found["verdict"])
     taken = {int(j) for j, verdict in zip(partner, found["verdict"], strict=True)
-             if verdict in (MATCHED, AMBIGUOUS)}  # fmt: skip
+             if verdict in (MATCHED, AMBIGUOUS, UNTESTED)}  # fmt: skip
     other = [NOISE if dead[1][j] else MATCHED if j in taken else NOBODY for j in range(len(others))]
     partners = [others[j] if j >= 0 else "" for j in partner]
     kinds = {f"similarities_{kind}": (("component", "other"), v) for kind, v in each.items()}
@@ -148,11 +152,14 @@ def _pairs(a: Any, b: Any) -> list[_Pair]:
     ]  # fmt: skip
     made = [[profile(one, name) for name, one in side.items()] for side in sides]
     by_kind = [{one.kind: one for one in side} for side in made]
+    for which, profiles in zip("ab", made, strict=True):
+        if len({one.kind for one in profiles}) < len(profiles):
+            raise ValueError(f"{which} has two results of one kind; match them one after the other")
     if not made[0] or set(by_kind[0]) != set(by_kind[1]):
         kinds = [", ".join(sorted(side)) or "nothing" for side in by_kind]
         raise ValueError(f"a and b must have results of the same kinds; got {kinds[0]} of a, "
                          f"{kinds[1]} of b")  # fmt: skip
-    _refuse_shared_noise(*(list(side.values()) for side in sides))
+    _refuse_shared_noise(*({one.attrs["result"]: one for one in side.values()} for side in sides))
     pairs = [_Pair(one, by_kind[1][kind]) for kind, one in by_kind[0].items()]
     for pair in pairs:
         _refuse_others(pair)
@@ -183,9 +190,9 @@ def _refuse_others(pair: _Pair) -> None:
         raise ValueError(f"a and b: {pair.a.kind} are of other {what}; needed are {needed}")
 
 
-def _refuse_shared_noise(here: list[Any], there: list[Any]) -> None:
+def _refuse_shared_noise(here: dict[str, Any], there: dict[str, Any]) -> None:
     """Draws with one seed have the noise of same-named components in common."""
-    for one, other in zip(here, there, strict=False):
+    for one, other in ((here[kind], there[kind]) for kind in here):
         settings = [json.loads(side.attrs.get("settings", "{}")) for side in (one, other)]
         same_model = one.attrs.get("model_hash") == other.attrs.get("model_hash")
         if settings[0] and settings[0].get("seed") == settings[1].get("seed") and not same_model:
@@ -254,6 +261,7 @@ def _rows(
     """What is said of every component of a."""
     n = len(whole)
     again = np.array([_assigned(one, allowed) for one in resampled])
+    tested = len(again) > 0
     found: dict[str, Any] = {
         key: np.full(n, np.nan)
         for key in ("similarity", "similarity_low", "similarity_high", "p", "stability",
@@ -265,16 +273,18 @@ def _rows(
         if j < 0:
             continue
         value = whole[i, j]
-        low, high = np.quantile(resampled[:, i, j], (0.025, 0.975))
+        low, high = np.quantile(resampled[:, i, j], (0.025, 0.975)) if tested else (np.nan, np.nan)
         p = (1 + (best >= value).sum()) / (1 + len(best)) if np.isfinite(best).all() else np.nan
         rest = np.delete(np.where(allowed[i], whole[i], -np.inf), j)
-        stability = float((again[:, i] == j).mean())
+        stability = float((again[:, i] == j).mean()) if tested else np.nan
         for key, number_ in (
             ("similarity", value), ("similarity_low", low), ("similarity_high", high), ("p", p),
             ("stability", stability), ("runner_up", rest.max(initial=-np.inf)),
         ):  # fmt: skip
             found[key][i] = number_
-        if value >= least and not p > LEVEL:
+        if value >= least and not tested:
+            verdicts[-1] = UNTESTED
+        elif value >= least and p <= LEVEL:
             verdicts[-1] = MATCHED if stability >= SURE else AMBIGUOUS
     found["runner_up"] = np.where(np.isfinite(found["runner_up"]), found["runner_up"], np.nan)
     return found | {"verdict": np.array(verdicts, dtype=object)}

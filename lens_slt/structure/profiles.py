@@ -116,9 +116,13 @@ def _of_trajectory(curves: xr.Dataset) -> Profile:
         )
     names = [str(name) for name in curves["component"].values]
     llc, se = (curves[key].transpose("checkpoint", "component").values for key in ("llc", "se"))
+    if not np.isfinite(llc).all() or not np.isfinite(se).all():
+        raise ValueError("λ̂ over checkpoints has values that are not finite: leave them out")
     x = llc - llc.mean(1, keepdims=True)
+    x = x - x.mean(0)  # the course, not the level
     spread = x.var(0)
-    reliability = np.clip(1 - (se**2).mean(0) / np.where(spread > 0, spread, np.inf), 0, 1)
+    share = (se**2).mean(0) / np.where(spread > 0, spread, 1)
+    reliability = np.where(spread > 0, np.clip(1 - share, 0, 1), 0.0)
     steps = curves["checkpoint"].values.astype(float)
     return Profile("refined_llc", names, x[None], {"checkpoints": steps[None]}, reliability)
 

@@ -57,6 +57,8 @@ def patterning(
     """
     response = require(response, "data_response", argument="response")
     number("strength", strength)
+    if strength == 0:
+        raise ValueError("strength must not be 0: nothing would change; got 0")
     boolean("hold_others", hold_others)
     names = [str(name) for name in response["observable"].values]
     _check_wish(wish, names)

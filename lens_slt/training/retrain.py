@@ -130,7 +130,7 @@ def retrain(
     windows = _windows(weights, len(ids), steps)
     saved = _steps_to_save(save_at, start, steps)
     draws = _Draws(windows, optimisation.batch_size, seed)
-    about = _description(adapted, ids, windows, saved, optimisation, seed, trainer)
+    about = _description(adapted, ids, token_weight, windows, saved, optimisation, seed, trainer)
     lock = occupy(folder)
     try:
         _check_folder(folder, about)
@@ -272,11 +272,12 @@ def _steps_to_save(save_at: Sequence[int] | None, start: int, steps: int) -> lis
 
 
 def _description(
-    adapted: AdaptedModel, ids: Tensor, windows: dict[int, FloatArray], saved: list[int],
-    optimisation: Optimisation, seed: int, trainer: Any,
+    adapted: AdaptedModel, ids: Tensor, weight: Tensor, windows: dict[int, FloatArray],
+    saved: list[int], optimisation: Optimisation, seed: int, trainer: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What makes two retrainings the same."""
     digest = hashlib.sha256(ids.contiguous().numpy().tobytes())
+    digest.update(weight.contiguous().numpy().tobytes())
     weights = hashlib.sha256()
     for first, value in sorted(windows.items()):
         weights.update(f"{first}".encode() + value.tobytes())

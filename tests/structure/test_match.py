@@ -83,6 +83,9 @@ def test_kinds_together_and_layers_apart():
         ls.match({"llc": one, "behaviour": scores[0]}, {"llc": other, "behaviour": scores[1]})
     alone = ls.match(scores[0], scores[1]).sel(component=list(p.truth.components))
     assert (alone["partner"] == alone["component"]).all() and alone["p"].isnull().all()
+    assert (alone["verdict"] == "untested").all() and alone["stability"].isnull().all()
+    with pytest.raises(ValueError, match="a has two results of one kind"):
+        ls.match({"x": one, "y": one}, {"x": other, "y": other})
     seen = ls.attention_patterns(model, p.tokens[:, :12])
     found = ls.match(
         {"where": seen, "what": scores[0]}, {"where": seen, "what": scores[1]}, within_layers=True
@@ -112,6 +115,9 @@ def test_courses_over_checkpoints_are_matched():
     here, there = _of_trajectory(curves([0, 1, 2], 0)), _of_trajectory(curves([2, 0, 1], 1))
     product = np.corrcoef(here.values[0].T, there.values[0].T)[:3, 3:]
     assert product.argmax(1).tolist() == [1, 2, 0] and here.reliability.min() > 0.95
+    levels = curves([0, 0, 0], 2) + np.arange(3) * 10  # no course of their own
+    assert _of_trajectory(levels).reliability.max() < 0.2
+    np.testing.assert_allclose(_of_trajectory(levels).values[0].mean(0), 0, atol=1e-9)
 
 
 def test_other_tokens_and_shared_noise_are_refused():
