@@ -67,7 +67,8 @@ def match(
         ``ambiguous``, where resamples give it another partner; ``untested``, where nothing has
         sequences to permute and resample (then intervals, p and stability are NaN);
         ``no partner``, where p > 0.05 or the similarity is under ``least``; ``too noisy``.
-        ``similarities (component, other)``, NaN where they may not be matched; by kind ``similarities_KIND``. ``other_verdict``.
+        ``similarities (component, other)``, NaN where they may not be matched;
+        by kind ``similarities_KIND``. ``other_verdict``.
 
     Raises:
         TypeError, ValueError: other results; of other tokens, as those of another tokenizer are;
