@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.runs import Runs
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits, trainable
+from lens_slt.models.components import Slot
 from lens_slt.models.stream import MOST_LOGITS
 
 Weights = dict[str, Tensor]
@@ -126,6 +127,13 @@ def changed_weights(before: AdaptedModel, after: AdaptedModel) -> tuple[Weights,
     if not any(bool(value.any()) for value in change.values()):
         raise ValueError("before and after have the same weights: the interval has no change")
     return start, change
+
+
+def matrix_of(slot: Slot, weights: Weights) -> Tensor:
+    """A component's part of a weight, in double precision; a vector is a matrix of one column."""
+    whole = weights[slot.name]
+    part = (whole if slot.index is None else whole[slot.index]).double().cpu()
+    return part[:, None] if part.ndim == 1 else part.flatten(0, -2)
 
 
 def _refuse_others(before: Weights, after: Weights) -> None:

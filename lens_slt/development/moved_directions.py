@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from lens_slt.arguments import integer, typed
-from lens_slt.development.grafts import changed_weights
+from lens_slt.development.grafts import changed_weights, matrix_of
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import Component, Slot, parse_components
 from lens_slt.schema import stamped
@@ -62,7 +62,7 @@ def moved_directions(
     names = [component.name for component in chosen]
     rows, captured, matrices = [], [], []
     for place, component in enumerate(chosen):
-        parts = [_of(slot, change[slot.name]) for slot in component.slots]
+        parts = [matrix_of(slot, change) for slot in component.slots]
         followed = parts if random is None else _gaussian(parts, [random, place])
         pieces = [_leading(component, slot, part, rank)
                   for slot, part in zip(component.slots, followed, strict=True)]  # fmt: skip
@@ -85,12 +85,6 @@ def moved_directions(
         attrs={"rank": rank, "random": "" if random is None else str(random)},
     )
     return stamped(data, "moved_directions")
-
-
-def _of(slot: Slot, value: Tensor) -> Tensor:
-    """A component's part of a weight as a matrix; a vector is one of one column."""
-    part = (value if slot.index is None else value[slot.index]).double().cpu()
-    return part[:, None] if part.ndim == 1 else part.flatten(0, -2)
 
 
 def _gaussian(parts: list[Tensor], seed: list[int]) -> list[Tensor]:

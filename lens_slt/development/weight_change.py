@@ -9,13 +9,12 @@ import torch
 import xarray as xr
 
 from lens_slt.arguments import typed
-from lens_slt.development.grafts import changed_weights
+from lens_slt.development.grafts import changed_weights, matrix_of
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import (
     HEAD_TENSORS,
     MLP_TENSORS,
     Component,
-    Slot,
     parse_components,
 )
 from lens_slt.schema import stamped
@@ -60,7 +59,7 @@ def weight_change(before: Any, after: Any, components: Any = "heads") -> xr.Data
             matrix = slot.name.rsplit(".", 1)[-1]
             if matrix not in MATRICES:
                 continue
-            moved, was = (_of(slot, values[slot.name]) for values in (change, start))
+            moved, was = (matrix_of(slot, values) for values in (change, start))
             norm, largest = float(moved.norm()), float(torch.linalg.matrix_norm(moved, 2))
             m, n = moved.shape
             row = (
@@ -87,9 +86,3 @@ def _refuse_several(components: list[Component]) -> None:
                 "allowed are components with one of each: heads, attention, MLPs, layers, "
                 "embeddings. Name them one by one"
             )
-
-
-def _of(slot: Slot, value: torch.Tensor) -> torch.Tensor:
-    """A component's part of a weight as a matrix, in double precision."""
-    part = value if slot.index is None else value[slot.index]
-    return part.double().flatten(0, -2)

@@ -23,7 +23,7 @@ from lens_slt.arguments import choice
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
 from lens_slt.sampling.folder import folder_of, in_words
 from lens_slt.sampling.result import dataset, n_draws, settings_of
-from lens_slt.sampling.spread import MOST_BLOCKS, blocks_of, number_of_blocks
+from lens_slt.sampling.spread import MOST_BLOCKS, blocks_of, number_of_blocks, pseudo_of
 from lens_slt.schema import require, stamp, stamped
 
 
@@ -108,6 +108,12 @@ class ProbeReader:
         if weighted is not None:
             weight[used] = weighted[0].reshape(phi[used].shape) * phi[used].size
         return weight, phi
+
+    def losses(self, component: str) -> FloatArray:
+        """Paired losses ``[chain, draw, sequence, position]``, 0 at padding."""
+        values = self.probe["paired_loss"].sel(component=component)
+        drawn = values[:, : self.n_draws(component)].values
+        return np.nan_to_num(drawn).astype(np.float64)
 
     def moments(self, component: str) -> Moments | None:
         """Sums of one component; None if none of its chains can be used."""
@@ -208,18 +214,23 @@ def _one(
     if n < 2:
         return found | {"se": np.full_like(value, np.nan)}, value[None], summary
     left_out = np.array([at(every & (np.arange(n) != b))[name] for b in range(n)])
-    pseudo = value + (n - 1) * (left_out.mean(0) - left_out)  # their mean is the estimate
+    pseudo = pseudo_of(value, left_out)  # their mean is the estimate
     se = pseudo.std(0, ddof=1) / np.sqrt(n)
     early = np.arange(n) < n // 2
     halves = at(early)[name], at(~early)[name]
     r = correlation(*halves)
     summary |= {
         "split_half": r,
-        "reliability": 2 * r / (1 + r) if r > -1 else float("nan"),
+        "reliability": of_both_halves(r),
         "mean_se": float(pseudo.mean(1).std(ddof=1) / np.sqrt(n)),
         "rms_se": float(np.sqrt(np.mean(se**2))),
     }
     return found | {"se": se}, pseudo, summary
+
+
+def of_both_halves(r: float) -> float:
+    """Reliability of the whole from the correlation of its halves (Spearman–Brown)."""
+    return 2 * r / (1 + r) if r > -1 else float("nan")
 
 
 def correlation(a: FloatArray, b: FloatArray) -> float:

@@ -24,6 +24,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.observables.refined_llc import probe_trace
 from lens_slt.sampling.result import component_names, dataset, n_draws, settings_of
+from lens_slt.sampling.spread import jackknife_error
 from lens_slt.schema import require, stamped
 
 LEAST_DRAWS = 20  # effective number of reweighted draws that can be believed
@@ -162,8 +163,7 @@ def _of_component(
     drawn = slice(moved.n_draws(name))
     losses = dataset(draws, "posterior")["full_loss"].sel(component=name)
     full = losses.sel(draw=moved.probe["draw"][drawn]).values.astype(np.float64)
-    per_token = moved.probe["paired_loss"].sel(component=name)[:, drawn].values
-    delta = np.einsum("cdsp,sp->cd", np.nan_to_num(per_token).astype(np.float64), weight) - full
+    delta = np.einsum("cdsp,sp->cd", moved.losses(name), weight) - full
     phi = _observed(seen, name, drawn, observable)
     counts, _ = moved.weights(name)
     alive = counts.any(1)
@@ -179,9 +179,7 @@ def _of_component(
         kept = whole.copy()
         kept[block] = False
         without.append(_estimates(*series, kept, scaled)[0])
-    left = np.stack(without)  # [block, quantity, strength]
-    n = len(left)
-    errors = np.sqrt((n - 1) / n * ((left - left.mean(0)) ** 2).sum(0))
+    errors = jackknife_error(np.stack(without))  # [quantity, strength]
     found = dict(zip(ESTIMATES, values, strict=True))
     found |= {f"{key}_se": errors[i] for i, key in enumerate(ESTIMATES)}
     # Draws are shared, so the difference is known far better than what is predicted.

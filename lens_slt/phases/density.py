@@ -23,6 +23,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.phases.ladder import Losses, check_rungs, losses_on_all
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import component_names, dataset
+from lens_slt.sampling.spread import jackknife_error
 from lens_slt.schema import stamped
 
 LEAST_OVERLAP = 0.05  # of neighbours; 1 is that of equal rungs
@@ -118,7 +119,8 @@ def density_of_states(
     for key, dim in (("free_energy", "rung"), ("integrated", "rung"), ("difference", "rung"),
                      ("log_volume", "loss")):  # fmt: skip
         values[key] = (dim, first[key])
-        errors = [_jackknife(np.array([one[key] for one in each])) for each in again]
+        with np.errstate(invalid="ignore"):  # volumes that are not known
+            errors = [jackknife_error(np.array([one[key] for one in each])) for each in again]
         values[f"{key}_se"] = (dim, np.max(errors, axis=0))
     same = {k: v for k, v in rungs[0].attrs.items() if k in ("model", "model_hash", "tokens_hash")}
     found = xr.Dataset(
@@ -294,10 +296,3 @@ def _without(rung: _Rung, gone: BoolArray) -> _Rung:
     losses = rung.losses
     kept = losses.loss[~gone][None], losses.weight[~gone][None]
     return _Rung(rung.n_beta, Losses(*kept, losses.unit[:1]))
-
-
-def _jackknife(rows: FloatArray) -> FloatArray:
-    """Standard errors from values ``[part, …]`` without one part each."""
-    with np.errstate(invalid="ignore"):
-        apart = ((rows - rows.mean(0)) ** 2).sum(0)
-    return np.asarray(np.sqrt((len(rows) - 1) / len(rows) * apart))

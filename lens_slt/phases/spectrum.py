@@ -17,7 +17,7 @@ from lens_slt.phases.ladder import OWN, Losses, Parts, check_rungs, losses_on_al
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import component_names
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import MOST_BLOCKS, number_of_blocks
+from lens_slt.sampling.spread import MOST_BLOCKS, jackknife_error, number_of_blocks
 from lens_slt.schema import stamped
 
 DIMS = ("n_beta", "gamma", "component")
@@ -142,7 +142,7 @@ def jackknife(of: Callable[[FloatArray], FloatArray], sums: FloatArray) -> tuple
     if n < 2:
         return whole, float("nan")
     each = of(sums.sum(0) - sums)
-    return whole, float(np.sqrt((n - 1) / n * ((each - each.mean()) ** 2).sum()))
+    return whole, float(jackknife_error(each))
 
 
 def _mean(sums: FloatArray) -> FloatArray:

@@ -35,8 +35,18 @@ def pseudo_values(values: FloatArray, weights: FloatArray, n_blocks: int) -> Flo
     whole = sums.sum() / sizes.sum()
     if n_blocks == 1:
         return np.array([whole])
-    rest = (sums.sum() - sums) / (sizes.sum() - sizes)
-    return np.asarray(whole + (n_blocks - 1) * (rest.mean() - rest))
+    return pseudo_of(whole, (sums.sum() - sums) / (sizes.sum() - sizes))
+
+
+def pseudo_of(whole: FloatArray | float, left_out: FloatArray) -> FloatArray:
+    """The jackknife's values ``[part, …]`` from estimates without one part after the other."""
+    return np.asarray(whole + (len(left_out) - 1) * (left_out.mean(0) - left_out))
+
+
+def jackknife_error(left_out: FloatArray) -> FloatArray:
+    """Standard error ``[…]`` from estimates ``[part, …]`` without one part after the other."""
+    n = len(left_out)
+    return np.asarray(np.sqrt((n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0)))
 
 
 def standard_error(series: FloatArray) -> float:
