@@ -1,9 +1,10 @@
 r"""How observables answer to the weight of every sequence of the data.
 
-Let the loss be the weighted mean L_h = Σ_j (1 + h_j)·ℓ_j / Σ_j (1 + h_j) over N candidates.
+Let the loss be the weighted mean L_h = Σ_j (1 + h_j)·p_j·ℓ_j / Σ_j (1 + h_j)·p_j over candidates,
+p_j being the share of the predicted tokens that sequence j has (1/N where all are of one length).
 Under the local posterior ∝ exp(−nβ·L_h − …), to first order in h,
 
-.. math:: ∂E[φ]/∂h_j = −(nβ/N)·Cov(φ, ℓ_j − L).
+.. math:: ∂E[φ]/∂h_j = −nβ·p_j·Cov(φ, ℓ_j − L).
 
 Structural susceptibilities: Baker et al. 2025 (arXiv 2504.18274); their inversion: Patterning
 (arXiv 2601.13548).
@@ -22,6 +23,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.observables.response import Shift, shift_weight
 from lens_slt.sampling.result import component_names, dataset, settings_of
+from lens_slt.sampling.spread import pseudo_of
 from lens_slt.schema import require, stamped
 
 LEAST_BLOCKS = 4  # of draws, for a standard error and two halves
@@ -90,32 +92,30 @@ def data_response(
     alive: BoolArray = np.asarray(counts.any(1))
     if not alive.any():
         raise ValueError(f"draws: no chain of {component} can be used")
-    each = _sequence_losses(reader, component, alive)
-    phi = {name: _observed(draws, one, name, component, alive) for name, one in observables.items()}
-    phi = {name: one[:, : each.shape[1]] for name, one in phi.items()}
-    delta = each - each.mean(-1, keepdims=True)
-    scale = -settings_of(draws).n_beta / each.shape[-1]
-    whole = np.ones(each.shape[1], dtype=bool)
-    series = np.stack(list(phi.values())), delta, counts[alive]
-    value = scale * _covariance(*series, whole)
-    pseudo = []
-    blocks = reader.blocks(component)
-    for block in blocks:
+    each, share = _sequence_losses(reader, component)
+    n_draws = each.shape[1]
+    phi = [_observed(draws, one, name, component)[:, :n_draws] for name, one in observables.items()]
+    delta = each - (each @ share)[..., None]
+    scale = -settings_of(draws).n_beta * share
+    series = np.stack(phi)[:, alive], delta[alive], counts[alive]
+    whole = np.ones(n_draws, dtype=bool)
+    left_out = []
+    for block in reader.blocks(component):
         kept = whole.copy()
         kept[block] = False
-        pseudo.append(scale * _covariance(*series, kept))
-    left_out, n = np.array(pseudo), len(blocks)
-    pseudo_values = value + (n - 1) * (left_out.mean(0) - left_out)
+        left_out.append(scale * _covariance(*series, kept))
+    value = scale * _covariance(*series, whole)
+    blocks = pseudo_of(value, np.array(left_out))
     tokens = np.where(reader.real, reader.probe["tokens"].values, 0)
     over = ("observable", "sequence")
     data = xr.Dataset(
         {
             "response": (over, value),
-            "se": (over, pseudo_values.std(0, ddof=1) / np.sqrt(n)),
-            "blocks": (("block", *over), pseudo_values),
+            "se": (over, blocks.std(0, ddof=1) / np.sqrt(len(blocks))),
+            "blocks": (("block", *over), blocks),
             "tokens": (("sequence", "position"), tokens),
         },
-        coords={"observable": list(phi), "sequence": np.arange(each.shape[-1])},
+        coords={"observable": list(observables), "sequence": np.arange(each.shape[-1])},
         attrs={
             **draws.attrs, "component": component, "candidates": candidates,
             "certificate": str(
@@ -126,22 +126,20 @@ def data_response(
     return stamped(data, "data_response")
 
 
-def _sequence_losses(reader: ProbeReader, component: str, alive: BoolArray) -> FloatArray:
-    """Mean loss of every candidate ``[chain, draw, sequence]``."""
-    values = reader.probe["paired_loss"].sel(component=component).values[alive]
+def _sequence_losses(reader: ProbeReader, component: str) -> tuple[FloatArray, FloatArray]:
+    """Mean loss of every candidate ``[chain, draw, sequence]``, and its share of the tokens."""
     weight = np.where(reader.real, reader.probe["weight"].values, 0.0)
-    if not weight.any(1).all():
+    each = weight.sum(1)
+    if not each.all():
         raise ValueError(
-            f"candidates: sequence {int(np.argmin(weight.any(1)))} of {reader.name!r} has no token "
-            "that counts; leave it out"
+            f"candidates: sequence {int(np.argmin(each))} of {reader.name!r} has no token that "
+            "counts; leave it out"
         )
-    values = np.nan_to_num(values[:, : reader.n_draws(component)]).astype(np.float64)
-    return np.asarray(np.einsum("cdsp,sp->cds", values, weight / weight.sum(1, keepdims=True)))
+    losses = np.einsum("cdsp,sp->cds", reader.losses(component), weight / each[:, None])
+    return losses, each / each.sum()
 
 
-def _observed(
-    draws: xr.DataTree, observable: Any, name: str, component: str, alive: BoolArray
-) -> FloatArray:
+def _observed(draws: xr.DataTree, observable: Any, name: str, component: str) -> FloatArray:
     """Mean loss of the chosen predictions ``[chain, draw]``."""
     shift = Shift(observable) if isinstance(observable, str) else observable
     if not isinstance(shift, Shift):
@@ -150,10 +148,8 @@ def _observed(
             f"{type(observable).__name__}"
         )
     reader = open_probe(draws, shift.probe)
-    weight = shift_weight(shift, reader)
-    values = reader.probe["paired_loss"].sel(component=component).values[alive]
-    values = np.nan_to_num(values[:, : reader.n_draws(component)]).astype(np.float64)
-    return np.asarray(np.einsum("cdsp,sp->cd", values, weight))
+    losses = reader.losses(component)
+    return np.asarray(np.einsum("cdsp,sp->cd", losses, shift_weight(shift, reader)))
 
 
 def _covariance(

@@ -103,3 +103,30 @@ def test_bad_input(response):
     few = draws.isel(draw=slice(0, 4))
     with pytest.raises(ValueError):
         ls.data_response(few, "data", {"a": "seen"})
+
+
+def test_a_short_sequence_moves_the_mean_loss_less():
+    """Of tokens 1, 2 or 3 a sequence: p_j is the share of the tokens, L their mean over tokens."""
+    made = np.random.default_rng(2)
+    a, b = made.normal(size=(N, K)), made.normal(size=(1, K))
+    w = made.normal(size=(1, 4, DRAWS, K))
+    lengths = np.arange(N) % 3 + 1
+    real = np.arange(3) < lengths[:, None]
+    loss = np.where(real, (w @ a.T)[..., None], np.nan)
+    ones = np.ones((1, 3))
+    fixed = {
+        "data": {
+            "base_loss": np.where(real, 1.0, np.nan),
+            "tokens": 0 * real,
+            "weight": 1.0 * real,
+        },
+        "seen": {"base_loss": ones, "tokens": 0 * ones, "weight": ones},
+    }
+    per_token = {"data": loss, "seen": np.repeat((w @ b.T)[..., None], 3, -1)}
+    share = lengths / lengths.sum()
+    draws = labelled(w @ (share @ a), ["full"], SETTINGS, per_token=per_token, fixed=fixed)
+    found = ls.data_response(draws, "data", {"one": "seen"})
+    truth = -SETTINGS.n_beta * share * (b @ (a - share @ a).T)
+    assert np.abs((found["response"].values - truth) / found["se"].values).max() < 4
+    assert float(found["se"].max()) < 0.05 * np.abs(truth).max()
+    np.testing.assert_allclose(found["response"].values.sum(), 0, atol=1e-6)
