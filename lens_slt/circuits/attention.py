@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lens_slt.arguments import typed
 from lens_slt.data.checks import check_tokens
+from lens_slt.data.columns import moved_back
 from lens_slt.models import forward
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, parse_components
@@ -57,14 +58,15 @@ def attention_patterns(
     places, n = list(names.values()), ids.shape[1]
     found = np.full((len(places), *ids.shape, n), np.nan, dtype=np.float32)
     for i, row in enumerate(ids):
-        length = int(real[i].sum())
+        length, first = int(real[i].sum()), int(shift[i])  # rows padded on the left were moved
+        own = slice(first, first + length)
         by_layer = patterns_of(adapted, row[:length], places)
         for j, (layer, head) in enumerate(places):
-            found[j, i, :length, :length] = by_layer[layer][head]
+            found[j, i, own, own] = by_layer[layer][head]
     data = xr.Dataset(
         {
             "attention": (("component", "sequence", "query", "key"), found),
-            "token_id": (("sequence", "query"), ids.cpu().numpy()),
+            "token_id": (("sequence", "query"), moved_back(ids, shift).cpu().numpy()),
         },
         coords={"component": list(names)},
     )

@@ -112,9 +112,9 @@ def propose_circuits(
             if shared:
                 edges |= _wires(edges, here, chosen)
             inside = [e for e in edges if {e.source, e.target} <= chosen]
-            if (chosen, inside) == earlier:
+            if (chosen, {*inside}) == earlier:
                 continue
-            earlier = chosen, inside
+            earlier = chosen, {*inside}
             provenance = {
                 "quantity": str(slt.matrix.attrs["quantity"]),
                 "heads": {node: nodes[node] for node in sorted(chosen) if node in nodes},
@@ -273,17 +273,14 @@ def _wires(
     edges: dict[Edge, dict[str, float]], shares: xr.Dataset, chosen: set[str]
 ) -> dict[Edge, dict[str, float]]:
     """What else nodes that are in the circuit clearly bring to one another."""
+    table = shares[["share", "se"]].to_dataframe().dropna().reset_index()
+    clear = (table["share"] >= LEAST_WIRE) & (table["share"] > 2 * table["se"])
+    inside = table["source"].isin(chosen) & table["target"].isin(chosen)
     found = {}
-    for target in sorted(chosen & set(map(str, shares["target"].values))):
-        into = shares.sel(target=target)
-        for through in into["through"].values:
-            for source in sorted(chosen & set(map(str, into["source"].values))):
-                one = into.sel(source=source, through=through)
-                share, se, edge = float(one["share"]), float(one["se"]), None
-                if share >= LEAST_WIRE and share - 2 * se > 0:
-                    edge = Edge(source, target, str(through))
-                if edge is not None and edge not in edges:
-                    found[edge] = {"share": round(share, 4), "se": round(se, 4)}
+    for one in table[clear & inside].itertuples():
+        edge = Edge(str(one.source), str(one.target), str(one.through))
+        if edge not in edges:
+            found[edge] = {"share": round(one.share, 4), "se": round(one.se, 4)}
     return found
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from lens_slt.arguments import boolean, integer, number, typed
@@ -17,10 +19,10 @@ from lens_slt.models.names import read_part
 from lens_slt.schema import stamped
 from lens_slt.structure.profiles import Profile, profile
 
-FLOOR = 0.2  # of reliability, below which a column is noise
 LEAST = 0.3  # corrected similarity of a match
 SURE = 0.5  # share of resamples in which the assignment gives the same partner
 LEVEL = 0.05
+FORBIDDEN = 10.0  # cost of a pair that may not be, above any similarity
 MATCHED, AMBIGUOUS, NOBODY, NOISE = "matched", "ambiguous", "no partner", "too noisy"
 UNTESTED = "untested"
 
@@ -40,9 +42,9 @@ def match(
 
     The similarity of two components is the correlation r of their values, without what all
     components of their model share, over √(ρ_a·ρ_b), their split-half reliabilities: what r would
-    be without noise. Values with a reliability under 0.2 are noise and have no partner. Several
-    kinds of values are averaged. The assignment with the largest total similarity is found
-    (:func:`scipy.optimize.linear_sum_assignment`).
+    be without noise. Values with a reliability under 0.2 are noise. Several kinds of values are
+    averaged, over those that are no noise in either component. The assignment with the largest
+    total similarity is found (:func:`scipy.optimize.linear_sum_assignment`).
 
     Correlated values do not show that two components are made alike: put circuits of the one model,
     mapped by the match, on trial in the other (:func:`lens_slt.cross_check`).
@@ -80,29 +82,29 @@ def match(
     integer("n_bootstrap", n_bootstrap, at_least=20)
     integer("seed", seed, at_least=0)
     pairs = _pairs(a, b)
-    names, others = (pairs[0].a.names, pairs[0].b.names)
-    allowed = _allowed(names, others, within_layers)
-    dead = [np.max([_of(one, side).reliability for one in pairs], 0) < FLOOR for side in "ab"]
-    allowed &= ~dead[0][:, None] & ~dead[1][None]
+    names, others = pairs[0].a.names, pairs[0].b.names
+    alive = np.any([one.alive for one in pairs], axis=0) & _allowed(names, others, within_layers)
     each = {one.a.kind: one.similarity() for one in pairs}
-    whole = np.mean(list(each.values()), axis=0)
-    partner = _assigned(whole, allowed)
+    whole = _averaged(list(each.values()))
+    partner = _assigned(whole, alive)
     generator = np.random.default_rng(seed)
-    best = [_largest(pairs, allowed, generator) for _ in range(n_null)]
-    resampled = [_resampled(pairs, generator) for _ in range(n_bootstrap)]
-    if not any(one.b.has_sequences for one in pairs):
-        resampled = []
-    found = _rows(whole, partner, allowed, np.array(best), np.array(resampled), least)
-    found["verdict"] = np.where(dead[0], NOISE, found["verdict"])
-    taken = {int(j) for j, verdict in zip(partner, found["verdict"], strict=True)
-             if verdict in (MATCHED, AMBIGUOUS, UNTESTED)}  # fmt: skip
-    other = [NOISE if dead[1][j] else MATCHED if j in taken else NOBODY for j in range(len(others))]
+    best, resampled = np.array([]), np.array([])
+    if alive.any() and any(one.b.has_sequences for one in pairs):
+        best = np.array([_permuted(pairs, generator)[alive].max() for _ in range(n_null)])
+        resampled = np.array([_resampled(pairs, generator) for _ in range(n_bootstrap)])
+    found = _rows(whole, partner, alive, best, resampled, least)
+    noise = [np.all([getattr(one, side).is_noise for one in pairs], axis=0) for side in "ab"]
+    found["verdict"] = np.where(noise[0], NOISE, found["verdict"])
+    other = np.where(noise[1], NOISE, NOBODY).astype(object)
+    for j, verdict in zip(partner, found["verdict"], strict=True):
+        if j >= 0 and verdict in (MATCHED, AMBIGUOUS, UNTESTED):
+            other[j] = verdict
     partners = [others[j] if j >= 0 else "" for j in partner]
     kinds = {f"similarities_{kind}": (("component", "other"), v) for kind, v in each.items()}
     data = xr.Dataset(
         {key: ("component", values) for key, values in found.items()}
-        | {"partner": ("component", partners), "other_verdict": ("other", other)}
-        | {"similarities": (("component", "other"), np.where(allowed, whole, np.nan))}
+        | {"partner": ("component", partners), "other_verdict": ("other", other.astype(str))}
+        | {"similarities": (("component", "other"), np.where(alive, whole, np.nan))}
         | kinds,
         coords={"component": names, "other": others},
         attrs={"kinds": " ".join(each), "least": least, "level": LEVEL, "n_null": n_null},
@@ -117,31 +119,33 @@ class _Pair:
     a: Profile
     b: Profile
 
-    def similarity(self, order: FloatArray | None = None) -> FloatArray:
-        """Corrected correlations ``[component, other]``; ``order`` permutes the sequences of b."""
-        there = self.b.values if order is None else self.b.values[order]
-        return self._corrected(*_products(self.a.values, there), slice(None))
+    @property
+    def alive(self) -> BoolArray:
+        """Pairs ``[component, other]`` of which neither is noise."""
+        return np.asarray(~self.a.is_noise[:, None] & ~self.b.is_noise[None])
 
-    def resampled(self, counts: FloatArray) -> FloatArray:
-        """With every sequence as often as ``counts`` says."""
-        return self._corrected(*_products(self.a.values, self.b.values), counts)
+    @cached_property
+    def products(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """By sequence: products of all pairs, and squares of each."""
+        a, b = self.a.values, self.b.values
+        across = np.einsum("sfi,sfj->sij", a, b, optimize=True)
+        return across, (a**2).sum(1), (b**2).sum(1)
 
-    def _corrected(
-        self, across: FloatArray, here: FloatArray, there: FloatArray, chosen: Any
-    ) -> FloatArray:
-        if isinstance(chosen, slice):
-            across, here, there = (part.sum(0) for part in (across, here, there))
-        else:
-            across, here, there = (np.tensordot(chosen, part, 1) for part in (across, here, there))
-        noise = np.sqrt(np.outer(self.a.reliability, self.b.reliability))
-        scale = np.sqrt(np.outer(here, there)) * np.maximum(noise, FLOOR)
-        return np.clip(across / np.where(scale > 0, scale, np.inf), -1, 1)
+    def similarity(self, counts: FloatArray | None = None) -> FloatArray:
+        """Corrected correlations ``[component, other]``, with sequences as often as ``counts``."""
+        each = np.ones(self.a.values.shape[0]) if counts is None else counts
+        return self._corrected(*(np.tensordot(each, part, 1) for part in self.products))
 
+    def permuted(self, order: NDArray[np.int_]) -> FloatArray:
+        """With the sequences of b in another order."""
+        across = np.einsum("sfi,sfj->ij", self.a.values, self.b.values[order], optimize=True)
+        return self._corrected(across, *(part.sum(0) for part in self.products[1:]))
 
-def _products(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """By sequence: products of all pairs, and squares of each."""
-    across = np.einsum("sfi,sfj->sij", a, b, optimize=True)
-    return across, (a**2).sum(1), (b**2).sum(1)
+    def _corrected(self, across: FloatArray, here: FloatArray, there: FloatArray) -> FloatArray:
+        """NaN where one of the two is noise, or constant in this sample."""
+        scale = np.sqrt(np.outer(here * self.a.reliability, there * self.b.reliability))
+        known = self.alive & (scale > 0)
+        return np.where(known, np.clip(across / np.where(known, scale, 1), -1, 1), np.nan)
 
 
 def _pairs(a: Any, b: Any) -> list[_Pair]:
@@ -204,10 +208,6 @@ def _refuse_shared_noise(here: dict[str, Any], there: dict[str, Any]) -> None:
             )
 
 
-def _of(pair: _Pair, side: str) -> Profile:
-    return pair.a if side == "a" else pair.b
-
-
 def _allowed(names: list[str], others: list[str], within_layers: bool) -> BoolArray:
     if not within_layers:
         return np.ones((len(names), len(others)), dtype=bool)
@@ -216,76 +216,72 @@ def _allowed(names: list[str], others: list[str], within_layers: bool) -> BoolAr
     return np.array(place[0])[:, None] == np.array(place[1])[None]
 
 
-def _assigned(similarity: FloatArray, allowed: BoolArray) -> FloatArray:
+def _averaged(each: list[FloatArray]) -> FloatArray:
+    """Mean of the kinds that are known of a pair, 0 where none is."""
+    known = np.isfinite(each)
+    return np.asarray(np.where(known, each, 0).sum(0) / np.maximum(known.sum(0), 1))
+
+
+def _assigned(similarity: FloatArray, allowed: BoolArray) -> NDArray[np.int_]:
     """The partner's place for every component, −1 for none."""
-    cost = np.where(allowed, -similarity, 10.0)
-    rows, columns = linear_sum_assignment(cost)
+    rows, columns = linear_sum_assignment(np.where(allowed, -similarity, FORBIDDEN))
     partner = np.full(len(similarity), -1)
     kept = allowed[rows, columns]
     partner[rows[kept]] = columns[kept]
     return partner
 
 
-def _largest(pairs: list[_Pair], allowed: BoolArray, generator: np.random.Generator) -> float:
-    """Similarity of the best pair after the sequences of b were permuted."""
-    sizes = {one.b.values.shape[0] for one in pairs if one.b.has_sequences}
-    if not sizes or not allowed.any():
-        return float("nan")
-    orders = {n: generator.permutation(n) for n in sorted(sizes)}
-    found = np.mean(
-        [one.similarity(orders[one.b.values.shape[0]]) if one.b.has_sequences
-         else one.similarity() for one in pairs], axis=0,
-    )  # fmt: skip
-    return float(found[allowed].max())
+def _permuted(pairs: list[_Pair], generator: np.random.Generator) -> FloatArray:
+    """Similarities after the sequences of b were permuted, alike for kinds of the same tokens."""
+    orders = {n: generator.permutation(n) for n in sorted({one.b.values.shape[0] for one in pairs})}
+    return _averaged([one.permuted(orders[one.b.values.shape[0]]) for one in pairs])
 
 
 def _resampled(pairs: list[_Pair], generator: np.random.Generator) -> FloatArray:
-    """Similarities of one bootstrap sample of sequences, the same for kinds of the same tokens."""
-    counts: dict[int, FloatArray] = {}
-    found = []
-    for one in pairs:
-        n = one.a.values.shape[0]
-        if n not in counts:
-            counts[n] = generator.multinomial(n, np.full(n, 1 / n)).astype(float)
-        found.append(one.resampled(counts[n]))
-    return np.asarray(np.mean(found, axis=0))
+    """Similarities of a bootstrap sample of sequences, alike for kinds of the same tokens."""
+    counts = {
+        n: generator.multinomial(n, np.full(n, 1 / n)).astype(float)
+        for n in sorted({one.a.values.shape[0] for one in pairs})
+    }
+    return _averaged([one.similarity(counts[one.a.values.shape[0]]) for one in pairs])
+
+
+_COLUMNS = ("similarity", "similarity_low", "similarity_high", "p", "stability", "runner_up")
 
 
 def _rows(
     whole: FloatArray,
-    partner: FloatArray,
+    partner: NDArray[np.int_],
     allowed: BoolArray,
     best: FloatArray,
     resampled: FloatArray,
     least: float,
 ) -> dict[str, Any]:
     """What is said of every component of a."""
-    n = len(whole)
     again = np.array([_assigned(one, allowed) for one in resampled])
     tested = len(again) > 0
-    found: dict[str, Any] = {
-        key: np.full(n, np.nan)
-        for key in ("similarity", "similarity_low", "similarity_high", "p", "stability",
-                    "runner_up")
-    }  # fmt: skip
-    verdicts = []
+    nothing = dict.fromkeys(_COLUMNS, np.nan) | {"verdict": NOBODY}
+    rows: list[dict[str, Any]] = [dict(nothing) for _ in whole]
     for i, j in enumerate(partner):
-        verdicts.append(NOBODY)
         if j < 0:
             continue
-        value = whole[i, j]
-        low, high = np.quantile(resampled[:, i, j], (0.025, 0.975)) if tested else (np.nan, np.nan)
-        p = (1 + (best >= value).sum()) / (1 + len(best)) if np.isfinite(best).all() else np.nan
-        rest = np.delete(np.where(allowed[i], whole[i], -np.inf), j)
-        stability = float((again[:, i] == j).mean()) if tested else np.nan
-        for key, number_ in (
-            ("similarity", value), ("similarity_low", low), ("similarity_high", high), ("p", p),
-            ("stability", stability), ("runner_up", rest.max(initial=-np.inf)),
-        ):  # fmt: skip
-            found[key][i] = number_
-        if value >= least and not tested:
-            verdicts[-1] = UNTESTED
-        elif value >= least and p <= LEVEL:
-            verdicts[-1] = MATCHED if stability >= SURE else AMBIGUOUS
-    found["runner_up"] = np.where(np.isfinite(found["runner_up"]), found["runner_up"], np.nan)
-    return found | {"verdict": np.array(verdicts, dtype=object)}
+        row, value = rows[i], whole[i, j]
+        row["similarity"] = value
+        rest = np.delete(whole[i], j)[np.delete(allowed[i], j)]
+        row["runner_up"] = rest.max() if len(rest) else np.nan
+        if tested:
+            row["similarity_low"], row["similarity_high"] = np.quantile(
+                resampled[:, i, j], (0.025, 0.975)
+            )
+            row["p"] = (1 + (best >= value).sum()) / (1 + len(best))
+            row["stability"] = (again[:, i] == j).mean()
+        if value >= least:
+            row["verdict"] = _verdict(row) if tested else UNTESTED
+    return {key: np.array([row[key] for row in rows]) for key in nothing}
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    """Of a pair that is similar enough."""
+    if row["p"] > LEVEL:
+        return NOBODY
+    return MATCHED if row["stability"] >= SURE else AMBIGUOUS

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.observables.per_token import correlation, of_both_halves
 from lens_slt.schema import require
 from lens_slt.schemas import MATRICES
 from lens_slt.structure.standardize import halves, scaled, values_of
@@ -18,6 +19,7 @@ SCORES = (
     "previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching",
     "induction", "ngram", "skip_gram", "copying",
 )  # fmt: skip
+FLOOR = 0.2  # of reliability, below which a column is noise
 OPPOSED = 0.2  # of the largest loading: no component has more against a mode that all share
 
 
@@ -40,6 +42,11 @@ class Profile:
     reliability: FloatArray
 
     @property
+    def is_noise(self) -> BoolArray:
+        """``[component]``."""
+        return np.asarray(self.reliability < FLOOR)
+
+    @property
     def has_sequences(self) -> bool:
         return self.values.shape[0] > 1
 
@@ -48,6 +55,11 @@ def profile(result: xr.Dataset, argument: str) -> Profile:
     """Of any of ``KINDS``; raises TypeError for another result."""
     require(result, *KINDS, argument=argument, leading=("checkpoint",))
     kind = str(result.attrs["result"])
+    if result.sizes["component"] < 2:
+        raise ValueError(
+            f"{argument} has one component, of which nothing can be told from what all share: give "
+            "at least two"
+        )
     made: dict[str, Callable[[xr.Dataset], Profile]] = {
         "attention_patterns": _of_attention, "behaviour_scores": _of_behaviour,
         "refined_llc": _of_trajectory,
@@ -64,13 +76,13 @@ def _of_matrix(matrix: xr.Dataset) -> Profile:
     )
     shared = _shared_by_all(x)
     x, *parts = (part - np.outer(part @ shared, shared) for part in (x, *parts))
-    r = np.array([_correlation(parts[0][:, i], parts[1][:, i]) for i in range(len(names))])
+    r = [correlation(one, other) for one, other in zip(*(part.T for part in parts), strict=True)]
     where = [matrix[key].values for key in ("sequence", "position", "token_id")]
     sequences, place = np.unique(where[0], return_inverse=True)
     grid = np.zeros((len(sequences), int(where[1].max()) + 1, len(names)))
     ids = np.full(grid.shape[:2], -1)
     grid[place, where[1]], ids[place, where[1]] = x, where[2]
-    reliability = np.clip(2 * r / (1 + r), 0, 1)
+    reliability = np.clip(np.nan_to_num([of_both_halves(one) for one in r]), 0, 1)
     return Profile(matrix.attrs["result"], names, grid, {"tokens": ids}, reliability)
 
 
@@ -125,8 +137,3 @@ def _of_trajectory(curves: xr.Dataset) -> Profile:
     reliability = np.where(spread > 0, np.clip(1 - share, 0, 1), 0.0)
     steps = curves["checkpoint"].values.astype(float)
     return Profile("refined_llc", names, x[None], {"checkpoints": steps[None]}, reliability)
-
-
-def _correlation(a: FloatArray, b: FloatArray) -> float:
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else 0.0

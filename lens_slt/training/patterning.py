@@ -45,11 +45,12 @@ def patterning(
 
     Returns:
         Dataset. Over sequence: ``weight``, with mean 1, and ``change`` h. Over observable: ``wish``
-        (NaN for none), ``predicted`` at these weights, cross-fitted, its standard error
-        ``predicted_se``, ``side_effect``: not wished for, and beyond two standard errors.
-        Attributes ``condition_number`` of the rows that are inverted; ``clipped``, the share of
-        the weight that the cut took away; ``effective_sequences``, (Σρ)²/Σρ²; ``duplicates``,
-        candidates that are the same as an earlier one, whose weight is spread over all of them;
+        (NaN for none); ``predicted``, cross-fitted, the mean of both ways, whose larger noise makes
+        it a little less than these weights bring about; its standard error ``predicted_se``;
+        ``side_effect``: not wished for, and beyond two standard errors. Attributes
+        ``condition_number`` of the rows that are inverted; ``clipped``, the share of the weight
+        that the cut took away; ``effective_sequences``, (Σρ)²/Σρ²; ``duplicates``, candidates whose
+        predicted tokens are those of an earlier one, whose weight is spread over all of them;
         ``shrinkage``, the predicted part of the wish.
 
     Raises:

@@ -29,8 +29,6 @@ from lens_slt.torch_state import plain_torch
 from lens_slt.training.saver import CheckpointSaver, saved_weights
 
 DESCRIPTION, STATE = "retraining.json", "retraining.pt"
-ENVELOPE = 4.0  # times the mean weight: runs with no larger weights share their candidates
-TRIED = 64  # candidates for one place in a batch, at a time
 
 Trainer = Callable[[Any, Iterator[Tensor], Callable[[int, Any], Any]], Any]
 
@@ -97,7 +95,8 @@ def retrain(
         trainer: a training loop of your own, ``trainer(model, batches, save)``: ``batches`` gives
             tokens ``[sequence, position]`` for every update, ``save(step, model)``, called before
             each update and after the last with steps from 0, keeps checkpoints. It trains ``model``
-            in place, and begins anew where it was interrupted.
+            in place, and begins anew where it was interrupted. A run in the folder is known by the
+            trainer's name, not by what it does.
         pad_id: the padding token; it does not count in the loss.
         seed: of the batches.
         progress: show a bar with the time left.
@@ -223,23 +222,15 @@ class _Draws:
     seed: int
 
     def at(self, step: int) -> Tensor:
-        """Places ``[batch]``.
+        """Places ``[batch]``, each the winner of an exponential race.
 
-        Candidates are drawn alike for all weights, and taken with a probability that is the weight
-        in units of its mean, over four: a place changes only where the weights differ there.
+        All sequences run with rates that are their weights, and with the same luck for all weights:
+        a place changes only where a sequence overtakes because its weight has changed.
         """
         weight = self.windows[max(first for first in self.windows if first <= step)]
-        chance = torch.from_numpy(weight / max(ENVELOPE * weight.mean(), weight.max()))
         generator = derived_generator("cpu", self.seed, step, "batch")
-        found = torch.full((self.batch_size,), -1)
-        shape = (self.batch_size, TRIED)
-        while bool((found < 0).any()):
-            place = torch.randint(len(weight), shape, generator=generator)
-            taken = torch.rand(shape, generator=generator, dtype=torch.float64) < chance[place]
-            first = taken.int().argmax(1)
-            new = (found < 0) & taken.any(1)
-            found[new] = place[torch.arange(self.batch_size), first][new]
-        return found
+        luck = torch.empty(self.batch_size, len(weight), dtype=torch.float64)
+        return (luck.exponential_(generator=generator) / torch.from_numpy(weight)).argmin(1)
 
 
 def _windows(weights: Any, n: int, steps: int) -> dict[int, FloatArray]:

@@ -168,3 +168,14 @@ def test_patterns_as_numbers_are_the_models_own():
     )
     back = ls.plot(found).data[0]
     assert len(back.y) == 5 and 0 <= min(back.z[0]) <= max(back.z[0]) <= 1
+
+
+def test_rows_padded_on_the_left_keep_their_columns():
+    model, tokens = native(), some_tokens(3)
+    tokens[1, :3] = 49
+    found = ls.attention_patterns(model, tokens, "L1H2", pad_id=49)
+    own = seen_by_hooks(model, tokens[1:2, 3:], 1)[2]
+    attention = found["attention"].values[0, 1]
+    np.testing.assert_allclose(attention[3:, 3:], own, atol=1e-6)
+    assert np.isnan(attention[:3]).all() and np.isnan(attention[3:, :3]).all()
+    assert found["token_id"].values[1, 3:].tolist() == tokens[1, 3:].tolist()

@@ -71,6 +71,26 @@ def test_noise_has_no_partner_and_twins_are_ambiguous():
     assert found["verdict"].values[[0, 2]].tolist() == ["matched"] * 2
     assert str(found["verdict"].values[3]) == "too noisy"
     assert float(found["runner_up"][1]) > 0.8 and float(found["stability"][1]) < 0.9
+    twin = int(np.flatnonzero(found["other"] == found["partner"].values[1])[0])
+    assert str(found["other_verdict"].values[twin]) == str(found["verdict"].values[1])
+    with pytest.raises(ValueError, match="b has one component"):
+        ls.match(one, other.sel(component=["L0H1"]))
+
+
+def test_a_noisy_kind_does_not_dilute_the_others():
+    z = latent(4)
+    one, other = (model_of(z, 0.3, seed) for seed in (1, 2))
+    noise = [model_of(0 * z - SHARED, 1.0, seed) for seed in (3, 4)]
+    chi = [
+        matrix_of(x["llc"].values, POSITIONS, "chi", token_id=x["token_id"].values).assign(
+            blocks=x["blocks"]
+        )
+        for x in noise
+    ]
+    alone = ls.match(one, other)
+    both = ls.match({"llc": one, "chi": chi[0]}, {"llc": other, "chi": chi[1]})
+    np.testing.assert_allclose(both["similarity"], alone["similarity"], atol=1e-9)
+    assert both["similarities_susceptibility"].isnull().all()
 
 
 def test_kinds_together_and_layers_apart():

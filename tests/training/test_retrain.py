@@ -33,6 +33,12 @@ def test_weights_are_how_often_a_sequence_is_drawn():
     other = _Draws({0: weight * [1, 1, 1.2, 1, 1]}, 50, 3)
     same = np.mean([float((draws.at(s) == other.at(s)).float().mean()) for s in range(80)])
     assert 0.9 < same < 1
+    # So does one large weight of many: what two distributions have in common is shared.
+    heavy = np.ones(200)
+    heavy[0] = 40
+    even, odd = (_Draws({0: w}, 50, 3) for w in (np.ones(200), heavy))
+    same = np.mean([float((even.at(s) == odd.at(s)).float().mean()) for s in range(80)])
+    assert 0.78 < same < 0.87  # 1 − 0.5·Σ|p − q| = 0.837; standard error 0.006
     windows = _Draws({0: weight, 5: np.eye(5)[3]}, 4, 3)
     assert windows.at(5).tolist() == [3] * 4 and 3 not in windows.at(4).tolist()
 
