@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.propose import propose_circuits
     from lens_slt.circuits.replacements import Ablation
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
+    from lens_slt.circuits.transfer import Transfer, transfer
     from lens_slt.circuits.trial import Trial, cross_check, read_trials
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
@@ -117,11 +118,17 @@ if TYPE_CHECKING:  # also read by _homes
         plot_weight_change,
     )
     from lens_slt.report.plots_maps import plot_map, plot_stability
-    from lens_slt.report.plots_match import plot_match, plot_mean_attention
+    from lens_slt.report.plots_match import (
+        plot_match,
+        plot_match_family,
+        plot_mean_attention,
+        plot_transfer,
+    )
     from lens_slt.report.plots_modes import plot_enrichment, plot_modes
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
     from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
+    from lens_slt.report.plots_retrainings import plot_patterning_check, plot_retrainings
     from lens_slt.report.plots_spectrum import (
         plot_curvatures,
         plot_density_of_states,
@@ -161,13 +168,17 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.contexts import contexts, top_tokens
     from lens_slt.structure.maps import map_stability, token_map
     from lens_slt.structure.match import match
+    from lens_slt.structure.match_family import match_family
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
     from lens_slt.structure.standardize import halves
+    from lens_slt.training.developmental_ablation import developmental_ablation
     from lens_slt.training.patterning import patterning
     from lens_slt.training.retrain import Optimisation, retrain
+    from lens_slt.training.retrainings import reached, retrainings
     from lens_slt.training.saver import CheckpointSaver
     from lens_slt.training.schedule import checkpoint_schedule
+    from lens_slt.training.verify_patterning import verify_patterning
 
 __all__ = [
     "PRESETS",
@@ -193,6 +204,7 @@ __all__ = [
     "Sites",
     "SltEvidence",
     "Subloss",
+    "Transfer",
     "Trial",
     "ablate",
     "ablate_path",
@@ -224,6 +236,7 @@ __all__ = [
     "density_of_states",
     "develop",
     "development_phases",
+    "developmental_ablation",
     "differentiation",
     "edge_attribution",
     "enrichment",
@@ -247,6 +260,7 @@ __all__ = [
     "make_prompts",
     "map_stability",
     "match",
+    "match_family",
     "migration",
     "mode_development",
     "model_source",
@@ -298,6 +312,7 @@ __all__ = [
     "plot_log_likelihood",
     "plot_map",
     "plot_match",
+    "plot_match_family",
     "plot_matrix",
     "plot_mean_attention",
     "plot_migration",
@@ -308,9 +323,11 @@ __all__ = [
     "plot_observables",
     "plot_pattern_influence",
     "plot_patterning",
+    "plot_patterning_check",
     "plot_patterns",
     "plot_phase_diagram",
     "plot_response",
+    "plot_retrainings",
     "plot_rllc",
     "plot_rllc_map",
     "plot_shares",
@@ -320,11 +337,13 @@ __all__ = [
     "plot_sublosses",
     "plot_traces",
     "plot_trajectories",
+    "plot_transfer",
     "plot_transitions",
     "plot_wbic",
     "plot_weight_change",
     "preset",
     "propose_circuits",
+    "reached",
     "read_circuit",
     "read_development",
     "read_hypotheses",
@@ -334,6 +353,7 @@ __all__ = [
     "refined_observable",
     "response",
     "retrain",
+    "retrainings",
     "sample",
     "sample_function",
     "sample_ladder",
@@ -345,7 +365,9 @@ __all__ = [
     "to_dot",
     "token_map",
     "top_tokens",
+    "transfer",
     "transitions",
+    "verify_patterning",
     "wbic",
     "weight_change",
     "write_circuit",

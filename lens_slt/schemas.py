@@ -271,6 +271,26 @@ SCHEMAS: dict[str, Schema] = {
             | over("observable", "wish predicted predicted_se side_effect"),
         ),
         Schema(
+            "retrainings", "retrainings", of_a_run=True, attrs=("path",),
+            needed=over("run seed observable", "value"),
+        ),
+        Schema(
+            "developmental_ablation", "developmental_ablation", of_a_run=True, attrs=("path",),
+            needed=over("run seed observable", "value")
+            | over("level run seed", "step delay")
+            | over("level run", "formed mean_delay mean_delay_se"),
+        ),
+        Schema(
+            "patterning_check", "verify_patterning", of_a_run=True,
+            attrs=("steps", "clipped", "effective_sequences"),
+            needed=over("kind strength seed observable", "change")
+            | over("seed observable", "usual")
+            | over("level kind strength seed", "sooner")
+            | over("strength observable", "predicted predicted_se realised realised_se")
+            | over("observable", _with_interval("slope") + " wish")
+            | over("kind strength", "share share_se excess excess_se z p"),
+        ),
+        Schema(
             "match", "match", attrs=("kinds", "least", "level"),
             needed=over(
                 "component",
@@ -312,6 +332,16 @@ SCHEMAS: dict[str, Schema] = {
             "cluster_stability", "cluster_stability",
             needed=over("", "rand information n_both")
             | over("label", "jaccard match jaccard_chance"),
+        ),
+        Schema(
+            "transfer", "transfer", attrs=("n_circuits", "transfer_rate", "chance_rate", "p"),
+            needed=over("circuit", "original mapped verdict reason chance n_maps n_possible")
+            | over("circuit map", "map_circuit map_verdict"),
+        ),
+        Schema(
+            "match_family", "match_family", attrs=("n_links", "conflicts"),
+            needed=over("group model_name", "member similarity")
+            | over("group", "n_models agreement"),
         ),
         Schema(
             "influence", "influence", attrs=("component", "unit", "kind", "same_probe", "blocks"),

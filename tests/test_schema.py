@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,26 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
     }  # fmt: skip
 
 
+def of_retrainings(model: Any, tokens: Any, response: xr.Dataset, path: Path) -> dict[str, Any]:
+    """Of runs of one update."""
+    given: dict[str, Any] = dict(steps=1, seeds=(0, 1), progress=False)
+    probes = {"all": ls.Probe(tokens)}
+    return {
+        "retrainings": ls.retrainings(model, tokens, {"a": None}, probes, path=path, **given),
+        "developmental_ablation": ls.developmental_ablation(
+            model, tokens, [True] + 7 * [False], probes, {}, [(0, 1)], path=path, **given
+        ),
+        "patterning_check": ls.verify_patterning(
+            model, tokens, response, {"all": 0.1}, probes, path=path, strengths=[1], controls=[],
+            **given,
+        ),
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
     """A result of every kind as its function returns it, of tiny inputs."""
     draws = per_token_draws()
     matrix, labels, _ = planted()
@@ -126,12 +145,18 @@ def made() -> dict[str, xr.Dataset | xr.DataArray | xr.DataTree]:
         "data_response": answer,
         "patterning": ls.patterning(answer, {"all": 0.1}),
         "match": ls.match(seen, seen, n_null=20, n_bootstrap=20),
+        "match_family": ls.match_family({"a": seen, "b": seen}, n_null=20, n_bootstrap=20),
         "composition_on_tokens": ls.composition_on_tokens(model, tokens),
         "edge_attribution": ls.edge_attribution(model, tokens, pattern, steps=1),
         "faithfulness_curve": ls.faithfulness_curve(
             model, tokens, pattern.numpy(), ["L0H2"], n_random=1
         ),
     }
+    results["transfer"] = ls.transfer(
+        [ls.circuit("L0H0", "all")], results["match"], model, tokens, most_maps=1, n_null=1,
+        verdict_only=True, progress=False,
+    ).summary  # fmt: skip
+    results |= of_retrainings(model, tokens, answer, tmp_path_factory.mktemp("retrainings"))
     results |= (
         over_checkpoints() | of_a_run(results) | made_phases.results() | made_spectrum.results()
     )

@@ -26,7 +26,7 @@ from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
-from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, holm
+from lens_slt.circuits.statistics import Contrast, holm
 from lens_slt.circuits.trial_cost import n_runs
 from lens_slt.circuits.trial_notes import (
     composes,
@@ -34,6 +34,7 @@ from lens_slt.circuits.trial_notes import (
     disagreements,
     faithfulness_of,
 )
+from lens_slt.circuits.verdict import VERDICTS, after_correction, verdict_of
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.progress import track
@@ -41,7 +42,6 @@ from lens_slt.schema import require
 from lens_slt.torch_state import plain_torch
 
 LEAST_EFFECT = 0.05  # nats
-VERDICTS = ("supported", "contradicted", "undecided")
 SHOWN_SETTINGS = (
     "how", "metric", "units", "least_effect", "n_null", "sequences", "length", "model", "weights",
 )  # fmt: skip
@@ -110,6 +110,7 @@ class TrialOptions(TypedDict, total=False):
     mask: Any
     pad_id: int | None
     seed: int
+    verdict_only: bool
     progress: bool
 
 
@@ -142,6 +143,7 @@ def cross_check(
     mask: Any = None,
     pad_id: int | None = None,
     seed: int = 0,
+    verdict_only: bool = False,
     progress: bool = True,
 ) -> Trial | list[Trial]:
     """Test a circuit hypothesis, or several on the same runs of the model, with interventions.
@@ -192,6 +194,8 @@ def cross_check(
         n_bootstrap: resamples of sequences for intervals.
         weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`.
         seed: of random sets, the bootstrap, and ``how="resample"``.
+        verdict_only: reach the same verdicts as cheaply as possible, where there are many false
+            hypotheses: nothing is only noted, and a trial ends with the first test that fails.
         progress: show a progress bar.
 
     Returns:
@@ -227,7 +231,8 @@ def cross_check(
         name: Contrast(runs.base, where, weights=runs.weight, n_bootstrap=n_bootstrap, seed=seed)
         for name, where in masks.items()
     }
-    if composition is None and any(composes(edge) for one in hypotheses for edge in one.edges):
+    edges = [] if verdict_only else [edge for one in hypotheses for edge in one.edges]
+    if composition is None and any(map(composes, edges)):
         composition = composition_scores(model, seed=seed)
     settings = {
         "how": runs.how, "metric": runs.metric.name, "units": runs.metric.units,
@@ -236,14 +241,17 @@ def cross_check(
         "model": runs.adapted.name, "weights": digest,
         "frozen_norm": runs.ablation.frozen_norm,
         "reference": runs.ablation.reference is not None,
-        "roles": sorted(roles or {}),
+        "roles": sorted(roles or {}), "verdict_only": verdict_only,
     }  # fmt: skip
     trials = []
     with track("Trial", n_runs(hypotheses, runs, n_null), progress) as advance:
         runs.on_run = advance
         for one in hypotheses:
             case = Case(one, runs, contrasts[one.pattern], least_effect, n_null, seed)
-            trials.append(_trial(case, slt, composition, settings))
+            trials.append(
+                _shortest(case, settings) if verdict_only
+                else _trial(case, slt, composition, settings)
+            )  # fmt: skip
     return trials[0] if one_only else trials
 
 
@@ -314,65 +322,44 @@ def _from_record(record: dict[str, Any]) -> Trial:
     )  # fmt: skip
 
 
-def _trial(
-    case: Case, slt: SltEvidence | None, composition: xr.Dataset | None, settings: dict[str, Any]
-) -> Trial:
+VOTING = (tests.edges, tests.necessity, tests.sufficiency, tests.minimality)  # the cheapest first
+
+
+def _shortest(case: Case, settings: dict[str, Any]) -> Trial:
+    """What decides alone. Whether a test fails does not depend on its null."""
+    without_nulls = replace(case, n_null=0)
+    failed = next(
+        (one for test in VOTING for one in test(without_nulls) if one.outcome == "failed"), None
+    )
+    voting = _corrected(case) if failed is None else [failed]
+    verdict, reasons = verdict_of(voting)
+    return Trial(case.hypothesis, verdict, tuple(reasons), (), tuple(voting), None, settings)
+
+
+def _corrected(case: Case) -> list[Evidence]:
+    """All tests that vote."""
     voting = [
         *tests.necessity(case), *tests.sufficiency(case), *tests.minimality(case),
         *tests.edges(case),
     ]  # fmt: skip
     corrected = holm(np.array([one.p for one in voting]))
-    voting = [_after_correction(one, float(p)) for one, p in zip(voting, corrected, strict=True)]
+    return [after_correction(one, float(p)) for one, p in zip(voting, corrected, strict=True)]
+
+
+def _trial(
+    case: Case, slt: SltEvidence | None, composition: xr.Dataset | None, settings: dict[str, Any]
+) -> Trial:
+    voting = _corrected(case)
     noted = [*tests.faithfulness(case), *tests.self_repair(case), *tests.completeness(case)]
     noted += neighbours(case)
     noted += composition_evidence(case, composition)
     noted += slt_evidence(case, slt) if slt is not None else []
-    verdict, reasons = _verdict(voting, noted[0])
+    verdict, reasons = verdict_of(voting)
+    if verdict == "supported":
+        share = 100 * noted[0].effect
+        reasons.append(f"(noted: with all other components ablated it recovers {share:.0f} %)")
     return Trial(
         case.hypothesis, verdict, tuple(reasons),
         tuple(disagreements(case, voting, noted)), (*voting, *noted), faithfulness_of(case),
         settings,
     )  # fmt: skip
-
-
-def _after_correction(one: Evidence, corrected_p: float) -> Evidence:
-    lost = one.outcome == "held" and not corrected_p < SIGNIFICANT
-    return replace(one, corrected_p=corrected_p, outcome="undecided" if lost else one.outcome)
-
-
-def _verdict(voting: list[Evidence], alone: Evidence) -> tuple[str, list[str]]:
-    failed = [one for one in voting if one.outcome == "failed"]
-    open_ = [one for one in voting if one.outcome == "undecided"]
-    if failed:
-        return "contradicted", [_reason(one) for one in failed]
-    if open_:
-        return "undecided", [_reason(one) for one in open_]
-    return "supported", [_reason(one) for one in voting[:2]] + [
-        f"all {len(voting) - 2} tests of single components and edges hold",
-        f"(noted: with all other components ablated it recovers {100 * alone.effect:.0f} %)",
-    ]
-
-
-def _reason(one: Evidence) -> str:
-    name = one.test if one.part == "circuit" else f"{one.test} of {one.part}"
-    effect = f"{one.effect:.2f} [{one.low:.2f}, {one.high:.2f}] {one.unit}"
-    if not np.isfinite(one.effect):
-        return f"{name}: {one.words}"
-    if one.outcome == "held":
-        return f"{name} holds: {effect}, p {p_words(one.corrected_p)}"
-    if one.outcome == "failed":
-        return f"{name} fails: {effect}, below {one.least:g}"
-    why = []
-    if one.effect < one.least:
-        why.append(f"below {one.least:g}, but the interval is not")
-    if not one.corrected_p < SIGNIFICANT:
-        why.append(f"corrected p {p_words(one.corrected_p)}")
-    if one.test != "minimality" and not one.null_share <= SIGNIFICANT:
-        share = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} % of "
-        why.append(f"{share}{one.null}{' reach it' if share else ''}")
-    return f"{name} is undecided: {effect}; {'; '.join(why)}"
-
-
-def p_words(p: float) -> str:
-    """A p-value as text."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

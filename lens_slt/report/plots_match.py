@@ -6,11 +6,15 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from lens_slt.report.colours import COLOURS, NONE
 from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
-from lens_slt.report.stacked import titled
+from lens_slt.report.stacked import legend_below, titled
 from lens_slt.schema import require
 
+VERDICT_COLOURS = {
+    "supported": COLOURS[2], "undecided": COLOURS[4], "contradicted": COLOURS[1], "no map": NONE,
+}  # fmt: skip
 MARKS = {"matched": "●", "ambiguous": "○"}
 
 
@@ -76,3 +80,72 @@ def plot_mean_attention(found: xr.Dataset) -> go.Figure:
         ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure
+
+
+def plot_match_family(found: xr.Dataset) -> go.Figure:
+    """The same component in every model, one group a row, the most widespread first.
+
+    ``found`` is from :func:`lens_slt.match_family`. Groups of one component are left out.
+    """
+    found = require(found, "match_family", argument="found")
+    shared = found.isel(group=found["n_models"].values > 1)
+    models = labels(found["model_name"].values)
+    rows = [str(group) for group in shared["group"].values]
+    members, similarity = (shared[key].values for key in ("member", "similarity"))
+    figure = Figure(
+        go.Heatmap(
+            z=similarity, x=models, y=rows, zmin=0, zmax=1, colorscale="Cividis", xgap=1, ygap=1,
+            text=[labels(row) for row in members], texttemplate="%{text}",
+            colorbar=dict(title="similarity", thickness=12),
+            hovertemplate="%{x} %{text}: %{z:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title_text="model", type="category", dtick=1)
+    figure.update_yaxes(title_text="group", autorange="reversed", type="category", dtick=1)
+    everywhere = int((found["n_models"] == len(models)).sum())
+    alone = int((found["n_models"] == 1).sum())
+    titled(
+        figure, f"{everywhere} components that all {len(models)} models have",
+        f"rows are groups of components that match; mean similarity to the others of the group; "
+        f"{alone} components of any model match none",
+        ROW_PIXELS * max(1, len(rows)),
+    )  # fmt: skip
+    return figure
+
+
+def plot_transfer(found: xr.Dataset) -> go.Figure:
+    """What trials in the other model say of each mapped circuit, and of random maps of it.
+
+    ``found`` is the ``summary`` from :func:`lens_slt.transfer`.
+    """
+    found = require(found, "transfer", argument="found")
+    rows = [
+        f"{_parts(one['original'])} ⇒ {_parts(one['mapped']) or 'nothing'}: {one['verdict'].item()}"
+        for one in (found.isel(circuit=i) for i in range(found.sizes["circuit"]))
+    ]
+    n = found["n_maps"].values
+    figure = Figure()
+    for word, colour in VERDICT_COLOURS.items():
+        share = (found["map_verdict"] == word).sum("map").values / np.maximum(n, 1)
+        figure.add_trace(
+            go.Bar(
+                y=labels(rows), x=share, name=word, orientation="h", marker_color=colour,
+                hovertemplate=f"%{{x:.0%}} of random maps {word}<extra></extra>",
+            )
+        )  # fmt: skip
+    figure.update_layout(barmode="stack", legend=legend_below(ROW_PIXELS * len(rows) * 2))
+    figure.update_xaxes(title_text="share of random maps of the same layers", tickformat=".0%")
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
+    about = found.attrs
+    titled(
+        figure, f"{about['transfer_rate']:.0%} of circuits are supported where the match maps them",
+        f"by chance {about['chance_rate']:.0%} (p {about['p']:.2g}); bars: verdicts of the same "
+        "circuit under every other map",
+        2 * ROW_PIXELS * len(rows),
+    )  # fmt: skip
+    return figure
+
+
+def _parts(text: xr.DataArray) -> str:
+    """A circuit without its name and pattern."""
+    return str(text.values).rpartition(": ")[2]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lens_slt.circuits.trial import VERDICTS, Trial
+from lens_slt.circuits.trial import Trial
+from lens_slt.circuits.verdict import VERDICTS
 from lens_slt.models.names import is_head
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import FULL

@@ -38,11 +38,17 @@ from lens_slt.report.plots_heads import (
 )
 from lens_slt.report.plots_locality import plot_locality, plot_moved_directions, plot_weight_change
 from lens_slt.report.plots_maps import plot_map, plot_stability
-from lens_slt.report.plots_match import plot_match, plot_mean_attention
+from lens_slt.report.plots_match import (
+    plot_match,
+    plot_match_family,
+    plot_mean_attention,
+    plot_transfer,
+)
 from lens_slt.report.plots_modes import plot_enrichment, plot_modes
 from lens_slt.report.plots_observables import plot_observables, plot_response
 from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
 from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
+from lens_slt.report.plots_retrainings import plot_patterning_check, plot_retrainings
 from lens_slt.report.plots_spectrum import (
     plot_curvatures,
     plot_density_of_states,
@@ -135,6 +141,11 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "weight_change": plot_weight_change,
     "moved_directions": plot_moved_directions,
     "match": plot_match,
+    "match_family": plot_match_family,
+    "transfer": plot_transfer,
+    "retrainings": plot_retrainings,
+    "developmental_ablation": plot_retrainings,
+    "patterning_check": plot_patterning_check,
     "data_response": plot_data_response,
     "patterning": plot_patterning,
     "attention_patterns": plot_mean_attention,

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_slt.circuits.evidence import Evidence
-from lens_slt.circuits.trial import Trial, compare_trials, p_words
+from lens_slt.circuits.trial import Trial, compare_trials
+from lens_slt.circuits.verdict import p_words
 from lens_slt.report.tables import PlainTable, cell
 from lens_slt.schema import require
 

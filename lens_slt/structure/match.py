@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from lens_slt.arguments import boolean, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.models.names import read_part
+from lens_slt.models.names import Part, read_part
 from lens_slt.schema import stamped
 from lens_slt.structure.profiles import Profile, profile
 
@@ -44,10 +44,11 @@ def match(
     components of their model share, over √(ρ_a·ρ_b), their split-half reliabilities: what r would
     be without noise. Values with a reliability under 0.2 are noise. Several kinds of values are
     averaged, over those that are no noise in either component. The assignment with the largest
-    total similarity is found (:func:`scipy.optimize.linear_sum_assignment`).
+    total similarity is found (:func:`scipy.optimize.linear_sum_assignment`), of heads to heads and
+    of MLPs to MLPs.
 
     Correlated values do not show that two components are made alike: put circuits of the one model,
-    mapped by the match, on trial in the other (:func:`lens_slt.cross_check`).
+    mapped by the match, on trial in the other (:func:`lens_slt.transfer`).
 
     Args:
         a, b: of each model a result, or several by name: ``per_token_llc``, ``susceptibility``
@@ -209,11 +210,15 @@ def _refuse_shared_noise(here: dict[str, Any], there: dict[str, Any]) -> None:
 
 
 def _allowed(names: list[str], others: list[str], within_layers: bool) -> BoolArray:
-    if not within_layers:
-        return np.ones((len(names), len(others)), dtype=bool)
-    layers = [[read_part(name) for name in side] for side in (names, others)]
-    place = [[-1 if part is None else part.layer for part in side] for side in layers]
-    return np.array(place[0])[:, None] == np.array(place[1])[None]
+    """Heads match heads, MLPs match MLPs."""
+    here, there = ([read_part(name) for name in side] for side in (names, others))
+
+    def fit(one: Part | None, other: Part | None) -> bool:
+        if one is None or other is None:
+            return one is other
+        return one.kind == other.kind and (one.layer == other.layer or not within_layers)
+
+    return np.array([[fit(one, other) for other in there] for one in here])
 
 
 def _averaged(each: list[FloatArray]) -> FloatArray:

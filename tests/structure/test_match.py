@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import lens_slt as ls
+from lens_slt.structure.match_family import _joined
 from tests.made_matrices import POSITIONS, SEQUENCES, matrix_of
 from tests.tiny_models import native
 
@@ -152,3 +153,32 @@ def test_other_tokens_and_shared_noise_are_refused():
         ls.match(one.assign_attrs(same, model_hash="a"), other.assign_attrs(same, model_hash="b"))
     with pytest.raises(TypeError, match="a must come from"):
         ls.match(3, other)
+
+
+def test_a_family_has_what_all_have_and_what_some_have():
+    """Three models with two components in common, in other places; one more that two share."""
+    z = latent(6)
+    parts = [[z[0], z[1], z[2], z[3]], [z[1], z[0], z[4], z[2]], [z[5], z[1], z[0], z[4]]]
+    models = {f"m{i}": model_of(np.stack(rows), 0.3, i) for i, rows in enumerate(parts)}
+    found = ls.match_family(models, n_null=40, n_bootstrap=20)
+    assert found["n_models"].values.tolist() == [3, 3, 2, 2, 1, 1]
+    members = {tuple(column) for column in found["member"].values[:4].tolist()}
+    assert members == {
+        ("L0H0", "L0H1", "L0H2"), ("L0H1", "L0H0", "L0H1"), ("L0H2", "L0H3", ""),
+        ("", "L0H2", "L0H3"),
+    }  # fmt: skip
+    assert found["agreement"].values[:2].tolist() == [1, 1] and found.attrs["conflicts"] == 0
+    assert ls.plot(found).data[0].z.shape == (4, 3)
+    with pytest.raises(ValueError, match="at least two; got one"):
+        ls.match_family({"one": models["m0"]})
+
+
+def test_a_link_that_joins_two_components_of_a_model_is_left_out():
+    members = [("a", "x"), ("b", "x"), ("c", "x"), ("b", "y")]
+    links = {
+        (("a", "x"), ("b", "x")): 0.9, (("b", "x"), ("c", "x")): 0.8, (("a", "x"), ("b", "y")): 0.4
+    }  # fmt: skip
+    groups, conflicts = _joined(members, links)
+    assert conflicts == 1 and {frozenset(g) for g in groups} == {
+        frozenset(members[:3]), frozenset(members[3:])
+    }  # fmt: skip

@@ -1,0 +1,111 @@
+"""What fails to form when a part of the data is left out over a window of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.arguments import integer, typed
+from lens_slt.sampling.prepare import Probe
+from lens_slt.schema import stamped
+from lens_slt.training.retrainings import Measure, check_measured, reached, retrainings
+
+WITH_ALL = "nothing left out"
+Window = tuple[int, int]
+
+
+@typed
+def developmental_ablation(
+    model: Any,
+    tokens: Any,
+    without: Any,
+    measure: Measure | Mapping[str, Probe],
+    levels: Mapping[str, float],
+    windows: Sequence[Window],
+    *,
+    steps: int,
+    path: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    parallel: Any = None,
+    progress: bool = True,
+    **options: Any,
+) -> xr.Dataset:
+    """Leave some sequences out over windows of training, and see what forms late or never.
+
+    Beside every window stands a run with all data, of the same seed. For everything about such a
+    run beyond single values, such as its refined LLCs and stages, call :func:`lens_slt.develop` on
+    ``lens_slt.checkpoints(f"{path}/{run}/seed-{seed}")``.
+
+    Args:
+        model: the checkpoint to begin with.
+        tokens: the data, ``[sequence, position]``.
+        without: bool ``[sequence]``, those to leave out, such as the sequences in which a pattern
+            occurs.
+        measure: values by name of a model, or probes by name, whose mean losses are measured.
+        levels: by name, the value from which on something has formed.
+        windows: (first update, update after the last one) of each, between 0 and ``steps``.
+        steps: updates of every run.
+        path: folder of the retrainings; finished ones are not repeated.
+        seeds: of the batches.
+        parallel, progress: as for :func:`lens_slt.retrainings`.
+        **options: of :func:`lens_slt.retrain`.
+
+    Returns:
+        Dataset over (checkpoint, run, seed, observable): ``value``; the first run has all data, the
+        others are called by their windows. Over (level, run, seed): ``step`` from which on the
+        level is reached for good, NaN if it is not at the end; ``delay`` against the run with all
+        data, infinite where only that one reaches it. Over (level, run): ``formed``, the share of
+        seeds that reach it; ``mean_delay`` over seeds in which both do, and its standard error
+        ``mean_delay_se``.
+
+    Raises:
+        ValueError: windows outside of the run, ``without`` that holds no sequence or all of them,
+            levels of what is not measured; what :func:`lens_slt.retrainings` refuses.
+    """
+    runs = _schedules(without, windows, steps)
+    check_measured("levels", levels, measure, model)
+    found = retrainings(
+        model, tokens, runs, measure, steps=steps, path=path, seeds=seeds, parallel=parallel,
+        progress=progress, **options,
+    )  # fmt: skip
+    step = reached(found, levels)["step"].values
+    usual = step[:, :1]
+    delay = np.where(np.isnan(step) & np.isfinite(usual), np.inf, step - usual)
+    both = np.isfinite(delay)
+    n = both.sum(-1)
+    inside = np.where(both, delay, 0.0)
+    mean = np.where(n > 0, inside.sum(-1) / np.maximum(n, 1), np.nan)
+    squares = (np.where(both, delay - mean[..., None], 0.0) ** 2).sum(-1)
+    se = np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1) / np.maximum(n, 1)), np.nan)
+    each = ("level", "run", "seed")
+    data = found.assign_coords(level=list(levels)).assign(
+        step=(each, step), delay=(each, delay), formed=(each[:2], np.isfinite(step).mean(-1)),
+        mean_delay=(each[:2], mean), mean_delay_se=(each[:2], se),
+    )  # fmt: skip
+    data.attrs |= {f"level of {name}": float(level) for name, level in levels.items()}
+    return stamped(data, "developmental_ablation")
+
+
+def _schedules(without: Any, windows: Sequence[Window], steps: int) -> dict[str, Any]:
+    """Weights from a step on, of the run with all data and of every window."""
+    out = np.asarray(without)
+    if out.dtype != bool or out.ndim != 1 or not out.any() or out.all():
+        raise ValueError(
+            "without must be bools [sequence] that leave out some sequences and not all; got "
+            f"{out.dtype} of shape {out.shape}"
+            + (f", {int(out.sum())} of {out.size} true" if out.dtype == bool else "")
+        )
+    if not windows:
+        raise ValueError("windows must hold at least one; got none")
+    kept = (~out).astype(float)
+    runs: dict[str, Any] = {WITH_ALL: None}
+    for first, end in windows:
+        integer("the begin of a window", first, at_least=0, at_most=steps - 1)
+        integer("the end of a window", end, at_least=first + 1, at_most=steps)
+        schedule = {0: np.ones(len(out)), first: kept}
+        runs[f"{first}-{end}"] = schedule | ({end: np.ones(len(out))} if end < steps else {})
+    return runs

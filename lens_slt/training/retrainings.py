@@ -1,0 +1,235 @@
+"""Several retrainings of one checkpoint that differ in their data, measured as they go."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from lens_slt.arguments import integer, location, typed
+from lens_slt.arrays import FloatArray
+from lens_slt.circuits.runs import Runs
+from lens_slt.data.tokenizer import TokenizerWarning
+from lens_slt.models.adapter import adapt
+from lens_slt.models.saved import save_source
+from lens_slt.models.source import ModelSource, refuse_unpicklable
+from lens_slt.sampling.devices import one_device
+from lens_slt.sampling.jobs import run_jobs
+from lens_slt.sampling.prepare import Probe
+from lens_slt.schema import stamped
+from lens_slt.training.retrain import retrain
+
+MODEL = "model"  # the folder of the checkpoint that all begin with
+
+Measure = Callable[[Any], Mapping[str, float]]
+
+
+@typed
+def retrainings(
+    model: Any,
+    tokens: Any,
+    runs: Mapping[str, Any],
+    measure: Measure | Mapping[str, Probe],
+    *,
+    steps: int,
+    path: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    parallel: Any = None,
+    progress: bool = True,
+    **options: Any,
+) -> xr.Dataset:
+    """Train a checkpoint further in several ways, and measure all of them at the same steps.
+
+    Runs with one seed share their randomness (see :func:`lens_slt.retrain`), so that differences
+    between them are due to their weights; several seeds say how sure these differences are.
+
+    Args:
+        model, tokens: as in :func:`lens_slt.retrain`.
+        runs: by name, weights of the data as there; None for all alike.
+        measure: values by name of a model, such as losses or scores, the same names for every
+            model; or probes by name, whose mean losses are measured.
+        steps: updates of every run.
+        path: folder; a run that is finished is not trained again.
+        seeds: of the batches.
+        parallel: None, a number of processes, ``"dask"`` or ``"ray"``; each run is a job. A
+            ``measure`` or ``trainer`` of one's own then has to pickle.
+        progress: show a bar with the time left.
+        **options: of :func:`lens_slt.retrain`: ``start``, ``save_at``, ``optimisation``,
+            ``trainer``, ``pad_id``.
+
+    Returns:
+        Dataset over (checkpoint, run, seed, observable): ``value``. The checkpoints lie in
+        ``path/RUN/seed-N``, for :func:`lens_slt.checkpoints`.
+
+    Raises:
+        ValueError, TypeError: no run, names that are no folders, what :func:`lens_slt.retrain`
+            refuses, other names at another model.
+    """
+    folder = location("path", path)
+    _check(runs, seeds)
+    for seed in seeds:
+        integer("a seed", seed, at_least=0)
+    measured = as_measure(measure)
+    if parallel is not None:
+        refuse_unpicklable("measure", measured)
+    names = list(measured(model))
+    source = save_source(model, folder / MODEL)
+    on = adapt(model).device
+    device = "cuda" if on.type == "cuda" else str(on)
+    jobs = [
+        RetrainJob(
+            f"{name}, seed {seed}", source, tokens, weights, steps, seed,
+            str(folder.resolve() / name / f"seed-{seed}"), measured, device, dict(options),
+        )
+        for name, weights in runs.items() for seed in seeds
+    ]  # fmt: skip
+    outcomes = run_jobs(jobs, parallel, label="retrainings", progress=progress)
+    values = []
+    for outcome in outcomes:
+        for step, row in outcome.value.items():
+            if list(row) != names:
+                raise ValueError(
+                    f"measure gives {', '.join(row)} at step {step} of {outcome.name}, and "
+                    f"{', '.join(names)} of model: it must give the same of all"
+                )
+        values.append([list(row.values()) for row in outcome.value.values()])
+    checkpoints = list(outcomes[0].value)
+    over = ("checkpoint", "run", "seed", "observable")
+    shape = (len(runs), len(seeds), len(checkpoints), len(names))
+    data = xr.Dataset(
+        {"value": (over, np.moveaxis(np.reshape(values, shape), 2, 0))},
+        coords={
+            "run": list(runs), "seed": list(seeds), "checkpoint": checkpoints, "observable": names
+        },
+        attrs={"path": str(folder)},
+    )  # fmt: skip
+    return stamped(data, "retrainings")
+
+
+@typed
+def reached(found: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
+    """The step from which on each run stays beyond a level of an observable.
+
+    Args:
+        found: from :func:`retrainings`.
+        levels: by observable. Beyond is below for those that are above it at the first checkpoint
+            of the first run, and above for the others.
+
+    Returns:
+        Dataset over (observable, run, seed): ``step``, interpolated between checkpoints; the first
+        one where a run is beyond from the start; NaN where it is not at the end.
+    """
+    shape = (len(levels), found.sizes["run"], found.sizes["seed"])
+    steps = np.reshape([_steps(found, name, level) for name, level in levels.items()], shape)
+    return xr.Dataset(
+        {"step": (("observable", "run", "seed"), steps)},
+        coords={"observable": list(levels), "run": found["run"], "seed": found["seed"]},
+        attrs={f"level of {name}": level for name, level in levels.items()},
+    )
+
+
+def as_measure(measure: Measure | Mapping[str, Probe]) -> Measure:
+    """A function of a model."""
+    return measure if callable(measure) else MeanLosses(dict(measure))
+
+
+def check_measured(
+    argument: str, names: Mapping[str, Any], measure: Measure | Mapping[str, Probe], model: Any
+) -> None:
+    """ValueError for names that are not measured; before anything is trained."""
+    known = list(as_measure(measure)(model))
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{argument}: {name!r} is not measured; measured are {', '.join(known)}"
+            )
+
+
+@dataclass(frozen=True)
+class MeanLosses:
+    """Mean losses of probes, in nats per token, of a model."""
+
+    probes: dict[str, Probe]
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        adapted = adapt(model)
+        found = {}
+        for name, probe in self.probes.items():
+            given = {"weights": probe.weights, "mask": probe.mask, "pad_id": probe.pad_id}
+            with warnings.catch_warnings():  # that it is untrained is what is measured
+                warnings.simplefilter("ignore", TokenizerWarning)
+                runs = Runs(adapted, probe.tokens, **given)
+                losses = runs.base
+            weight = np.where(np.isfinite(losses), runs.weight, 0.0)
+            found[name] = float((np.nan_to_num(losses) * weight).sum() / weight.sum())
+        return found
+
+
+@dataclass(frozen=True)
+class RetrainJob:
+    """One retraining, measured at its checkpoints."""
+
+    name: str
+    source: ModelSource
+    tokens: Tensor
+    weights: Any
+    steps: int
+    seed: int
+    path: str
+    measure: Measure
+    device: str
+    options: dict[str, Any]
+
+    def run(self) -> dict[int, dict[str, float]]:
+        """Values by step."""
+        with one_device(self.device) as device:
+            model = self.source.load(device)
+            run = retrain(
+                model, self.tokens, self.weights, steps=self.steps, path=self.path,
+                seed=self.seed, progress=False, **self.options,
+            )  # fmt: skip
+            return {step: dict(self.measure(run.load(step, device))) for step in run}
+
+
+def _check(runs: Mapping[str, Any], seeds: Sequence[int]) -> None:
+    if not runs:
+        raise ValueError("runs must hold at least one; got none")
+    for name in runs:
+        if not re.fullmatch(r"[\w.+ -]*\w", name) or name == MODEL:
+            raise ValueError(
+                f"runs: {name!r} is a folder, too: letters, digits, spaces and '.+-_', and not "
+                f"{MODEL!r}"
+            )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be at least one, each once; got {', '.join(map(str, seeds))}")
+
+
+def _steps(found: xr.Dataset, name: str, level: float) -> FloatArray:
+    """``[run, seed]``."""
+    values = found["value"].sel(observable=name).transpose("run", "seed", "checkpoint").values
+    steps = found["checkpoint"].values.astype(float)
+    falling = values[0, 0, 0] > level
+    beyond = level - values if falling else values - level
+    made = np.full(values.shape[:2], np.nan)
+    for place in np.ndindex(made.shape):
+        made[place] = last_crossing(steps, beyond[place])
+    return made
+
+
+def last_crossing(steps: FloatArray, beyond: FloatArray) -> float:
+    """Where a curve becomes positive for good; NaN where it is not at the end."""
+    below = np.flatnonzero(beyond <= 0)
+    if not len(below):
+        return float(steps[0])
+    last = int(below[-1])
+    if last == len(steps) - 1:
+        return float("nan")
+    share = -beyond[last] / (beyond[last + 1] - beyond[last])
+    return float(steps[last] + share * (steps[last + 1] - steps[last]))
