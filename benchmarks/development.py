@@ -31,7 +31,8 @@ import xarray as xr
 import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
-from lens_slt.training.train import Recipe, repeated_tokens, train
+from benchmarks.trained_runs import trained_run
+from lens_slt.training.train import Recipe, repeated_tokens
 
 TARGETS = {
     "transitions_overlapping": Target(least=1.0), "transition_width_ratio": Target(most=2.0),
@@ -63,13 +64,7 @@ def run_of(name: str, cache: Path) -> ls.Checkpoints:
     """Checkpoints of a run; those of other seeds are trained where they are not yet there."""
     if not name.startswith("seed"):
         return ls.checkpoints(name)
-    folder = cache / name.replace(" ", "-")
-    if not (folder / "finished").exists():
-        common.say(f"training {name}")
-        train(Recipe(seed=int(name.split()[1])), folder)
-        (folder / "finished").touch()
-    config = ls.load_model("attn-2l").cfg
-    dense = ls.checkpoints(folder, config=config)
+    dense = trained_run(name, Recipe(seed=int(name.split()[1])), cache)
     steps = dense.steps
     return dense.at([s for s in steps if s < 50 or s % DENSE == 0 or s == steps[-1]])
 

@@ -325,6 +325,7 @@ def main() -> None:
     made = common.parser(__doc__)
     made.add_argument("--seeds", type=int, default=5, help="of every family; 5 make 40 instances")
     made.add_argument("--hard", action="store_true", help="the hard families; no calibration")
+    made.add_argument("--families", nargs="+", help="all by default")
     made.add_argument("--trials", type=int, default=200, help="of the calibration")
     made.add_argument("--cache", type=Path, help="folder for finished instances")
     args: argparse.Namespace = made.parse_args()
@@ -338,6 +339,8 @@ def main() -> None:
     suite = ls.hard_suite if args.hard else ls.planted_suite
     for p in suite(seeds, n_sequences=3 * THIRD, seed=args.seed):
         if args.quick and p.family not in ("induction", "few_heads"):
+            continue
+        if args.families and p.family not in args.families:
             continue
         file = None if args.cache is None else args.cache / f"{p.name}.json"
         if file is not None and file.exists():

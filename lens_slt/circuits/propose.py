@@ -24,6 +24,7 @@ from lens_slt.structure.standardize import values_of
 LEAST_SHARE = 0.3  # of the largest value in its layer and later ones, for a node
 ALIKE = 0.5  # of the value on the pattern's tokens of a head that is driven alike
 LEAST_PART = 0.3  # of what drives a head, or of what a node writes, for an edge
+LEAST_BEYOND = 0.2  # of relative excess over the median component, for a node by its level
 LEAST_WIRE = 0.1  # the same, between nodes that other edges have joined
 NOISE = "may be noise"
 
@@ -47,7 +48,11 @@ def propose_circuits(
     1. *nodes*: heads, and MLPs that were sampled, whose rLLC (or expression) on the pattern's
        tokens exceeds that on matched other tokens (:func:`refined_on_pattern`): p < 0.05 after
        Benjamini–Hochberg over all nodes and patterns, and at least three tenths of the largest
-       such value in their layer and later ones;
+       such value in their layer and later ones. Or whose excess over matched tokens, as a share of
+       what it holds on both, is beyond that of the median component of the model, clearly and by
+       a fifth, while it holds at least half as much on the pattern's tokens as any of its layer:
+       tokens that a circuit serves well may be robust against whatever does not serve them, and
+       heads that share the work hold no more there than elsewhere;
     2. *edges*: into each of these nodes from what brings at least three tenths, clearly more than
        a tenth, of what drives its attention through Q or K, or of what it writes through V
        (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all). Such a source
@@ -59,7 +64,9 @@ def propose_circuits(
        at least three tenths of what the largest of them does.
 
     Each pattern gives at most two hypotheses: ``core``, the node that stands out most, by its value
-    minus the median of its layer, what leads to it and what it leads to, and ``wide``, all of its
+    minus the median of its layer, what leads to it and what it leads to (without nodes that hold
+    less than half as much as another one that it leads to, and without edges of less than half the
+    share of another one from the same source), and ``wide``, all of its
     nodes and what they are joined to, also by shared edges, with every wire among them that clearly
     brings a tenth or more of what drives the one or of what it writes.
 
@@ -90,7 +97,8 @@ def propose_circuits(
     digest = weights_hash(adapt(model))
     known = _known_by_modes(slt)
     found: list[tuple[tuple[int, float], CircuitHypothesis]] = []
-    responding = _responding(refined)
+    levels = {pattern: _on_pattern(slt, pattern) for pattern in refined}
+    responding = _responding(refined, levels)
     if not responding:
         return []
     wheres = [slt.patterns.sel(pattern=name).values.astype(bool) for name in responding]
@@ -98,7 +106,7 @@ def propose_circuits(
         model, tokens, [None, *wheres], weights=weights, mask=mask, pad_id=pad_id
     )
     for (pattern, nodes), here in zip(responding.items(), shares, strict=True):
-        level = _on_pattern(slt, pattern)
+        level = levels[pattern]
         clearest = max(nodes, key=lambda node: _standing_out(node, refined[pattern]))
         mode = known.get(pattern)
         rank = (0, -mode["strength"]) if mode else (1, -nodes[clearest]["z"])
@@ -106,7 +114,7 @@ def propose_circuits(
         for name, start, shared in (("core", [clearest], False), ("wide", [*nodes], True)):
             edges = _edges(nodes, (here, anywhere), shared)
             if not shared:
-                edges = _through(clearest, edges)
+                edges = _through(clearest, edges, nodes)
             edges |= _driven_alike(edges, here, level, shared)
             chosen = _joined(start, edges)
             if shared:
@@ -145,10 +153,23 @@ def _joined(nodes: Iterable[str], edges: Iterable[Edge]) -> set[str]:
     return {other for node in nodes for other in nx.node_connected_component(graph, node)}
 
 
-def _through(node: str, edges: dict[Edge, dict[str, float]]) -> dict[Edge, dict[str, float]]:
-    """Edges on the ways to a node and from it; what its sources also feed lies beside it."""
+def _through(
+    node: str, edges: dict[Edge, dict[str, float]], values: dict[str, dict[str, float]]
+) -> dict[Edge, dict[str, float]]:
+    """Edges on the ways to a node and from it; what its sources also feed lies beside it.
+
+    So do heads that read it and hold less than half as much as another one that does, or are driven
+    by a source less than half as much as another one is.
+    """
+    largest: dict[str, float] = {}
+    for edge, one in edges.items():
+        largest[edge.source] = max(one["share"], largest.get(edge.source, 0.0))
+    edges = {e: one for e, one in edges.items() if one["share"] >= ALIKE * largest[e.source]}
     graph = nx.DiGraph([(edge.source, edge.target) for edge in edges])
     graph.add_node(node)
+    held = {name: values[name]["value"] for name in nx.descendants(graph, node) if name in values}
+    slight = {name for name, value in held.items() if value < ALIKE * max(held.values())}
+    graph.remove_nodes_from(slight)
     kept = {node} | nx.ancestors(graph, node) | nx.descendants(graph, node)
     return {e: values for e, values in edges.items() if {e.source, e.target} <= kept}
 
@@ -177,25 +198,50 @@ def _refined(
 
 
 def _responding(
-    refined: dict[str, dict[str, Measured]],
+    refined: dict[str, dict[str, Measured]], levels: dict[str, dict[str, float]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Of every pattern, the nodes that hold more on its tokens, with values for provenance."""
     pairs = [(pattern, head) for pattern, heads in refined.items() for head in heads]
-    p = np.array([refined[pattern][head].p for pattern, head in pairs])
-    q = dict(zip(pairs, stats.false_discovery_control(p), strict=True))
+    beyond = {name: _beyond_median(refined[name], levels[name]) for name in refined}
+    p = [[refined[a][b].p for a, b in pairs], [beyond[a][b][1] for a, b in pairs]]
+    q = dict(zip(pairs, np.transpose([stats.false_discovery_control(one) for one in p]),
+                 strict=True))  # fmt: skip
     found: dict[str, dict[str, dict[str, float]]] = {}
     for pattern, heads in refined.items():
         for head, one in heads.items():
             # Noise in early layers disturbs all that follows, so later layers set the scale.
             behind = [v.value for name, v in heads.items() if layer_of(name) >= layer_of(head)]
-            least = LEAST_SHARE * max(behind)
-            if q[pattern, head] < SIGNIFICANT and one.value >= max(least, 0):
+            least = max(LEAST_SHARE * max(behind), 0)
+            own = q[pattern, head][0] < SIGNIFICANT and one.value >= least
+            relative = beyond[pattern][head][0]
+            if own or (q[pattern, head][1] < SIGNIFICANT and relative >= LEAST_BEYOND):
                 width = max(one.high - one.low, 1e-12)
                 found.setdefault(pattern, {})[head] = {
                     "value": round(one.value, 4), "low": round(one.low, 4),
-                    "high": round(one.high, 4), "q": float(q[pattern, head]),
-                    "z": round(2 * one.value / width, 3),
+                    "high": round(one.high, 4), "q": float(q[pattern, head][0 if own else 1]),
+                    "z": round(2 * one.value / width, 3), "beyond": round(relative, 3),
                 }  # fmt: skip
+    return found
+
+
+def _beyond_median(
+    heads: dict[str, Measured], level: dict[str, float]
+) -> dict[str, tuple[float, float]]:
+    """Relative excess over matched tokens beyond that of the median component, and its p.
+
+    The excess over the sum of both means. NaN and 1 where there are no levels, and for what holds
+    less than half as much on the pattern's tokens as another one of its layer.
+    """
+    both = {name: 2 * level.get(name, 0.0) - one.value for name, one in heads.items()}
+    known = {name: heads[name].value / both[name] for name in heads if both[name] > 0}
+    middle = float(np.median([*known.values()])) if known else 0.0
+    found = dict.fromkeys(heads, (float("nan"), 1.0))
+    for name, relative in known.items():
+        largest = max(level[other] for other in known if layer_of(other) == layer_of(name))
+        if level[name] >= ALIKE * largest:
+            se = (heads[name].high - heads[name].low) / both[name] / (2 * stats.norm.ppf(0.975))
+            beyond = relative - middle
+            found[name] = beyond, float(stats.norm.sf(beyond / se)) if se > 0 else 1.0
     return found
 
 

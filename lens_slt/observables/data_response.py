@@ -35,6 +35,7 @@ def data_response(
     candidates: str,
     observables: Mapping[str, Any],
     *,
+    groups: Any = None,
     component: str | None = None,
 ) -> xr.Dataset:
     """First-order change of observables per relative change of each candidate sequence's weight.
@@ -44,6 +45,8 @@ def data_response(
         candidates: the probe that holds them.
         observables: by name, a :class:`lens_slt.Shift`: the mean loss of a probe's chosen
             predictions, such as those of a pattern; or the name of a probe, for its mean loss.
+        groups: labels ``[sequence]`` of the candidates, such as domains. The response is then the
+            mean of each group's, which has less noise: all of a group are weighted alike.
         component: whose posterior; ``full`` by default where it was sampled. The response of one
             head alone is how it would answer with all else frozen.
 
@@ -105,7 +108,8 @@ def data_response(
         kept[block] = False
         left_out.append(scale * _covariance(*series, kept))
     value = scale * _covariance(*series, whole)
-    blocks = pseudo_of(value, np.array(left_out))
+    pooled = _pooling(groups, each.shape[-1])
+    value, blocks = value @ pooled, pseudo_of(value, np.array(left_out)) @ pooled
     tokens = np.where(reader.real, reader.probe["tokens"].values, 0)
     over = ("observable", "sequence")
     data = xr.Dataset(
@@ -124,6 +128,19 @@ def data_response(
         },
     )  # fmt: skip
     return stamped(data, "data_response")
+
+
+def _pooling(groups: Any, n: int) -> FloatArray:
+    """What takes values ``[…, sequence]`` to the means of their groups."""
+    if groups is None:
+        return np.eye(n)
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(
+            f"groups must hold a label for each of the {n} candidates; got shape {labels.shape}"
+        )
+    same = (labels[:, None] == labels[None]).astype(float)
+    return np.asarray(same / same.sum(0))
 
 
 def _sequence_losses(reader: ProbeReader, component: str) -> tuple[FloatArray, FloatArray]:

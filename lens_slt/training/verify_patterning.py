@@ -38,6 +38,7 @@ def verify_patterning(
     *,
     steps: int,
     path: str | Path,
+    like: Any = None,
     strengths: Sequence[float] = STRENGTHS,
     controls: Sequence[str] = (SHUFFLED, SURFACE),
     levels: Mapping[str, float] | None = None,
@@ -61,13 +62,17 @@ def verify_patterning(
 
     Args:
         model: the checkpoint that the response was sampled at.
-        tokens: the candidates of the response, in its order.
+        tokens: the candidates of the response, in its order; with ``like`` any data.
         response: from :func:`lens_slt.data_response`.
         wish: as for :func:`lens_slt.patterning`.
         measure: of a model, values of the response's observables by their names, and of whatever
             else; or probes by name, whose mean losses are measured.
         steps: updates of each retraining.
         path: folder of the retrainings; finished ones are not repeated.
+        like: of a larger corpus than was sampled on, ints ``[sequence]``: the candidate whose
+            weight each sequence of ``tokens`` gets, such as one of the same group (see ``groups``
+            of :func:`lens_slt.data_response`). Few sequences are memorised in a few epochs, which
+            no response foresees.
         strengths: of the change of weights; both signs show whether it works both ways.
         controls: of ``shuffled`` and ``surface``.
         levels: by observable, a value whose reaching is a transition: how much earlier or later
@@ -99,7 +104,7 @@ def verify_patterning(
     """
     response = require(response, "data_response", argument="response")
     ladder = _checked(strengths, controls, seeds)
-    ids = _candidates(model, tokens, response, pad_id)
+    ids, place = _candidates(model, tokens, response, like, pad_id)
     check_measured("wish", wish, measure, model)
     check_measured("levels", levels or {}, measure, model)
     chosen = {
@@ -107,12 +112,12 @@ def verify_patterning(
     }  # fmt: skip
     runs: dict[str, Any] = {USUAL: None}
     for s, one in chosen.items():
-        runs[_name(WISH, s)] = one["weight"].values
+        runs[_name(WISH, s)] = one["weight"].values[place]
     at = sorted({ladder[0], ladder[-1]})
     found = []
     for seed in seeds:
         shifted = {
-            _name(kind, s): exchanged(chosen[s]["weight"].values, ids, kind, seed, pad_id)
+            _name(kind, s): exchanged(runs[_name(WISH, s)], ids, kind, seed, pad_id)
             for kind in controls for s in at
         }  # fmt: skip
         found.append(
@@ -169,12 +174,26 @@ def _checked(
     return sorted(strengths)
 
 
-def _candidates(model: Any, tokens: Any, response: xr.Dataset, pad_id: int | None) -> Tensor:
+def _candidates(
+    model: Any, tokens: Any, response: xr.Dataset, like: Any, pad_id: int | None
+) -> tuple[Tensor, np.ndarray]:
+    """Tokens, and the candidate that each sequence is weighted as."""
     adapted = adapt(model)
     ids, weight, _ = weighted_tokens(
         tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,
         model=model, pad_id=pad_id,
     )  # fmt: skip
+    n = response.sizes["sequence"]
+    if like is not None:
+        place = np.asarray(like)
+        if place.shape != (len(ids),) or place.dtype.kind not in "iu" or not (
+            (place >= 0) & (place < n)
+        ).all():  # fmt: skip
+            raise ValueError(
+                f"like must be ints from 0 to {n - 1}, one for each of the {len(ids)} sequences of "
+                f"tokens; got {place.dtype} of shape {place.shape}"
+            )
+        return ids, place
     predicted = torch.where(weight > 0, ids[:, 1:], 0).numpy()
     there = response["tokens"].values
     if predicted.shape != there.shape or (predicted != there).any():
@@ -183,7 +202,7 @@ def _candidates(model: Any, tokens: Any, response: xr.Dataset, pad_id: int | Non
             f"{len(ids)} sequences of {ids.shape[1]} tokens"
             + ("" if predicted.shape != there.shape else " that are others")
         )
-    return ids
+    return ids, np.arange(n)
 
 
 def _summary(

@@ -52,6 +52,21 @@ def test_the_response_is_that_of_the_tilted_normal(response):
     assert found.attrs["component"] == "full"
 
 
+def test_groups_are_pooled(response):
+    found, truth, draws = response
+    groups = np.arange(N) % 3
+    pooled = ls.data_response(
+        draws, "data", {"one": ls.Shift("seen", np.array([1.0, 0.0]))}, groups=groups
+    )
+    means = np.array([found["response"].values[0, groups == g].mean() for g in groups])
+    np.testing.assert_allclose(pooled["response"][0], means, atol=1e-6)
+    assert float(pooled["se"].mean()) < float(found["se"][0].mean())
+    expected = np.array([truth[0, groups == g].mean() for g in groups])
+    assert np.abs((pooled["response"][0] - expected) / pooled["se"][0]).max() < 4
+    with pytest.raises(ValueError, match="a label for each of the 12 candidates"):
+        ls.data_response(draws, "data", {"all": "seen"}, groups=[1, 2])
+
+
 def test_weights_bring_about_the_wish(response):
     found, truth, _ = response
     plan = ls.patterning(found, {"one": -0.2}, hold_others=True)

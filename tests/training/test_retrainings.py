@@ -162,6 +162,8 @@ def test_bad_input_is_refused_before_training(model, tmp_path):
             ls.verify_patterning(*given, **options, **change)
     with pytest.raises(ValueError, match="that are others"):
         ls.verify_patterning(model, data().flip(0), *given[2:], **options)
+    with pytest.raises(ValueError, match="like must be ints from 0 to 23"):
+        ls.verify_patterning(*given, **options, like=[N] * N)
     for without in (np.zeros(N, bool), np.ones(N)):
         with pytest.raises(ValueError, match="without must be"):
             ls.developmental_ablation(model, data(), without, PROBES, {}, [(0, 2)], **options)

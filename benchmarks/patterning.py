@@ -1,0 +1,200 @@
+"""Can the induction circuit be hurried and held back by the choice of data?
+
+From a checkpoint of the shipped run, a few hundred steps before induction forms. Candidates are
+real text, repeats (of random tokens and of text), and repeats in shuffled order, which have the
+same tokens. The wish is a lower loss on the second halves of random tokens said twice, which are
+not among the candidates. The response is that of the whole model's local posterior, pooled over the
+four groups; the training data are a larger corpus of the same groups, because a small one is
+memorised. Weights over a signed ladder of strengths, shuffled weights and surface controls (the
+same length and frequency of tokens) at its ends, each with the same seeds as the usual data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lens_slt as ls
+from benchmarks import common
+from benchmarks.common import Target
+from lens_slt.training.train import Recipe, repeated_tokens, token_stream
+
+TARGETS = {
+    "z_more": Target(least=3), "z_less": Target(least=3), "hurry_steps": Target(least=0),
+    "delay_steps": Target(least=0),
+}  # fmt: skip
+START, LEVEL = 1800, 4.5  # the checkpoint; nats on second halves at which induction has formed
+GROUPS = ("text", "repeated text", "repeated random tokens", "shuffled repeats")
+SHARES = (0.6, 0.1, 0.1, 0.2)
+LENGTH = 128
+SETTINGS = ls.Settings(draws=60, batch_size=16, chains=4, thin=2)
+WEIGHT = 0.6  # root mean square change of the weights at strength 1
+PROBED = "second_halves"  # of random tokens said twice
+
+
+def corpus(n: int, seed: int) -> tuple[Tensor, np.ndarray]:
+    """Sequences ``[sequence, position]`` of the groups, mixed, and the group of each."""
+    generator = torch.Generator().manual_seed(seed)
+    recipe, body = Recipe(length=LENGTH), LENGTH - 1
+    streams = {name: token_stream(name) for name in ("code", "prose")}
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    def text(length: int) -> Tensor:
+        is_code = float(torch.rand(1, generator=generator)) < recipe.code_share
+        stream = streams["code" if is_code else "prose"]
+        start = integer(0, len(stream) - length)
+        return stream[start : start + length].long()
+
+    def row(group: int) -> Tensor:
+        if group == 0:
+            return text(body)
+        period = integer(recipe.shortest_period, recipe.longest_period + 1)
+        random = group == 2 or (group == 3 and integer(0, 2))
+        segment = torch.randint(1, 512, (period,), generator=generator) if random else text(period)
+        whole = segment.repeat(body // period + 1)[:body]
+        return whole[torch.randperm(body, generator=generator)] if group == 3 else whole
+
+    group = np.random.default_rng(seed).choice(len(GROUPS), n, p=SHARES)
+    bos = torch.zeros(1, dtype=torch.int64)
+    return torch.stack([torch.cat([bos, row(g)]) for g in group.tolist()]), group
+
+
+def probes(n: int) -> dict[str, ls.Probe]:
+    """What is wished for, and what should stay."""
+    twice = repeated_tokens(512, LENGTH, seed=4321, sequences=n)
+    half = (twice.shape[1] - 1) // 2
+    second = torch.zeros(len(twice), twice.shape[1] - 1)
+    second[:, half:] = 1
+    first = torch.zeros_like(second)
+    first[:, : half - 1] = 1
+    return {
+        PROBED: ls.Probe(twice, weights=second),
+        "first_halves": ls.Probe(twice, weights=first),
+        "code": ls.Probe(ls.load_tokens("code", n_sequences=n, length=LENGTH, seed=5)),
+        "prose": ls.Probe(ls.load_tokens("prose", n_sequences=n, length=LENGTH, seed=5)),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Command line."""
+    made = common.parser(__doc__)
+    made.add_argument("--cache", type=Path, help="folder for draws and retrainings")
+    made.add_argument("--parallel", type=int, help="processes for the retrainings")
+    made.add_argument("--steps", type=int, default=900)
+    args: argparse.Namespace = made.parse_args()
+    warnings.filterwarnings("ignore")
+    if not args.parallel:
+        common.one_thread()
+    began = time.perf_counter()
+    steps, seeds = (2, (0, 1)) if args.quick else (args.steps, (0, 1, 2))
+    strengths = (-1.0, 1.0) if args.quick else (-1.0, -0.5, 0.5, 1.0)
+    n_candidates, n_data, n_probe = (24, 48, 8) if args.quick else (768, 12000, 32)
+    model = ls.load_model("attn-2l", checkpoint=START)
+    candidates, groups = corpus(n_candidates, args.seed)
+    data, kinds = corpus(n_data, args.seed + 1000)
+    measured = probes(n_probe)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = (args.cache or Path(scratch)) / f"seed-{args.seed}"
+        settings = SETTINGS.but(seed=args.seed)
+        draws = ls.sample(
+            model, candidates, "full", path=cache / "draws", progress=False,
+            settings=common.toy(settings) if args.quick else settings,
+            probes={"candidates": candidates, **measured},
+        )  # fmt: skip
+        response = ls.data_response(
+            draws, "candidates", {name: name for name in measured}, groups=groups
+        )
+        wish = scaled(response)
+        found = ls.verify_patterning(
+            model, data, response, wish, measured, steps=steps, path=cache / "retrainings",
+            like=representatives(groups, kinds), strengths=strengths, seeds=seeds, start=START,
+            levels={PROBED: LEVEL}, parallel=args.parallel, progress=False,
+            optimisation=ls.Optimisation(learning_rate=Recipe.learning_rate),
+        )  # fmt: skip
+    show_response(response, groups, wish)
+    figures = summary(found)
+    figures["seconds"] = time.perf_counter() - began
+    common.finish(args, figures, None if args.quick else TARGETS)
+
+
+def scaled(response: Any) -> dict[str, float]:
+    """A wish for a lower loss on second halves, as large as weights may change."""
+    change = ls.patterning(response, {PROBED: -1.0})["change"].values
+    return {PROBED: -WEIGHT / float(np.sqrt((change**2).mean()))}
+
+
+def representatives(groups: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """For every sequence of the corpus a candidate of its group."""
+    first = {int(g): int(np.flatnonzero(groups == g)[0]) for g in np.unique(groups)}
+    return np.array([first[int(kind)] for kind in kinds])
+
+
+def show_response(response: Any, groups: np.ndarray, wish: dict[str, float]) -> None:
+    """Response and weights of every group."""
+    rows = []
+    for g, name in enumerate(GROUPS):
+        place = int(np.flatnonzero(groups == g)[0])
+        one = response.sel(observable=PROBED).isel(sequence=place)
+        n = int((groups == g).sum())
+        weights = [
+            float(ls.patterning(response, wish, strength=s)["weight"][place]) for s in (-1, 1)
+        ]
+        value = common.WithError(n * float(one["response"]), n * float(one["se"]))
+        rows.append([name, n, value, *weights])
+    common.show_table(
+        "Change of the wished loss if all of a group weigh twice as much, to first order",
+        ["group", "sequences", "response, nats", "weight at −1", "weight at 1"], rows,
+    )  # fmt: skip
+
+
+def summary(found: Any) -> dict[str, Any]:
+    """Tables and figures."""
+    rows = [
+        [f"{float(s):+g}", name, float(one["predicted"]),
+         common.WithError(float(one["realised"]), float(one["realised_se"]))]
+        for s in found["strength"].values for name in found["observable"].values
+        for one in [found.sel(strength=s, observable=name)]
+    ]  # fmt: skip
+    common.show_table(
+        f"Change after {found.attrs['steps']} steps against the usual data, nats",
+        ["strength", "loss on", "predicted", "realised"], rows,
+    )  # fmt: skip
+    rows = []
+    for kind in found["kind"].values:
+        for s in found["strength"].values:
+            one = found.sel(kind=kind, strength=s)
+            if np.isfinite(float(one["share"])):
+                sooner = one["sooner"].isel(level=0).values
+                rows.append([
+                    str(kind), f"{float(s):+g}",
+                    common.WithError(float(one["share"]), float(one["share_se"])),
+                    float(one["z"]), float(one["p"]), ", ".join(f"{x:.0f}" for x in sooner),
+                ])  # fmt: skip
+    common.show_table(
+        "Share of the wish that came true; steps by which induction formed sooner, by seed",
+        ["weights", "strength", "share", "wish − these, z", "p", "sooner"], rows,
+    )  # fmt: skip
+    ends = [found["strength"].values[0], found["strength"].values[-1]]
+    z = found["z"].sel(strength=ends).values[1:]
+    sooner = found["sooner"].isel(level=0).sel(kind="wish", strength=ends).values
+    one = found.sel(observable=PROBED)
+    return {
+        "predicted_realised_slope": float(one["slope"]), "slope_low": float(one["slope_low"]),
+        "slope_high": float(one["slope_high"]),
+        "z_less": float(z[:, 0].min()), "z_more": float(z[:, 1].min()),
+        "hurry_steps": float(sooner[1].min()), "delay_steps": float(-sooner[0].max()),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
