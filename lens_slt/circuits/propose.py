@@ -232,8 +232,8 @@ def _beyond_median(
     The excess over the sum of both means. NaN and 1 where there are no levels, and for what holds
     less than half as much on the pattern's tokens as another one of its layer.
     """
-    both = {name: 2 * level.get(name, 0.0) - one.value for name, one in heads.items()}
-    known = {name: heads[name].value / both[name] for name in heads if both[name] > 0}
+    both = {name: 2 * level[name] - one.value for name, one in heads.items() if name in level}
+    known = {name: heads[name].value / each for name, each in both.items() if each > 0}
     middle = float(np.median([*known.values()])) if known else 0.0
     found = dict.fromkeys(heads, (float("nan"), 1.0))
     for name, relative in known.items():
