@@ -105,10 +105,10 @@ def plot_match_family(found: xr.Dataset) -> go.Figure:
     everywhere = int((found["n_models"] == len(models)).sum())
     alone = int((found["n_models"] == 1).sum())
     titled(
-        figure, f"{everywhere} components that all {len(models)} models have",
+        figure, f"All {len(models)} models have {everywhere} of {len(found['group'])} components",
         f"rows are groups of components that match; mean similarity to the others of the group; "
         f"{alone} components of any model match none",
-        ROW_PIXELS * max(1, len(rows)),
+        ROW_PIXELS * max(4, len(rows)),
     )  # fmt: skip
     return figure
 

@@ -91,7 +91,7 @@ def plot_patterning_check(found: xr.Dataset) -> go.Figure:
         figure, "Does data chosen for a wish bring it about?",
         f"changes after {found.attrs['steps']} steps against runs on the usual data with the same "
         f"seed; means of {n} seeds, bars 95 % by their spread; controls exchange the weights "
-        "among sequences",
+        "among sequences; dashed: negative strengths",
         tall,
     )  # fmt: skip
     return figure

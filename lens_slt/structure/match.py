@@ -63,9 +63,10 @@ def match(
 
     Returns:
         Dataset over the components of ``a``: ``partner`` of ``b``, its ``similarity`` with
-        ``similarity_low`` and ``_high`` (95 %, over sequences), ``p``, the share of permutations in
-        which the best of all pairs is as similar (corrected for all pairs by that; NaN where
-        nothing has sequences), ``stability``, the share of resamples with the same partner,
+        ``similarity_low`` and ``_high`` (95 %, over sequences), ``p``, the share of permutations
+        of the sequences in which any component finds a partner that is as similar, each
+        standardised by what it finds there (corrected for all of them by that; NaN where nothing
+        has sequences), ``stability``, the share of resamples with the same partner,
         ``runner_up``, the largest similarity to another one, ``verdict``: ``matched``;
         ``ambiguous``, where resamples give it another partner; ``untested``, where nothing has
         sequences to permute and resample (then intervals, p and stability are NaN);
@@ -91,7 +92,7 @@ def match(
     generator = np.random.default_rng(seed)
     best, resampled = np.array([]), np.array([])
     if alive.any() and any(one.b.has_sequences for one in pairs):
-        best = np.array([_permuted(pairs, generator)[alive].max() for _ in range(n_null)])
+        best = np.array([_best(_permuted(pairs, generator), alive) for _ in range(n_null)])
         resampled = np.array([_resampled(pairs, generator) for _ in range(n_bootstrap)])
     found = _rows(whole, partner, alive, best, resampled, least)
     noise = [np.all([getattr(one, side).is_noise for one in pairs], axis=0) for side in "ab"]
@@ -251,6 +252,24 @@ def _resampled(pairs: list[_Pair], generator: np.random.Generator) -> FloatArray
     return _averaged([one.similarity(counts[one.a.values.shape[0]]) for one in pairs])
 
 
+def _best(similarity: FloatArray, allowed: BoolArray) -> FloatArray:
+    """The largest similarity of every component; −1 for those without any."""
+    return np.asarray(np.where(allowed, similarity, -1.0).max(1))
+
+
+def _corrected_p(whole: FloatArray, partner: NDArray[np.int_], best: FloatArray) -> FloatArray:
+    """How often the largest standardised similarity of all is as large under permutation.
+
+    Every component is standardised by its own best similarities ``[permutation, component]``:
+    some attend by position alone, and are alike on whatever sequences.
+    """
+    centre, spread = best.mean(0), np.maximum(best.std(0, ddof=1), 1e-9)
+    largest = ((best - centre) / spread).max(1)
+    own = whole[np.arange(len(whole)), np.maximum(partner, 0)]
+    standard = (own - centre) / spread
+    return np.asarray((1 + (largest[:, None] >= standard).sum(0)) / (1 + len(best)))
+
+
 _COLUMNS = ("similarity", "similarity_low", "similarity_high", "p", "stability", "runner_up")
 
 
@@ -264,6 +283,7 @@ def _rows(
 ) -> dict[str, Any]:
     """What is said of every component of a."""
     again = np.array([_assigned(one, allowed) for one in resampled])
+    p = _corrected_p(whole, partner, best) if len(best) else np.full(len(whole), np.nan)
     tested = len(again) > 0
     nothing = dict.fromkeys(_COLUMNS, np.nan) | {"verdict": NOBODY}
     rows: list[dict[str, Any]] = [dict(nothing) for _ in whole]
@@ -278,7 +298,7 @@ def _rows(
             row["similarity_low"], row["similarity_high"] = np.quantile(
                 resampled[:, i, j], (0.025, 0.975)
             )
-            row["p"] = (1 + (best >= value).sum()) / (1 + len(best))
+            row["p"] = p[i]
             row["stability"] = (again[:, i] == j).mean()
         if value >= least:
             row["verdict"] = _verdict(row) if tested else UNTESTED
