@@ -96,9 +96,10 @@ def main() -> None:
     if not args.parallel:
         common.one_thread()
     began = time.perf_counter()
-    steps, seeds = (2, (0, 1)) if args.quick else (args.steps, (0, 1, 2))
+    steps, seeds = (1, (0, 1)) if args.quick else (args.steps, (0, 1, 2))
     strengths = (-1.0, 1.0) if args.quick else (-1.0, -0.5, 0.5, 1.0)
-    n_candidates, n_data, n_probe = (24, 48, 8) if args.quick else (768, 12000, 32)
+    controls = ("shuffled",) if args.quick else ("shuffled", "surface")
+    n_candidates, n_data, n_probe = (24, 40, 4) if args.quick else (768, 12000, 32)
     model = ls.load_model("attn-2l", checkpoint=START)
     candidates, groups = corpus(n_candidates, args.seed)
     data, kinds = corpus(n_data, args.seed + 1000)
@@ -118,7 +119,7 @@ def main() -> None:
         found = ls.verify_patterning(
             model, data, response, wish, measured, steps=steps, path=cache / "retrainings",
             like=representatives(groups, kinds), strengths=strengths, seeds=seeds, start=START,
-            levels={PROBED: LEVEL}, parallel=args.parallel, progress=False,
+            controls=controls, levels={PROBED: LEVEL}, parallel=args.parallel, progress=False,
             optimisation=ls.Optimisation(learning_rate=Recipe.learning_rate),
         )  # fmt: skip
     show_response(response, groups, wish)

@@ -28,6 +28,7 @@ from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, Trial
 from lens_slt.circuits.trial import cross_check as run_trials
 from lens_slt.circuits.trial_cost import trial_seconds
 from lens_slt.cli_develop import develop_command
+from lens_slt.cli_match import match_command
 from lens_slt.cli_options import (
     BatchSize,
     Bos,
@@ -480,6 +481,7 @@ def models(as_json: Json = False) -> None:
 
 
 app.command("develop")(develop_command)
+app.command("match")(match_command)
 app.command("phases")(phases_command)
 app.command("spectrum")(spectrum_command)
 

@@ -336,3 +336,20 @@ def test_gibbs_draws_are_of_the_posterior():
     covariance = np.linalg.inv(0.5 * x.T @ x + np.eye(3))
     np.testing.assert_allclose(draws.mean(0), covariance @ (0.5 * x.T @ y), atol=0.015)
     np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.004)
+
+
+@pytest.mark.slow
+def test_universality():
+    found = figures("universality", "--quick")
+    assert {"induction_transfer", "chance_transfer", "match_accuracy", "false_match"} <= set(found)
+
+
+@pytest.mark.slow
+def test_patterning():
+    found = figures("patterning", "--quick")
+    assert {"predicted_realised_slope", "z_more", "z_less", "hurry_steps"} <= set(found)
+
+
+@pytest.mark.slow
+def test_developmental_ablation():
+    assert {"delay_first", "formed_whole"} <= set(figures("developmental_ablation", "--quick"))

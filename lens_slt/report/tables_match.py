@@ -1,0 +1,74 @@
+"""Matches and transfers as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from lens_slt.report.tables import PlainTable, cell
+from lens_slt.schema import require
+
+NOTHING = "–"
+STYLES = {
+    "matched": "bold green", "supported": "bold green", "contradicted": "bold red",
+    "ambiguous": "bold yellow", "undecided": "bold yellow",
+}  # fmt: skip
+
+
+def match_table(found: xr.Dataset) -> Table:
+    """One row per component of the first model: its partner, how alike, how surely."""
+    found = require(found, "match", argument="found")
+    table = PlainTable(
+        "Partners",
+        f"similarity: correlation corrected for noise, 95 % over sequences; p corrected over all "
+        f"components; stable: share of resamples with this partner; by "
+        f"{found.attrs['kinds'].replace('_', ' ')}",
+    )
+    for name in ("component", "partner", "similarity", "p", "stable", "next", ""):
+        right = name in ("similarity", "p", "stable", "next")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name == "component")
+    for name in found["component"].values:
+        row = found.sel(component=name)
+        verdict = str(row["verdict"].values)
+        numbers = [_number(row[key]) for key in ("p", "stability", "runner_up")]
+        table.add_row(
+            str(name), str(row["partner"].values) or NOTHING, _interval(row), *numbers,
+            cell(verdict, STYLES.get(verdict, "")),
+        )  # fmt: skip
+    return table
+
+
+def transfer_table(found: xr.Dataset) -> Table:
+    """One row per circuit: what the match makes of it, its trial, and chance."""
+    found = require(found, "transfer", argument="found")
+    about = found.attrs
+    table = PlainTable(
+        "Circuits carried over",
+        f"{about['transfer_rate']:.0%} are supported where the match maps them, "
+        f"{about['chance_rate']:.0%} by chance (p {about['p']:.2g}); chance: the share of maps to "
+        "the same layers whose circuit is supported",
+    )
+    for name in ("circuit", "mapped", "trial", "chance"):
+        table.add_column(name, justify="right" if name == "chance" else "left")
+    for i in range(found.sizes["circuit"]):
+        row = found.isel(circuit=i)
+        parts = [str(row[key].values).rpartition(": ")[2] for key in ("original", "mapped")]
+        verdict, n = str(row["verdict"].values), int(row["n_maps"])
+        chance = f"{float(row['chance']):.0%} of {n}" if n else NOTHING
+        table.add_row(
+            parts[0], parts[1] or str(row["reason"].values),
+            cell(verdict, STYLES.get(verdict, "")), chance,
+        )  # fmt: skip
+    return table
+
+
+def _number(value: xr.DataArray) -> str:
+    number = float(value)
+    return f"{number:.2f}" if np.isfinite(number) else NOTHING
+
+
+def _interval(row: xr.Dataset) -> str:
+    ends = [_number(row[f"similarity_{end}"]) for end in ("low", "high")]
+    value = _number(row["similarity"])
+    return value if NOTHING in (value, *ends) else f"{value} [{', '.join(ends)}]"
