@@ -62,15 +62,18 @@ class Subject:
         text, probe, length = size["text"], size["probe"], size["length"]
         seen = ls.load_tokens("mix", n_sequences=probe, length=length, seed=1)
         draws = ls.sample(
-            model, ls.load_tokens("mix", n_sequences=text, length=length), "heads",
+            model, ls.load_tokens("mix", n_sequences=text, length=length), size["components"],
             settings=size["settings"].but(seed=100 * seed + place), probes={"text": seen},
             progress=False,
             path=None if cache is None else cache / f"draws-{seed}" / name.replace(" ", "-"),
         )  # fmt: skip
-        scores = ls.behaviour_scores(model, seed=7)
+        matrix = ls.per_token_llc(draws)
+        names = matrix["component"].values.tolist()
+        scores = ls.behaviour_scores(model, seed=7, n_random=size["repeats"])
+        scores = scores.sel(component=names)
         self.results: dict[str, xr.Dataset] = {
-            "rllc": ls.per_token_llc(draws), "behaviour": scores,
-            "attention": ls.attention_patterns(model, seen[:ATTENDED]),
+            "rllc": matrix, "behaviour": scores,
+            "attention": ls.attention_patterns(model, seen[:ATTENDED], names),
         }  # fmt: skip
         self.role = dict(
             zip(map(str, scores["component"].values), map(str, scores["head_type"].values),
@@ -79,7 +82,8 @@ class Subject:
         self.scores = scores
 
     def best(self, score: str) -> str:
-        return str(self.scores["component"].values[int(self.scores[score].argmax())])
+        values = self.scores[score].values
+        return str(self.scores["component"].values[int(np.argmax(values))])
 
     def circuit(self) -> ls.CircuitHypothesis:
         """From the best previous-token head to the best induction head."""
@@ -181,14 +185,18 @@ def transfers(
     rows, carried, chance, plain = [], [], [], []
     for a in models:
         circuit = a.circuit()
-        own = ls.cross_check(a.model, tokens, circuit, n_null=size["n_null"], progress=False)
+        own = ls.cross_check(
+            a.model, tokens, circuit, n_null=size["n_null"], verdict_only=True, progress=False
+        )
         common.say(f"{a.name}: {own.verdict}: {circuit}")
         if own.verdict != "supported":
             continue
         for b in models:
             if a is b:
                 continue
-            given: dict[str, Any] = dict(n_null=size["n_null"], progress=False)
+            given: dict[str, Any] = dict(
+                n_null=size["n_null"], verdict_only=True, progress=False
+            )
             done = ls.transfer(
                 [circuit], matches[a.name, b.name], b.model, tokens, most_maps=size["maps"], **given
             ).summary.isel(circuit=0)
@@ -223,7 +231,7 @@ def _verdict_of(text: str, verdicts: dict[str, str], b: Subject, tokens: Any, gi
         return "no map"
     if str(circuit) in verdicts:
         return verdicts[str(circuit)]
-    return ls.cross_check(b.model, tokens, circuit, verdict_only=True, **given).verdict
+    return ls.cross_check(b.model, tokens, circuit, **given).verdict
 
 
 def main() -> None:
@@ -232,13 +240,17 @@ def main() -> None:
     made.add_argument("--cache", type=Path, help="folder for training runs and draws")
     args: argparse.Namespace = made.parse_args()
     warnings.filterwarnings("ignore")
+    common.one_thread()
     began = time.perf_counter()
     size: dict[str, Any] = dict(
-        text=256, probe=48, length=64, trial=64, n_null=20, maps=64, nulls=200, settings=SETTINGS
-    )
+        text=256, probe=48, length=64, trial=64, n_null=20, maps=64, nulls=200, settings=SETTINGS,
+        components="heads", repeats=32,
+    )  # fmt: skip
     if args.quick:
-        size |= dict(text=16, probe=8, length=32, trial=16, n_null=2, maps=2, nulls=20,
-                     settings=common.toy(SETTINGS))  # fmt: skip
+        size |= dict(
+            text=16, probe=8, length=32, trial=16, n_null=2, maps=2, nulls=20, repeats=2,
+            settings=common.toy(SETTINGS), components="L0H2,L0H3,L1H2,L1H3",
+        )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         models = subjects(args, size, args.cache or Path(scratch))
     for one in models:

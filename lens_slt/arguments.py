@@ -35,7 +35,7 @@ def integer(
     if not ok:
         bounds = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
         why = f" ({note})" if note else ""
-        raise ValueError(f"{name} must be an integer {bounds}{why}; got {value!r}")
+        raise ValueError(f"{name} must be an integer {bounds}{why}; got {_plain(value, int)}")
 
 
 def number(
@@ -60,7 +60,13 @@ def number(
     if not ok:
         bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
         wanted = " and ".join(f"{word} {at:g}" for word, at in bounds.items() if at is not None)
-        raise ValueError(f"{name} must be a finite number {wanted}; got {value!r}")
+        raise ValueError(f"{name} must be a finite number {wanted}; got {_plain(value, float)}")
+
+
+def _plain(value: object, kind: type) -> str:
+    """A value as it is shown, and what to do with a number of another library."""
+    of_library = hasattr(value, "item") and getattr(value, "ndim", None) == 0
+    return f"{value!r}" + (f": pass {kind.__name__}(…) of it" if of_library else "")
 
 
 def numbers(name: str, values: object, *, above: float) -> tuple[float, ...]:

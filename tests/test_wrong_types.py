@@ -57,6 +57,7 @@ RIGHT: dict[str, Any] = dict.fromkeys(
         "Sequence[int]",
         "Sequence[xr.Dataset]",
         "Sequence[xr.DataTree]",
+        "Sequence[tuple[int, int]]",
     ),
     (),
 ) | {f"Mapping[{key}]": {} for key in ("int, xr.DataTree", "str, float", "str, Any")}

@@ -15,7 +15,6 @@ from lens_slt.schema import stamped
 from lens_slt.training.retrainings import Measure, check_measured, reached, retrainings
 
 WITH_ALL = "nothing left out"
-Window = tuple[int, int]
 
 
 @typed
@@ -25,7 +24,7 @@ def developmental_ablation(
     without: Any,
     measure: Measure | Mapping[str, Probe],
     levels: Mapping[str, float],
-    windows: Sequence[Window],
+    windows: Sequence[tuple[int, int]],
     *,
     steps: int,
     path: str | Path,
@@ -90,7 +89,7 @@ def developmental_ablation(
     return stamped(data, "developmental_ablation")
 
 
-def _schedules(without: Any, windows: Sequence[Window], steps: int) -> dict[str, Any]:
+def _schedules(without: Any, windows: Sequence[tuple[int, int]], steps: int) -> dict[str, Any]:
     """Weights from a step on, of the run with all data and of every window."""
     out = np.asarray(without)
     if out.dtype != bool or out.ndim != 1 or not out.any() or out.all():
