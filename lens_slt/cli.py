@@ -51,6 +51,7 @@ from lens_slt.cli_options import (
     Sequences,
     TargetSe,
 )
+from lens_slt.cli_pattern import pattern_command
 from lens_slt.cli_phases import phases_command
 from lens_slt.cli_spectrum import spectrum_command
 from lens_slt.cli_support import (
@@ -482,6 +483,7 @@ def models(as_json: Json = False) -> None:
 
 app.command("develop")(develop_command)
 app.command("match")(match_command)
+app.command("pattern")(pattern_command)
 app.command("phases")(phases_command)
 app.command("spectrum")(spectrum_command)
 

@@ -14,7 +14,7 @@ ORDER = (  # from low to high
     "arguments", "arrays", "torch_state", "schemas", "schema", "text", "json_files", "progress",
     "data", "models", "sampling", "observables", "structure", "circuits", "training", "development",
     "phases", "calibration", "report", "demo", "cli_options", "cli_support", "cli_develop",
-    "cli_match", "cli_phases", "cli_spectrum", "cli", "__init__",
+    "cli_match", "cli_pattern", "cli_phases", "cli_spectrum", "cli", "__init__",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 DOTTED = re.compile(r"lens_slt(\.\w+)+")  # as importlib takes it

@@ -76,7 +76,9 @@ from lens_slt.report.plots_trajectories import (
 )
 from lens_slt.report.tables import calibration_table, health_summary, notes, rllc_table
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table
+from lens_slt.report.tables_match import match_table, transfer_table
 from lens_slt.report.tables_modes import modes_table, reliability_table
+from lens_slt.report.tables_patterning import patterning_check_table, patterning_table
 from lens_slt.report.tables_phases import crossing_table, diagram_table
 from lens_slt.report.tables_spectrum import (
     curvatures_table,
@@ -165,6 +167,10 @@ TABLES: dict[str, Callable[[Any], Table]] = {
     "multiplicity": multiplicity_table,
     "curvatures": curvatures_table,
     "density_of_states": density_table,
+    "match": match_table,
+    "transfer": transfer_table,
+    "patterning": patterning_table,
+    "patterning_check": patterning_check_table,
     "trial": evidence_table,
     "calibration": calibration_table,
 }

@@ -1,0 +1,61 @@
+"""Data for a wish as tables for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from rich.table import Table
+
+from lens_slt.report.tables import PlainTable, with_error
+from lens_slt.schema import require
+
+NOTHING = "–"
+
+
+def patterning_table(found: xr.Dataset) -> Table:
+    """One row per observable: what was wished, what is predicted, what moves unasked."""
+    found = require(found, "patterning", argument="found")
+    about = found.attrs
+    table = PlainTable(
+        f"Data for a wish, strength {about['strength']:g}",
+        f"± one standard error, to first order; the weight is worth "
+        f"{about['effective_sequences']:.0f} of {found.sizes['sequence']} equal sequences, "
+        f"{about['clipped']:.0%} of it was cut off at 0; condition number "
+        f"{about['condition_number']:.3g}; posterior of {about['component']}, "
+        f"{about['certificate']}",
+    )
+    for name in ("observable", "wish", "predicted", ""):
+        table.add_column(name, justify="right" if name in ("wish", "predicted") else "left")
+    for name in found["observable"].values:
+        row = found.sel(observable=name)
+        wish = float(row["wish"]) * about["strength"]
+        table.add_row(
+            str(name), f"{wish:.3g}" if np.isfinite(wish) else NOTHING,
+            with_error(float(row["predicted"]), float(row["predicted_se"])),
+            "side effect" if bool(row["side_effect"]) else "",
+        )  # fmt: skip
+    return table
+
+
+def patterning_check_table(found: xr.Dataset) -> Table:
+    """One row per kind of weights and strength: how much of the wish came true."""
+    found = require(found, "patterning_check", argument="found")
+    table = PlainTable(
+        "Did it come true?",
+        f"share of the wish after {found.attrs['steps']} steps, ± one standard error over "
+        f"{found.sizes['seed']} seeds; z, p: the wish's share above this control's (one-sided t)",
+    )
+    for name in ("weights", "strength", "share", "z", "p"):
+        table.add_column(name, justify="left" if name == "weights" else "right")
+    for kind in found["kind"].values:
+        for strength in found["strength"].values:
+            row = found.sel(kind=kind, strength=strength)
+            if np.isfinite(float(row["share"])):
+                z, p = (float(row[key]) for key in ("z", "p"))
+                table.add_row(
+                    str(kind), f"{strength:+g}",
+                    with_error(float(row["share"]), float(row["share_se"])),
+                    f"{z:.2f}" if np.isfinite(z) else NOTHING,
+                    f"{p:.3f}" if np.isfinite(p) else NOTHING,
+                )  # fmt: skip
+    return table
