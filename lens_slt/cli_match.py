@@ -36,6 +36,7 @@ from lens_slt.cli_support import (
     make_settings,
     say,
 )
+from lens_slt.data.tokens import ARRAY_FILES
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.report import page
 from lens_slt.report.files import write_csv
@@ -48,6 +49,7 @@ from lens_slt.structure.match import match
 TABLE, PAGE = "match.csv", "match.html"
 PROBE = "text"
 ATTENDED = 16  # sequences of attention patterns
+TRIED = 64  # sequences of trials, at most
 
 
 def match_command(
@@ -87,9 +89,7 @@ def match_command(
         a = load_quietly(model, checkpoint, device)
         b = load_quietly(other, other_checkpoint, device)
         _refuse_other_tokenizers(a, b)
-        given = (data, a, sequences, length, bos)
-        tokens = load_data(*given)
-        probe = load_data(data, a, probe_sequences, length, bos, seed=1)
+        tokens, probe, trial = _tokens(data, a, sequences, probe_sequences, length, bos)
         results = []
         for i, one in enumerate((a, b)):
             mine = settings.but(seed=settings.seed + i)  # one seed would share its noise
@@ -99,7 +99,6 @@ def match_command(
         found = match(*results)
         carried = None
         if circuits:
-            trial = load_data(data, a, sequences and min(sequences, 64), length, bos, seed=2)
             carried = transfer(circuits, found, b, trial, progress=not as_json)
         _written(out, found, carried, f"{model} and {other}", as_json)
 
@@ -117,6 +116,26 @@ def _measured(
     if components == "heads":
         found["attention"] = attention_patterns(model, probe[:ATTENDED])
     return found
+
+
+def _tokens(
+    data: str, model: Any, sequences: int | None, n_probe: int, length: int | None, bos: bool
+) -> tuple[Any, Any, Any]:
+    """Sequences to sample on, to match on, and for trials: others each."""
+    n_trial = min(sequences or TRIED, TRIED)
+    if Path(data).suffix not in ARRAY_FILES:
+        sizes = (sequences, n_probe, n_trial)
+        made = [load_data(data, model, n, length, bos, seed=i) for i, n in enumerate(sizes)]
+        return made[0], made[1], made[2]
+    rows = load_data(data, model, None, length, bos)
+    left = len(rows) - n_probe - n_trial
+    if left < 1:
+        raise ValueError(
+            f"--data has {len(rows)} sequences; {n_probe} are matched on and {n_trial} are for "
+            "trials: give more, or fewer --probe-sequences"
+        )
+    probe, trial, rest = rows.split([n_probe, n_trial, left])
+    return rest[:sequences], probe, trial
 
 
 def _circuits(given: list[str], pattern: str) -> list[CircuitHypothesis]:

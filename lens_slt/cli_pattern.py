@@ -37,6 +37,7 @@ from lens_slt.cli_support import (
     parse_probes,
     say,
 )
+from lens_slt.data.tokens import ARRAY_FILES
 from lens_slt.observables.data_response import data_response
 from lens_slt.report import page
 from lens_slt.report.files import write_csv
@@ -46,7 +47,7 @@ from lens_slt.report.tables_patterning import patterning_check_table, patterning
 from lens_slt.sampling.prepare import Probe
 from lens_slt.sampling.sample import sample
 from lens_slt.training.patterning import patterning
-from lens_slt.training.verify_patterning import verify_patterning
+from lens_slt.training.verify_patterning import STRENGTHS, verify_patterning
 
 DRAWS, RETRAININGS, WEIGHTS, PAGE = "draws", "retrainings", "weights.csv", "pattern.html"
 CANDIDATES = "candidates"
@@ -91,6 +92,8 @@ def pattern_command(
         for name in wishes:
             if name not in sources:
                 raise ValueError(f"--wish {name!r} is no --probe; there are {', '.join(sources)}")
+            if sources[name] == data and Path(data).suffix in ARRAY_FILES:
+                raise ValueError(f"--probe {name} must hold other sequences than --data, {data}")
         loaded = load_quietly(model, checkpoint, device, config)
         tokens = load_data(data, loaded, sequences, length, bos)
         probes = {
@@ -108,6 +111,7 @@ def pattern_command(
         if verify is not None:
             check = verify_patterning(
                 loaded, tokens, response, wishes, probes, steps=verify, path=out / RETRAININGS,
+                strengths=[strength * s for s in STRENGTHS],
                 hold_others=hold_others, seeds=range(n_seeds), start=checkpoint or 0,
                 pad_id=pad_id, parallel=parallel, progress=not as_json,
             )  # fmt: skip

@@ -31,6 +31,7 @@ from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
 from lens_slt.sampling.estimate import Estimate
 from lens_slt.sampling.folder import SamplingWarning
+from lens_slt.sampling.jobs import JobError
 from lens_slt.sampling.presets import preset as preset_settings
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import read_about
@@ -75,7 +76,7 @@ def guarded(as_json: bool, resume_path: Path | None = None) -> Iterator[None]:
         word = f"; run the same command again to continue from {resume_path}" if kept else ""
         say(f"interrupted{word}")
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, JobError) as error:
         say("error: " + " ".join(str(error).split()))
         raise typer.Exit(2) from None
 

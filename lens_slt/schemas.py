@@ -262,7 +262,8 @@ SCHEMAS: dict[str, Schema] = {
         Schema(
             "data_response", "data_response", attrs=("component", "candidates", "certificate"),
             needed=over("observable sequence", "response se")
-            | over("block observable sequence", "blocks") | over("sequence position", "tokens"),
+            | over("block observable sequence", "blocks") | over("sequence position", "tokens")
+            | over("sequence", "group_size"),
         ),
         Schema(
             "patterning", "patterning",

@@ -49,10 +49,11 @@ def propose_circuits(
        tokens exceeds that on matched other tokens (:func:`refined_on_pattern`): p < 0.05 after
        Benjamini–Hochberg over all nodes and patterns, and at least three tenths of the largest
        such value in their layer and later ones. Or whose excess over matched tokens, as a share of
-       what it holds on both, is beyond that of the median component of the model, clearly and by
-       a fifth, while it holds at least half as much on the pattern's tokens as any of its layer:
-       tokens that a circuit serves well may be robust against whatever does not serve them, and
-       heads that share the work hold no more there than elsewhere;
+       what it holds on both, is beyond that of the median one of its kind (heads, MLPs) in the
+       model, clearly (corrected likewise, apart) and by a fifth, while it holds at least half as
+       much on the pattern's tokens as any of its kind in its layer: tokens that a circuit serves
+       well may be robust against whatever does not serve them, and heads that share the work hold
+       no more there than elsewhere;
     2. *edges*: into each of these nodes from what brings at least three tenths, clearly more than
        a tenth, of what drives its attention through Q or K, or of what it writes through V
        (:func:`lens_slt.composition_on_tokens`, at the pattern's positions or at all). Such a source
@@ -168,7 +169,7 @@ def _through(
     graph = nx.DiGraph([(edge.source, edge.target) for edge in edges])
     graph.add_node(node)
     held = {name: values[name]["value"] for name in nx.descendants(graph, node) if name in values}
-    slight = {name for name, value in held.items() if value < ALIKE * max(held.values())}
+    slight = {name for name, value in held.items() if value < ALIKE * max([0.0, *held.values()])}
     graph.remove_nodes_from(slight)
     kept = {node} | nx.ancestors(graph, node) | nx.descendants(graph, node)
     return {e: values for e, values in edges.items() if {e.source, e.target} <= kept}
@@ -219,28 +220,34 @@ def _responding(
                 found.setdefault(pattern, {})[head] = {
                     "value": round(one.value, 4), "low": round(one.low, 4),
                     "high": round(one.high, 4), "q": float(q[pattern, head][0 if own else 1]),
-                    "z": round(2 * one.value / width, 3), "beyond": round(relative, 3),
+                    "z": round(2 * one.value / width, 3),
                 }  # fmt: skip
+                if np.isfinite(relative):
+                    found[pattern][head]["beyond"] = round(relative, 3)
     return found
 
 
 def _beyond_median(
     heads: dict[str, Measured], level: dict[str, float]
 ) -> dict[str, tuple[float, float]]:
-    """Relative excess over matched tokens beyond that of the median component, and its p.
+    """Relative excess over matched tokens beyond that of the median of its kind, and its p.
 
     The excess over the sum of both means. NaN and 1 where there are no levels, and for what holds
-    less than half as much on the pattern's tokens as another one of its layer.
+    less than half as much on the pattern's tokens as another one like it in its layer.
     """
     both = {name: 2 * level[name] - one.value for name, one in heads.items() if name in level}
     known = {name: heads[name].value / each for name, each in both.items() if each > 0}
-    middle = float(np.median([*known.values()])) if known else 0.0
+    middle = {
+        mlps: float(np.median([v for name, v in known.items() if is_mlp(name) == mlps] or [0.0]))
+        for mlps in (False, True)
+    }  # fmt: skip
     found = dict.fromkeys(heads, (float("nan"), 1.0))
     for name, relative in known.items():
-        largest = max(level[other] for other in known if layer_of(other) == layer_of(name))
+        alike = [x for x in known if (layer_of(x), is_mlp(x)) == (layer_of(name), is_mlp(name))]
+        largest = max(level[other] for other in alike)
         if level[name] >= ALIKE * largest:
             se = (heads[name].high - heads[name].low) / both[name] / (2 * stats.norm.ppf(0.975))
-            beyond = relative - middle
+            beyond = relative - middle[is_mlp(name)]
             found[name] = beyond, float(stats.norm.sf(beyond / se)) if se > 0 else 1.0
     return found
 

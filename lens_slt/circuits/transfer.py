@@ -13,7 +13,6 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arguments import integer, typed
-from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
 from lens_slt.circuits.roles import at_role, split_role
 from lens_slt.circuits.trial import Trial, cross_check
@@ -75,13 +74,13 @@ def transfer(
         A :class:`Transfer`. Its ``summary`` has over circuit: ``original`` and ``mapped``, as text;
         ``verdict``, of the trial, or ``no map`` with ``reason``, where a component has no partner
         or the partners stand in another order; ``chance``, the share of maps whose circuit is
-        supported in B (the match's own map is one of them); ``n_maps`` that were tried, of
+        supported in B, the match's own map among them; ``n_maps`` that were tried, of
         ``n_possible``. Over (circuit, map): ``map_circuit`` and ``map_verdict``, "" past the last
         one, where a map that makes an edge run backwards is ``no map``. Attributes:
         ``transfer_rate``, the share of circuits that are supported by the match's map;
-        ``chance_rate``, that of random maps; ``p``, the probability that maps drawn at random, one
-        for each circuit, carry over at least as many (circuits without a map count as not carried
-        over).
+        ``chance_rate``, that of random maps; ``p``, which the probability that a random map
+        carries over at least as many does not exceed, however much the circuits have in common
+        (Markov's inequality: the expected number over the number; of one circuit its chance).
 
     Raises:
         ValueError: no circuit; components of a circuit that are no heads, MLPs or embeddings; what
@@ -159,6 +158,7 @@ def _plan(
     lonely = [name for name in nodes if name not in partners]
     if lonely:
         return _Plan(original, None, f"no partner of {', '.join(lonely)}", [], 0)
+    partners = {name: partners[name] for name in nodes}  # embeddings stay what they are
     mapped, reason = _renamed(original, partners)
     # Sources of one layer of A may have partners in several of B: each map keeps their layers.
     places: dict[tuple[str, int], list[str]] = defaultdict(list)
@@ -257,26 +257,28 @@ def _summary(plans: list[_Plan], verdicts: Mapping[CircuitHypothesis, str]) -> x
         rows["mapped"].append("" if plan.mapped is None else str(plan.mapped))
         rows["verdict"].append(NO_MAP if plan.mapped is None else verdicts[plan.mapped])
         rows["reason"].append(plan.reason)
-        rows["chance"].append(float((words[i, :n] == SUPPORTED).mean()) if n else 0.0)
+        rows["chance"].append(_chance(plan, words[i, :n]))
         rows["n_maps"].append(n)
     carried = sum(verdict == SUPPORTED for verdict in rows["verdict"])
     data = xr.Dataset(
         {key: ("circuit", np.array(values)) for key, values in rows.items()}
-        | {"n_possible": ("circuit", np.array([plan.n_possible for plan in plans]))}
+        | {"n_possible": ("circuit", np.array([float(p.n_possible) for p in plans]))}
         | {"map_circuit": (("circuit", "map"), circuits.astype(str))}
         | {"map_verdict": (("circuit", "map"), words.astype(str))},
         attrs={
             "n_circuits": len(plans), "transfer_rate": carried / len(plans),
             "chance_rate": float(np.mean(rows["chance"])),
-            "p": at_least(np.array(rows["chance"]), carried),
+            "p": min(1.0, sum(rows["chance"]) / carried) if carried else 1.0,
         },
     )  # fmt: skip
     return stamped(data, "transfer")
 
 
-def at_least(chances: FloatArray, n: int) -> float:
-    """The probability that at least ``n`` of independent events with these chances happen."""
-    counts = np.ones(1)
-    for chance in chances:
-        counts = np.convolve(counts, [1 - chance, chance])
-    return float(counts[n:].sum())
+def _chance(plan: _Plan, verdicts: Any) -> float:
+    """The share of maps that are supported; of a sample of maps with the match's own beside it."""
+    if not len(verdicts):
+        return 0.0
+    supported = int((verdicts == SUPPORTED).sum())
+    if len(verdicts) == plan.n_possible:
+        return supported / len(verdicts)
+    return (1 + supported) / (1 + len(verdicts))

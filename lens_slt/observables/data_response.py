@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from lens_slt.arguments import choice, typed
 from lens_slt.arrays import BoolArray, FloatArray
@@ -53,7 +54,8 @@ def data_response(
     Returns:
         Dataset over (observable, sequence): ``response`` ∂E[φ]/∂h_j in nats, h_j being the
         relative change of the sequence's weight, and its standard error ``se``; ``blocks``, the
-        jackknife's values over blocks of draws; ``tokens (sequence, position)``, the predicted
+        jackknife's values over blocks of draws; ``group_size (sequence)``, how many share a value
+        and its error; ``tokens (sequence, position)``, the predicted
         ones, 0 where there is none.
 
     Raises:
@@ -107,9 +109,12 @@ def data_response(
         kept = whole.copy()
         kept[block] = False
         left_out.append(scale * _covariance(*series, kept))
-    value = scale * _covariance(*series, whole)
-    pooled = _pooling(groups, each.shape[-1])
-    value, blocks = value @ pooled, pseudo_of(value, np.array(left_out)) @ pooled
+    value: FloatArray = np.asarray(scale * _covariance(*series, whole))
+    blocks: FloatArray = pseudo_of(value, np.array(left_out))
+    sizes: FloatArray = np.ones(each.shape[-1])
+    if groups is not None:
+        place, sizes = _groups(groups, each.shape[-1])
+        value, blocks = _pooled(value, place), _pooled(blocks, place)
     tokens = np.where(reader.real, reader.probe["tokens"].values, 0)
     over = ("observable", "sequence")
     data = xr.Dataset(
@@ -118,6 +123,7 @@ def data_response(
             "se": (over, blocks.std(0, ddof=1) / np.sqrt(len(blocks))),
             "blocks": (("block", *over), blocks),
             "tokens": (("sequence", "position"), tokens),
+            "group_size": ("sequence", sizes),
         },
         coords={"observable": list(observables), "sequence": np.arange(each.shape[-1])},
         attrs={
@@ -130,17 +136,21 @@ def data_response(
     return stamped(data, "data_response")
 
 
-def _pooling(groups: Any, n: int) -> FloatArray:
-    """What takes values ``[…, sequence]`` to the means of their groups."""
-    if groups is None:
-        return np.eye(n)
+def _groups(groups: Any, n: int) -> tuple[NDArray[np.int_], FloatArray]:
+    """The group of every candidate, and its size."""
     labels = np.asarray(groups)
     if labels.shape != (n,):
         raise ValueError(
             f"groups must hold a label for each of the {n} candidates; got shape {labels.shape}"
         )
-    same = (labels[:, None] == labels[None]).astype(float)
-    return np.asarray(same / same.sum(0))
+    _, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return place, sizes[place].astype(float)
+
+
+def _pooled(values: FloatArray, place: NDArray[np.int_]) -> FloatArray:
+    """Values ``[…, sequence]`` as the means of their groups."""
+    member = np.equal.outer(place, np.arange(place.max() + 1)).astype(float)
+    return np.asarray((values @ (member / member.sum(0)))[..., place])
 
 
 def _sequence_losses(reader: ProbeReader, component: str) -> tuple[FloatArray, FloatArray]:

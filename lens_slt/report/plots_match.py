@@ -119,10 +119,11 @@ def plot_transfer(found: xr.Dataset) -> go.Figure:
     ``found`` is the ``summary`` from :func:`lens_slt.transfer`.
     """
     found = require(found, "transfer", argument="found")
-    rows = [
-        f"{_parts(one['original'])} ⇒ {_parts(one['mapped']) or 'nothing'}: {one['verdict'].item()}"
-        for one in (found.isel(circuit=i) for i in range(found.sizes["circuit"]))
-    ]
+    rows = []
+    for i in range(found.sizes["circuit"]):
+        one = found.isel(circuit=i)
+        ends = _parts(one["original"]), _parts(one["mapped"]) or "nothing"
+        rows.append(f"{i + 1}. {' ⇒ '.join(ends)}: {one['verdict'].item()}")
     n = found["n_maps"].values
     figure = Figure()
     for word, colour in VERDICT_COLOURS.items():
@@ -140,7 +141,7 @@ def plot_transfer(found: xr.Dataset) -> go.Figure:
     titled(
         figure, f"{about['transfer_rate']:.0%} of circuits are supported where the match maps them",
         f"by chance {about['chance_rate']:.0%} (p {about['p']:.2g}); bars: verdicts of the same "
-        "circuit under every other map",
+        "circuit under maps to the same layers",
         2 * ROW_PIXELS * len(rows),
     )  # fmt: skip
     return figure

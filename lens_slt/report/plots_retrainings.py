@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from scipy import stats
 
 from lens_slt.arrays import FloatArray
 from lens_slt.report.colours import COLOURS
@@ -51,6 +52,7 @@ def plot_patterning_check(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.verify_patterning`.
     """
     found = require(found, "patterning_check", argument="found")
+    reach = float(stats.t.ppf(0.975, found.sizes["seed"] - 1))  # of a mean over seeds
     wished = [str(o) for o in found["observable"].values[np.isfinite(found["wish"].values)]]
     titles = ["realised over predicted change", "share of the wish that came true"]
     titles += [f"change of {name} against the usual data" for name in wished]
@@ -62,7 +64,7 @@ def plot_patterning_check(found: xr.Dataset) -> go.Figure:
                 x=one["predicted"].values, y=one["realised"].values, mode="markers",
                 name=labels([name])[0], legend="legend", marker=dict(size=7, color=COLOURS[i]),
                 error_x=dict(array=1.96 * one["predicted_se"].values, thickness=1, width=3),
-                error_y=dict(array=1.96 * one["realised_se"].values, thickness=1, width=3),
+                error_y=dict(array=reach * one["realised_se"].values, thickness=1, width=3),
             ),
             row=1, col=1,
         )  # fmt: skip
@@ -72,7 +74,7 @@ def plot_patterning_check(found: xr.Dataset) -> go.Figure:
             go.Scatter(
                 x=strengths, y=found["share"].sel(kind=kind).values, name=kind, mode="markers",
                 error_y=dict(
-                    array=1.96 * found["share_se"].sel(kind=kind).values, thickness=1, width=3
+                    array=reach * found["share_se"].sel(kind=kind).values, thickness=1, width=3
                 ),
                 marker=dict(size=8, symbol=SYMBOLS[kind], color=COLOURS[i]),
             ),

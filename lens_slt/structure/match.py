@@ -15,14 +15,13 @@ from scipy.optimize import linear_sum_assignment
 
 from lens_slt.arguments import boolean, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.models.names import Part, read_part
+from lens_slt.models.names import read_part
 from lens_slt.schema import stamped
 from lens_slt.structure.profiles import Profile, profile
 
 LEAST = 0.3  # corrected similarity of a match
 SURE = 0.5  # share of resamples in which the assignment gives the same partner
 LEVEL = 0.05
-FORBIDDEN = 10.0  # cost of a pair that may not be, above any similarity
 MATCHED, AMBIGUOUS, NOBODY, NOISE = "matched", "ambiguous", "no partner", "too noisy"
 UNTESTED = "untested"
 
@@ -211,15 +210,16 @@ def _refuse_shared_noise(here: dict[str, Any], there: dict[str, Any]) -> None:
 
 
 def _allowed(names: list[str], others: list[str], within_layers: bool) -> BoolArray:
-    """Heads match heads, MLPs match MLPs."""
+    """Heads match heads, MLPs match MLPs; embeddings, unions and the like those of their name."""
     here, there = ([read_part(name) for name in side] for side in (names, others))
 
-    def fit(one: Part | None, other: Part | None) -> bool:
+    def fit(i: int, j: int) -> bool:
+        one, other = here[i], there[j]
         if one is None or other is None:
-            return one is other
+            return names[i] == others[j]
         return one.kind == other.kind and (one.layer == other.layer or not within_layers)
 
-    return np.array([[fit(one, other) for other in there] for one in here])
+    return np.array([[fit(i, j) for j in range(len(others))] for i in range(len(names))])
 
 
 def _averaged(each: list[FloatArray]) -> FloatArray:
@@ -230,9 +230,11 @@ def _averaged(each: list[FloatArray]) -> FloatArray:
 
 def _assigned(similarity: FloatArray, allowed: BoolArray) -> NDArray[np.int_]:
     """The partner's place for every component, −1 for none."""
-    rows, columns = linear_sum_assignment(np.where(allowed, -similarity, FORBIDDEN))
+    # Nobody has to have a partner: a pair that is forbidden or unlike counts as none.
+    worth = np.where(allowed, np.maximum(similarity, 0), 0.0)
+    rows, columns = linear_sum_assignment(-worth)
     partner = np.full(len(similarity), -1)
-    kept = allowed[rows, columns]
+    kept = worth[rows, columns] > 0
     partner[rows[kept]] = columns[kept]
     return partner
 

@@ -23,7 +23,7 @@ def match_family(models: Mapping[str, Any], **options: Any) -> xr.Dataset:
 
     Every pair of models is matched; its pairs with the verdict ``matched`` are links. From the most
     similar link on, the groups at its ends become one, unless that would hold two components of one
-    model: such a link is left out and lowers the ``agreement`` of its groups.
+    model: such a link is left out and counted.
 
     Args:
         models: by name, what :func:`lens_slt.match` takes of a model; at least two.

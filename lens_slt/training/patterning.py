@@ -25,8 +25,9 @@ def patterning(
     With the response R and its standard errors s, the change h of the weights minimises the
     expected square of what is missed, over the noise of R:
 
-    .. math:: ‖R·h − Δ‖² + λ·‖h‖², \quad λ = Σ_o mean_j s_{oj}²
+    .. math:: ‖R·h − Δ‖² + λ·Σ_j n_j h_j², \quad λ = Σ_o mean_j s_{oj}²
 
+    (n_j: how many share one value and error, see ``groups`` of :func:`lens_slt.data_response`)
     over the observables that are wished for (and with ``hold_others`` all others, with Δ = 0). So
     directions of the data in which R is mostly noise are not used, and the change that is
     predicted is smaller than the wish. Weights 1 + strength·h are cut off at 0.
@@ -67,7 +68,8 @@ def patterning(
     target = np.array([wish.get(names[i], 0.0) for i in chosen])
     r, se = (response[key].values.astype(np.float64) for key in ("response", "se"))
     blocks = response["blocks"].values.astype(np.float64)
-    h = _inverted(r[chosen], se[chosen], target)
+    sizes = response["group_size"].values
+    h = _inverted(r[chosen], se[chosen], sizes, target)
     if not np.any(h):
         raise ValueError("response is zero for all that is wished: no data move it")
     rho, clipped = _weights(strength * h)
@@ -75,7 +77,7 @@ def patterning(
     predicted, variance = np.zeros(len(names)), np.zeros(len(names))
     for fitted, seen in ((blocks[:half], blocks[half:]), (blocks[half:], blocks[:half])):
         error = fitted.std(0, ddof=1) / np.sqrt(len(fitted))
-        own = _inverted(fitted.mean(0)[chosen], error[chosen], target)
+        own = _inverted(fitted.mean(0)[chosen], error[chosen], sizes, target)
         change = _weights(strength * own)[0] - 1
         effects = seen @ change  # [block, observable]
         predicted += effects.mean(0) / 2
@@ -116,11 +118,17 @@ def _check_wish(wish: Mapping[str, float], names: list[str]) -> None:
         raise ValueError("wish must ask for a change: at least one number that is not 0")
 
 
-def _inverted(r: FloatArray, se: FloatArray, target: FloatArray) -> FloatArray:
-    """The change of weights ``[sequence]`` that misses the target least over the noise of r."""
+def _inverted(
+    r: FloatArray, se: FloatArray, sizes: FloatArray, target: FloatArray
+) -> FloatArray:
+    """The change of weights ``[sequence]`` that misses the target least over the noise of r.
+
+    All of a group have one error, so that theirs add up: each costs as much as its group.
+    """
     ridge = float((se**2).mean(1).sum())
-    gram = r @ r.T
-    return np.asarray(r.T @ np.linalg.lstsq(gram + ridge * np.eye(len(r)), target, rcond=None)[0])
+    cheap = r / sizes
+    gram = cheap @ r.T + ridge * np.eye(len(r))
+    return np.asarray(cheap.T @ np.linalg.lstsq(gram, target, rcond=None)[0])
 
 
 def _weights(change: FloatArray) -> tuple[FloatArray, float]:

@@ -117,22 +117,17 @@ def retrain(
         >>> run.steps
         (0, 1, 2)
     """
-    integer("steps", steps, at_least=1)
-    integer("start", start, at_least=0)
-    integer("seed", seed, at_least=0)
-    folder, adapted = location("path", path), adapt(deepcopy(model))
-    saved_weights(adapted.module)  # says which models have none, before any work
-    ids, token_weight, _ = weighted_tokens(
-        tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,
-        model=model, pad_id=pad_id,
+    folder = location("path", path)
+    ids, token_weight, windows, saved, about = prepare_retraining(
+        model, tokens, weights, steps=steps, path=folder, start=start, save_at=save_at,
+        optimisation=optimisation, trainer=trainer, pad_id=pad_id, seed=seed,
     )  # fmt: skip
-    windows = _windows(weights, len(ids), steps)
-    saved = _steps_to_save(save_at, start, steps)
+    adapted = adapt(deepcopy(model))
     draws = _Draws(windows, optimisation.batch_size, seed)
-    about = _description(adapted, ids, token_weight, windows, saved, optimisation, seed, trainer)
     lock = occupy(folder)
     try:
-        _check_folder(folder, about)
+        check_folder(folder, about)
+        note_in_folder(folder, about)
         if not (folder / f"step-{start + steps:06d}.safetensors").exists():
             saver = CheckpointSaver(folder, saved, extra=0, precision="full")
             if trainer is not None:
@@ -146,6 +141,31 @@ def retrain(
         if lock is not None:
             lock.release()
     return checkpoints(folder)
+
+
+def prepare_retraining(
+    model: Any, tokens: Any, weights: Any, *, steps: int, path: Path, seed: int, start: int = 0,
+    save_at: Sequence[int] | None = None, optimisation: Optimisation = Optimisation(),
+    trainer: Trainer | None = None, pad_id: int | None = None,
+) -> tuple[Tensor, Tensor, dict[int, FloatArray], list[int], dict[str, Any]]:  # fmt: skip
+    """Tokens, what counts of them, weights from a step on, steps to save, and a description.
+
+    Refuses what :func:`retrain` does, before any work; writes nothing.
+    """
+    integer("steps", steps, at_least=1)
+    integer("start", start, at_least=0)
+    integer("seed", seed, at_least=0)
+    adapted = adapt(model)
+    saved_weights(adapted.module)  # says which models have none
+    ids, token_weight, _ = weighted_tokens(
+        tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,
+        model=model, pad_id=pad_id,
+    )  # fmt: skip
+    windows = _windows(weights, len(ids), steps)
+    saved = _steps_to_save(save_at, start, steps)
+    about = _description(adapted, ids, token_weight, windows, saved, optimisation, seed, trainer)
+    check_folder(path, about)
+    return ids, token_weight, windows, saved, about
 
 
 class _Loop:
@@ -280,8 +300,8 @@ def _description(
     }  # fmt: skip
 
 
-def _check_folder(folder: Path, about: dict[str, Any]) -> None:
-    """Note what runs in the folder; ValueError where that is something else."""
+def check_folder(folder: Path, about: dict[str, Any]) -> None:
+    """ValueError where something else runs in the folder."""
     file = folder / DESCRIPTION
     if file.exists():
         there = read_json(file)
@@ -296,6 +316,13 @@ def _check_folder(folder: Path, about: dict[str, Any]) -> None:
         raise ValueError(
             f"path: {str(folder)!r} holds checkpoints of another run; use another path"
         )
+
+
+def note_in_folder(folder: Path, about: dict[str, Any]) -> None:
+    """What runs in it."""
+    file = folder / DESCRIPTION
+    if file.exists():
+        return
     hidden = file.with_suffix(".tmp")
     hidden.write_text(json.dumps(about, indent=1), "utf-8")
     os.replace(hidden, file)

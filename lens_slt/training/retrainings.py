@@ -17,14 +17,14 @@ from lens_slt.arguments import integer, location, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.runs import Runs
 from lens_slt.data.tokenizer import TokenizerWarning
-from lens_slt.models.adapter import adapt
-from lens_slt.models.saved import save_source
+from lens_slt.models.adapter import adapt, weights_hash
+from lens_slt.models.saved import SavedModel, save_source
 from lens_slt.models.source import ModelSource, refuse_unpicklable
 from lens_slt.sampling.devices import one_device
 from lens_slt.sampling.jobs import run_jobs
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import stamped
-from lens_slt.training.retrain import retrain
+from lens_slt.training.retrain import prepare_retraining, retrain
 
 MODEL = "model"  # the folder of the checkpoint that all begin with
 
@@ -80,7 +80,13 @@ def retrainings(
     if parallel is not None:
         refuse_unpicklable("measure", measured)
     names = list(measured(model))
-    source = save_source(model, folder / MODEL)
+    for name, weights in runs.items():  # what a run refuses is refused before any is trained
+        for seed in seeds:
+            prepare_retraining(
+                model, tokens, weights, steps=steps, path=folder / name / f"seed-{seed}",
+                seed=seed, **options,
+            )  # fmt: skip
+    source = _kept(model, folder / MODEL)
     on = adapt(model).device
     device = "cuda" if on.type == "cuda" else str(on)
     jobs = [
@@ -167,8 +173,8 @@ class MeanLosses:
                 warnings.simplefilter("ignore", TokenizerWarning)
                 runs = Runs(adapted, probe.tokens, **given)
                 losses = runs.base
-            weight = np.where(np.isfinite(losses), runs.weight, 0.0)
-            found[name] = float((np.nan_to_num(losses) * weight).sum() / weight.sum())
+            counted = np.where(runs.weight > 0, losses, 0.0)  # no number is no mean
+            found[name] = float((counted * runs.weight).sum() / runs.weight.sum())
         return found
 
 
@@ -198,6 +204,18 @@ class RetrainJob:
             return {step: dict(self.measure(run.load(step, device))) for step in run}
 
 
+def _kept(model: Any, folder: Path) -> SavedModel:
+    """The model in a folder, written once; ValueError where that holds another one."""
+    if not folder.exists():
+        return save_source(model, folder)
+    found = SavedModel(str(folder.resolve()), adapt(model).name)
+    if weights_hash(adapt(found.load(None))) != weights_hash(adapt(model)):
+        raise ValueError(
+            f"path: {str(folder.parent)!r} holds retrainings of another model; use another path"
+        )
+    return found
+
+
 def _check(runs: Mapping[str, Any], seeds: Sequence[int]) -> None:
     if not runs:
         raise ValueError("runs must hold at least one; got none")
@@ -225,11 +243,13 @@ def _steps(found: xr.Dataset, name: str, level: float) -> FloatArray:
 
 def last_crossing(steps: FloatArray, beyond: FloatArray) -> float:
     """Where a curve becomes positive for good; NaN where it is not at the end."""
-    below = np.flatnonzero(beyond <= 0)
+    below = np.flatnonzero(~(beyond > 0))  # a value that is no number is not beyond
     if not len(below):
         return float(steps[0])
     last = int(below[-1])
     if last == len(steps) - 1:
         return float("nan")
+    if not np.isfinite(beyond[last]):
+        return float(steps[last + 1])
     share = -beyond[last] / (beyond[last + 1] - beyond[last])
     return float(steps[last] + share * (steps[last + 1] - steps[last]))

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import lens_slt as ls
+from lens_slt.structure.match import _allowed, _assigned
 from lens_slt.structure.match_family import _joined
 from tests.made_matrices import POSITIONS, SEQUENCES, matrix_of
 from tests.tiny_models import native
@@ -182,3 +183,14 @@ def test_a_link_that_joins_two_components_of_a_model_is_left_out():
     assert conflicts == 1 and {frozenset(g) for g in groups} == {
         frozenset(members[:3]), frozenset(members[3:])
     }  # fmt: skip
+
+
+def test_nobody_has_to_have_a_partner():
+    """Neither an unlike pair nor a forbidden one takes a good partner away."""
+    everything = np.ones((2, 2), dtype=bool)
+    assert _assigned(np.array([[0.6, 0.05], [0.05, -0.6]]), everything).tolist() == [0, -1]
+    allowed = np.array([[True, True], [True, False]])
+    assert _assigned(np.array([[0.95, -0.3], [0.0, 0.0]]), allowed).tolist() == [0, -1]
+    names = ["L0H1", "L0MLP", "embed", "L0H0+L0H1"]
+    fit = _allowed(names, ["L0H0", "L1MLP", "unembed", "embed", "L0H0+L0H1"], False)
+    assert [np.flatnonzero(row).tolist() for row in fit] == [[0], [1], [3], [4]]

@@ -7,6 +7,7 @@ import pytest
 
 import lens_slt as ls
 from lens_slt.sampling.settings import Settings
+from lens_slt.training.patterning import _inverted
 from tests.made_draws import labelled
 
 N, K, DRAWS = 12, 3, 4000
@@ -63,6 +64,15 @@ def test_groups_are_pooled(response):
     assert float(pooled["se"].mean()) < float(found["se"][0].mean())
     expected = np.array([truth[0, groups == g].mean() for g in groups])
     assert np.abs((pooled["response"][0] - expected) / pooled["se"][0]).max() < 4
+    # All of a group have one error: inverting the means of three groups costs as much as
+    # inverting a response to three candidates would.
+    three = _inverted(*(pooled[k].values[:, :3] * 4 for k in ("response", "se")), np.ones(3),
+                      np.array([-0.2]))  # fmt: skip
+    spread = _inverted(
+        *(pooled[k].values for k in ("response", "se")), pooled["group_size"].values,
+        np.array([-0.2]),
+    )  # fmt: skip
+    np.testing.assert_allclose(spread, three[groups], rtol=1e-6)
     with pytest.raises(ValueError, match="a label for each of the 12 candidates"):
         ls.data_response(draws, "data", {"all": "seen"}, groups=[1, 2])
 

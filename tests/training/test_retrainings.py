@@ -42,6 +42,7 @@ def made_response() -> xr.Dataset:
                 "se": (("observable", "sequence"), blocks.std(0, ddof=1) / 6**0.5),
                 "blocks": (("block", "observable", "sequence"), blocks),
                 "tokens": (("sequence", "position"), data()[:, 1:].numpy()),
+                "group_size": ("sequence", np.ones(N)),
             },
             coords={"observable": ["three", "seven"], "sequence": np.arange(N)},
             attrs={"component": "full", "candidates": "data", "certificate": "certified"},
@@ -87,6 +88,12 @@ def test_values_are_those_of_the_checkpoints(model, tmp_path):
     )  # fmt: skip
     again = pickle.loads(pickle.dumps(job)).run()
     assert list(again) == [0, 6, STEPS]
+    with pytest.raises(ValueError, match=r"holds another retraining \(saved differ\)"):
+        ls.retrainings(
+            model, data(), {"usual": None}, PROBES, path=tmp_path, **{**OPTIONS, "save_at": [5]}
+        )
+    with pytest.raises(ValueError, match="retrainings of another model"):
+        ls.retrainings(native(n_layers=2), data(), {"new": None}, PROBES, path=tmp_path, **OPTIONS)
     np.testing.assert_allclose(list(again[STEPS].values()), last.values, atol=1e-6)
 
 
@@ -146,6 +153,8 @@ def test_a_level_is_reached_for_good():
     assert last_crossing(steps, np.array([-1.0, 1, -1, 3])) == 22.5
     assert last_crossing(steps, np.array([1.0, 1, 1, 1])) == 0
     assert np.isnan(last_crossing(steps, np.array([1.0, 1, 1, -1])))
+    assert np.isnan(last_crossing(steps, np.array([1.0, 1, 1, np.nan])))
+    assert last_crossing(steps, np.array([np.nan, 1, 1, 1])) == 10
 
 
 def test_bad_input_is_refused_before_training(model, tmp_path):
@@ -174,4 +183,6 @@ def test_bad_input_is_refused_before_training(model, tmp_path):
         ls.developmental_ablation(model, data(), some, PROBES, {"x": 1.0}, [(0, 2)], **options)
     with pytest.raises(ValueError, match="'a/b' is a folder"):
         ls.retrainings(model, data(), {"a/b": None}, PROBES, **options)
+    with pytest.raises(ValueError, match=r"weights must hold 24 finite numbers"):
+        ls.retrainings(model, data(), {"a": None, "b": np.ones(7)}, PROBES, **options)
     assert not (tmp_path / "x").exists()
