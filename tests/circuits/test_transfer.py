@@ -67,6 +67,8 @@ def test_the_circuit_is_carried_over_and_random_maps_are_not(both):
     assert float(first["chance"]) == 1 / HEADS**2
     assert result.summary.attrs["transfer_rate"] == 0.5
     assert result.summary.attrs["p"] == float(result.summary["chance"].sum())
+    figure = ls.plot(result.summary)
+    assert figure.data[0].x[0] == float(first["chance"]) and len(figure.data[0].y) == 2
     assert result.trials[0].verdict == "supported" and result.trials[0].curve is not None
     # A trial that only reaches its verdict reaches that of the whole one.
     verdicts = dict(zip(first["map_circuit"].values, first["map_verdict"].values, strict=True))

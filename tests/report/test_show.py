@@ -29,11 +29,16 @@ OVER_TRAINING = {  # in test_development_figures.py and test_figures_over_traini
     "critical_checkpoints", "mode_development", "differentiation", "migration",
     "pattern_influence", "head_trajectories",
 }  # fmt: skip
-# In tests/test_calibration.py, tests/structure/test_match.py, tests/report/test_attention.py
-# and tests/training/test_patterning.py.
+# In tests/test_calibration.py, tests/structure/test_match.py, tests/report/test_attention.py,
+# tests/circuits/test_transfer.py and tests/training/test_patterning.py, test_retrainings.py.
 ELSEWHERE = {
     "calibration",
     "match",
+    "match_family",
+    "transfer",
+    "retrainings",
+    "developmental_ablation",
+    "patterning_check",
     "attention_patterns",
     "data_response",
     "patterning",

@@ -72,6 +72,7 @@ def test_values_are_those_of_the_checkpoints(model, tmp_path):
     )  # fmt: skip
     assert found["value"].dims == ("checkpoint", "run", "seed", "observable")
     assert found["checkpoint"].values.tolist() == [0, 6, STEPS]
+    assert len(ls.plot(found).data) == 8  # runs, seeds, observables
     own = ls.checkpoints(tmp_path / "threes" / "seed-1").load(STEPS)
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(
