@@ -24,7 +24,8 @@ def with_other_places(model):
         for name, values in copy_weights(adapt(model)).items():
             parts = name.split(".")
             if ".attn.W_" in name or parts[-1] in ("b_Q", "b_K", "b_V"):
-                leaves[name].parameter.copy_(values[ORDERS[int(parts[1])]])
+                leaf = leaves[name]
+                leaf.view(leaf.parameter).copy_(values[ORDERS[int(parts[1])]])
     return other
 
 
