@@ -169,8 +169,10 @@ def _through(
     graph = nx.DiGraph([(edge.source, edge.target) for edge in edges])
     graph.add_node(node)
     held = {name: values[name]["value"] for name in nx.descendants(graph, node) if name in values}
-    slight = {name for name, value in held.items() if value < ALIKE * max([0.0, *held.values()])}
-    graph.remove_nodes_from(slight)
+    most = max(held.values(), default=0.0)  # where it is negative, they stand out by their level
+    graph.remove_nodes_from(
+        [name for name, value in held.items() if value < ALIKE * most and most > 0]
+    )
     kept = {node} | nx.ancestors(graph, node) | nx.descendants(graph, node)
     return {e: values for e, values in edges.items() if {e.source, e.target} <= kept}
 

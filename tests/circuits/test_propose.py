@@ -80,3 +80,8 @@ def test_slight_readers_are_beside_the_core():
     }  # fmt: skip
     values = {name: {"value": x} for name, x in (("L1H2", 2.0), ("L1H3", 2.0), ("L1H4", 0.5))}
     assert set(_through("L0H1", edges, values)) == {Edge("L0H1", "L1H2", "K")}
+    # What stands out by its level may hold less on the pattern than elsewhere.
+    negative = {name: {"value": -0.2} for name in ("L1H2", "L1H4")}
+    assert set(_through("L0H1", edges, negative)) == {
+        Edge("L0H1", "L1H2", "K"), Edge("L0H1", "L1H4", "K")
+    }  # fmt: skip
