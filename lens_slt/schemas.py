@@ -283,13 +283,14 @@ SCHEMAS: dict[str, Schema] = {
         ),
         Schema(
             "patterning_check", "verify_patterning", of_a_run=True,
-            attrs=("steps", "clipped", "effective_sequences"),
+            attrs=("steps", "path"),
             needed=over("kind strength seed observable", "change")
             | over("seed observable", "usual")
             | over("level kind strength seed", "sooner")
             | over("strength observable", "predicted predicted_se realised realised_se")
             | over("observable", _with_interval("slope") + " wish")
-            | over("kind strength", "share share_se excess excess_se z p"),
+            | over("kind strength", "share share_se excess excess_se z p")
+            | over("strength", "clipped effective_sequences"),
         ),
         Schema(
             "match", "match", attrs=("kinds", "least", "level"),

@@ -12,7 +12,7 @@ import xarray as xr
 from lens_slt.arguments import integer, typed
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import stamped
-from lens_slt.training.retrainings import Measure, check_measured, reached, retrainings
+from lens_slt.training.retrainings import Measure, check_measured, later, reached, retrainings
 
 WITH_ALL = "nothing left out"
 
@@ -57,33 +57,27 @@ def developmental_ablation(
         Dataset over (checkpoint, run, seed, observable): ``value``; the first run has all data, the
         others are called by their windows. Over (level, run, seed): ``step`` from which on the
         level is reached for good, NaN if it is not at the end; ``delay`` against the run with all
-        data, infinite where only that one reaches it. Over (level, run): ``formed``, the share of
-        seeds that reach it; ``mean_delay`` over seeds in which both do, and its standard error
-        ``mean_delay_se``.
+        data, ∞ where only that one reaches it and −∞ where only this one does. Over (level, run):
+        ``formed``, the share of seeds that reach it; ``mean_delay`` over seeds in which both do,
+        and its standard error ``mean_delay_se``.
 
     Raises:
         ValueError: windows outside of the run, ``without`` that holds no sequence or all of them,
             levels of what is not measured; what :func:`lens_slt.retrainings` refuses.
     """
     runs = _schedules(without, windows, steps)
-    check_measured("levels", levels, measure, model)
+    check_measured(model, measure, levels=levels)
     found = retrainings(
         model, tokens, runs, measure, steps=steps, path=path, seeds=seeds, parallel=parallel,
         progress=progress, **options,
     )  # fmt: skip
-    step = reached(found, levels)["step"].values
-    usual = step[:, :1]
-    delay = np.where(np.isnan(step) & np.isfinite(usual), np.inf, step - usual)
-    both = np.isfinite(delay)
-    n = both.sum(-1)
-    inside = np.where(both, delay, 0.0)
-    mean = np.where(n > 0, inside.sum(-1) / np.maximum(n, 1), np.nan)
-    squares = (np.where(both, delay - mean[..., None], 0.0) ** 2).sum(-1)
-    se = np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1) / np.maximum(n, 1)), np.nan)
-    each = ("level", "run", "seed")
-    data = found.assign_coords(level=list(levels)).assign(
-        step=(each, step), delay=(each, delay), formed=(each[:2], np.isfinite(step).mean(-1)),
-        mean_delay=(each[:2], mean), mean_delay_se=(each[:2], se),
+    step = reached(found, levels)["step"].rename(observable="level")
+    delay = step.copy(data=later(step.values, step.values[:, :1]))
+    known = delay.where(np.isfinite(delay))
+    data = found.assign(
+        step=step, delay=delay, formed=step.notnull().mean("seed"),
+        mean_delay=known.mean("seed"),
+        mean_delay_se=known.std("seed", ddof=1) / known.count("seed") ** 0.5,
     )  # fmt: skip
     data.attrs |= {f"level of {name}": float(level) for name, level in levels.items()}
     return stamped(data, "developmental_ablation")

@@ -72,29 +72,49 @@ def retrainings(
         ValueError, TypeError: no run, names that are no folders, what :func:`lens_slt.retrain`
             refuses, other names at another model.
     """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be at least one, each once; got {', '.join(map(str, seeds))}")
+    given = {name: dict.fromkeys(seeds, weights) for name, weights in runs.items()}
+    return run_schedules(
+        model, tokens, given, measure, steps=steps, path=path, parallel=parallel,
+        progress=progress, **options,
+    )  # fmt: skip
+
+
+def run_schedules(
+    model: Any,
+    tokens: Any,
+    runs: Mapping[str, Mapping[int, Any]],
+    measure: Measure | Mapping[str, Probe],
+    *,
+    steps: int,
+    path: str | Path,
+    parallel: Any,
+    progress: bool,
+    **options: Any,
+) -> xr.Dataset:
+    """As :func:`retrainings`, of runs whose weights are given for every seed, the same seeds."""
     folder = location("path", path)
-    _check(runs, seeds)
-    for seed in seeds:
-        integer("a seed", seed, at_least=0)
+    _check(runs)
+    seeds = list(next(iter(runs.values())))
     measured = as_measure(measure)
     if parallel is not None:
         refuse_unpicklable("measure", measured)
     names = list(measured(model))
-    for name, weights in runs.items():  # what a run refuses is refused before any is trained
-        for seed in seeds:
-            prepare_retraining(
-                model, tokens, weights, steps=steps, path=folder / name / f"seed-{seed}",
-                seed=seed, **options,
-            )  # fmt: skip
+    places = {(name, seed): folder / name / f"seed-{seed}" for name in runs for seed in seeds}
+    for (name, seed), place in places.items():  # refused before anything is trained
+        prepare_retraining(
+            model, tokens, runs[name][seed], steps=steps, path=place, seed=seed, **options
+        )
     source = _kept(model, folder / MODEL)
     on = adapt(model).device
     device = "cuda" if on.type == "cuda" else str(on)
     jobs = [
         RetrainJob(
-            f"{name}, seed {seed}", source, tokens, weights, steps, seed,
-            str(folder.resolve() / name / f"seed-{seed}"), measured, device, dict(options),
+            f"{name}, seed {seed}", source, tokens, runs[name][seed], steps, seed,
+            str(place.resolve()), measured, device, dict(options),
         )
-        for name, weights in runs.items() for seed in seeds
+        for (name, seed), place in places.items()
     ]  # fmt: skip
     outcomes = run_jobs(jobs, parallel, label="retrainings", progress=progress)
     values = []
@@ -112,7 +132,7 @@ def retrainings(
     data = xr.Dataset(
         {"value": (over, np.moveaxis(np.reshape(values, shape), 2, 0))},
         coords={
-            "run": list(runs), "seed": list(seeds), "checkpoint": checkpoints, "observable": names
+            "run": list(runs), "seed": seeds, "checkpoint": checkpoints, "observable": names
         },
         attrs={"path": str(folder)},
     )  # fmt: skip
@@ -147,15 +167,23 @@ def as_measure(measure: Measure | Mapping[str, Probe]) -> Measure:
 
 
 def check_measured(
-    argument: str, names: Mapping[str, Any], measure: Measure | Mapping[str, Probe], model: Any
+    model: Any, measure: Measure | Mapping[str, Probe], **arguments: Mapping[str, Any]
 ) -> None:
-    """ValueError for names that are not measured; before anything is trained."""
+    """ValueError for names in arguments that are not measured; before anything is trained."""
     known = list(as_measure(measure)(model))
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"{argument}: {name!r} is not measured; measured are {', '.join(known)}"
-            )
+    for argument, names in arguments.items():
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{argument}: {name!r} is not measured; measured are {', '.join(known)}"
+                )
+
+
+def later(step: FloatArray, usual: FloatArray) -> FloatArray:
+    """Steps behind the usual run; ∞ where only that arrives, −∞ where only this one does."""
+    apart = step - usual
+    apart = np.where(np.isnan(step) & np.isfinite(usual), np.inf, apart)
+    return np.where(np.isfinite(step) & np.isnan(usual), -np.inf, apart)
 
 
 @dataclass(frozen=True)
@@ -216,7 +244,7 @@ def _kept(model: Any, folder: Path) -> SavedModel:
     return found
 
 
-def _check(runs: Mapping[str, Any], seeds: Sequence[int]) -> None:
+def _check(runs: Mapping[str, Mapping[int, Any]]) -> None:
     if not runs:
         raise ValueError("runs must hold at least one; got none")
     for name in runs:
@@ -225,8 +253,8 @@ def _check(runs: Mapping[str, Any], seeds: Sequence[int]) -> None:
                 f"runs: {name!r} is a folder, too: letters, digits, spaces and '.+-_', and not "
                 f"{MODEL!r}"
             )
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be at least one, each once; got {', '.join(map(str, seeds))}")
+    for seed in next(iter(runs.values())):
+        integer("a seed", seed, at_least=0)
 
 
 def _steps(found: xr.Dataset, name: str, level: float) -> FloatArray:

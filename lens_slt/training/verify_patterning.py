@@ -19,7 +19,7 @@ from lens_slt.models.adapter import adapt
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import require, stamped
 from lens_slt.training.patterning import patterning
-from lens_slt.training.retrainings import Measure, check_measured, reached, retrainings
+from lens_slt.training.retrainings import Measure, check_measured, later, reached, run_schedules
 
 WISH, SHUFFLED, SURFACE = KINDS = ("wish", "shuffled", "surface")
 USUAL = "usual"
@@ -95,8 +95,8 @@ def verify_patterning(
         ``excess_se`` over seeds, ``z``, their ratio, and ``p`` (one-sided t-test over seeds), NaN
         for the wish itself. Over (level, kind, strength, seed): ``sooner``, steps by which a level
         is reached before the usual run, negative if later; infinite where only one of the two
-        reaches it, NaN where neither does. Attributes ``clipped`` and ``effective_sequences``, by
-        strength.
+        reaches it, NaN where neither does. Over strength: ``clipped`` and ``effective_sequences``,
+        as of :func:`lens_slt.patterning`.
 
     Raises:
         ValueError: other tokens than the response's, observables that are not measured, what
@@ -105,28 +105,21 @@ def verify_patterning(
     response = require(response, "data_response", argument="response")
     ladder = _checked(strengths, controls, seeds)
     ids, place = _candidates(model, tokens, response, like, pad_id)
-    check_measured("wish", wish, measure, model)
-    check_measured("levels", levels or {}, measure, model)
+    check_measured(model, measure, wish=wish, levels=levels or {})
     chosen = {
         s: patterning(response, wish, strength=s, hold_others=hold_others) for s in ladder
     }  # fmt: skip
-    runs: dict[str, Any] = {USUAL: None}
-    for s, one in chosen.items():
-        runs[_name(WISH, s)] = one["weight"].values[place]
-    at = sorted({ladder[0], ladder[-1]})
-    found = []
-    for seed in seeds:
-        shifted = {
-            _name(kind, s): exchanged(runs[_name(WISH, s)], ids, kind, seed, pad_id)
-            for kind in controls for s in at
-        }  # fmt: skip
-        found.append(
-            retrainings(
-                model, tokens, runs | shifted, measure, steps=steps, path=path, seeds=[seed],
-                pad_id=pad_id, parallel=parallel, progress=progress, **options,
-            )
-        )  # fmt: skip
-    whole = xr.concat(found, dim="seed", combine_attrs="override")
+    weights = {s: one["weight"].values[place] for s, one in chosen.items()}
+    runs: dict[str, dict[int, Any]] = {USUAL: dict.fromkeys(seeds)}
+    runs |= {_name(WISH, s): dict.fromkeys(seeds, weights[s]) for s in ladder}
+    runs |= {
+        _name(kind, s): {seed: exchanged(weights[s], ids, kind, seed, pad_id) for seed in seeds}
+        for kind in controls for s in sorted({ladder[0], ladder[-1]})
+    }  # fmt: skip
+    whole = run_schedules(
+        model, tokens, runs, measure, steps=steps, path=path, pad_id=pad_id, parallel=parallel,
+        progress=progress, **options,
+    )  # fmt: skip
     return stamped(_summary(whole, chosen, wish, controls, levels or {}), "patterning_check")
 
 
@@ -212,7 +205,6 @@ def _summary(
     controls: Sequence[str],
     levels: Mapping[str, float],
 ) -> xr.Dataset:
-    whole = whole.transpose("checkpoint", "run", "seed", "observable")
     strengths, kinds = list(chosen), [WISH, *controls]
     there = [str(run) for run in whole["run"].values]
     usual = whole["value"].sel(run=USUAL)
@@ -225,7 +217,7 @@ def _summary(
             if _name(kind, s) in there:
                 place = there.index(_name(kind, s))
                 change[:, i, j] = (whole["value"].isel(run=place) - usual).values
-                sooner[:, i, j] = _sooner(steps[:, place], steps[:, there.index(USUAL)])
+                sooner[:, i, j] = -later(steps[:, place], steps[:, there.index(USUAL)])
     names = [str(name) for name in whole["observable"].values]
     predicted, errors = (_of_response(chosen, key, names) for key in ("predicted", "predicted_se"))
     last = change[-1]  # [kind, strength, seed, observable]
@@ -257,17 +249,15 @@ def _summary(
         "excess": (over, excess.mean(-1)), "excess_se": (over, se), "z": (over, z),
         "p": (over, stats.t.sf(z, n - 1)),
     }  # fmt: skip
-    attrs = {
-        key: {f"{s:g}": float(one.attrs[key]) for s, one in chosen.items()}
-        for key in ("clipped", "effective_sequences")
-    }
+    for key in ("clipped", "effective_sequences"):
+        columns[key] = ("strength", [one.attrs[key] for one in chosen.values()])
     coords = {
         "kind": kinds, "strength": strengths, "seed": whole["seed"].values, "observable": names,
         "checkpoint": whole["checkpoint"].values, "level": list(levels),
         "wish": ("observable", [wish.get(name, np.nan) for name in names]),
     }  # fmt: skip
     about = {"steps": int(whole["checkpoint"][-1] - whole["checkpoint"][0])}
-    return xr.Dataset(columns, coords, attrs | about | {"path": whole.attrs["path"]})
+    return xr.Dataset(columns, coords, about | {"path": whole.attrs["path"]})
 
 
 def _of_response(
@@ -292,10 +282,3 @@ def _slopes(
     half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * _se(each, 0)
     mean = each.mean(0)
     return {"slope": mean, "slope_low": mean - half, "slope_high": mean + half}
-
-
-def _sooner(run: FloatArray, usual: FloatArray) -> FloatArray:
-    """Steps before the usual run; ±∞ where only one of the two arrives."""
-    apart = usual - run
-    apart = np.where(np.isnan(usual) & np.isfinite(run), np.inf, apart)
-    return np.where(np.isfinite(usual) & np.isnan(run), -np.inf, apart)
