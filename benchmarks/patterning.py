@@ -25,7 +25,9 @@ from torch import Tensor
 import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
-from lens_slt.training.train import Recipe, repeated_tokens, token_stream
+from lens_slt.data.corpora import CORPORA
+from lens_slt.data.tokenizer import BOS_ID
+from lens_slt.training.train import Recipe, real_text, repeated_tokens, repeats, token_stream
 
 TARGETS = {
     "z_more": Target(least=3), "z_less": Target(least=3), "hurry_steps": Target(least=0),
@@ -43,30 +45,20 @@ PROBED = "second_halves"  # of random tokens said twice
 def corpus(n: int, seed: int) -> tuple[Tensor, np.ndarray]:
     """Sequences ``[sequence, position]`` of the groups, mixed, and the group of each."""
     generator = torch.Generator().manual_seed(seed)
-    recipe, body = Recipe(length=LENGTH), LENGTH - 1
-    streams = {name: token_stream(name) for name in ("code", "prose")}
-
-    def integer(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (1,), generator=generator))
-
-    def text(length: int) -> Tensor:
-        is_code = float(torch.rand(1, generator=generator)) < recipe.code_share
-        stream = streams["code" if is_code else "prose"]
-        start = integer(0, len(stream) - length)
-        return stream[start : start + length].long()
+    recipe = Recipe(length=LENGTH)
+    streams = {name: token_stream(name) for name in CORPORA}
 
     def row(group: int) -> Tensor:
         if group == 0:
-            return text(body)
-        period = integer(recipe.shortest_period, recipe.longest_period + 1)
-        random = group == 2 or (group == 3 and integer(0, 2))
-        segment = torch.randint(1, 512, (period,), generator=generator) if random else text(period)
-        whole = segment.repeat(body // period + 1)[:body]
-        return whole[torch.randperm(body, generator=generator)] if group == 3 else whole
+            return real_text(recipe, streams, LENGTH - 1, generator)
+        shuffled = group == 3
+        of_random = float(torch.rand(1, generator=generator)) < 0.5 if shuffled else group == 2
+        whole = repeats(recipe, streams, of_random, generator)
+        return whole[torch.randperm(len(whole), generator=generator)] if shuffled else whole
 
     group = np.random.default_rng(seed).choice(len(GROUPS), n, p=SHARES)
-    bos = torch.zeros(1, dtype=torch.int64)
-    return torch.stack([torch.cat([bos, row(g)]) for g in group.tolist()]), group
+    rows = torch.stack([row(g).long() for g in group.tolist()])
+    return torch.cat([torch.full((n, 1), BOS_ID), rows], dim=1), group
 
 
 def probes(n: int) -> dict[str, ls.Probe]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 import xarray as xr
 
@@ -34,6 +33,7 @@ from lens_slt.cli_support import (
     load_data,
     load_quietly,
     make_settings,
+    plain_records,
     say,
 )
 from lens_slt.data.tokens import ARRAY_FILES
@@ -171,10 +171,7 @@ def _written(
         for (key, title), figure, table in zip(titles, figures, tables, strict=False)
     ]
     columns = ["partner", "similarity", "p", "stability", "runner_up", "verdict"]
-    frame = found[columns].to_dataframe().reset_index()
-    rows: list[dict[str, Any]] = (
-        frame.astype(object).where(frame.notna(), None).to_dict("records")  # NaN is no JSON
-    )
+    rows = plain_records(found[columns].to_dataframe().reset_index())
     files = {"table": out / TABLE, "page": out / PAGE}
     write_csv(files["table"], rows)
     matched = int((found["verdict"] == "matched").sum())
@@ -189,14 +186,8 @@ def _written(
         say(f"written: {', '.join(written.values())}")
     record: dict[str, Any] = {"components": rows, "files": written}
     if carried is not None:
-        record["circuits"] = [_record(carried.summary.isel(circuit=i))
-                              for i in range(carried.summary.sizes["circuit"])]  # fmt: skip
+        shown = ["original", "mapped", "verdict", "reason", "chance", "n_maps", "n_possible"]
+        record["circuits"] = plain_records(carried.summary[shown].to_dataframe())
         record |= {key: float(carried.summary.attrs[key])
                    for key in ("transfer_rate", "chance_rate", "p")}  # fmt: skip
     finish(record, as_json)
-
-
-def _record(one: xr.Dataset) -> dict[str, Any]:
-    keys = ("original", "mapped", "verdict", "reason", "chance", "n_maps", "n_possible")
-    values = {key: one[key].values.item() for key in keys}
-    return {k: v if isinstance(v, str) or np.isfinite(v) else None for k, v in values.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 import xarray as xr
 
@@ -35,6 +34,7 @@ from lens_slt.cli_support import (
     load_quietly,
     make_settings,
     parse_probes,
+    plain_records,
     say,
 )
 from lens_slt.data.tokens import ARRAY_FILES
@@ -158,20 +158,12 @@ def _written(
         say(f"written: {', '.join(written.values())}")
     columns = ["wish", "predicted", "predicted_se", "side_effect"]
     record: dict[str, Any] = {
-        "observables": _records(found[columns]), "files": written,
+        "observables": plain_records(found[columns].to_dataframe().reset_index()), "files": written,
         "clipped": found.attrs["clipped"],
         "effective_sequences": found.attrs["effective_sequences"],
     }  # fmt: skip
     if check is not None:
         shares = check[["share", "share_se", "excess", "excess_se", "z", "p"]]
-        record["retrained"] = [row for row in _records(shares) if row["share"] is not None]
+        known = shares.to_dataframe().dropna(subset="share")
+        record["retrained"] = plain_records(known.reset_index())
     finish(record, as_json)
-
-
-def _records(data: xr.Dataset) -> list[dict[str, Any]]:
-    """Rows as plain values, null for what is no number."""
-    frame = data.to_dataframe().reset_index().replace([np.inf, -np.inf], np.nan)
-    kept: list[dict[str, Any]] = (
-        frame.astype(object).where(frame.notna(), None).to_dict("records")
-    )
-    return kept

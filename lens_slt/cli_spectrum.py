@@ -34,6 +34,7 @@ from lens_slt.cli_support import (
     load_quietly,
     load_weighted,
     make_settings,
+    plain_records,
     read_numbers,
     say,
 )
@@ -150,7 +151,4 @@ def _rows(step: int | None, one: xr.Dataset) -> list[dict[str, Any]]:
     frame = table.to_dataframe().reset_index()
     if step is not None:
         frame.insert(0, CHECKPOINT, step)
-    records: list[dict[str, Any]] = (
-        frame.astype(object).where(frame.notna(), None).to_dict("records")
-    )
-    return records
+    return plain_records(frame)

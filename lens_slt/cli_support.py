@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import typer
 import xarray as xr
@@ -60,6 +62,15 @@ def finish(record: dict[str, Any], as_json: bool, usable: bool = True) -> None:
         sys.stdout.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
     if not usable:
         raise typer.Exit(1)
+
+
+def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain values for JSON: null for what is no finite number."""
+    finite = table.replace([np.inf, -np.inf], np.nan)
+    found: list[dict[str, Any]] = (
+        finite.astype(object).where(finite.notna(), None).to_dict("records")
+    )
+    return found
 
 
 @contextlib.contextmanager

@@ -14,16 +14,16 @@ import xarray as xr
 
 from lens_slt.arguments import integer, typed
 from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis
-from lens_slt.circuits.roles import at_role, split_role
+from lens_slt.circuits.roles import at_role, node_of, split_role
 from lens_slt.circuits.trial import Trial, cross_check
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import node_names
 from lens_slt.models.names import EMBEDDINGS, is_head, is_mlp, layer_of
 from lens_slt.schema import require, stamped
+from lens_slt.structure.match import PARTNERED
 
 MOST_MAPS = 256
 NO_MAP = "no map"
-PARTNERED = ("matched", "ambiguous", "untested")  # verdicts of a match that name a partner
 SUPPORTED = "supported"
 
 
@@ -139,18 +139,23 @@ class _Plan:
     n_possible: int
 
 
-def _pools(model: Any) -> dict[tuple[str, int], list[str]]:
+def _pools(model: Any) -> dict[tuple[int, bool], list[str]]:
     """Heads and MLPs of every layer."""
-    pools: dict[tuple[str, int], list[str]] = defaultdict(list)
+    pools: dict[tuple[int, bool], list[str]] = defaultdict(list)
     for name in node_names(adapt(model)):
-        pools["head" if is_head(name) else "mlp", layer_of(name)].append(name)
+        pools[_place(name)].append(name)
     return pools
+
+
+def _place(name: str) -> tuple[int, bool]:
+    """Layer, and whether it is the MLP there."""
+    return layer_of(name), is_mlp(name)
 
 
 def _plan(
     original: CircuitHypothesis,
     partners: Mapping[str, str],
-    pools: Mapping[tuple[str, int], list[str]],
+    pools: Mapping[tuple[int, bool], list[str]],
     most_maps: int,
     seed: int,
 ) -> _Plan:
@@ -161,10 +166,9 @@ def _plan(
     partners = {name: partners[name] for name in nodes}  # embeddings stay what they are
     mapped, reason = _renamed(original, partners)
     # Sources of one layer of A may have partners in several of B: each map keeps their layers.
-    places: dict[tuple[str, int], list[str]] = defaultdict(list)
+    places: dict[tuple[int, bool], list[str]] = defaultdict(list)
     for name in nodes:
-        other = partners[name]
-        places["head" if is_head(other) else "mlp", layer_of(other)].append(name)
+        places[_place(partners[name])].append(name)
     maps = (
         {name: other for key, chosen in zip(places, one, strict=True)
          for name, other in zip(places[key], chosen, strict=True)}
@@ -179,7 +183,7 @@ def _plan(
 
 def _nodes(hypothesis: CircuitHypothesis) -> list[str]:
     """The heads and MLPs that have to be mapped."""
-    names = [split_role(name)[0] for name in hypothesis.components]
+    names = [node_of(name) for name in hypothesis.components]
     names += [end for edge in hypothesis.edges for end in (edge.source, edge.target)]
     names = [name for name in dict.fromkeys(names) if name not in (*EMBEDDINGS, LOGITS)]
     for name in names:

@@ -45,6 +45,7 @@ LEAST_EFFECT = 0.05  # nats
 SHOWN_SETTINGS = (
     "how", "metric", "units", "least_effect", "n_null", "sequences", "length", "model", "weights",
 )  # fmt: skip
+VOTING = (tests.necessity, tests.sufficiency, tests.minimality, tests.edges)
 N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
 
 
@@ -322,15 +323,14 @@ def _from_record(record: dict[str, Any]) -> Trial:
     )  # fmt: skip
 
 
-VOTING = (tests.edges, tests.necessity, tests.sufficiency, tests.minimality)  # the cheapest first
-
-
 def _shortest(case: Case, settings: dict[str, Any]) -> Trial:
-    """What decides alone. Whether a test fails does not depend on its null."""
+    """What decides alone. Whether a test fails does not depend on its null.
+
+    Edges come first: a wrong one fails, and takes few runs.
+    """
     without_nulls = replace(case, n_null=0)
-    failed = next(
-        (one for test in VOTING for one in test(without_nulls) if one.outcome == "failed"), None
-    )
+    tried = (one for test in reversed(VOTING) for one in test(without_nulls))
+    failed = next((one for one in tried if one.outcome == "failed"), None)
     voting = _corrected(case) if failed is None else [failed]
     verdict, reasons = verdict_of(voting)
     return Trial(case.hypothesis, verdict, tuple(reasons), (), tuple(voting), None, settings)
@@ -338,10 +338,7 @@ def _shortest(case: Case, settings: dict[str, Any]) -> Trial:
 
 def _corrected(case: Case) -> list[Evidence]:
     """All tests that vote."""
-    voting = [
-        *tests.necessity(case), *tests.sufficiency(case), *tests.minimality(case),
-        *tests.edges(case),
-    ]  # fmt: skip
+    voting = [one for test in VOTING for one in test(case)]
     corrected = holm(np.array([one.p for one in voting]))
     return [after_correction(one, float(p)) for one, p in zip(voting, corrected, strict=True)]
 

@@ -24,6 +24,7 @@ SURE = 0.5  # share of resamples in which the assignment gives the same partner
 LEVEL = 0.05
 MATCHED, AMBIGUOUS, NOBODY, NOISE = "matched", "ambiguous", "no partner", "too noisy"
 UNTESTED = "untested"
+PARTNERED = (MATCHED, AMBIGUOUS, UNTESTED)  # verdicts that name a partner
 
 
 @typed
@@ -98,7 +99,7 @@ def match(
     found["verdict"] = np.where(noise[0], NOISE, found["verdict"])
     other = np.where(noise[1], NOISE, NOBODY).astype(object)
     for j, verdict in zip(partner, found["verdict"], strict=True):
-        if j >= 0 and verdict in (MATCHED, AMBIGUOUS, UNTESTED):
+        if j >= 0 and verdict in PARTNERED:
             other[j] = verdict
     partners = [others[j] if j >= 0 else "" for j in partner]
     kinds = {f"similarities_{kind}": (("component", "other"), v) for kind, v in each.items()}

@@ -54,27 +54,40 @@ def training_batch(
     recipe: Recipe, streams: dict[str, Tensor], generator: torch.Generator
 ) -> Tensor:
     """One batch ``[sequence, position]``: real text, and repeats in the last rows."""
-    body = recipe.length - 1
-
-    def integer(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (1,), generator=generator))
-
-    def real(length: int) -> Tensor:
-        is_code = float(torch.rand(1, generator=generator)) < recipe.code_share
-        stream = streams["code" if is_code else "prose"]
-        start = integer(0, len(stream) - length)
-        return stream[start : start + length]
-
     n_repeats = round(recipe.batch * recipe.repeat_share)
-    rows = [real(body) for _ in range(recipe.batch - n_repeats)]
-    for i in range(n_repeats):
-        period = integer(recipe.shortest_period, recipe.longest_period + 1)
-        if i % 2:
-            segment = torch.randint(1, VOCABULARY_SIZE, (period,), generator=generator)
-        else:
-            segment = real(period)
-        rows.append(segment.repeat(body // period + 1)[:body])
+    rows = [
+        real_text(recipe, streams, recipe.length - 1, generator)
+        for _ in range(recipe.batch - n_repeats)
+    ]
+    rows += [repeats(recipe, streams, bool(i % 2), generator) for i in range(n_repeats)]
     return torch.cat([torch.full((recipe.batch, 1), BOS_ID), torch.stack(rows).long()], dim=1)
+
+
+def real_text(
+    recipe: Recipe, streams: dict[str, Tensor], length: int, generator: torch.Generator
+) -> Tensor:
+    """So many tokens from anywhere in the code or the prose."""
+    is_code = float(torch.rand(1, generator=generator)) < recipe.code_share
+    stream = streams["code" if is_code else "prose"]
+    start = _integer(0, len(stream) - length, generator)
+    return stream[start : start + length]
+
+
+def repeats(
+    recipe: Recipe, streams: dict[str, Tensor], of_random: bool, generator: torch.Generator
+) -> Tensor:
+    """A sequence without BOS: a segment of random tokens, or of real text, again and again."""
+    body = recipe.length - 1
+    period = _integer(recipe.shortest_period, recipe.longest_period + 1, generator)
+    if of_random:
+        segment = torch.randint(1, VOCABULARY_SIZE, (period,), generator=generator)
+    else:
+        segment = real_text(recipe, streams, period, generator)
+    return segment.repeat(body // period + 1)[:body]
+
+
+def _integer(low: int, high: int, generator: torch.Generator) -> int:
+    return int(torch.randint(low, high, (1,), generator=generator))
 
 
 def loss_and_gradients(arch: Architecture, weights: Weights, tokens: Tensor) -> float:
