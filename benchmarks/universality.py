@@ -194,9 +194,7 @@ def transfers(
         for b in models:
             if a is b:
                 continue
-            given: dict[str, Any] = dict(
-                n_null=size["n_null"], verdict_only=True, progress=False
-            )
+            given: dict[str, Any] = dict(n_null=size["n_null"], verdict_only=True, progress=False)
             done = ls.transfer(
                 [circuit], matches[a.name, b.name], b.model, tokens, most_maps=size["maps"], **given
             ).summary.isel(circuit=0)

@@ -147,9 +147,7 @@ def _circuits(given: list[str], pattern: str) -> list[CircuitHypothesis]:
 
 
 def _refuse_other_tokenizers(a: Any, b: Any) -> None:
-    vocabularies = [
-        None if one.tokenizer is None else one.tokenizer.get_vocab() for one in (a, b)
-    ]
+    vocabularies = [None if one.tokenizer is None else one.tokenizer.get_vocab() for one in (a, b)]
     if None not in vocabularies and vocabularies[0] != vocabularies[1]:
         raise ValueError(
             "--other has another tokenizer than --model: heads are compared on the same tokens, "

@@ -176,9 +176,7 @@ def _plan(
                                 most_maps, seed)
     )  # fmt: skip
     n_possible = prod(perm(len(pools[key]), len(names)) for key, names in places.items())
-    return _Plan(
-        original, mapped, reason, [_renamed(original, one)[0] for one in maps], n_possible
-    )
+    return _Plan(original, mapped, reason, [_renamed(original, one)[0] for one in maps], n_possible)
 
 
 def _nodes(hypothesis: CircuitHypothesis) -> list[str]:

@@ -118,9 +118,7 @@ def _check_wish(wish: Mapping[str, float], names: list[str]) -> None:
         raise ValueError("wish must ask for a change: at least one number that is not 0")
 
 
-def _inverted(
-    r: FloatArray, se: FloatArray, sizes: FloatArray, target: FloatArray
-) -> FloatArray:
+def _inverted(r: FloatArray, se: FloatArray, sizes: FloatArray, target: FloatArray) -> FloatArray:
     """The change of weights ``[sequence]`` that misses the target least over the noise of r.
 
     All of a group have one error, so that theirs add up: each costs as much as its group.

@@ -260,9 +260,7 @@ def _summary(
     return xr.Dataset(columns, coords, about | {"path": whole.attrs["path"]})
 
 
-def _of_response(
-    chosen: Mapping[float, xr.Dataset], key: str, names: Sequence[str]
-) -> FloatArray:
+def _of_response(chosen: Mapping[float, xr.Dataset], key: str, names: Sequence[str]) -> FloatArray:
     """``[strength, observable]``, NaN for what the response has not."""
     return np.array([one[key].reindex(observable=list(names)).values for one in chosen.values()])
 
