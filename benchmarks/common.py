@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -58,6 +61,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     made.add_argument("--json", action="store_true", help="end with one line of JSON")
     made.add_argument("--quick", action="store_true", help="toy sizes: does the code run?")
+    made.add_argument("--save", type=Path, help="file for the figures (docs/measured/X.json)")
     made.add_argument("--seed", type=int, default=0)
     return made
 
@@ -105,8 +109,24 @@ def finish(
     show_table("Figures", ["figure", "value", "target", ""], rows)
     if args.quick:
         say("--quick: toy sizes, the figures mean nothing.")
+    if args.save:
+        _save(args.save, figures)
     if args.json:
         print(json.dumps(figures))
+
+
+def _save(file: Path, figures: dict[str, Any]) -> None:
+    """Keep figures with what gave them; numbers in the documentation are checked against these."""
+    options = [one for one in sys.argv[1:] if one != "--json"]
+    module = Path(sys.argv[0])
+    name = module.parent.name if module.stem == "__main__" else module.stem
+    record = {
+        "command": " ".join(["python -m", f"benchmarks.{name}", *options]),
+        "versions": {name: version(name) for name in ("torch", "transformer-lens", "numpy")},
+        "figures": figures,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
 def console() -> Console:

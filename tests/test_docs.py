@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_REPOSITORY = re.compile(r"github(?:\.com)?/lens-slt/lens_slt/blob/main/([^)\s]+)")
 SITE = "https://lens-slt.github.io/lens_slt/"
 INLINE_NAME = re.compile(r"`ls\.(\w+)")
+MEASURED = re.compile(r"(−?[\d.]*\d)( %)?<!-- ([\w-]+)\.(\w+) -->")
 
 
 def page_ids() -> list[str]:
@@ -163,3 +165,17 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
         loaded = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?://[^"]+)', text)
         elsewhere = [url for url in loaded if not url.startswith(SITE)]
         assert not elsewhere, f"{page} loads {elsewhere}"
+
+
+def test_numbers_of_benchmarks_are_those_that_were_measured() -> None:
+    """A number before ``<!-- FILE.FIGURE -->`` is that figure of docs/measured/FILE.json."""
+    checked = set()
+    for page in [ROOT / "README.md", *PAGES]:
+        for shown, percent, file, figure in MEASURED.findall(page.read_text("utf-8")):
+            figures = json.loads((DOCS / "measured" / f"{file}.json").read_text("utf-8"))["figures"]
+            value = figures[figure] * (100 if percent else 1)
+            digits = len(shown.partition(".")[2])
+            where = f"{page.name}: {file}.{figure}"
+            assert shown.replace("−", "-") == f"{value:.{digits}f}", where
+            checked.add(file)
+    assert checked == {file.stem for file in (DOCS / "measured").glob("*.json")}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "tutorials"
-SOURCES = sorted(FOLDER.glob("[0-9]_*.py"))
+NUMBERED = {int(path.stem.split("_")[0]): path for path in FOLDER.glob("[0-9]*_*.py")}
+SOURCES = [NUMBERED[number] for number in sorted(NUMBERED)]
 REPOSITORY = "lens-slt/lens_slt"
 BADGE = re.compile(
     r"https://colab\.research\.google\.com/github/(\S+?)/blob/main/tutorials/(\S+?)\)"
@@ -35,10 +36,10 @@ def runner() -> ModuleType:
     return module
 
 
-def test_there_are_nine_each_with_its_notebook() -> None:
-    assert [path.name[:2] for path in SOURCES] == [f"{i}_" for i in range(1, 10)]
-    notebooks = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-    assert notebooks == [path.stem for path in SOURCES]
+def test_there_are_eleven_each_with_its_notebook() -> None:
+    assert sorted(NUMBERED) == list(range(1, 12))
+    notebooks = {path.stem for path in FOLDER.glob("*.ipynb")}
+    assert notebooks == {path.stem for path in SOURCES}
 
 
 @each
@@ -59,7 +60,7 @@ def test_the_notebook_has_no_outputs(source: Path) -> None:
 @each
 def test_the_first_cell_opens_this_notebook(source: Path) -> None:
     first = cells_of(source, "markdown")[0].source
-    assert first.startswith(f"# {source.name[0]}. ")
+    assert first.startswith(f"# {source.stem.split('_')[0]}. ")
     assert BADGE.findall(first) == [(REPOSITORY, f"{source.stem}.ipynb")]
 
 

@@ -35,7 +35,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 def sources() -> list[Path]:
     """The tutorials as text, in order."""
-    return sorted(FOLDER.glob("[0-9]_*.py"))
+    return sorted(FOLDER.glob("[0-9]*_*.py"), key=lambda path: int(path.stem.split("_")[0]))
 
 
 def notebook_text(source: Path) -> str:

@@ -1,0 +1,161 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 10. Three seeds, one anatomy
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/10_three_seeds_one_anatomy.ipynb)
+#
+# The same architecture, the same data, three seeds. Heads have other numbers in each model: which
+# head of one is which of another? And is a match more than a similar picture? Here we match heads
+# by what their refined LLCs say token by token and by where they attend, and then put the match on
+# trial: a circuit found in one model has to work in the other.
+#
+# No GPU, no download. Two to four minutes on two CPU cores.
+
+# %%
+try:
+    import lens_slt as ls
+except ImportError:
+    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    import lens_slt as ls
+
+# %% [markdown]
+# ## What we would like to find
+#
+# Behaviours on random tokens say which heads look at the previous token, and which at what followed
+# an earlier occurrence (induction). We keep that for the end, as the answer to compare with: nothing
+# below uses it.
+
+# %%
+import pandas as pd
+
+names = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2")
+models = {name: ls.load_model(name) for name in names}
+behaviours = {name: ls.behaviour_scores(model) for name, model in models.items()}
+roles = {
+    name: dict(zip(found["component"].values, found["head_type"].values, strict=True))
+    for name, found in behaviours.items()
+}
+pd.DataFrame(roles)
+
+# %% [markdown]
+# ## Measure each model on the same tokens
+#
+# The models get *different* sampling seeds. Noise is drawn per seed and component name, so with one
+# seed heads of equal names would share their noise, and would match because of that; `ls.match`
+# refuses it.
+
+# %%
+text = ls.load_tokens("mix", n_sequences=128, length=64)
+probe = ls.load_tokens("mix", n_sequences=32, length=64, seed=1)
+measured = {}
+for seed, (name, model) in enumerate(models.items()):
+    settings = ls.Settings(draws=60, batch_size=8, thin=2, seed=seed)
+    draws = ls.sample(
+        model, text, "heads", settings=settings, probes={"text": probe}, progress=False
+    )
+    measured[name] = {
+        "rllc": ls.per_token_llc(draws),
+        "attention": ls.attention_patterns(model, probe[:16]),
+    }
+
+# %% [markdown]
+# ## Match
+#
+# Similarities are corrected for how reliable each head's values are (its two halves of the draws),
+# what all heads share is taken out, and p-values come from permuting whole sequences of one model.
+# A head without a partner is said to have none.
+
+# %%
+matched = ls.match(measured[names[0]], measured[names[1]])
+ls.plot(matched)
+
+# %%
+table = matched[["partner", "similarity", "p", "verdict"]].to_dataframe()
+table["role here"] = [roles[names[0]][head] for head in table.index]
+table["role there"] = [roles[names[1]].get(head, "") for head in table["partner"]]
+table
+
+# %% [markdown]
+# Of the heads with a role, how many partners have the same one?
+
+# %%
+special = table[table["role here"].isin(["previous token", "induction"])]
+assert (special["role here"] == special["role there"]).mean() >= 0.5
+special
+
+# %% [markdown]
+# ## A control: the model before training
+#
+# At step 0 nothing has been learned. A method that finds partners there finds them anywhere.
+
+# %%
+raw = ls.checkpoints("attn-2l").load(0)
+draws = ls.sample(
+    raw, text, "heads", settings=ls.Settings(draws=60, batch_size=8, thin=2, seed=10),
+    probes={"text": probe}, progress=False,
+)  # fmt: skip
+control = ls.match(
+    measured[names[0]],
+    {"rllc": ls.per_token_llc(draws), "attention": ls.attention_patterns(raw, probe[:16])},
+)
+n_false = int((control["verdict"] == "matched").sum())
+assert n_false <= 2
+print(f"matched to heads of the untrained model: {n_false} of {control.sizes['component']}")
+
+# %% [markdown]
+# ## Does the circuit carry over?
+#
+# In `attn-2l` trials support the circuit from the previous-token head to the induction head through
+# its keys (tutorial 4). `ls.transfer` maps it by the match and puts it on trial in the other model,
+# and beside it every map to heads of the same layers: if many of those were supported too, the match
+# would not have been needed.
+
+# %%
+best = {
+    score: str(behaviours[names[0]]["component"].values[behaviours[names[0]][score].argmax()])
+    for score in ("previous_token", "prefix_matching")
+}
+circuit = ls.circuit(f"{best['previous_token']} -> {best['prefix_matching']}.K", "induction")
+tokens = ls.load_tokens("mix", n_sequences=32, length=64, seed=2)
+carried = ls.transfer([circuit], matched, models[names[1]], tokens, n_null=20, progress=False)
+done = carried.summary.isel(circuit=0)
+print(f"{circuit}  ⇒  {done['mapped'].values}: {done['verdict'].values}")
+print(f"under random maps of the same layers: {float(done['chance']):.3f} are supported")
+assert str(done["verdict"].values) == "supported" and float(done["chance"]) < 0.2
+ls.plot(carried.summary)
+
+# %% [markdown]
+# ## Three models at once
+#
+# `ls.match_family` matches all pairs and puts together what agrees: groups of heads, the most
+# widespread first. Those in all three models are the anatomy that these models share; the others are
+# what one seed made and another did not.
+
+# %%
+family = ls.match_family(measured)
+ls.plot(family)
+
+# %%
+shared = family["member"].to_pandas()
+shared["models"] = family["n_models"].values
+shared["agreement"] = family["agreement"].values.round(2)
+assert (shared["models"] == 3).any()
+shared[shared["models"] > 1]
+
+# %% [markdown]
+# ## Where to go from here
+#
+# - [Find the same heads in another model](https://github.com/lens-slt/lens_slt/blob/main/docs/how-to/two-models.md):
+#   verdicts, other kinds of evidence, `lens-slt match`.
+# - Tutorial 11: choose data that hurries or holds back the circuit that all three models have.
