@@ -6,16 +6,16 @@ the pentagon to the hexagon, 601. Critical points are searched from polygons and
 λ̂ is measured on the exact loss by the same sampler and certificate as transformers', and once more
 on data drawn from the model.
 
-λ̂ depends on nβ and γ; λ is its limit. One rule for all: λ̂ at nβ/γ = 10, 30 and 100 (about the last
-that the sampler's own step control certifies), each to 1 %, and the limit that
+λ̂ depends on nβ and γ; λ is its limit. One rule for all: λ̂ at nβ/γ = 10, 30 and 100 (about the
+last that the sampler's own step control certifies), each to 1 %, and the limit that
 ``lens_slt.limit_llc`` fits; γ is the largest of 30, 100 and 300: at one nβ/γ it changes only how
 far the prior reaches beyond the phase, so that a larger one is never worse. What is left of that
-falls at least as 1/γ; half the difference to the next γ is its error, added to that of the limit. This is
-not blind: the ladder was fixed after runs on seed 0 that were read beside the known λ, the curve of
-the fit was chosen over a straight line in γ/nβ through the last two rungs by how both do on the
-harmonic curves of these Hessians, and until seed 101 the smallest γ was taken whose limit agreed
-with the next one's, which let an error of 4 % through. Both, and all rungs at all γ, are printed;
-report seeds that were not used before.
+falls at least as 1/γ; half the difference to the next γ is its error, added to that of the limit.
+This is not blind: the ladder was fixed after runs on seed 0 that were read beside the known λ, the
+curve of the fit was chosen over a straight line in γ/nβ through the last two rungs by how both do
+on the harmonic curves of these Hessians, and until seed 101 the smallest γ was taken whose limit
+agreed with the next one's, which let an error of 4 % through. Both, and all rungs at all γ, are
+printed; report seeds that were not used before.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ except ImportError:
 # ## What we would like to find
 #
 # Behaviours on random tokens say which heads look at the previous token, and which at what followed
-# an earlier occurrence (induction). We keep that for the end, as the answer to compare with: nothing
-# below uses it.
+# an earlier occurrence (induction). That is the answer to compare with: no match below uses it.
 
 # %%
 import pandas as pd
@@ -118,8 +117,8 @@ print(f"matched to heads of the untrained model: {n_false} of {control.sizes['co
 #
 # In `attn-2l` trials support the circuit from the previous-token head to the induction head through
 # its keys (tutorial 4). `ls.transfer` maps it by the match and puts it on trial in the other model,
-# and beside it every map to heads of the same layers: if many of those were supported too, the match
-# would not have been needed.
+# and beside it every map to heads of the same layers: if many of those were supported too, the
+# match would not have been needed.
 
 # %%
 best = {
@@ -139,8 +138,8 @@ ls.plot(carried.summary)
 # ## Three models at once
 #
 # `ls.match_family` matches all pairs and puts together what agrees: groups of heads, the most
-# widespread first. Those in all three models are the anatomy that these models share; the others are
-# what one seed made and another did not.
+# widespread first. Those in all three models are the anatomy that these models share; the others
+# are what one seed made and another did not.
 
 # %%
 family = ls.match_family(measured)
