@@ -69,7 +69,8 @@ if TYPE_CHECKING:  # also read by _homes
         Probability,
         Sites,
     )
-    from lens_slt.models.shipped import load_model, shipped_checkpoints
+    from lens_slt.models.shipped import load_model
+    from lens_slt.models.shipped_files import shipped_checkpoints
     from lens_slt.models.source import model_source
     from lens_slt.observables.data_response import data_response
     from lens_slt.observables.generalisation import generalisation, wbic
