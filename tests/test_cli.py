@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import lens_slt as ls
-from lens_slt import cli, demo
+from lens_slt import cli, cli_support, demo
 from lens_slt.sampling import lm
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
@@ -36,8 +36,10 @@ def rows_of(path: str) -> list[dict[str, str]]:
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that have no option for it burn in for two steps and take one a draw."""
-    make = cli.make_settings
-    monkeypatch.setattr(cli, "make_settings", lambda *a, **b: make(*a, **b).but(**FEW_STEPS))
+    make = cli_support.make_settings
+    monkeypatch.setattr(
+        cli_support, "make_settings", lambda *a, **b: make(*a, **b).but(**FEW_STEPS)
+    )
     monkeypatch.setattr(demo, "SETTINGS", demo.SETTINGS.but(**FEW_STEPS))
 
 
@@ -163,12 +165,12 @@ def test_dry_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_only_the_package_s_own_warnings_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert rllc(tmp_path / "plain", "--json").stderr == ""
+    assert rllc(tmp_path / "plain", "--json", "--quiet").stderr == ""
     model = ls.load_model("attn-2l", backend="bridge")
     with torch.no_grad():  # as TransformerLens's center_unembed does
         model.unembed.weight.sub_(model.unembed.weight.mean(0))
-    monkeypatch.setattr(cli, "load_quietly", lambda *_: model)
-    words = rllc(tmp_path / "centred", "--json").stderr
+    monkeypatch.setattr(cli_support, "load_quietly", lambda *_: model)
+    words = rllc(tmp_path / "centred", "--json", "--quiet").stderr
     assert words.startswith("warning: model: its weights were processed (unembedding centred")
 
 
@@ -213,7 +215,7 @@ def test_text_needs_a_tokenizer_and_arrays_do_not(
 ) -> None:
     model = ls.load_model("attn-2l")
     model.tokenizer = None
-    monkeypatch.setattr(cli, "load_quietly", lambda *_: model)
+    monkeypatch.setattr(cli_support, "load_quietly", lambda *_: model)
     result = rllc(tmp_path / "text")
     assert result.exit_code == 2
     assert "the model has no tokenizer; give a token array" in result.stderr
@@ -376,7 +378,7 @@ def test_components_without_usable_chains_exit_with_1(
     tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(  # neither command has an option that makes chains diverge
-        cli, "make_settings",
+        cli_support, "make_settings",
         lambda *_, **__: ls.Settings(
             sampler="sgld", step_size=10.0, draws=8, burn_in=2, chains=2, batch_size=4
         ),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lens_slt import cli, cli_match
+from lens_slt import cli, cli_support
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8",
         "--probe-sequences", "8", "--components", "L0H2,L1H2", "--data", "mix"]  # fmt: skip
@@ -17,9 +17,9 @@ TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = cli_match.make_settings
+    make = cli_support.make_settings
     few = {"burn_in": 2, "steps_per_draw": 1}
-    monkeypatch.setattr(cli_match, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
+    monkeypatch.setattr(cli_support, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
 
 
 def test_partners_circuits_and_files(tmp_path: Path):

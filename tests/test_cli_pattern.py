@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lens_slt import cli, cli_pattern
+from lens_slt import cli, cli_support
 
 TINY = ["--model", "attn-1l", "--data", "mix", "--sequences", "8", "--length", "16", "--draws",
         "24", "--batch-size", "4", "--probe-sequences", "4", "--component", "L0H0"]  # fmt: skip
@@ -18,9 +18,9 @@ ASKED = ["--probe", "code=code", "--probe", "prose=prose", "--wish", "code=-0.01
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = cli_pattern.make_settings
+    make = cli_support.make_settings
     few = {"burn_in": 2, "steps_per_draw": 1}
-    monkeypatch.setattr(cli_pattern, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
+    monkeypatch.setattr(cli_support, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
 
 
 def test_weights_and_whether_they_bring_it_about(tmp_path: Path):

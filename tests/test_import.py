@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,11 @@ def test_every_public_name_is_there() -> None:
         assert getattr(ls, name) is not None
     with pytest.raises(AttributeError, match="module 'lens_slt' has no attribute 'smaple'"):
         _ = ls.smaple
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert ls.__version__ == metadata.version("lens-slt")
+    assert "__version__" in dir(ls)
 
 
 def test_public_names_are_those_that_type_checkers_see() -> None:
