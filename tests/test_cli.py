@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import lens_slt as ls
 from lens_slt import cli, cli_support, demo
 from lens_slt.sampling import lm
+from tests.cli_records import record_of
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
 HEAD = ["--model", "attn-2l", "--data", "code", "--components", "L1H3"]
@@ -74,6 +75,29 @@ def test_rllc_prints_health_before_the_table(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.index("Health:") < result.stdout.index("Refined LLC")
     assert "L1H3" in result.stdout
+    assert re.search(r"done in \d+ s; open .*report.html", result.stderr)
+    again = rllc(tmp_path, "--quiet")  # from the draws that are there
+    assert (again.stdout, again.stderr) == (result.stdout, "")
+
+
+def test_json_is_for_standard_output_and_quiet_for_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_slt.progress.SECONDS", 0.0)
+    told = rllc(tmp_path / "told", "--json")
+    record = record_of(told, "model", "settings", "health", "certificates", "files")
+    assert record["command"] == "rllc"
+    assert record["options"]["components"] == "L1H3"
+    assert record["options"]["out"] == str(tmp_path / "told")
+    assert record["settings"]["seed"] == 0
+    assert record["certificates"]["L1H3"].startswith(("certified", "biased", "not certified"))
+    assert "1 components × 4 chains: " in told.stderr and "done in" in told.stderr
+    quiet = rllc(tmp_path / "quiet", "--json", "--quiet")
+    assert quiet.stderr == ""
+    assert record_of(quiet)["components"] == record["components"]
+    report = record_of(call("report", tmp_path / "told", "--json"), "settings", "health")
+    assert report["settings"] == record["settings"]
+    assert report["files"] == {"report": record["files"]["report"]}
 
 
 @pytest.mark.slow
@@ -230,8 +254,9 @@ def test_calibrate_writes_what_rllc_reads(tmp_path: Path) -> None:
         "calibrate", *HEAD, "--out", tmp_path, "--sequences", "16", "--length", "32",
         "--batch-size", "8", "--draws", "80", "--n-betas", "30,100", "--gammas", "100", "--json",
     )  # fmt: skip
-    record = json.loads(result.stdout)
+    record = record_of(result, "settings", "tried_with", "health", "files")
     assert result.exit_code == 0, record["reason"]
+    assert {row["verdict"] for row in record["health"]} and record["tried_with"]["seed"] == 0
     assert len(rows_of(record["files"]["evidence"])) == 2
     assert Path(record["files"]["figure"]).exists()
     settings = Path(record["files"]["settings"])
@@ -259,7 +284,7 @@ def test_calibrate_refuses_what_is_no_list_of_numbers(tmp_path: Path) -> None:
 
 
 def test_models_lists_checkpoints() -> None:
-    record = json.loads(call("models", "--json").stdout)
+    record = record_of(call("models", "--json"))
     rows = {row["model"]: row for row in record["models"]}
     assert list(rows) == ["attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l", "gelu-4l"]
     assert rows["attn-2l"]["checkpoints"] == ls.shipped_checkpoints("attn-2l")

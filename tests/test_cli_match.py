@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lens_slt import cli, cli_support
+from tests.cli_records import record_of
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8",
         "--probe-sequences", "8", "--components", "L0H2,L1H2", "--data", "mix"]  # fmt: skip
@@ -28,7 +28,9 @@ def test_partners_circuits_and_files(tmp_path: Path):
     options = ["match", *models, *TINY, *circuit, "--out", str(tmp_path), "--json"]
     done = CliRunner().invoke(cli.app, options)
     assert done.exit_code == 0, done.output
-    record = json.loads(done.stdout)
+    record = record_of(done, "runs", "files")
+    assert [run["settings"]["seed"] for run in record["runs"]] == [0, 1]
+    assert set(record["runs"][1]["certificates"]) == {"L0H2", "L1H2"}
     assert [row["component"] for row in record["components"]] == ["L0H2", "L1H2"]
     assert record["circuits"][0]["original"].endswith("L0H2")
     with Path(record["files"]["table"]).open() as file:
