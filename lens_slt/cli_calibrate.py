@@ -44,7 +44,7 @@ def run(options: Calibrate) -> None:
     if options.dry_run:
         runs = sweep(**grid, settings=short)
         found = _foreseen(model, tokens, options.components, runs, given)
-        show_estimate(options, found, NOT_IN_IT)
+        show_estimate(options, found, NOT_IN_IT, short)
         return
     chosen = calibrate(
         model, tokens, options.components, settings=short, progress=not options.quiet,

@@ -21,7 +21,7 @@ from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence
 from lens_slt.cli_commands import Develop
 from lens_slt.cli_output import finish, say, seconds, show
-from lens_slt.cli_support import is_usable, settings_from, text_of, whole_numbers
+from lens_slt.cli_support import is_usable, record_of_curves, settings_from, text_of, whole_numbers
 from lens_slt.data.patterns import label_patterns
 from lens_slt.development.construction import construction
 from lens_slt.development.develop import develop, open_checkpoint
@@ -41,7 +41,6 @@ from lens_slt.report.tables_development import (
 )
 from lens_slt.sampling.jobs import backend_options
 from lens_slt.sampling.prepare import Probe
-from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.settings import Settings
 
 PROBE, REFERENCE = "text", "reference"
@@ -199,7 +198,7 @@ def _finish(options: Develop, view: DevelopmentView, plan: DevelopmentPlan, name
     words = f"open {written}; results in {options.out}"
     say(options, f"done in {seconds(options):.0f} s; {words}")
     llc = view.curves["refined_llc"].to_dataset()
-    finish(options, _record(view, llc, plan, written), usable=is_usable(llc))
+    finish(options, _record(view, plan, written), usable=is_usable(llc))
 
 
 def _tables(view: DevelopmentView) -> list[RenderableType]:
@@ -221,21 +220,9 @@ def _plan_record(plan: DevelopmentPlan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _record(
-    view: DevelopmentView, llc: xr.Dataset, plan: DevelopmentPlan, written: Path
-) -> dict[str, Any]:
-    """What ``--json`` says: of every component one word for every checkpoint."""
-
-    def words(key: str) -> dict[str, list[str]]:
-        return {
-            str(name): [str(word) for word in llc[key].sel(component=name).values]
-            for name in llc["component"].values
-        }
-
-    record: dict[str, Any] = {
-        "run": view.curves.attrs["run"], "plan": _plan_record(plan),
-        "settings": settings_of(view.curves).as_dict(), "certificates": words("certificate"),
-        "health": words("verdict"), "refused": view.refused, "report": str(written),
+def _record(view: DevelopmentView, plan: DevelopmentPlan, written: Path) -> dict[str, Any]:
+    record = record_of_curves(view.curves) | {
+        "plan": _plan_record(plan), "refused": view.refused, "report": str(written),
         "files": {"report": str(written)},
     }  # fmt: skip
     if view.stages is not None:

@@ -49,7 +49,8 @@ def sampled(
     """
     given |= {"path": options.kept, "device": options.device}
     if options.dry_run:
-        show_estimate(options, estimate(model, tokens, components, **given), not_in_it)
+        found = estimate(model, tokens, components, **given)
+        show_estimate(options, found, not_in_it, given["settings"])
         return None
     before = found_steps(options)
     draws = sample(model, tokens, components, progress=not options.quiet, **given)

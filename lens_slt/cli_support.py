@@ -70,14 +70,17 @@ def show_health(options: Options, llc: xr.Dataset) -> None:
     show(options, Text.assemble(("Health:", "bold"), f" {visible(health_summary(llc))}"))
 
 
-def show_estimate(options: Options, found: Estimate | None, not_in_it: str) -> None:
+def show_estimate(
+    options: Options, found: Estimate | None, not_in_it: str, settings: Settings | None = None
+) -> None:
     """What ``--dry-run`` prints of sampling, and in words what the command does beside it."""
     if not options.as_json:
         words = "nothing is sampled" if found is None else str(found)
         console.print(visible(words), soft_wrap=True)
     say(options, f"not in it: {not_in_it}; nothing was written")
     record = None if found is None else found.as_dict()
-    finish(options, {"estimate": record, "not_in_it": not_in_it})
+    given = {} if settings is None else {"settings": settings.as_dict()}
+    finish(options, {"estimate": record, "not_in_it": not_in_it} | given)
 
 
 def found_steps(options: Resumed) -> int:
@@ -106,6 +109,22 @@ def record_of(llc: xr.Dataset) -> dict[str, Any]:
             str(name): f"{word}: {why}" for name, word, why in zip(*words, strict=True)
         },
     }
+
+
+def record_of_curves(curves: xr.DataTree) -> dict[str, Any]:
+    """Likewise of a sweep over checkpoints: of every component one word for each."""
+    llc = curves["refined_llc"].to_dataset()
+
+    def words(key: str) -> dict[str, list[str]]:
+        return {
+            str(name): [str(word) for word in llc[key].sel(component=name).values]
+            for name in llc["component"].values
+        }
+
+    return {
+        "run": curves.attrs["run"], "settings": settings_of(curves).as_dict(),
+        "health": words("verdict"), "certificates": words("certificate"),
+    }  # fmt: skip
 
 
 def is_usable(llc: xr.Dataset) -> bool:

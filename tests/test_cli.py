@@ -163,7 +163,7 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(
     arguments = [command, *options, *sizes, "--out", tmp_path / "out", "--dry-run"]
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)["estimate"]
+    found = record_of(result, "settings", "not_in_it")["estimate"]
     assert (found["steps"], found["probe_draws"]) == (steps, probe_draws)
     assert set(found["steps_per_draw"].values()) == {1}
     assert found["seconds"] > 0 and found["memory_bytes"] > 0

@@ -62,6 +62,8 @@ def test_a_command_goes_on_with_its_plan(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(first["certificates"]["L1H2"]) == 3
     assert "20 checkpoints" in first["refused"]["stages"]
     assert Path(first["report"]).stat().st_size > 10**5
+    reported = record_of(CliRunner().invoke(cli.app, ["report", str(tmp_path), "--json"]))
+    assert all(reported[key] == first[key] for key in ("settings", "health", "certificates"))
     found = ls.open_development(tmp_path / "sweep")
     assert found["refined_llc"]["checkpoint"].values.tolist() == [600, 2300, 5300]
 
