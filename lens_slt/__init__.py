@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+__version__: str  # of the installed package
+
 if TYPE_CHECKING:  # also read by _homes
     from lens_slt.calibration import Calibration, calibrate
     from lens_slt.circuits.attention import attention_patterns
@@ -69,7 +71,8 @@ if TYPE_CHECKING:  # also read by _homes
         Probability,
         Sites,
     )
-    from lens_slt.models.shipped import load_model, shipped_checkpoints
+    from lens_slt.models.shipped import load_model
+    from lens_slt.models.shipped_files import shipped_checkpoints
     from lens_slt.models.source import model_source
     from lens_slt.observables.data_response import data_response
     from lens_slt.observables.generalisation import generalisation, wbic
@@ -391,13 +394,17 @@ if not TYPE_CHECKING:  # for a type checker every name would exist
     _HOMES = _homes()
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
+        if name == "__version__":
+            value: Any = import_module("lens_slt.versions").version_of("lens-slt")
+        elif name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "__version__"})
 
 
 def _show_in_notebooks() -> None:

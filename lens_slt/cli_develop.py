@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import time
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import xarray as xr
+from rich.console import RenderableType
 
 from lens_slt.arguments import choice
 from lens_slt.arrays import write_zarr
@@ -19,24 +19,9 @@ from lens_slt.circuits.pattern_masks import ALL
 from lens_slt.circuits.propose import propose_circuits
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence
-from lens_slt.cli_options import (
-    BatchSize,
-    Bos,
-    Chains,
-    Components,
-    Config,
-    Data,
-    Device,
-    Draws,
-    DryRun,
-    Json,
-    Length,
-    Model,
-    Out,
-    Seed,
-    Sequences,
-)
-from lens_slt.cli_support import console, finish, guarded, load_data, make_settings, say
+from lens_slt.cli_commands import Develop
+from lens_slt.cli_output import finish, say, seconds, show
+from lens_slt.cli_support import is_usable, record_of_curves, settings_from, text_of, whole_numbers
 from lens_slt.data.patterns import label_patterns
 from lens_slt.development.construction import construction
 from lens_slt.development.develop import develop, open_checkpoint
@@ -46,7 +31,7 @@ from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt
 from lens_slt.models.checkpoints import Checkpoints, checkpoints, refuse_single
 from lens_slt.models.source import model_source
-from lens_slt.report.files import BUILT, REPORT, SWEEP, write_about
+from lens_slt.report.files import BUILT, REPORT, write_about
 from lens_slt.report.report import write_report
 from lens_slt.report.tables_development import (
     built_table,
@@ -66,116 +51,86 @@ INFERRED, NONE = "inferred", "none"
 THIN = 4  # draws with probes
 
 
-def develop_command(
-    model: Model,
-    out: Out,
-    data: Data = "mix",
-    components: Components = "heads",
-    steps: Annotated[
-        str | None, typer.Option(help="Training steps with commas; by default as time allows.")
-    ] = None,
-    config: Config = None,
-    minutes: Annotated[float, typer.Option(help="That sampling may take.")] = 10.0,
-    parallel: Annotated[str | None, typer.Option(help="Processes, or dask or ray.")] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="A model whose predictions λ̂ is refined by too.")
-    ] = None,
-    hypothesis: Annotated[
-        str, typer.Option(help="A circuit such as 'L0H2->L1H2.K', inferred, or none.")
-    ] = INFERRED,
-    pattern: Annotated[str, typer.Option(help="Of a circuit that is written out.")] = "induction",
-    probe_sequences: Annotated[int, typer.Option(help="Sequences of the probe.")] = 24,
-    chains: Chains = None,
-    draws: Draws = None,
-    batch_size: BatchSize = 8,
-    seed: Seed = None,
-    sequences: Sequences = None,
-    length: Length = 128,
-    bos: Bos = True,
-    device: Device = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """How structure formed over training: stages, losses of patterns, heads, circuits."""
-    with guarded(as_json, out / SWEEP):
-        began = time.monotonic()
-        workers = int(parallel) if parallel is not None and parallel.isdigit() else parallel
-        run = _run(model, steps, config)
-        settings = make_settings(
-            None, None, chains=chains, draws=draws, batch_size=batch_size, seed=seed, thin=THIN
-        )
-        last = _loaded(run, run.steps[-1], device)
-        tokens = load_data(data, last, sequences, length, bos)
-        probe = load_data(data, last, probe_sequences, length, bos, seed=1)
-        probes: dict[str, Any] = {PROBE: probe}
-        if reference is not None:
-            probes[REFERENCE] = Probe(probe[:8], reference=model_source(reference))
-        labels = label_patterns(probe, last.tokenizer)
-        _check(run, workers, hypothesis, pattern, last, labels)
-        asked = {
-            "components": components, "steps": steps, "minutes": minutes, "draws": draws,
-            "reference": reference,
-        }  # fmt: skip
-        plan = _plan_before(out / PLAN, asked, run, settings)
-        if plan is None:
-            say("planning: the last checkpoint is sampled briefly")
-            plan = plan_development(
-                run, tokens, components, minutes=minutes, settings=settings, probes=_models(probes),
-                workers=workers if isinstance(workers, int) else 1, device=device,
-            )  # fmt: skip
-        say(str(plan))
-        if dry_run:
-            finish({"plan": _plan_record(plan)}, as_json)
-            return
-        _keep_plan(out / PLAN, asked, plan)
-        chosen = run if steps is not None else plan.checkpoints
-        curves = develop(
-            chosen, tokens, components, settings=plan.settings, probes=probes, path=out / SWEEP,
-            parallel=workers, device=device, progress=not as_json,
+def run(options: Develop) -> None:
+    """Plan, sweep, follow circuits back, report."""
+    workers = _workers(options.parallel)
+    training = _training(options)
+    settings = settings_from(options, thin=THIN)
+    last = _loaded(training, training.steps[-1], options.device)
+    tokens = text_of(options, last, options.sequences)
+    probe = text_of(options, last, options.probe_sequences, seed=1)
+    probes: dict[str, Any] = {PROBE: probe}
+    if options.reference is not None:
+        probes[REFERENCE] = Probe(probe[:8], reference=model_source(options.reference))
+    labels = label_patterns(probe, last.tokenizer)
+    _check(options, training, workers, last, labels)
+    plan = _planned(options, training, tokens, settings, probes, workers)
+    if options.dry_run:
+        finish(options, {"plan": _plan_record(plan), "settings": plan.settings.as_dict()})
+        return
+    chosen = training if options.steps is not None else plan.checkpoints
+    progress = not options.quiet
+    curves = develop(
+        chosen, tokens, options.components, settings=plan.settings, probes=probes,
+        path=options.kept, parallel=workers, device=options.device, progress=progress,
+    )  # fmt: skip
+    circuits = _circuits(options, chosen, last, probe, labels)
+    built = None
+    if circuits:
+        built = construction(
+            chosen, text_of(options, last, TRIAL_SEQUENCES, seed=2), circuits,
+            path=options.out / TRIED, seed=options.seed or 0, parallel=workers,
+            device=options.device, progress=progress,
         )  # fmt: skip
-        circuits = _circuits(hypothesis, pattern, out / SWEEP, chosen, last, probe, labels)
-        built = None
-        if circuits:
-            text = load_data(data, last, TRIAL_SEQUENCES, length, bos, seed=2)
-            built = construction(
-                chosen, text, circuits, path=out / TRIED, seed=seed or 0, parallel=workers,
-                device=device, progress=not as_json,
-            )  # fmt: skip
-            write_zarr(built, out / BUILT)
-        view = read_development(curves, construction=built, seed=seed or 0, progress=not as_json)
-        about = {
-            "title": f"Development of {run.name}", "data": data, "plan": str(plan),
-            "written on": date.today().isoformat(),
-        }  # fmt: skip
-        write_about(out, about)
-        written = write_report(view, out / REPORT, about=about)
-        if not as_json:
-            _show(view)
-            spent = time.monotonic() - began
-            say(f"done in {spent:.0f} s; open {written}; results in {out}")
-        finish(_record(view, plan, written), as_json)
+        write_zarr(built, options.out / BUILT)
+    view = read_development(curves, construction=built, seed=options.seed or 0, progress=progress)
+    _finish(options, view, plan, training.name)
 
 
-def _run(model: str, steps: str | None, config: Path | None) -> Checkpoints:
-    run = checkpoints(model) if config is None else checkpoints(model, config=config)
-    if steps is None:
-        return run
-    try:
-        wanted = [int(step) for step in steps.split(",")]
-    except ValueError:
-        raise ValueError(f"--steps must be whole numbers with commas; got {steps!r}") from None
-    return run.at(wanted)
+def _workers(parallel: str | None) -> int | str | None:
+    return int(parallel) if parallel is not None and parallel.isdigit() else parallel
+
+
+def _training(options: Develop) -> Checkpoints:
+    """The checkpoints of the training run, those that were asked for."""
+    model, config = options.model, options.config
+    found = checkpoints(model) if config is None else checkpoints(model, config=config)
+    return found if options.steps is None else found.at(whole_numbers("steps", options.steps))
 
 
 def _check(
-    run: Checkpoints, workers: Any, hypothesis: str, pattern: str, model: Any, labels: Any
+    options: Develop, training: Checkpoints, workers: Any, model: Any, labels: xr.DataArray
 ) -> None:
     """Raise ValueError for what would be refused only after the plan, or after the sweep."""
-    refuse_single(run)
+    refuse_single(training)
     backend_options(workers)
-    if hypothesis not in (NONE, INFERRED):
-        choice("--pattern", pattern, [ALL, *map(str, labels["pattern"].values)])
-        nodes_of(circuit(hypothesis, pattern).components, adapt(model))
+    if options.hypothesis not in (NONE, INFERRED):
+        choice("--pattern", options.pattern, [ALL, *map(str, labels["pattern"].values)])
+        nodes_of(circuit(options.hypothesis, options.pattern).components, adapt(model))
+
+
+def _planned(
+    options: Develop, training: Checkpoints, tokens: Any, settings: Settings,
+    probes: dict[str, Any], workers: Any,
+) -> DevelopmentPlan:  # fmt: skip
+    """The plan that this command made before, or another, which is kept unless it is a dry run."""
+    asked = {
+        name: getattr(options, name)
+        for name in ("components", "steps", "minutes", "draws", "reference")
+    }
+    file = options.out / PLAN
+    plan = _plan_before(file, asked, training, settings)
+    if plan is None:
+        say(options, "planning: the last checkpoint is sampled briefly")
+        plan = plan_development(
+            training, tokens, options.components, minutes=options.minutes, settings=settings,
+            probes=_models(probes), workers=workers if isinstance(workers, int) else 1,
+            device=options.device,
+        )  # fmt: skip
+    say(options, str(plan))
+    if not options.dry_run:
+        _keep_plan(file, asked, plan)
+    return plan
 
 
 def _loaded(run: Checkpoints, step: int, device: str | None) -> Any:
@@ -217,38 +172,45 @@ def _models(probes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _circuits(
-    hypothesis: str,
-    pattern: str,
-    folder: Path,
-    run: Checkpoints,
-    model: Any,
-    probe: Any,
-    labels: Any,
+    options: Develop, run: Checkpoints, model: Any, probe: Any, labels: xr.DataArray
 ) -> list[CircuitHypothesis]:
     """Circuits to follow back: one that is written out, or those that the last checkpoint shows."""
-    if hypothesis == NONE:
+    if options.hypothesis == NONE:
         return []
-    if hypothesis != INFERRED:
-        return [circuit(hypothesis, pattern)]
-    matrix = open_checkpoint(folder, run.steps[-1])[f"per_token_llc/{PROBE}"]
+    if options.hypothesis != INFERRED:
+        return [circuit(options.hypothesis, options.pattern)]
+    matrix = open_checkpoint(options.kept, run.steps[-1])[f"per_token_llc/{PROBE}"]
     evidence = SltEvidence(matrix.load(), labels)
     return propose_circuits(evidence, model, probe, most=HYPOTHESES)
 
 
-def _show(view: DevelopmentView) -> None:
+def _finish(options: Develop, view: DevelopmentView, plan: DevelopmentPlan, name: str) -> None:
+    """Write the report; show what was found, or what was not and why."""
+    about = {
+        "title": f"Development of {name}", "data": options.data, "plan": str(plan),
+        "written on": date.today().isoformat(),
+    }  # fmt: skip
+    write_about(options.out, about)
+    written = write_report(view, options.out / REPORT, about=about)
+    show(options, *_tables(view))
+    for what, why in view.refused.items():
+        say(options, f"no {what}: {why}")
+    words = f"open {written}; results in {options.out}"
+    say(options, f"done in {seconds(options):.0f} s; {words}")
+    llc = view.curves["refined_llc"].to_dataset()
+    finish(options, _record(view, plan, written), usable=is_usable(llc))
+
+
+def _tables(view: DevelopmentView) -> list[RenderableType]:
+    found: list[RenderableType] = []
     if view.stages is not None:
-        console.print(stages_table(view))
-        console.print()
+        found.append(stages_table(view))
     if view.transitions is not None:
-        console.print(transitions_table(view))
-        console.print()
-    console.print(heads_table(view))
-    console.print()
+        found.append(transitions_table(view))
+    found.append(heads_table(view))
     if view.construction is not None:
-        console.print(built_table(view))
-        console.print()
-    for name, why in view.refused.items():
-        say(f"no {name}: {why}")
+        found.append(built_table(view))
+    return found
 
 
 def _plan_record(plan: DevelopmentPlan) -> dict[str, Any]:
@@ -259,14 +221,9 @@ def _plan_record(plan: DevelopmentPlan) -> dict[str, Any]:
 
 
 def _record(view: DevelopmentView, plan: DevelopmentPlan, written: Path) -> dict[str, Any]:
-    llc = view.curves["refined_llc"].to_dataset()
-    record: dict[str, Any] = {
-        "run": view.curves.attrs["run"], "plan": _plan_record(plan),
-        "certificates": {
-            str(name): [str(word) for word in llc["certificate"].sel(component=name).values]
-            for name in llc["component"].values
-        },
-        "refused": view.refused, "report": str(written),
+    record = record_of_curves(view.curves) | {
+        "plan": _plan_record(plan), "refused": view.refused, "report": str(written),
+        "files": {"report": str(written)},
     }  # fmt: skip
     if view.stages is not None:
         one = view.stages.isel(component=0)

@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import xarray as xr
 
 from lens_slt.circuits.attention import attention_patterns
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
 from lens_slt.circuits.transfer import Transfer, transfer
-from lens_slt.cli_options import (
-    BatchSize,
-    Bos,
-    Chains,
-    Components,
-    Data,
-    Device,
-    Draws,
-    Json,
-    Length,
-    Out,
-    Seed,
-    Sequences,
-    TargetSe,
-)
+from lens_slt.cli_commands import Match
+from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
-    console,
-    finish,
-    guarded,
-    load_data,
+    is_usable,
     load_quietly,
-    make_settings,
     plain_records,
-    say,
+    record_of,
+    settings_from,
+    text_of,
 )
 from lens_slt.data.tokens import ARRAY_FILES
 from lens_slt.observables.per_token_llc import per_token_llc
+from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
 from lens_slt.report.files import write_csv
 from lens_slt.report.plots_match import plot_match, plot_transfer
 from lens_slt.report.tables_match import match_table, transfer_table
 from lens_slt.sampling.sample import sample
-from lens_slt.sampling.settings import Settings
 from lens_slt.structure.match import match
 
 TABLE, PAGE = "match.csv", "match.html"
@@ -52,82 +36,51 @@ ATTENDED = 16  # sequences of attention patterns
 TRIED = 64  # sequences of trials, at most
 
 
-def match_command(
-    model: Annotated[
-        str, typer.Option(help="A shipped model, a folder, a file, or a TransformerLens name.")
-    ],
-    other: Annotated[str, typer.Option(help="Another one, with the same tokenizer.")],
-    data: Data,
-    out: Out,
-    components: Components = "heads",
-    checkpoint: Annotated[int | None, typer.Option(help="Training step of --model.")] = None,
-    other_checkpoint: Annotated[int | None, typer.Option(help="Training step of --other.")] = None,
-    hypotheses: Annotated[
-        list[str] | None,
-        typer.Option(help="Circuits of --model to carry over, as L0H2->L1H2.K, or a JSON file."),
-    ] = None,
-    pattern: Annotated[str, typer.Option(help="Of circuits that are given as text.")] = "induction",
-    probe_sequences: Annotated[int, typer.Option(help="Sequences that are matched on.")] = 48,
-    chains: Chains = None,
-    draws: Draws = None,
-    target_se: TargetSe = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    sequences: Sequences = None,
-    length: Length = None,
-    bos: Bos = True,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """Which head is which, by rLLCs and attention; circuits on trial in the other model."""
-    with guarded(as_json, out):
-        settings = make_settings(
-            None, None, chains=chains, draws=draws, target_se=target_se, batch_size=batch_size,
-            seed=seed,
-        )  # fmt: skip
-        circuits = _circuits(hypotheses or [], pattern)
-        a = load_quietly(model, checkpoint, device)
-        b = load_quietly(other, other_checkpoint, device)
-        _refuse_other_tokenizers(a, b)
-        tokens, probe, trial = _tokens(data, a, sequences, probe_sequences, length, bos)
-        results = []
-        for i, one in enumerate((a, b)):
-            mine = settings.but(seed=settings.seed + i)  # one seed would share its noise
-            results.append(
-                _measured(one, tokens, probe, components, mine, out / "ab"[i], not as_json)
-            )
-        found = match(*results)
-        carried = None
-        if circuits:
-            carried = transfer(circuits, found, b, trial, progress=not as_json)
-        _written(out, found, carried, f"{model} and {other}", as_json)
+def run(options: Match) -> None:
+    """Sample both models, match their components, carry circuits over."""
+    settings = settings_from(options)
+    circuits = _circuits(options.hypotheses or [], options.pattern)
+    a = load_quietly(options.model, options.checkpoint, options.device)
+    b = load_quietly(options.other, options.other_checkpoint, options.device)
+    _refuse_other_tokenizers(a, b)
+    tokens, probe, trial = _tokens(options, a)
+    drawn = [
+        sample(
+            model, tokens, options.components, path=options.kept / "ab"[i],
+            settings=settings.but(seed=settings.seed + i),  # one seed would share its noise
+            probes={PROBE: probe}, progress=not options.quiet,
+        )
+        for i, model in enumerate((a, b))
+    ]  # fmt: skip
+    seen = [_seen(options, *one, probe) for one in zip((a, b), drawn, strict=True)]
+    found = match(*seen)
+    carried = None
+    if circuits:
+        carried = transfer(circuits, found, b, trial, progress=not options.quiet)
+    record = _written(options, found, carried)
+    say(options, f"written: {', '.join(record['files'].values())}")
+    llcs = [refined_llc(one) for one in drawn]
+    record |= {"runs": [record_of(llc) for llc in llcs]}
+    finish(options, record, usable=all(map(is_usable, llcs)))
 
 
-def _measured(
-    model: Any, tokens: Any, probe: Any, components: str, settings: Settings, path: Path,
-    progress: bool,
-) -> dict[str, xr.Dataset]:  # fmt: skip
+def _seen(options: Match, model: Any, drawn: xr.DataTree, probe: Any) -> dict[str, xr.Dataset]:
     """What components are matched by: attention patterns only where all of them are heads."""
-    drawn = sample(
-        model, tokens, components, settings=settings, probes={PROBE: probe}, path=path,
-        progress=progress,
-    )  # fmt: skip
     found = {"rllc": per_token_llc(drawn)}
-    if components == "heads":
+    if options.components == "heads":
         found["attention"] = attention_patterns(model, probe[:ATTENDED])
     return found
 
 
-def _tokens(
-    data: str, model: Any, sequences: int | None, n_probe: int, length: int | None, bos: bool
-) -> tuple[Any, Any, Any]:
+def _tokens(options: Match, model: Any) -> tuple[Any, Any, Any]:
     """Sequences to sample on, to match on, and for trials: others each."""
+    sequences, n_probe = options.sequences, options.probe_sequences
     n_trial = min(sequences or TRIED, TRIED)
-    if Path(data).suffix not in ARRAY_FILES:
+    if Path(options.data).suffix not in ARRAY_FILES:
         sizes = (sequences, n_probe, n_trial)
-        made = [load_data(data, model, n, length, bos, seed=i) for i, n in enumerate(sizes)]
+        made = [text_of(options, model, n, seed=i) for i, n in enumerate(sizes)]
         return made[0], made[1], made[2]
-    rows = load_data(data, model, None, length, bos)
+    rows = text_of(options, model, None)
     left = len(rows) - n_probe - n_trial
     if left < 1:
         raise ValueError(
@@ -155,9 +108,8 @@ def _refuse_other_tokenizers(a: Any, b: Any) -> None:
         )
 
 
-def _written(
-    out: Path, found: xr.Dataset, carried: Transfer | None, names: str, as_json: bool
-) -> None:
+def _written(options: Match, found: xr.Dataset, carried: Transfer | None) -> dict[str, Any]:
+    """Tables on the terminal; a CSV file and a page with figures in the folder; the record."""
     tables = [match_table(found)]
     figures = [plot_match(found)]
     if carried is not None:
@@ -170,22 +122,20 @@ def _written(
     ]
     columns = ["partner", "similarity", "p", "stability", "runner_up", "verdict"]
     rows = plain_records(found[columns].to_dataframe().reset_index())
-    files = {"table": out / TABLE, "page": out / PAGE}
+    files = {"table": options.out / TABLE, "page": options.out / PAGE}
     write_csv(files["table"], rows)
     matched = int((found["verdict"] == "matched").sum())
     lead = f"{matched} of {found.sizes['component']} components of the first have a partner."
-    text = page.page(f"Match of {names}", page.paragraph(lead, "lead"), sections)
+    text = page.page(
+        f"Match of {options.model} and {options.other}", page.paragraph(lead, "lead"), sections
+    )
     files["page"].write_text(text, "utf-8")
+    show(options, *tables)
     written = {key: str(file) for key, file in files.items()}
-    if not as_json:
-        for table in tables:
-            console.print(table)
-            console.print()
-        say(f"written: {', '.join(written.values())}")
     record: dict[str, Any] = {"components": rows, "files": written}
     if carried is not None:
         shown = ["original", "mapped", "verdict", "reason", "chance", "n_maps", "n_possible"]
         record["circuits"] = plain_records(carried.summary[shown].to_dataframe())
         record |= {key: float(carried.summary.attrs[key])
                    for key in ("transfer_rate", "chance_rate", "p")}  # fmt: skip
-    finish(record, as_json)
+    return record

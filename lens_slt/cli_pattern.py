@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import xarray as xr
 
-from lens_slt.cli_options import (
-    BatchSize,
-    Bos,
-    Chains,
-    Checkpoint,
-    Config,
-    Data,
-    Device,
-    Draws,
-    Json,
-    Length,
-    Model,
-    Out,
-    PadId,
-    Seed,
-    Sequences,
-    TargetSe,
-)
+from lens_slt.cli_commands import Pattern
+from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
-    console,
-    finish,
-    guarded,
+    is_usable,
+    load,
     load_data,
-    load_quietly,
-    make_settings,
     parse_probes,
     plain_records,
-    say,
+    record_of,
+    settings_from,
+    text_of,
 )
 from lens_slt.data.tokens import ARRAY_FILES
 from lens_slt.observables.data_response import data_response
+from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
 from lens_slt.report.files import write_csv
 from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
@@ -49,73 +32,59 @@ from lens_slt.sampling.sample import sample
 from lens_slt.training.patterning import patterning
 from lens_slt.training.verify_patterning import STRENGTHS, verify_patterning
 
-DRAWS, RETRAININGS, WEIGHTS, PAGE = "draws", "retrainings", "weights.csv", "pattern.html"
+RETRAININGS, WEIGHTS, PAGE = "retrainings", "weights.csv", "pattern.html"
 CANDIDATES = "candidates"
 
 
-def pattern_command(
-    model: Model,
-    data: Data,
-    out: Out,
-    probe: Annotated[list[str], typer.Option(help="name=source, tokens whose loss is observed.")],
-    wish: Annotated[list[str], typer.Option(help="name=change of that loss in nats: code=-0.05.")],
-    component: Annotated[str, typer.Option(help="Whose posterior answers.")] = "full",
-    strength: Annotated[float, typer.Option(help="Of the change; negative is its opposite.")] = 1.0,
-    hold_others: Annotated[bool, typer.Option(help="Other observables are to stay.")] = False,
-    probe_sequences: Annotated[int, typer.Option(help="Sequences of every probe.")] = 32,
-    verify: Annotated[
-        int | None, typer.Option(help="Retrain for so many steps over a ladder of strengths.")
-    ] = None,
-    n_seeds: Annotated[int, typer.Option(help="Seeds of the retrainings.")] = 3,
-    parallel: Annotated[int | None, typer.Option(help="Processes for the retrainings.")] = None,
-    config: Config = None,
-    checkpoint: Checkpoint = None,
-    chains: Chains = None,
-    draws: Draws = None,
-    target_se: TargetSe = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    sequences: Sequences = None,
-    length: Length = None,
-    bos: Bos = True,
-    pad_id: PadId = None,
-    device: Device = None,
-    as_json: Json = False,
-) -> None:
-    """Which weights of the data bring about a wished change, and do they?"""
-    with guarded(as_json, out / DRAWS):
-        settings = make_settings(
-            None, None, chains=chains, draws=draws, target_se=target_se, batch_size=batch_size,
-            seed=seed,
+def run(options: Pattern) -> None:
+    """Sample, find the weights, and retrain with them if that is asked for."""
+    settings = settings_from(options)
+    sources, wishes = _asked(options)
+    model = load(options)
+    tokens = text_of(options, model, options.sequences)
+    pad_id = options.pad_id
+    probes = {
+        name: Probe(
+            load_data(source, model, options.probe_sequences, options.length, options.bos, 1),
+            pad_id=pad_id,
+        )
+        for name, source in sources.items()
+    }
+    drawn = sample(
+        model, tokens, options.component, settings=settings, pad_id=pad_id, path=options.kept,
+        probes={CANDIDATES: Probe(tokens, pad_id=pad_id), **probes}, device=options.device,
+        progress=not options.quiet,
+    )  # fmt: skip
+    llc = refined_llc(drawn)
+    if not is_usable(llc):
+        say(options, f"no weights: no chain of {options.component} can be used")
+        finish(options, record_of(llc) | {"files": {}}, usable=False)
+    response = data_response(drawn, CANDIDATES, {name: name for name in probes})
+    strength, hold_others = options.strength, options.hold_others
+    found = patterning(response, wishes, strength=strength, hold_others=hold_others)
+    check = None
+    if options.verify is not None:
+        check = verify_patterning(
+            model, tokens, response, wishes, probes, steps=options.verify,
+            path=options.out / RETRAININGS, strengths=[strength * s for s in STRENGTHS],
+            hold_others=hold_others, seeds=range(options.n_seeds), start=options.checkpoint or 0,
+            pad_id=pad_id, parallel=options.parallel, progress=not options.quiet,
         )  # fmt: skip
-        sources, wishes = parse_probes(probe), _wishes(wish)
-        for name in wishes:
-            if name not in sources:
-                raise ValueError(f"--wish {name!r} is no --probe; there are {', '.join(sources)}")
-            if sources[name] == data and Path(data).suffix in ARRAY_FILES:
-                raise ValueError(f"--probe {name} must hold other sequences than --data, {data}")
-        loaded = load_quietly(model, checkpoint, device, config)
-        tokens = load_data(data, loaded, sequences, length, bos)
-        probes = {
-            name: Probe(load_data(source, loaded, probe_sequences, length, bos, 1), pad_id=pad_id)
-            for name, source in sources.items()
-        }
-        drawn = sample(
-            loaded, tokens, component, settings=settings, pad_id=pad_id, path=out / DRAWS,
-            probes={CANDIDATES: Probe(tokens, pad_id=pad_id), **probes}, progress=not as_json,
-            device=device,
-        )  # fmt: skip
-        response = data_response(drawn, CANDIDATES, {name: name for name in probes})
-        found = patterning(response, wishes, strength=strength, hold_others=hold_others)
-        check = None
-        if verify is not None:
-            check = verify_patterning(
-                loaded, tokens, response, wishes, probes, steps=verify, path=out / RETRAININGS,
-                strengths=[strength * s for s in STRENGTHS],
-                hold_others=hold_others, seeds=range(n_seeds), start=checkpoint or 0,
-                pad_id=pad_id, parallel=parallel, progress=not as_json,
-            )  # fmt: skip
-        _written(out, response, found, check, model, as_json)
+    files = _written(options, response, found, check)
+    say(options, f"written: {', '.join(files.values())}")
+    finish(options, record_of(llc) | _record(found, check) | {"files": files})
+
+
+def _asked(options: Pattern) -> tuple[dict[str, str], dict[str, float]]:
+    """Sources of the probes, and the wishes about them."""
+    sources, wishes = parse_probes(options.probe), _wishes(options.wish)
+    data = options.data
+    for name in wishes:
+        if name not in sources:
+            raise ValueError(f"--wish {name!r} is no --probe; there are {', '.join(sources)}")
+        if sources[name] == data and Path(data).suffix in ARRAY_FILES:
+            raise ValueError(f"--probe {name} must hold other sequences than --data, {data}")
+    return sources, wishes
 
 
 def _wishes(given: list[str]) -> dict[str, float]:
@@ -131,9 +100,9 @@ def _wishes(given: list[str]) -> dict[str, float]:
 
 
 def _written(
-    out: Path, response: xr.Dataset, found: xr.Dataset, check: xr.Dataset | None, name: str,
-    as_json: bool,
-) -> None:  # fmt: skip
+    options: Pattern, response: xr.Dataset, found: xr.Dataset, check: xr.Dataset | None
+) -> dict[str, str]:
+    """Tables on the terminal; a CSV file and a page with figures in the folder; its files."""
     tables = [patterning_table(found)]
     sections = [
         page.Section("weights", "Weights", page.figure(plot_patterning(found))
@@ -145,25 +114,25 @@ def _written(
         body = page.figure(plot_patterning_check(check)) + page.table(tables[1])
         sections.insert(0, page.Section("check", "Did it come true?", body))
     weights = found[["weight", "change"]].to_dataframe().reset_index()
-    files = {"weights": out / WEIGHTS, "page": out / PAGE}
+    files = {"weights": options.out / WEIGHTS, "page": options.out / PAGE}
     write_csv(files["weights"], weights.to_dict("records"))
     lead = "Predictions are to first order, of a local posterior; only retraining shows them right."
-    text = page.page(f"Data for a wish, {name}", page.paragraph(lead, "lead"), sections)
+    text = page.page(f"Data for a wish, {options.model}", page.paragraph(lead, "lead"), sections)
     files["page"].write_text(text, "utf-8")
-    written = {key: str(file) for key, file in files.items()}
-    if not as_json:
-        for table in tables:
-            console.print(table)
-            console.print()
-        say(f"written: {', '.join(written.values())}")
+    show(options, *tables)
+    return {key: str(file) for key, file in files.items()}
+
+
+def _record(found: xr.Dataset, check: xr.Dataset | None) -> dict[str, Any]:
+    """What is predicted of every observable, and what came of it."""
     columns = ["wish", "predicted", "predicted_se", "side_effect"]
     record: dict[str, Any] = {
-        "observables": plain_records(found[columns].to_dataframe().reset_index()), "files": written,
+        "observables": plain_records(found[columns].to_dataframe().reset_index()),
         "clipped": found.attrs["clipped"],
         "effective_sequences": found.attrs["effective_sequences"],
-    }  # fmt: skip
+    }
     if check is not None:
         shares = check[["share", "share_se", "excess", "excess_se", "z", "p"]]
         known = shares.to_dataframe().dropna(subset="share")
         record["retrained"] = plain_records(known.reset_index())
-    finish(record, as_json)
+    return record

@@ -4,46 +4,35 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 import xarray as xr
 
-from lens_slt.cli_develop import SWEEP
-from lens_slt.cli_options import Json
-from lens_slt.cli_support import console, finish, guarded
+from lens_slt.cli_commands import Phases
+from lens_slt.cli_output import finish, show
+from lens_slt.cli_support import whole_numbers
 from lens_slt.development.develop import open_development
 from lens_slt.phases.free_energy import crossing
 from lens_slt.phases.phase import Phase, development_phases, read_phases
+from lens_slt.report.files import SWEEP
 from lens_slt.report.tables_phases import crossings_table, phases_table
 
 
-def phases_command(
-    source: Annotated[
-        Path, typer.Argument(help="Folder of lens-slt develop, or a JSON file of phases.")
-    ],
-    steps: Annotated[
-        str | None, typer.Option(help="Of a folder: training steps of the phases, with commas.")
-    ] = None,
-    component: Annotated[
-        str | None, typer.Option(help="Of a folder: whose λ̂; full by default.")
-    ] = None,
-    pattern: Annotated[str | None, typer.Option(help="Cross on the data of this pattern.")] = None,
-    trust: Annotated[bool, typer.Option(help="Use λ̂ that is not certified.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Phases by loss and λ, and the numbers of data at which one replaces the next."""
-    with guarded(as_json):
-        phases = _phases(source.expanduser(), steps, component)
-        found = [
-            crossing(one, other, pattern=pattern, trust=trust) for one, other in pairwise(phases)
-        ]
-        if not as_json:
-            console.print(phases_table(phases))
-            console.print()
-            console.print(crossings_table(found))
-        finish({"crossings": [_record(one) for one in found]}, as_json)
+def run(options: Phases) -> None:
+    """Read phases, and cross each with the next."""
+    phases = _phases(options.source.expanduser(), options.steps, options.component)
+    found = [
+        crossing(one, other, pattern=options.pattern, trust=options.trust)
+        for one, other in pairwise(phases)
+    ]
+    show(options, phases_table(phases), crossings_table(found))
+    record = {
+        "phases": [_phase(one) for one in phases],
+        "certificates": {one.name: one.certificate for one in phases},
+        "crossings": [_record(one) for one in found],
+    }
+    finish(options, record)
 
 
 def _phases(source: Path, steps: str | None, component: str | None) -> list[Phase]:
@@ -56,15 +45,18 @@ def _phases(source: Path, steps: str | None, component: str | None) -> list[Phas
             raise ValueError(
                 "--steps is missing: checkpoints on two or more plateaus, as 1000,2900"
             )
-        try:
-            chosen = [int(step) for step in steps.split(",")]
-        except ValueError:
-            raise ValueError(f"--steps must be whole numbers with commas; got {steps!r}") from None
+        chosen = whole_numbers("steps", steps)
         folder = source / SWEEP if (source / SWEEP).is_dir() else source
         phases = development_phases(open_development(folder), chosen, component=component)
     if len(phases) < 2:
         raise ValueError(f"phases must be at least two; got {len(phases)}")
     return phases
+
+
+def _phase(one: Phase) -> dict[str, Any]:
+    """What the free energy of a phase is made of, and what it was measured with."""
+    names = ("name", "loss", "loss_se", "llc", "llc_se", "multiplicity", "constant", "setting")
+    return {name: getattr(one, name) for name in names}
 
 
 def _record(found: xr.Dataset) -> dict[str, Any]:

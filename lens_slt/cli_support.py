@@ -1,67 +1,136 @@
-"""What the commands of :mod:`lens_slt.cli` share: output, errors, loading, settings."""
+"""The steps that commands share: loading, settings, foreseeing, what is said of draws."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
-import logging
-import sys
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import typer
 import xarray as xr
-from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
 from lens_slt.arguments import choice, instance, location
+from lens_slt.cli_options import OfModel, OfText, OfWeightedText, Options, Resumed
+from lens_slt.cli_output import console, finish, say, show
 from lens_slt.data.checks import mask_from_pad_id, usable_device
 from lens_slt.data.inputs import read_inputs
-from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.data.tokens import ARRAY_FILES, dataset_columns, holds_ids, load_tokens, read_file
 from lens_slt.json_files import read_json
-from lens_slt.models.padding import PaddingWarning
-from lens_slt.models.shipped import SHIPPED, load_model, shipped_checkpoints, shipped_weights
+from lens_slt.models.shipped import load_model
 from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
 from lens_slt.sampling.estimate import Estimate
-from lens_slt.sampling.folder import SamplingWarning
-from lens_slt.sampling.jobs import JobError
 from lens_slt.sampling.presets import preset as preset_settings
+from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import read_about
 from lens_slt.text import visible
 
 N_SEQUENCES = 256  # that text is cut into by default
 
-console = Console(markup=False, highlight=False)  # results
-_errors = Console(stderr=True, markup=False, highlight=False)  # everything else
+
+def load(options: OfModel) -> Any:
+    """The model of a command, at its checkpoint if it takes one."""
+    checkpoint = getattr(options, "checkpoint", None)
+    return load_quietly(options.model, checkpoint, options.device, options.config)
 
 
-def say(text: str) -> None:
-    """Words about the work, on standard error."""
-    _errors.print(visible(text), soft_wrap=not _errors.is_terminal)
+def text_of(options: OfText, model: Any, sequences: int | None, seed: int = 0) -> Tensor:
+    """So many sequences of a command's text; other seeds give others."""
+    return load_data(options.data, model, sequences, options.length, options.bos, seed)
 
 
-def show_health(llc: xr.Dataset) -> None:
+def weighted_text(
+    options: OfWeightedText, model: Any, sequences: int | None, seed: int = 0
+) -> tuple[Any, Any]:
+    """Likewise, with position weights; None where all tokens count."""
+    return load_weighted(
+        options.data, options.positions, model, sequences, options.length, options.bos,
+        getattr(options, "pad_id", None), seed,
+    )  # fmt: skip
+
+
+def settings_from(options: Options, base: Settings | None = None, **more: Any) -> Settings:
+    """Every option that has the name of a setting, on a preset, a file or the default."""
+    names = [one.name for one in fields(options) if one.name in Settings().as_dict()]
+    given = {name: getattr(options, name) for name in names} | more
+    named, file = getattr(options, "preset", None), getattr(options, "settings", None)
+    return make_settings(named, file, base, **given)
+
+
+def show_health(options: Options, llc: xr.Dataset) -> None:
     """Health in words, before everything else."""
-    words = visible(health_summary(llc))
-    console.print(Text.assemble(("Health:", "bold"), f" {words}\n"))
+    show(options, Text.assemble(("Health:", "bold"), f" {visible(health_summary(llc))}"))
 
 
-def finish(record: dict[str, Any], as_json: bool, usable: bool = True) -> None:
-    """Print the record if it is asked for; exit code 1 if the result cannot be used."""
-    if as_json:
-        sys.stdout.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
-    if not usable:
-        raise typer.Exit(1)
+def show_estimate(
+    options: Options, found: Estimate | None, not_in_it: str, settings: Settings | None = None
+) -> None:
+    """What ``--dry-run`` prints of sampling, and in words what the command does beside it."""
+    if not options.as_json:
+        words = "nothing is sampled" if found is None else str(found)
+        console.print(visible(words), soft_wrap=True)
+    say(options, f"not in it: {not_in_it}; nothing was written")
+    record = None if found is None else found.as_dict()
+    given = {} if settings is None else {"settings": settings.as_dict()}
+    finish(options, {"estimate": record, "not_in_it": not_in_it} | given)
+
+
+def found_steps(options: Resumed) -> int:
+    """Steps of an earlier run in the folder; says so if there are any."""
+    path = options.kept
+    about = read_about(path)
+    if not about:
+        return 0
+    step, courses = int(about["step"]), [Course(**course) for course in about["courses"]]
+    left = max((course.steps_left for course in courses if not course.done), default=0)
+    if left:
+        say(options, f"found draws up to step {step} of {step + left} in {path}")
+    else:
+        say(options, f"found finished draws in {path}")
+    return step
+
+
+def record_of(llc: xr.Dataset) -> dict[str, Any]:
+    """What ``--json`` says of all draws: model, settings, health, and every certificate."""
+    words = (llc[key].values for key in ("component", "certificate", "why"))
+    return {
+        "model": llc.attrs["model"],
+        "settings": settings_of(llc).as_dict(),
+        "health": health_summary(llc),
+        "certificates": {
+            str(name): f"{word}: {why}" for name, word, why in zip(*words, strict=True)
+        },
+    }
+
+
+def record_of_curves(curves: xr.DataTree) -> dict[str, Any]:
+    """Likewise of a sweep over checkpoints: of every component one word for each."""
+    llc = curves["refined_llc"].to_dataset()
+
+    def words(key: str) -> dict[str, list[str]]:
+        return {
+            str(name): [str(word) for word in llc[key].sel(component=name).values]
+            for name in llc["component"].values
+        }
+
+    return {
+        "run": curves.attrs["run"], "settings": settings_of(curves).as_dict(),
+        "health": words("verdict"), "certificates": words("certificate"),
+    }  # fmt: skip
+
+
+def is_usable(llc: xr.Dataset) -> bool:
+    """Whether every component has a chain that can be used, at a checkpoint at least."""
+    others = [dim for dim in llc["chains_used"].dims if dim != "component"]
+    return bool((llc["chains_used"] > 0).any(others).all())
 
 
 def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -71,49 +140,6 @@ def plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
         finite.astype(object).where(finite.notna(), None).to_dict("records")
     )
     return found
-
-
-@contextlib.contextmanager
-def guarded(as_json: bool, resume_path: Path | None = None) -> Iterator[None]:
-    """Errors as one line, interrupts as a word on how to resume, libraries' warnings silenced."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = _show_own_warning
-            _quieten_libraries()
-            yield
-    except KeyboardInterrupt:
-        kept = resume_path is not None and resume_path.exists()
-        word = f"; run the same command again to continue from {resume_path}" if kept else ""
-        say(f"interrupted{word}")
-        raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, ImportError, JobError) as error:
-        say("error: " + " ".join(str(error).split()))
-        raise typer.Exit(2) from None
-
-
-def show_estimate(found: Estimate | None, as_json: bool, not_in_it: str) -> None:
-    """What ``--dry-run`` prints of sampling, and in words what the command does beside it."""
-    if not as_json:
-        words = "nothing is sampled" if found is None else str(found)
-        console.print(visible(words), soft_wrap=True)
-        say(f"not in it: {not_in_it}; nothing was written")
-    record = None if found is None else found.as_dict()
-    finish({"estimate": record, "not_in_it": not_in_it}, as_json)
-
-
-def found_steps(path: Path) -> int:
-    """Steps of an earlier run in this place; says so if there are any."""
-    about = read_about(path)
-    if not about:
-        return 0
-    step, courses = int(about["step"]), [Course(**course) for course in about["courses"]]
-    left = max((course.steps_left for course in courses if not course.done), default=0)
-    if left:
-        say(f"found draws up to step {step} of {step + left} in {path}")
-    else:
-        say(f"found finished draws in {path}")
-    return step
 
 
 def load_quietly(
@@ -229,6 +255,14 @@ def read_numbers(name: str, text: str) -> list[float]:
         raise ValueError(f"--{name} must be numbers with commas; got {text!r}") from None
 
 
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Whole numbers with commas, such as training steps."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} must be whole numbers with commas; got {text!r}") from None
+
+
 def parse_probes(given: list[str]) -> dict[str, str]:
     """``name=source`` options as a dict."""
     probes = {}
@@ -242,25 +276,6 @@ def parse_probes(given: list[str]) -> dict[str, str]:
     return probes
 
 
-def shipped_rows() -> list[dict[str, Any]]:
-    """One record per shipped model."""
-    rows = []
-    for name in SHIPPED:
-        row: dict[str, Any] = {"model": name, "checkpoints": shipped_checkpoints(name)}
-        try:
-            weights = shipped_weights(name)
-        except FileNotFoundError:
-            rows.append({**row, "layers": None, "heads": None, "d_model": None, "weights": None})
-            continue
-        heads, d_model, _ = weights["blocks.0.attn.W_Q"].shape
-        layers = sum(key.endswith("attn.W_Q") for key in weights)
-        size = sum(tensor.numel() for tensor in weights.values())
-        rows.append(
-            {**row, "layers": layers, "heads": layers * heads, "d_model": d_model, "weights": size}
-        )
-    return rows
-
-
 def _read_settings(file: Path) -> Settings:
     try:
         values = read_json(file)
@@ -270,19 +285,3 @@ def _read_settings(file: Path) -> Settings:
         return Settings(**values)
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"--settings {str(file)!r}: {error}") from None
-
-
-def _show_own_warning(
-    message: Warning | str, category: type[Warning], *rest: Any, **named: Any
-) -> None:
-    """Warnings of this package reach the user, those of the libraries do not."""
-    if issubclass(category, SamplingWarning | TokenizerWarning | PaddingWarning):
-        say(f"warning: {message}")
-
-
-def _quieten_libraries() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    for name in ("transformer_lens", "huggingface_hub", "httpx", "zarr"):
-        logging.getLogger(name).setLevel(logging.ERROR)

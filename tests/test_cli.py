@@ -15,8 +15,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import lens_slt as ls
-from lens_slt import cli, demo
+from lens_slt import cli, cli_support, demo
 from lens_slt.sampling import lm
+from tests.cli_records import record_of
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
 HEAD = ["--model", "attn-2l", "--data", "code", "--components", "L1H3"]
@@ -36,8 +37,10 @@ def rows_of(path: str) -> list[dict[str, str]]:
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that have no option for it burn in for two steps and take one a draw."""
-    make = cli.make_settings
-    monkeypatch.setattr(cli, "make_settings", lambda *a, **b: make(*a, **b).but(**FEW_STEPS))
+    make = cli_support.make_settings
+    monkeypatch.setattr(
+        cli_support, "make_settings", lambda *a, **b: make(*a, **b).but(**FEW_STEPS)
+    )
     monkeypatch.setattr(demo, "SETTINGS", demo.SETTINGS.but(**FEW_STEPS))
 
 
@@ -72,6 +75,27 @@ def test_rllc_prints_health_before_the_table(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout.index("Health:") < result.stdout.index("Refined LLC")
     assert "L1H3" in result.stdout
+    assert re.search(r"done in \d+ s; open .*report.html", result.stderr)
+    again = rllc(tmp_path, "--quiet")  # from the draws that are there
+    assert (again.stdout, again.stderr) == (result.stdout, "")
+
+
+@pytest.mark.slow
+def test_json_is_a_whole_record_beside_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_slt.progress.SECONDS", 0.0)
+    told = rllc(tmp_path / "told", "--json")
+    record = record_of(told, "model", "settings", "health", "certificates", "files")
+    assert record["command"] == "rllc"
+    assert record["options"]["components"] == "L1H3"
+    assert record["options"]["out"] == str(tmp_path / "told")
+    assert record["settings"]["seed"] == 0
+    assert record["certificates"]["L1H3"].startswith(("certified", "biased", "not certified"))
+    assert "1 components × 4 chains: " in told.stderr and "done in" in told.stderr
+    report = record_of(call("report", tmp_path / "told", "--json"), "settings", "health")
+    assert report["settings"] == record["settings"]
+    assert report["files"] == {"report": record["files"]["report"]}
 
 
 @pytest.mark.slow
@@ -137,7 +161,7 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(
     arguments = [command, *options, *sizes, "--out", tmp_path / "out", "--dry-run"]
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)["estimate"]
+    found = record_of(result, "settings", "not_in_it")["estimate"]
     assert (found["steps"], found["probe_draws"]) == (steps, probe_draws)
     assert set(found["steps_per_draw"].values()) == {1}
     assert found["seconds"] > 0 and found["memory_bytes"] > 0
@@ -163,12 +187,12 @@ def test_dry_run_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_only_the_package_s_own_warnings_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert rllc(tmp_path / "plain", "--json").stderr == ""
+    assert rllc(tmp_path / "plain", "--json", "--quiet").stderr == ""
     model = ls.load_model("attn-2l", backend="bridge")
     with torch.no_grad():  # as TransformerLens's center_unembed does
         model.unembed.weight.sub_(model.unembed.weight.mean(0))
-    monkeypatch.setattr(cli, "load_quietly", lambda *_: model)
-    words = rllc(tmp_path / "centred", "--json").stderr
+    monkeypatch.setattr(cli_support, "load_quietly", lambda *_: model)
+    words = rllc(tmp_path / "centred", "--json", "--quiet").stderr
     assert words.startswith("warning: model: its weights were processed (unembedding centred")
 
 
@@ -213,7 +237,7 @@ def test_text_needs_a_tokenizer_and_arrays_do_not(
 ) -> None:
     model = ls.load_model("attn-2l")
     model.tokenizer = None
-    monkeypatch.setattr(cli, "load_quietly", lambda *_: model)
+    monkeypatch.setattr(cli_support, "load_quietly", lambda *_: model)
     result = rllc(tmp_path / "text")
     assert result.exit_code == 2
     assert "the model has no tokenizer; give a token array" in result.stderr
@@ -228,8 +252,9 @@ def test_calibrate_writes_what_rllc_reads(tmp_path: Path) -> None:
         "calibrate", *HEAD, "--out", tmp_path, "--sequences", "16", "--length", "32",
         "--batch-size", "8", "--draws", "80", "--n-betas", "30,100", "--gammas", "100", "--json",
     )  # fmt: skip
-    record = json.loads(result.stdout)
+    record = record_of(result, "settings", "tried_with", "health", "files")
     assert result.exit_code == 0, record["reason"]
+    assert {row["verdict"] for row in record["health"]} and record["tried_with"]["seed"] == 0
     assert len(rows_of(record["files"]["evidence"])) == 2
     assert Path(record["files"]["figure"]).exists()
     settings = Path(record["files"]["settings"])
@@ -257,7 +282,7 @@ def test_calibrate_refuses_what_is_no_list_of_numbers(tmp_path: Path) -> None:
 
 
 def test_models_lists_checkpoints() -> None:
-    record = json.loads(call("models", "--json").stdout)
+    record = record_of(call("models", "--json"))
     rows = {row["model"]: row for row in record["models"]}
     assert list(rows) == ["attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l", "gelu-4l"]
     assert rows["attn-2l"]["checkpoints"] == ls.shipped_checkpoints("attn-2l")
@@ -376,7 +401,7 @@ def test_components_without_usable_chains_exit_with_1(
     tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(  # neither command has an option that makes chains diverge
-        cli, "make_settings",
+        cli_support, "make_settings",
         lambda *_, **__: ls.Settings(
             sampler="sgld", step_size=10.0, draws=8, burn_in=2, chains=2, batch_size=4
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from typer.testing import CliRunner
 import lens_slt as ls
 from lens_slt import cli, cli_develop
 from lens_slt.development.cells import SampleCell
+from tests.cli_records import record_of
 
 TINY = [
     "--model", "attn-2l", "--components", "L1H2", "--steps", "600,2300,5300", "--sequences", "8",
@@ -24,14 +24,9 @@ def develop(out: Path, *more: str) -> Result:
     return CliRunner().invoke(cli.app, ["develop", *TINY, "--out", str(out), *more])
 
 
-def record_of(result: Result) -> dict[str, Any]:
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)  # one object and nothing else
-
-
 def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     result = develop(tmp_path / "out", "--dry-run", "--json", "--minutes", "5")
-    plan = record_of(result)["plan"]
+    plan = record_of(result, "settings")["plan"]
     assert plan["steps"] == [600, 2300, 5300]
     assert plan["fits"] and plan["seconds"] < 300
     assert "3 checkpoints (steps 600 to 5300)" in result.stderr
@@ -59,16 +54,22 @@ def test_a_command_goes_on_with_its_plan(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(cli_develop, "plan_development", planned)
     monkeypatch.setattr(SampleCell, "run", lambda cell: ran.append(cell.step) or run(cell))
-    first = record_of(develop(tmp_path, "--hypothesis", "none", "--json"))
+    result = develop(tmp_path, "--hypothesis", "none", "--json", "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    first = record_of(result, "settings", "files")
+    assert first["settings"]["draws"] == 10 and len(first["health"]["L1H2"]) == 3
     assert first["run"] == "attn-2l" and first["plan"]["draws"] == 10
     assert len(first["certificates"]["L1H2"]) == 3
     assert "20 checkpoints" in first["refused"]["stages"]
     assert Path(first["report"]).stat().st_size > 10**5
+    reported = record_of(CliRunner().invoke(cli.app, ["report", str(tmp_path), "--json"]))
+    assert all(reported[key] == first[key] for key in ("settings", "health", "certificates"))
     found = ls.open_development(tmp_path / "sweep")
     assert found["refined_llc"]["checkpoint"].values.tolist() == [600, 2300, 5300]
 
     done = list(ran)
-    assert record_of(develop(tmp_path, "--hypothesis", "none", "--json")) == first
+    again = record_of(develop(tmp_path, "--hypothesis", "none", "--json", "--quiet"))
+    assert again | {"seconds": first["seconds"]} == first
     assert ran == done  # nothing is sampled again
     other = develop(tmp_path, "--hypothesis", "none", "--seed", "7", "--json")
     assert other.exit_code == 2 and other.stderr.splitlines()[-1].startswith("error: path")

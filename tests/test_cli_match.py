@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from lens_slt import cli, cli_match
+from lens_slt import cli, cli_support
+from tests.cli_records import record_of
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8",
         "--probe-sequences", "8", "--components", "L0H2,L1H2", "--data", "mix"]  # fmt: skip
@@ -17,9 +17,9 @@ TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = cli_match.make_settings
+    make = cli_support.make_settings
     few = {"burn_in": 2, "steps_per_draw": 1}
-    monkeypatch.setattr(cli_match, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
+    monkeypatch.setattr(cli_support, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
 
 
 def test_partners_circuits_and_files(tmp_path: Path):
@@ -28,7 +28,9 @@ def test_partners_circuits_and_files(tmp_path: Path):
     options = ["match", *models, *TINY, *circuit, "--out", str(tmp_path), "--json"]
     done = CliRunner().invoke(cli.app, options)
     assert done.exit_code == 0, done.output
-    record = json.loads(done.stdout)
+    record = record_of(done, "runs", "files")
+    assert [run["settings"]["seed"] for run in record["runs"]] == [0, 1]
+    assert set(record["runs"][1]["certificates"]) == {"L0H2", "L1H2"}
     assert [row["component"] for row in record["components"]] == ["L0H2", "L1H2"]
     assert record["circuits"][0]["original"].endswith("L0H2")
     with Path(record["files"]["table"]).open() as file:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from lens_slt import cli, cli_pattern
+from lens_slt import cli, cli_support
+from tests.cli_records import record_of
 
 TINY = ["--model", "attn-1l", "--data", "mix", "--sequences", "8", "--length", "16", "--draws",
         "24", "--batch-size", "4", "--probe-sequences", "4", "--component", "L0H0"]  # fmt: skip
@@ -18,16 +18,16 @@ ASKED = ["--probe", "code=code", "--probe", "prose=prose", "--wish", "code=-0.01
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = cli_pattern.make_settings
+    make = cli_support.make_settings
     few = {"burn_in": 2, "steps_per_draw": 1}
-    monkeypatch.setattr(cli_pattern, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
+    monkeypatch.setattr(cli_support, "make_settings", lambda *a, **b: make(*a, **b).but(**few))
 
 
 def test_weights_and_whether_they_bring_it_about(tmp_path: Path):
     verify = ["--verify", "1", "--n-seeds", "2", "--out", str(tmp_path)]
     done = CliRunner().invoke(cli.app, ["pattern", *TINY, *ASKED, *verify, "--json"])
     assert done.exit_code == 0, done.output
-    record = json.loads(done.stdout)
+    record = record_of(done, "settings", "health", "certificates", "files")
     assert [row["observable"] for row in record["observables"]] == ["code", "prose"]
     assert {row["kind"] for row in record["retrained"]} == {"wish", "shuffled", "surface"}
     with Path(record["files"]["weights"]).open() as file:

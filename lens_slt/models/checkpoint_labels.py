@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from lens_slt.models.shipped import SHIPPED, shipped_checkpoints
+from lens_slt.models.shipped_files import SHIPPED, shipped_checkpoints
 
 
 def checkpoint_labels(name: str) -> tuple[list[int], str]:

@@ -30,13 +30,8 @@ from lens_slt.models.checkpoint_files import (
 )
 from lens_slt.models.checkpoint_labels import checkpoint_labels
 from lens_slt.models.own_file import WEIGHT_FILES, plain_config
-from lens_slt.models.shipped import (
-    ALIASES,
-    BACKENDS,
-    SHIPPED,
-    Backend,
-    shipped_checkpoints,
-)
+from lens_slt.models.shipped import BACKENDS, Backend
+from lens_slt.models.shipped_files import SHIPPED, SHIPPED_NAMES, shipped_checkpoints
 from lens_slt.models.source import CalledModel, Device, LoadedModel, ModelSource, refuse_unpicklable
 from lens_slt.models.source_hash import source_hash
 
@@ -206,7 +201,7 @@ def checkpoints(
             f"{type(source).__name__}"
         )
     name = os.fspath(source)
-    if name in (*SHIPPED, *ALIASES.values()):
+    if name in SHIPPED_NAMES:
         _refuse(config=config)
         found = shipped_checkpoints(name)
         if not found:

@@ -16,6 +16,13 @@ from lens_slt.data.tokenizer import VOCABULARY_SIZE, shipped_tokenizer
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.leaves import bridge_leaves
 from lens_slt.models.own_file import WEIGHT_FILES, load_own
+from lens_slt.models.shipped_files import (
+    SHIPPED_FOLDER,
+    SHIPPED_LIST,
+    SHIPPED_NAMES,
+    name_of_files,
+    shipped_file,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,9 +30,6 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "hooked", "bridge"]
 BACKENDS = get_args(Backend)
 
-SHIPPED = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l", "gelu-4l")
-ALIASES = {"attn-2l": "attn-2l-seed0"}  # name → name of its files
-SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _TYPO = 0.85  # similarity from which an unknown name is taken for a misspelt shipped one
 
 
@@ -100,7 +104,7 @@ def load_model(
         if own is not None:
             hooked = backend != "bridge" and has_hooked_transformer()
             model = load_own(own, config, hooked=hooked, device=target)
-        elif _is_shipped(name):
+        elif name in SHIPPED_NAMES:
             model = build_model(shipped_weights(name, checkpoint), name, backend, target)
         elif Path(name).expanduser().is_dir():
             model = _load_folder(Path(name).expanduser(), checkpoint, backend, target)
@@ -109,29 +113,9 @@ def load_model(
     return model.eval()
 
 
-@typed
-def shipped_checkpoints(name: str) -> list[int]:
-    """Training steps whose weights are shipped; empty for a model with its final weights only."""
-    return sorted(_checkpoint_files(_file_name(name)))
-
-
 def shipped_weights(name: str, checkpoint: int | None = None) -> Weights:
     """Float32 weights of a shipped model under TransformerLens's names."""
     return read_weights(shipped_file(name, checkpoint))
-
-
-def shipped_file(name: str, checkpoint: int | None = None) -> Path:
-    """The file with the weights of a shipped model."""
-    file_name = _file_name(name)
-    path = SHIPPED_FOLDER / f"{file_name}.safetensors"
-    if checkpoint is not None:
-        checkpoints = _checkpoint_files(file_name)
-        if checkpoint not in checkpoints:
-            raise ValueError(_unknown_checkpoint(name, checkpoint, sorted(checkpoints)))
-        path = checkpoints[checkpoint]
-    if not path.is_file():
-        raise FileNotFoundError(f"the weights of {name!r} are not in this installation: {path}")
-    return path
 
 
 def read_weights(path: Path) -> Weights:
@@ -141,7 +125,7 @@ def read_weights(path: Path) -> Weights:
 
 def shipped_training(name: str) -> dict[str, Any]:
     """How a shipped model was trained: ``recipe``, and ``curve`` with the losses at every step."""
-    path = SHIPPED_FOLDER / _file_name(name) / "training.json"
+    path = SHIPPED_FOLDER / name_of_files(name) / "training.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -155,7 +139,7 @@ def model_tokenizer() -> PreTrainedTokenizerFast:
 
 def tokenizer_of(record: Mapping[Any, Any]) -> PreTrainedTokenizerFast | None:
     """The tokenizer of the model in the record of a run, its ``attrs``; None if not shipped."""
-    return shipped_tokenizer() if _is_shipped(str(record.get("model"))) else None
+    return shipped_tokenizer() if str(record.get("model")) in SHIPPED_NAMES else None
 
 
 def build_model(weights: Weights, name: str, backend: Backend, device: torch.device) -> Any:
@@ -261,7 +245,7 @@ def _check_revision(
     name: str, revision: str, checkpoint: int | None, backend: Backend, own: Path | None
 ) -> None:
     """Raise ValueError where a revision means nothing."""
-    if own is not None or _is_shipped(name) or Path(name).expanduser().is_dir():
+    if own is not None or name in SHIPPED_NAMES or Path(name).expanduser().is_dir():
         raise ValueError(
             f"revision is for models of the Hugging Face Hub, {name!r} is none; got {revision!r}"
         )
@@ -282,8 +266,8 @@ def _load_by_name(
     backend: Backend,
     device: torch.device,
 ) -> Any:
-    if hint := did_you_mean(name, _names(), _TYPO):
-        raise ValueError(f"there is no model {name!r}{hint} {_shipped_list()}")
+    if hint := did_you_mean(name, SHIPPED_NAMES, _TYPO):
+        raise ValueError(f"there is no model {name!r}{hint} {SHIPPED_LIST}")
     options: dict[str, Any] = {"device": device}
     if checkpoint is not None:
         options["checkpoint_value"] = checkpoint
@@ -297,7 +281,7 @@ def _load_by_name(
         raise OSError(
             f"{name!r} is not a shipped model, and TransformerLens could not load it from the "
             f"Hugging Face Hub ({reason}). Without a network use a shipped model. "
-            f"{_shipped_list()} The nearest name is {nearest(name, _names(), 0)!r}."
+            f"{SHIPPED_LIST} The nearest name is {nearest(name, SHIPPED_NAMES, 0)!r}."
         ) from error
 
 
@@ -314,42 +298,8 @@ def _transformer_lens_loader(name: str, backend: Backend) -> Callable[..., Any]:
             if backend == "hooked":
                 raise ValueError(
                     f"HookedTransformer knows no model {name!r}; use backend='bridge' for other "
-                    f"models of the Hugging Face Hub. {_shipped_list()}"
+                    f"models of the Hugging Face Hub. {SHIPPED_LIST}"
                 ) from None
     from transformer_lens.model_bridge import TransformerBridge
 
     return TransformerBridge.boot_transformers
-
-
-def _names() -> list[str]:
-    return [*SHIPPED, *ALIASES.values()]
-
-
-def _is_shipped(name: str) -> bool:
-    return name in _names()
-
-
-def _file_name(name: str) -> str:
-    if not _is_shipped(name):
-        near = nearest(name, _names(), 0)
-        raise ValueError(f"{name!r} is not a shipped model (nearest: {near!r}). {_shipped_list()}")
-    return ALIASES.get(name, name)
-
-
-def _checkpoint_files(file_name: str) -> dict[int, Path]:
-    paths = (SHIPPED_FOLDER / file_name).glob("step-*.safetensors")
-    return {int(path.stem.removeprefix("step-")): path for path in paths}
-
-
-def _unknown_checkpoint(name: str, checkpoint: int, known: list[int]) -> str:
-    if not known:
-        return f"{name!r} has its final weights only, no checkpoints; got checkpoint={checkpoint!r}"
-    near = min(known, key=lambda step: abs(step - checkpoint))
-    return (
-        f"{name!r} has no checkpoint {checkpoint!r} (nearest: {near}). "
-        f"Its checkpoints: {', '.join(map(str, known))}."
-    )
-
-
-def _shipped_list() -> str:
-    return f"Shipped models: {', '.join(SHIPPED)}."

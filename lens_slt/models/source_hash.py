@@ -7,7 +7,7 @@ from typing import Any
 
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.checkpoint_files import file_digest
-from lens_slt.models.shipped import ALIASES, SHIPPED, shipped_file
+from lens_slt.models.shipped_files import SHIPPED_NAMES, shipped_file
 from lens_slt.models.source import LoadedModel, ModelSource
 
 
@@ -24,7 +24,7 @@ def path_of(source: ModelSource) -> Path | None:
     """The file or folder that a source loads, None if there is no single one on this machine."""
     if not isinstance(source, LoadedModel) or source.revision is not None:
         return None
-    if source.name in (*SHIPPED, *ALIASES.values()):
+    if source.name in SHIPPED_NAMES:
         return shipped_file(source.name, source.checkpoint)
     path = Path(source.name)
     return path if path.is_absolute() and path.exists() else None

@@ -7,9 +7,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
+if TYPE_CHECKING:
+    import xarray as xr
 
 DRAWS, ABOUT, TRIALS, BEHAVIOUR, REPORT = (
     "draws.zarr", "run.json", "trials.json", "behaviour.zarr", "report.html",

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
 from lens_slt.calibration import Calibration
+from lens_slt.report.plain_table import PlainTable, cell
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.settings import Settings
 from lens_slt.schema import require
-from lens_slt.text import visible
 
 
 def rllc_table(llc: xr.Dataset, words: Sequence[str] = ()) -> Table:
@@ -140,28 +138,6 @@ def calibration_table(calibration: Calibration) -> Table:
     return table
 
 
-def models_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One row per shipped model, from records."""
-    table = PlainTable("Shipped models", "load with --model NAME, --checkpoint STEP")
-    table.add_column("model", no_wrap=True)
-    for name in ("layers", "heads", "d_model", "weights"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("checkpoints")
-    for row in rows:
-        if row["weights"] is None:
-            table.add_row(row["model"], "–", "–", "–", "–", "not in this installation")
-            continue
-        steps = row["checkpoints"]
-        words = "final weights only"
-        if steps:
-            words = f"{len(steps)}: {', '.join(map(str, steps))}"
-        table.add_row(
-            row["model"], str(row["layers"]), str(row["heads"]), str(row["d_model"]),
-            _count(row["weights"]), words,
-        )  # fmt: skip
-    return table
-
-
 def with_error(value: float, error: float) -> str:
     """``13.25 ± 0.12``: two significant digits of the error."""
     if not np.isfinite(value):
@@ -187,31 +163,6 @@ def run_words(s: Settings) -> str:
     )
 
 
-class PlainTable(Table):
-    """A table without lines whose titles, headers and cells are text: rich reads no markup in them.
-
-    Columns are added by the caller.
-    """
-
-    def __init__(self, title: str, caption: str) -> None:
-        super().__init__(
-            title=cell(title, "table.title"), caption=cell(caption, "table.caption"),
-            title_justify="left", caption_justify="left", box=None, pad_edge=False,
-            padding=(0, 2, 0, 0), header_style="bold",
-        )  # fmt: skip
-
-    def add_column(self, header: Any = "", *rest: Any, **named: Any) -> None:
-        super().add_column(cell(header), *rest, **named)
-
-    def add_row(self, *cells: Any, **named: Any) -> None:
-        super().add_row(*(one if isinstance(one, Text) else cell(one) for one in cells), **named)
-
-
-def cell(text: object, style: StyleType = "") -> Text:
-    """Text for a terminal in one style: without markup, with control characters as signs."""
-    return Text(visible(text), style)
-
-
 def _allowed(row: xr.Dataset) -> str:
     """The bias that the defect allows, two standard errors included."""
     most = abs(float(row["defect_share"])) + 2 * float(row["defect_share_se"])
@@ -225,10 +176,6 @@ def _share(value: float, error: float) -> str:
 def _number(value: Iterable[float] | xr.DataArray | float, decimals: int) -> str:
     number = float(value)  # type: ignore[arg-type]
     return f"{number:.{decimals}f}" if np.isfinite(number) else "–"
-
-
-def _count(n: int) -> str:
-    return f"{int(n):,}".replace(",", " ")
 
 
 def few_words(names: Sequence[str]) -> str:

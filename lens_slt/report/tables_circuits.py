@@ -12,7 +12,7 @@ from rich.text import Text
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial, compare_trials
 from lens_slt.circuits.verdict import p_words
-from lens_slt.report.tables import PlainTable, cell
+from lens_slt.report.plain_table import PlainTable, cell
 from lens_slt.schema import require
 
 SHORT = {  # the scores that a terminal has room for

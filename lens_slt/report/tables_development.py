@@ -9,7 +9,7 @@ from rich.table import Table
 from lens_slt.development.construction_table import construction_table
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView
-from lens_slt.report.tables import PlainTable
+from lens_slt.report.plain_table import PlainTable
 
 NOWHERE = "–"
 TYPES = (

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from lens_slt.report.tables import PlainTable, cell
+from lens_slt.report.plain_table import PlainTable, cell
 from lens_slt.schema import require
 
 NOTHING = "–"

@@ -6,8 +6,9 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from lens_slt.report.plain_table import PlainTable
 from lens_slt.report.plots_modes import CLEAR
-from lens_slt.report.tables import PlainTable, with_error
+from lens_slt.report.tables import with_error
 from lens_slt.schema import require
 from lens_slt.schemas import MATRICES
 

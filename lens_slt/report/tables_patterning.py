@@ -6,7 +6,8 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from lens_slt.report.tables import PlainTable, with_error
+from lens_slt.report.plain_table import PlainTable
+from lens_slt.report.tables import with_error
 from lens_slt.schema import require
 
 NOTHING = "–"

@@ -9,7 +9,8 @@ import xarray as xr
 from rich.table import Table
 
 from lens_slt.phases.phase import Phase
-from lens_slt.report.tables import PlainTable, with_error
+from lens_slt.report.plain_table import PlainTable
+from lens_slt.report.tables import with_error
 from lens_slt.schema import require
 
 UNKNOWN = "–"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ from lens_slt.sampling.result import probe_specs, trace_specs
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import ArraySpec
 from lens_slt.sampling.target import HalfPrecision, TokenSet, TransformerTarget
+from lens_slt.versions import versions
 
 
 @dataclass(frozen=True)
@@ -284,10 +284,7 @@ def _record(
         "weight_processing": weight_processing(adapted),
         "why_generic": adapted.why_generic,
         "hooks": " ".join(attached_hooks(adapted)),
-        "versions": " ".join(
-            f"{package}={_version(package)}"
-            for package in ("lens-slt", "torch", "transformer-lens")
-        ),
+        "versions": " ".join(f"{package}={found}" for package, found in versions().items()),
     }
 
 
@@ -311,10 +308,3 @@ def warn_about(adapted: AdaptedModel) -> None:
             SamplingWarning,
             stacklevel=5,
         )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -16,14 +16,8 @@ import numpy as np
 import torch
 
 from lens_slt.circuits.behaviour import behaviour_scores
-from lens_slt.models.shipped import (
-    ALIASES,
-    SHIPPED,
-    SHIPPED_FOLDER,
-    architecture_of,
-    build_model,
-    read_weights,
-)
+from lens_slt.models.shipped import architecture_of, build_model, read_weights
+from lens_slt.models.shipped_files import ALIASES, SHIPPED, SHIPPED_FOLDER
 from lens_slt.training.ship_card import Trained, model_card, training_figure
 from lens_slt.training.ship_circuits import SEQUENCES, circuits, stage
 from lens_slt.training.train import repeat_losses

@@ -23,7 +23,8 @@ import lens_slt as ls
 from lens_slt.models import shipped
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.checkpoints import CheckpointWarning
-from lens_slt.models.shipped import model_tokenizer, shipped_file
+from lens_slt.models.shipped import model_tokenizer
+from lens_slt.models.shipped_files import shipped_file
 from lens_slt.models.source import LoadedModel
 from tests.tiny_models import SIZES, native
 

@@ -14,17 +14,14 @@ from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.data.tokenizer import BOS_ID
 from lens_slt.models import forward
 from lens_slt.models.shipped import (
-    ALIASES,
-    SHIPPED,
-    SHIPPED_FOLDER,
     architecture_of,
     has_hooked_transformer,
     load_model,
     shipped_architecture,
-    shipped_checkpoints,
     shipped_training,
     shipped_weights,
 )
+from lens_slt.models.shipped_files import ALIASES, SHIPPED, SHIPPED_FOLDER, shipped_checkpoints
 from lens_slt.training.train import repeat_losses
 
 TWO_LAYERS = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2")

@@ -14,6 +14,7 @@ import lens_slt as ls
 from lens_slt import cli, cli_phases
 from lens_slt.development.sublosses import sublosses
 from lens_slt.schema import stamped
+from tests.cli_records import record_of
 from tests.made_draws import made_draws
 
 STEPS = (0, 100)
@@ -86,7 +87,9 @@ def test_the_command_on_a_folder(curves, tmp_path, monkeypatch):
     options = ["--steps", "0,100", "--component", "L1H0", "--trust", "--json"]
     done = CliRunner().invoke(cli.app, ["phases", str(tmp_path), *options])
     assert done.exit_code == 0, done.output
-    (record,) = json.loads(done.stdout)["crossings"]
+    whole = record_of(done, "phases", "certificates")
+    assert [phase["name"] for phase in whole["phases"]] == ["step 0", "step 100"]
+    (record,) = whole["crossings"]
     assert (record["one"], record["other"]) == ("step 0", "step 100")
 
 

@@ -12,6 +12,7 @@ import lens_slt as ls
 from benchmarks.potentials import normal_crossing_exact
 from lens_slt.phases import ladder as ladders
 from lens_slt.phases.toys.known import deep_linear, normal_crossing
+from tests.cli_records import record_of
 from tests.phases.made_spectrum import FLAT, N_BETAS, SETTINGS, STIFF, quadratic_draws, rungs
 
 MADE = np.concatenate([STIFF, FLAT])
@@ -202,8 +203,9 @@ def test_the_command(tmp_path, monkeypatch):
     options += ["--checkpoints", "600,5300", "--out", str(tmp_path), "--json"]
     done = CliRunner().invoke(cli.app, ["spectrum", *options])
     assert done.exit_code == 0, done.output
-    record = json.loads(done.stdout)
+    record = record_of(done, "files")
     assert len(record["rungs"]) == 2 * 3 * 2
+    assert len(record["runs"]) == 2 * 3 and "settings" in record["runs"][0]
     assert record["rungs"][0]["checkpoint"] == 600
     assert {"n_beta", "gamma", "component", "llc", "se"} <= set(record["rungs"][0])
     assert "Over training" in (tmp_path / "spectrum.html").read_text("utf-8")

@@ -10,12 +10,12 @@ from rich.table import Table
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report.tables import (
     health_summary,
-    models_table,
     notes,
     probe_table,
     rllc_table,
     with_error,
 )
+from lens_slt.report.tables_models import models_table
 from tests.made_draws import made_draws
 
 

@@ -18,7 +18,7 @@ import zarr
 
 import lens_slt as ls
 from lens_slt.sampling import folder as folders
-from lens_slt.sampling import identity, prepare, store
+from lens_slt.sampling import identity, store
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.folder import DESCRIPTION, LOCK_FILE, SamplingWarning, StoreError
 from lens_slt.sampling.store import STATE_FILE
@@ -134,7 +134,7 @@ def test_names_and_devices_are_harmless(tmp_path):
 
 def test_other_versions_are_named(tmp_path, monkeypatch):
     made = run(path=tmp_path)
-    monkeypatch.setattr(prepare, "_version", lambda package: "0.0.7")
+    monkeypatch.setattr("lens_slt.versions.version_of", lambda package: "0.0.7")
     with pytest.warns(
         SamplingWarning, match="from other versions: .*torch=.* there, .*torch=0.0.7"
     ):

@@ -1,0 +1,27 @@
+"""``lens-slt rllc``: refined LLCs of components."""
+
+from __future__ import annotations
+
+from lens_slt.cli_commands import Rllc
+from lens_slt.cli_runs import finish_run, sampled, show_rllc
+from lens_slt.cli_support import load, load_data, parse_probes, settings_from, weighted_text
+
+NOT_IN_IT = "loading the model, tables and figures"
+
+
+def run(options: Rllc) -> None:
+    """Sample, and show λ̂ of every component."""
+    settings, sources = settings_from(options), parse_probes(options.probe or [])
+    model = load(options)
+    tokens, weights = weighted_text(options, model, options.sequences)
+    probes = {
+        name: load_data(source, model, options.probe_sequences, options.length, options.bos)
+        for name, source in sources.items()
+    }
+    drawn = sampled(
+        options, model, tokens, options.components, NOT_IN_IT, settings=settings, probes=probes,
+        weights=weights, pad_id=options.pad_id,
+    )  # fmt: skip
+    if drawn is not None:
+        title = f"Refined LLCs of {options.model}"
+        finish_run(options, drawn, title, options.data, show_rllc(options, drawn))

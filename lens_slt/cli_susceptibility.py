@@ -1,0 +1,39 @@
+"""``lens-slt susceptibility``: matrices of tokens by components, their modes and patterns."""
+
+from __future__ import annotations
+
+from lens_slt.arguments import choice
+from lens_slt.cli_commands import Susceptibility
+from lens_slt.cli_runs import finish_run, sampled, show_structure
+from lens_slt.cli_support import load, load_data, settings_from, show_health, weighted_text
+from lens_slt.observables.susceptibility import ESTIMATORS
+from lens_slt.structure.overview import read_structure
+
+NOT_IN_IT = "loading the model, matrices, modes and figures"
+PROBE = "probe"
+
+
+def run(options: Susceptibility) -> None:
+    """Sample with a probe, and show what its matrices hold."""
+    choice("estimator", options.estimator, ESTIMATORS)
+    settings = settings_from(options, n_beta=0.0 if options.control else options.n_beta)
+    model = load(options)
+    tokens, weights = weighted_text(options, model, options.sequences)
+    probe = load_data(
+        options.probe or options.data, model, options.probe_sequences, options.length,
+        options.bos, seed=1,
+    )  # fmt: skip
+    names = [options.components, "full"][: 2 if options.estimator == "two_posterior" else 1]
+    drawn = sampled(
+        options, model, tokens, names, NOT_IN_IT, settings=settings, probes={PROBE: probe},
+        weights=weights,
+    )  # fmt: skip
+    if drawn is None:
+        return
+    views = read_structure(
+        drawn.draws, PROBE, probe, tokenizer=model.tokenizer, estimator=options.estimator,
+        folder=options.out,
+    )  # fmt: skip
+    show_health(options, drawn.llc)
+    structure = show_structure(options, views)
+    finish_run(options, drawn, f"Structure of {options.model}", options.data, structure)
