@@ -41,7 +41,7 @@ TARGETS = {
     "memory_factor": Target(most=1.5),
 }  # fmt: skip
 SEGMENT, SEQUENCES = 39, 8  # of the trial: 8 × 80 tokens with BOS and one more
-TEXT = (32, 64)  # sequences and tokens of the sampled text
+TEXT = (32, 32)  # sequences and tokens of the sampled text
 SETTINGS = ls.Settings(chains=2, draws=40, batch_size=4)
 N_NULL = 20
 
@@ -170,7 +170,7 @@ def refined(
     said = ls.estimate(model, tokens, heads, settings=settings)
     common.say(f"estimate: {said}")
     began = time.perf_counter()
-    draws = ls.sample(model, tokens, heads, settings=settings, progress=False)
+    draws = ls.sample(model, tokens, heads, settings=settings)
     seconds = time.perf_counter() - began
     added = resident(peak=True) - before
     llc = ls.refined_llc(draws)

@@ -55,11 +55,11 @@ pd.DataFrame(roles)
 # refuses it.
 
 # %%
-text = ls.load_tokens("mix", n_sequences=128, length=64)
-probe = ls.load_tokens("mix", n_sequences=32, length=64, seed=1)
+text = ls.load_tokens("mix", n_sequences=128, length=48)
+probe = ls.load_tokens("mix", n_sequences=24, length=48, seed=1)
 measured = {}
 for seed, (name, model) in enumerate(models.items()):
-    settings = ls.Settings(draws=60, batch_size=8, thin=2, seed=seed)
+    settings = ls.Settings(draws=40, batch_size=8, thin=2, seed=seed)
     draws = ls.sample(
         model, text, "heads", settings=settings, probes={"text": probe}, progress=False
     )
@@ -101,7 +101,7 @@ special
 # %%
 raw = ls.checkpoints("attn-2l").load(0)
 draws = ls.sample(
-    raw, text, "heads", settings=ls.Settings(draws=60, batch_size=8, thin=2, seed=10),
+    raw, text, "heads", settings=ls.Settings(draws=40, batch_size=8, thin=2, seed=10),
     probes={"text": probe}, progress=False,
 )  # fmt: skip
 control = ls.match(
@@ -126,7 +126,7 @@ best = {
     for score in ("previous_token", "prefix_matching")
 }
 circuit = ls.circuit(f"{best['previous_token']} -> {best['prefix_matching']}.K", "induction")
-tokens = ls.load_tokens("mix", n_sequences=32, length=64, seed=2)
+tokens = ls.load_tokens("mix", n_sequences=32, length=48, seed=2)
 carried = ls.transfer([circuit], matched, models[names[1]], tokens, n_null=20, progress=False)
 done = carried.summary.isel(circuit=0)
 print(f"{circuit}  ⇒  {done['mapped'].values}: {done['verdict'].values}")
