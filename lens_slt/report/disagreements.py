@@ -45,7 +45,8 @@ def disagreements_section(
         "them has a vote; look at them before you quote a supported circuit or a mode."
     )
     return page.paragraph(words) + "".join(
-        page.fold(f"{len(lines)} × {summary}", page.bullets(lines)) for summary, lines in found
+        page.paragraph(f"{len(lines)} × {summary}.") + page.fold("One by one", page.bullets(lines))
+        for summary, lines in found
     )
 
 

@@ -41,10 +41,8 @@ def run_screen(found: RunResults, llc: xr.Dataset | None, about: Mapping[str, An
     elif found.trials:
         first, second = _tried(found.trials)
     else:
-        first, second = (
-            "Measured: what the sections below hold; nothing was sampled here.",
-            ("There is no refined LLC to certify: each section says what its numbers rest on."),
-        )
+        first = "Measured: what the sections below hold; nothing was sampled here."
+        second = "There is no refined LLC to certify: each section says what its numbers rest on."
     shown = "" if best is None else _outcome(best, found.behaviour)
     return screen(first, second, _found(found.trials, best, llc), shown)
 
@@ -58,8 +56,8 @@ def screen(measured: str, believe: str, found: str, shown: str) -> str:
 def outcome(verdict: str, title: str, number: str, words: str, drawing: str) -> str:
     """A circuit, drawn, with the number that decides about it."""
     return (
-        f'<div class="outcome {html_text(verdict)}">'
-        f"{page.heading(title)}"
+        f'<div class="outcome is-{html_text(verdict)}">'
+        f"{page.heading(title, level=2)}"
         f'<p class="decides"><b>{html_text(number)}</b> {html_text(words)}</p>{drawing}</div>'
     )
 

@@ -9,7 +9,7 @@ from lens_slt.report.glossary import GLOSSARY
 from lens_slt.text import html_text
 
 _MARKUP = re.compile(r"<script\b.*?</script>|<style\b.*?</style>|<[^>]*>", re.S)
-_NO_LINKS = ("a", "button", "summary", "h1", "h2", "select")  # elements that take no links
+_NO_LINKS = ("a", "button", "summary", "h1", "select")  # elements that take no links
 _NO_WORDS = ("button", "nav")
 
 

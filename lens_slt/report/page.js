@@ -49,6 +49,9 @@
       text.classList.toggle("to-sheet", found);
     }
     for (const button of plot.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
+    for (const text of plot.querySelectorAll(".heatmap-label text")) {
+      if (text.style.fill === "rgb(68, 68, 68)") text.style.fill = "#000";  // reads better
+    }
   }
 
   // Colours that do not work on both backgrounds; a text that says "black" stays what it is.
@@ -85,7 +88,7 @@
       plot.dataset.heard = "yes";
       plot.on("plotly_afterplot", () => afterPlot(plot));
       plot.on("plotly_click", ({ points: [point] }) =>
-        goTo(sheetOf(`${point.y}${point.x}`, point.y, point.x, point.text, point.data.name)));
+        goTo(sheetOf(point.y, point.x, `${point.y}${point.x}`, point.text, point.data.name)));
     }
     plot.dataset.drawn = root.dataset.theme;
     afterPlot(plot);

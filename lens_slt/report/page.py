@@ -120,9 +120,9 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{name}>{html_text(text).replace(chr(10), '<br>')}</p>"
 
 
-def heading(text: str) -> str:
-    """A heading within a section."""
-    return f"<h3>{_marked(text)}</h3>"
+def heading(text: str, level: int = 3) -> str:
+    """A heading, of what is within a section by default."""
+    return f"<h{level}>{_marked(text)}</h{level}>"
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -15,8 +15,9 @@ from lens_slt.circuits.graph import LOOKS, circuit_graph, edge_label
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS, DASHES, HEAD_TYPE_COLOURS, SYMBOLS
-from lens_slt.report.figure import Figure, labels, subplots
+from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
+from lens_slt.report.stacked import stacked, titled
 from lens_slt.schema import require
 from lens_slt.text import figure_text
 
@@ -157,11 +158,8 @@ def plot_evidence(trial: Trial) -> go.Figure:
         [e for e in trial.evidence if (e.votes, e.unit) == key and np.isfinite(e.effect)]
         for key in panels
     ]
-    figure = subplots(
-        rows=len(panels), vertical_spacing=0.36 / max(len(panels), 2),
-        subplot_titles=["What votes" if votes else "Noted, without a vote" for votes, _ in panels],
-        row_heights=[len(shown) + 1 for shown in rows],
-    )  # fmt: skip
+    titles = ["What votes" if votes else "Noted, without a vote" for votes, _ in panels]
+    figure, tall = stacked(titles, [(ROW_PIXELS + 6) * (len(shown) + 1) for shown in rows])
     for row, ((_, unit), shown) in enumerate(zip(panels, rows, strict=True), 1):
         for trace in _effects(shown):
             figure.add_trace(trace, row=row, col=1)
@@ -169,12 +167,11 @@ def plot_evidence(trial: Trial) -> go.Figure:
         title = effect if unit == metric else "share of the pattern's loss"
         figure.update_xaxes(title_text=title, zeroline=True, row=row, col=1)
         figure.update_yaxes(autorange="reversed", row=row, col=1)
-    figure.update_layout(
-        template="plotly_white",
-        height=170 + 90 * len(panels) + (ROW_PIXELS + 6) * sum(map(len, rows)),
-        title=f"Evidence: {figure_text(trial.verdict)}<br><sup>filled circle: holds; cross: "
-        "fails; open circle: undecided; open grey diamond: noted without a vote; grey bar: middle "
-        "95 % of the null</sup>",
+    titled(
+        figure, f"Evidence: {trial.verdict}",
+        "filled circle: holds; cross: fails; open circle: undecided; open grey diamond: noted "
+        "without a vote; grey bar: middle 95 % of the null",
+        tall,
     )  # fmt: skip
     return figure
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import xarray as xr
 
+from lens_slt.models.names import head_place
 from lens_slt.report import page
 from lens_slt.report.page import Section
 from lens_slt.report.plots_development import plot_curves
@@ -62,7 +63,7 @@ def head_pages(found: RunResults, llc: xr.Dataset | None) -> list[Section]:
     for trial in found.trials:
         names += trial.hypothesis.heads
     chosen = set(list(dict.fromkeys(names))[:MOST_PAGES])
-    ordered = sorted(chosen, key=lambda name: tuple(map(int, name[1:].split("H"))))
+    ordered = sorted(chosen, key=head_place)
     scores = {key: dict(token_scores(v.matrix, v.modes)) for key, v in found.views.items()}
     return [
         Section(f"head-{name}", name, _page(name, places, found, llc, scores)) for name in ordered
@@ -147,7 +148,7 @@ def _parts(
         yield "traces", page.figure(plot_traces(draws, name))
 
 
-def _texts(attention: xr.Dataset, views: dict[str, View]) -> list[str] | None:
+def _texts(attention: xr.Dataset, views: Mapping[str, View]) -> list[str] | None:
     """What the tokens of the first sequence say, where a matrix has the same."""
     ids = attention["token_id"].values[0]
     for view in views.values():

@@ -48,29 +48,29 @@ def ranking_table(
         "q < 0.05; in circuits: how their trials ended",
     )
     probes = [str(name) for name in llc["probe"].values[:MOST_PROBES]] if "probe" in llc else []
-    table.add_column("rank", no_wrap=True)
-    table.add_column("head", no_wrap=True)
-    for name in ("λ̂ ± SE", *(f"on {name}".replace("_", " ") for name in probes)):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("number is")
     more = {
-        "does": behaviour is not None, "pattern": "llc" in views, "in circuits": bool(trials),
+        "does": behaviour is not None, "in circuits": bool(trials), "pattern": "llc" in views,
     }  # fmt: skip
-    for name in (name for name, there in more.items() if there):
+    columns = [name for name, there in more.items() if there]
+    for name in ("rank", "head"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("λ̂ ± SE", justify="right", no_wrap=True)
+    for name in ("number is", *columns):
         table.add_column(name)
+    for name in probes:
+        table.add_column(f"on {name}".replace("_", " "), justify="right", no_wrap=True)
     for place in ranking(llc):
         row = llc.sel(component=place.name)
-        cells = [place.words, place.name, with_error(place.value, place.error)]
-        cells += [
-            with_error(*(float(row[key].sel(probe=name)) for key in ("probe_llc", "probe_se")))
-            for name in probes
-        ]
-        cells.append(str(row["certificate"].values))
-        cells += [head_type(behaviour, place.name)] * more["does"]
-        if more["pattern"]:
-            cells.append(next(_clear_patterns(views["llc"].by_component, place.name), NOTHING))
-        cells += [_circuits(trials, place.name)] * more["in circuits"]
-        table.add_row(*cells)
+        known = {
+            "does": head_type(behaviour, place.name), "in circuits": _circuits(trials, place.name),
+            "pattern": _best_pattern(views, place.name),
+        }  # fmt: skip
+        table.add_row(
+            place.words, place.name, with_error(place.value, place.error),
+            str(row["certificate"].values), *(known[name] for name in columns),
+            *(with_error(*(float(row[key].sel(probe=name)) for key in ("probe_llc", "probe_se")))
+              for name in probes),
+        )  # fmt: skip
     return table
 
 
@@ -175,6 +175,10 @@ def _clear_patterns(by_component: xr.Dataset, name: str) -> Iterator[str]:
     auc, clear = row["auc"].values, np.flatnonzero(row["q"].values < CLEAR)
     for i in sorted(clear, key=lambda i: -abs(auc[i] - 0.5)):
         yield f"{row['pattern'].values[i]} {auc[i]:.2f}"
+
+
+def _best_pattern(views: Mapping[str, View], name: str) -> str:
+    return next(_clear_patterns(views["llc"].by_component, name), NOTHING) if "llc" in views else ""
 
 
 def _circuits(trials: Sequence[Trial], name: str) -> str:
