@@ -176,6 +176,13 @@ def shown_alone(page, key):
 
 def test_a_head_s_name_leads_to_its_page_wherever_it_stands(open_page, file):
     page = open_page(1200, file=file)
+    drawn = page.locator('header .circuit a[href="#head-L0H2"]')
+    page.mouse.click(*drawn.evaluate(MIDDLE))  # Playwright itself misses links in drawings
+    assert shown_alone(page, "head-L0H2")
+    page.get_by_role("link", name="After: L0H3").click()
+    assert shown_alone(page, "head-L0H3")
+    page.get_by_role("link", name="All results").click()
+    assert page.locator("header .verdict").is_visible()
     for place in ("header .verdict", "#ranking table", "#health table", "#circuits .box.voted"):
         link = page.locator(f'{place} a[href^="#head-"]').first
         key = link.get_attribute("href").removeprefix("#")
@@ -184,13 +191,6 @@ def test_a_head_s_name_leads_to_its_page_wherever_it_stands(open_page, file):
         page.go_back()
         page.wait_for_function("location.hash === ''")
         assert page.locator("header .verdict").is_visible()
-    drawn = page.locator('header .circuit a[href="#head-L0H2"]')
-    page.mouse.click(*drawn.evaluate(MIDDLE))  # Playwright itself misses links in drawings
-    assert shown_alone(page, "head-L0H2")
-    page.get_by_role("link", name="After: L0H3").click()
-    assert shown_alone(page, "head-L0H3")
-    page.get_by_role("link", name="All results").click()
-    assert page.locator("header .verdict").is_visible()
 
 
 # Where on the screen a point of a trace stands.
