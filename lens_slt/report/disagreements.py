@@ -79,7 +79,7 @@ def _of_draws(
     llc: xr.Dataset | None, views: Mapping[str, View]
 ) -> list[tuple[str, list[str]]]:  # fmt: skip
     """Columns and modes that may be noise, modes of one matrix only, components not healthy."""
-    found = []
+    found: list[tuple[str, Iterable[str], list[str]]] = []
     if llc is not None:
         pairs = zip(llc["component"].values, llc["verdict"].values, strict=True)
         bad = {str(name): str(word) for name, word in pairs if word != HEALTHY}

@@ -41,7 +41,12 @@ def defined(markup: str, known: set[str]) -> str:
     ``known`` are those that were met before; what is met here is added.
     """
     said: list[str] = []
-    _with_texts(markup, lambda text: said.append(text) or text, _NO_WORDS)
+
+    def keep(text: str) -> str:
+        said.append(text)
+        return text
+
+    _with_texts(markup, keep, _NO_WORDS)
     text = "\n".join(said)
     new = {
         word: meaning

@@ -144,7 +144,7 @@ def _parts(
         if name in over["component"].values:
             one = over.sel(component=[name])
             yield "trajectory", page.figure(plot_curves(one))
-    if draws is not None and name in heads_of(draws["component"])[:MOST_TRACES]:
+    if draws is not None and name in heads_of(draws.to_dataset()["component"])[:MOST_TRACES]:
         yield "traces", page.figure(plot_traces(draws, name))
 
 

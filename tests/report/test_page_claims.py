@@ -189,7 +189,7 @@ def test_a_head_s_name_leads_to_its_page_wherever_it_stands(open_page, file):
         link.click()
         assert shown_alone(page, key), place
         page.go_back()
-        page.wait_for_function("location.hash === ''")
+        page.wait_for_function("location.hash === '#main'")
         assert page.locator("header .verdict").is_visible()
 
 
