@@ -55,8 +55,10 @@
   }
 
   // Colours that do not work on both backgrounds; a text that says "black" stays what it is.
-  const dark_colours =
-    { "#000000": "#f2f2f2", black: "#f2f2f2", lightgrey: "#4a525c", white: "#14171b" };
+  const dark_colours = {
+    "#000000": "#f2f2f2", black: "#f2f2f2", lightgrey: "#4a525c", white: "#14171b",
+    "#0072B2": "#3f97d4",
+  };
   function darken(node, colour) {
     for (const [key, value] of Object.entries(node)) {
       const here = colour || /color$/.test(key);

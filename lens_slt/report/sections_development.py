@@ -205,8 +205,8 @@ def limits(view: DevelopmentView) -> list[str]:
     ]
     if odd:
         lines.append(
-            f"{len(odd)} numbers are not certified (bias over 10 % of themselves cannot be "
-            f"excluded), most often where λ̂ is near zero: {', '.join(odd[:12])}"
+            f"{len(odd)} number{'s are' if len(odd) > 1 else ' is'} not certified (a bias of over "
+            f"10 % cannot be excluded), most often where λ̂ is near zero: {', '.join(odd[:12])}"
             f"{' …' if len(odd) > 12 else ''}"
         )
     lines += [f"{name}: {why}" for name, why in view.refused.items()]

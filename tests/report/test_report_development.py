@@ -20,7 +20,7 @@ from lens_slt.schema import stamped
 from tests.development.test_develop import developed
 from tests.made_curves import STEPS, as_result, curves_of, shapes
 from tests.made_over_training import made_construction
-from tests.report.test_first_screen import words
+from tests.report.test_report import words
 
 PATTERNS = ["all", "induction"]
 
@@ -101,7 +101,8 @@ def test_the_page_tells_the_story(view, tmp_path):
         "Critical checkpoints",
     ):
         assert word in text, word
-    assert "1 numbers are not certified" in text and f"L0H0 at step {STEPS[0]}" in text
+    seen = words(text)
+    assert "1 number is not certified" in seen and f"L0H0 at step {STEPS[0]}" in seen
     assert "How circuits were built" not in text and "Modes and influence" not in text
     assert "http://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
 
@@ -110,12 +111,12 @@ def test_the_first_screen_and_the_pages_of_heads(view, tmp_path):
     built = replace(view, construction=made_construction())
     text = ls.write_report(built, tmp_path / "report.html").read_text("utf-8")
     seen = " ".join(words(text[text.index("<header>") :]).split())
-    assert f"16 heads of made at {len(STEPS)} checkpoints, steps 0 to" in seen
+    assert f"16 heads of made at {len(STEPS)} checkpoints, steps {STEPS[0]} to" in seen
     n = view.curves["refined_llc"]["certificate"].size
     assert f"Believe {n - 1} of {n} numbers, which are certified" in seen
     assert "held the tightest, and training has" in seen
     assert "1 of 1 circuits on trial held at the end" in seen
-    assert "Supported at the end: L0H1→L1H2.K, for induction Step 1000 (100–1000)" in seen
+    assert "Supported at the end: L0H1→L1H2.K, for induction Step 2000 (1000–2000)" in seen
     keys = re.findall(r'<section class="sheet" id="([^"]+)"', text)
     assert keys == [f"head-{name}" for name in view.curves["refined_llc"]["component"].values]
     sheet = words(text[text.index('id="head-L0H1"') :].partition("</section>")[0])
