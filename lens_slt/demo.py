@@ -7,6 +7,8 @@ from pathlib import Path
 import xarray as xr
 from torch import Tensor
 
+from lens_slt.arrays import write_zarr
+from lens_slt.circuits.attention import attention_patterns
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.propose import propose_circuits
 from lens_slt.circuits.slt_evidence import evidence_of
@@ -14,6 +16,7 @@ from lens_slt.circuits.trial import Trial, cross_check
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models.shipped import load_model
+from lens_slt.report.files import ATTENDED
 from lens_slt.sampling.prepare import Probe
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
@@ -68,7 +71,11 @@ def demo_settings(draws: int = DRAWS, seed: int = 0) -> Settings:
 def run_demo(
     path: Path, settings: Settings, *, sequences: int, length: int, progress: bool
 ) -> tuple[xr.DataTree, dict[str, View]]:
-    """Sample the demonstration's draws into ``path``, or continue those that are there."""
+    """Sample the demonstration's draws into ``path``, or continue those that are there.
+
+    Beside them come matrices with their modes, and where heads attend on one sequence.
+    """
+    model = load_model(MODEL)
     tokens = load_tokens("mix", n_sequences=sequences, length=length)
 
     def few(source: str) -> Tensor:
@@ -82,9 +89,10 @@ def run_demo(
         STRUCTURE: structure,
     }
     draws = sample(
-        load_model(MODEL), tokens, ["heads", "full"], settings=settings, probes=probes, path=path,
+        model, tokens, ["heads", "full"], settings=settings, probes=probes, path=path,
         progress=progress,
     )  # fmt: skip
+    write_zarr(attention_patterns(model, structure[:1]), path.parent / ATTENDED)
     return draws, read_structure(draws, STRUCTURE, structure, folder=path.parent)
 
 

@@ -16,6 +16,7 @@ DRAWS, ABOUT, TRIALS, BEHAVIOUR, REPORT = (
     "draws.zarr", "run.json", "trials.json", "behaviour.zarr", "report.html",
 )  # fmt: skip
 SWEEP, BUILT = "sweep", "construction.zarr"  # of ``lens-slt develop``
+ATTENDED = "attention.zarr"
 
 
 def rllc_rows(llc: xr.Dataset) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-// Theme, tabs and figures of a report page. Figures are drawn when their tab is first shown.
+// Theme, tabs, figures, pages of heads and the search of tokens. Figures are drawn when first shown.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -13,12 +13,52 @@
     figure.layout.autosize = true;
     delete figure.layout.width;
     if (small) shrink(figure);
+    hold(figure);
     return figure;
   }
 
+  // Axes of names are not dragged: a click there leads to a head. A finger scrolls the page.
+  function hold(figure) {
+    const touched = matchMedia("(hover: none)").matches;
+    if (touched) figure.layout.dragmode = false;
+    for (const key of Object.keys(figure.layout).filter(key => /^[xy]axis\d*$/.test(key))) {
+      const short = key.replace("axis", "");
+      const mine = figure.data.filter(trace => (trace[`${key[0]}axis`] || key[0]) === short);
+      const named = mine.some(trace => typeof (trace[key[0]] || [])[0] === "string");
+      if (named || touched) figure.layout[key] = { ...figure.layout[key], fixedrange: true };
+    }
+  }
+
+  // Pages of heads: every name in a figure leads there, as names in texts do by their links.
+  const sheets = new Map([...document.querySelectorAll(".sheet")].map(
+    sheet => [sheet.dataset.name, sheet.id]));
+  function sheetOf(...texts) {
+    for (const text of texts) {
+      const name = (String(text ?? "").match(/L\d+(?:H\d+|MLP)(?!\w)/) || [])[0];
+      if (sheets.has(name)) return sheets.get(name);
+    }
+    return undefined;
+  }
+
+  function goTo(sheet) { if (sheet !== undefined) location.hash = sheet; }
+
+  function afterPlot(plot) {
+    const texts = ".xtick text, .ytick text, .annotation-text";
+    for (const text of plot.querySelectorAll(texts)) {
+      const found = sheetOf(text.textContent) !== undefined;
+      text.classList.toggle("to-sheet", found);
+    }
+    for (const button of plot.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
+    for (const text of plot.querySelectorAll(".heatmap-label text")) {
+      if (text.style.fill === "rgb(68, 68, 68)") text.style.fill = "#000";  // reads better
+    }
+  }
+
   // Colours that do not work on both backgrounds; a text that says "black" stays what it is.
-  const dark_colours =
-    { "#000000": "#f2f2f2", black: "#f2f2f2", lightgrey: "#4a525c", white: "#14171b" };
+  const dark_colours = {
+    "#000000": "#f2f2f2", black: "#f2f2f2", lightgrey: "#4a525c", white: "#14171b",
+    "#0072B2": "#3f97d4",
+  };
   function darken(node, colour) {
     for (const [key, value] of Object.entries(node)) {
       const here = colour || /color$/.test(key);
@@ -46,7 +86,14 @@
     const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;
     Plotly.react(plot, figure.data, figure.layout,
       { ...config, responsive: true, displayModeBar: buttons });
+    if (!plot.dataset.heard) {
+      plot.dataset.heard = "yes";
+      plot.on("plotly_afterplot", () => afterPlot(plot));
+      plot.on("plotly_click", ({ points: [point] }) =>
+        goTo(sheetOf(point.y, point.x, `${point.y}${point.x}`, point.text, point.data.name)));
+    }
     plot.dataset.drawn = root.dataset.theme;
+    afterPlot(plot);
   }
 
   function drawVisible() {
@@ -80,6 +127,14 @@
   document.addEventListener("click", (event) => {
     const tab = event.target.closest('[role="tab"]');
     if (tab) select(tab, false);
+    const name = event.target.closest(".to-sheet");
+    if (name) goTo(sheetOf(name.textContent));
+  });
+  document.addEventListener("toggle", drawVisible, true);  // what was folded
+  addEventListener("hashchange", () => {
+    drawVisible();
+    const title = document.querySelector(".sheet:target h2");
+    if (title) { title.focus({ preventScroll: true }); scrollTo({ top: 0, behavior: "instant" }); }
   });
   document.addEventListener("keydown", (event) => {
     const tab = event.target.closest('[role="tab"]');
@@ -106,4 +161,58 @@
     for (const plot of document.querySelectorAll(".plot")) delete plot.dataset.drawn;
     drawVisible();
   });
+
+  // Tokens of the probe that end with a text, in context.
+  const SHOWN = 20, BEFORE = 24, FULL = 3, STRONGEST = 0.65;
+  const all = JSON.parse(document.getElementById("all-tokens")?.textContent || "null");
+
+  function ending(text) {
+    const wanted = text.toLowerCase(), found = [];
+    for (let end = 0, begin = 0, said = ""; end < all.texts.length; end++) {
+      if (all.sequence[end] !== all.sequence[begin]) { begin = end; said = ""; }
+      const own = all.texts[end].toLowerCase();
+      said = (said + own).slice(-(wanted.length + own.length));
+      const at = said.lastIndexOf(wanted);  // ends within this token
+      if (at >= 0 && at + wanted.length > said.length - own.length) found.push(end);
+    }
+    return found;
+  }
+
+  function strip(token, scores) {
+    const line = document.createElement("li");
+    const number = document.createElement("span");
+    number.className = "score";
+    number.textContent = (scores[token] > 0 ? "+" : "") + (scores[token] / 10).toFixed(1);
+    line.append(number);
+    for (let i = Math.max(0, token - BEFORE); i <= token; i++) {
+      if (all.sequence[i] !== all.sequence[token]) continue;
+      const word = document.createElement("span"), score = scores[i] / 10;
+      word.className = i === token ? "token here" : "token";
+      const strength = STRONGEST * Math.min(Math.abs(score) / FULL, 1);
+      word.style.background = `rgba(var(--${score > 0 ? "high" : "low"}), ${strength.toFixed(2)})`;
+      word.title = `score ${score.toFixed(1)}`;
+      word.textContent = all.texts[i];
+      line.append(word);
+    }
+    return line;
+  }
+
+  function search() {
+    const text = document.getElementById("find").value;
+    const scores = all.columns[document.getElementById("by").value];
+    const order = Number(document.getElementById("order").value);
+    const found = text ? ending(text) : all.texts.map((_, i) => i);
+    if (order) found.sort((a, b) => order * (scores[a] - scores[b]));
+    const more = found.length > SHOWN ? `, ${SHOWN} are shown` : "";
+    document.getElementById("n-found").textContent =
+      `${found.length} of ${all.texts.length} tokens${more}.`;
+    document.getElementById("found").replaceChildren(
+      ...found.slice(0, SHOWN).map(token => strip(token, scores)));
+  }
+  if (all) {
+    for (const id of ["find", "by", "order"]) {
+      document.getElementById(id).addEventListener("input", search);
+    }
+    search();
+  }
 })();

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_slt.report.figure import PRIVATE
+from lens_slt.report.markup import defined, linked
 from lens_slt.text import html_text, script_data
 
 CELL_PIXELS, MAP_PIXELS = 36, 170  # of a map with numbers: a cell, and what stands around them
@@ -44,20 +45,26 @@ class Section:
     body: str
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page as text.
+def page(title: str, lead: str, sections: Sequence[Section], sheets: Sequence[Section] = ()) -> str:
+    """The whole page as text; words are defined in the part where they first stand.
 
     Args:
         title: of the page.
-        lead: pieces under the title.
+        lead: pieces under the title, the first screen.
         sections: in order.
+        sheets: shown alone, where their links lead: their titles, wherever these stand in a text.
     """
-    links = "".join(f'<li><a href="#{s.key}">{html_text(s.title)}</a></li>' for s in sections)
+    places = {one.title: one.key for one in sheets}
+    known: set[str] = set()
+    head = linked(lead, places) + defined(lead, known)
     body = "".join(
         f'<section id="{s.key}" aria-labelledby="{s.key}-title">'
-        f'<h2 id="{s.key}-title">{html_text(s.title)}</h2>{s.body}</section>'
+        f'<h2 id="{s.key}-title">{html_text(s.title)}</h2>{defined(s.body, known)}'
+        f"{linked(s.body, places)}</section>"
         for s in sections
     )
+    body += "".join(_sheet(one, sheets, places, known) for one in sheets)
+    links = "".join(f'<li><a href="#{s.key}">{html_text(s.title)}</a></li>' for s in sections)
     plotly, script = get_plotlyjs(), _file("page.js")
     return (
         '<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8">'
@@ -67,7 +74,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         "<noscript><style>[role=tabpanel][hidden]{display:block!important}</style></noscript>"
         f"<script>{plotly}</script></head><body>"
         '<a class="skip" href="#main">Skip to the results</a>'
-        f"<header><h1>{html_text(title)}</h1>{lead}</header>"
+        f"<header><h1>{html_text(title)}</h1>{head}</header>"
         f'<nav aria-label="Sections"><div><ul>{links}</ul>'
         '<button id="theme" type="button">Dark</button></div></nav>'
         f'<main id="main">{body}</main>'
@@ -75,6 +82,25 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         f'<script type="application/json" id="templates">{_templates()}</script>'
         f'<script type="application/json" id="config">{script_data(PRIVATE)}</script>'
         f"<script>{script}</script></body></html>\n"
+    )
+
+
+def _sheet(
+    one: Section, sheets: Sequence[Section], places: Mapping[str, str], known: set[str]
+) -> str:
+    """A section that is shown alone, with the way back and to its neighbours."""
+    here = sheets.index(one)
+    ways = [("#main", "All results")]
+    for word, there in (("Before", here - 1), ("After", here + 1)):
+        if 0 <= there < len(sheets):
+            ways.append((f"#{sheets[there].key}", f"{word}: {sheets[there].title}"))
+    links = "".join(f'<a href="{where}">{html_text(words)}</a>' for where, words in ways)
+    others = {name: key for name, key in places.items() if name != one.title}
+    return (
+        f'<section class="sheet" id="{one.key}" data-name="{html_text(one.title)}" '
+        f'aria-labelledby="{one.key}-title"><p class="ways">{links}</p>'
+        f'<h2 id="{one.key}-title" tabindex="-1">{html_text(one.title)}</h2>'
+        f"{defined(one.body, known)}{linked(one.body, others)}</section>"
     )
 
 
@@ -94,9 +120,9 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{name}>{html_text(text).replace(chr(10), '<br>')}</p>"
 
 
-def heading(text: str) -> str:
-    """A heading within a section."""
-    return f"<h3>{_marked(text)}</h3>"
+def heading(text: str, level: int = 3) -> str:
+    """A heading, of what is within a section by default."""
+    return f"<h{level}>{_marked(text)}</h{level}>"
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -111,15 +137,14 @@ def pairs(values: Mapping[str, object]) -> str:
     return f"<dl>{rows}</dl>"
 
 
-def cards(values: Mapping[str, str]) -> str:
-    """A few numbers to see first, by what they are."""
-    items = "".join(f"<li><b>{_marked(v)}</b>{html_text(k)}</li>" for k, v in values.items())
-    return f'<ul class="cards">{items}</ul>'
-
-
 def fold(title: str, body: str) -> str:
     """Something that is shown on demand."""
     return f"<details><summary>{html_text(title)}</summary>{body}</details>"
+
+
+def box(kind: str, title: str, body: str) -> str:
+    """A framed part with a title; its kind gives it its looks."""
+    return f'<div class="box {kind}"><h4>{html_text(title)}</h4>{body}</div>'
 
 
 def tabs(panels: Mapping[str, str], label: str) -> str:

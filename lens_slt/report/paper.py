@@ -15,7 +15,7 @@ from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS
 from lens_slt.report.plots import INTERVAL, LLC_AXIS, group_label, group_of, group_place
-from lens_slt.report.plots_circuits import VOTE_COLOURS
+from lens_slt.report.plots_circuits import VOTE_COLOURS, look_of
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.schema import require
 
@@ -102,7 +102,7 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
 def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     """Effects of a trial with 95 % intervals, beside the middle 95 % of their nulls.
 
-    Filled circles hold, crosses fail, open circles are undecided, diamonds have no vote.
+    Filled circles hold, crosses fail, open circles are undecided, open diamonds have no vote.
 
     Args:
         trial: from :func:`lens_slt.cross_check`.
@@ -114,7 +114,8 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     ]
     figure, (axes,) = _figure(width, len(shown))
     for row, one in enumerate(shown):
-        colour = VOTE_COLOURS[one.outcome]
+        look = look_of(one)
+        colour = VOTE_COLOURS[look]
         if np.isfinite(one.null_low):
             axes.plot(
                 [one.null_low, one.null_high], [row, row], color="lightgrey", linewidth=5,
@@ -122,8 +123,8 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
             )  # fmt: skip
         axes.errorbar(
             one.effect, row, xerr=[[one.effect - one.low], [one.high - one.effect]], color=colour,
-            marker=OUTCOME_MARKERS[one.outcome], markersize=4, capsize=2, linewidth=0.8,
-            markerfacecolor="white" if one.outcome == "undecided" else colour,
+            marker=OUTCOME_MARKERS[look], markersize=4, capsize=2, linewidth=0.8,
+            markerfacecolor="white" if look in ("undecided", "noted") else colour,
         )  # fmt: skip
     axes.set_yticks(
         range(len(shown)),

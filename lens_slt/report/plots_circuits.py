@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import networkx as nx
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from lens_slt.arguments import typed
+from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.graph import LOOKS, circuit_graph, edge_label
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS, DASHES, HEAD_TYPE_COLOURS, SYMBOLS
-from lens_slt.report.figure import Figure, labels, subplots
+from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
+from lens_slt.report.stacked import stacked, titled
 from lens_slt.schema import require
 from lens_slt.text import figure_text
 
 DASH_NAMES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
-OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open", "noted": "diamond"}
+OUTCOME_SYMBOLS = {"held": "circle", "failed": "x", "undecided": "circle-open",
+                   "noted": "diamond-open"}  # fmt: skip
 NODE_SYMBOLS = {
     "head": "circle", "mlp": "diamond", "embedding": "triangle-right", "logits": "square",
     "other": "circle",
 }  # fmt: skip
 CLEAR = 0.3  # of a line from nodes that it does not end in
-VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": COLOURS[6]}
+VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": "#777777"}
 
 
 @typed
@@ -36,7 +41,7 @@ def plot_circuit(
     ``behaviour`` from :func:`lens_slt.behaviour_scores` adds the types of heads.
     """
     graph = circuit_graph(circuit, behaviour)
-    place = _places(graph)
+    place = node_places(graph)
     units = figure_text(graph.graph["units"])
     figure = Figure()
     between: dict[tuple[str, str], int] = {}
@@ -46,7 +51,7 @@ def plot_circuit(
         shift = 0.25 * between.get((source, target), 0)
         between[source, target] = between.get((source, target), 0) + 1
         (x0, y0), (x1, y1) = place[source], place[target]
-        bend = _bend(place, source, target, shift)
+        bend = bend_of(place, source, target, shift)
         label = edge_label(edge)
         words = labels([f"{source}→{target}", label or "logits", edge["outcome"]])
         if edge["effect"] is not None:
@@ -106,7 +111,7 @@ def plot_circuit(
     return figure
 
 
-def _places(graph: nx.MultiDiGraph) -> dict[str, tuple[float, float]]:
+def node_places(graph: nx.MultiDiGraph) -> dict[str, tuple[float, float]]:
     """Where nodes are drawn: along the residual stream, MLPs below the heads."""
     nodes = dict(graph.nodes(data=True))
     depths = sorted({node["depth"] for node in nodes.values()})
@@ -120,7 +125,7 @@ def _places(graph: nx.MultiDiGraph) -> dict[str, tuple[float, float]]:
     return place
 
 
-def _bend(
+def bend_of(
     place: dict[str, tuple[float, float]], source: str, target: str, shift: float
 ) -> tuple[float, float]:
     """Where an edge bends so that it does not run through other nodes."""
@@ -138,56 +143,72 @@ def _bend(
 
 @typed
 def plot_evidence(trial: Trial) -> go.Figure:
-    """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null."""
+    """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null.
+
+    What votes stands above, in colour; what is only noted below, in grey.
+    """
     metric = trial.settings["units"]
-    both = dict.fromkeys((metric, "share"))
-    units = [u for u in both if any(e.unit == u for e in trial.evidence)]
-    figure = subplots(
-        rows=len(units), subplot_titles=["" for _ in units], vertical_spacing=0.2,
-        row_heights=[sum(e.unit == u for e in trial.evidence) + 1 for u in units],
-    )  # fmt: skip
-    for row, unit in enumerate(units, 1):
-        shown = [e for e in trial.evidence if e.unit == unit and np.isfinite(e.effect)]
-        names = labels(e.test if e.part == "circuit" else f"{e.test}: {e.part}" for e in shown)
-        for name, one in zip(names, shown, strict=True):
-            if np.isfinite(one.null_low):
-                figure.add_trace(
-                    go.Scatter(
-                        x=[one.null_low, one.null_high], y=[name, name], mode="lines",
-                        line=dict(color="lightgrey", width=12), showlegend=False,
-                        hovertemplate=f"null, middle 95 %: {figure_text(one.null)}<extra></extra>",
-                    ),
-                    row=row, col=1,
-                )  # fmt: skip
-        figure.add_trace(
-            go.Scatter(
-                x=[e.effect for e in shown], y=names, mode="markers", showlegend=False,
-                error_x=dict(
-                    array=[e.high - e.effect for e in shown],
-                    arrayminus=[e.effect - e.low for e in shown], symmetric=False, thickness=1.5,
-                    color="#000000",
-                ),
-                marker=dict(
-                    size=10, symbol=[OUTCOME_SYMBOLS[e.outcome] for e in shown],
-                    color=[VOTE_COLOURS[e.outcome] for e in shown],
-                ),
-                text=labels(f"{e.outcome}: {e.words}" for e in shown),
-                hovertemplate="%{y}: %{x:.3f}<br>%{text}<extra></extra>",
-            ),
-            row=row, col=1,
-        )  # fmt: skip
+    panels = [
+        (votes, unit)
+        for votes in (True, False)
+        for unit in dict.fromkeys((metric, "share"))
+        if any(e.unit == unit and e.votes == votes for e in trial.evidence)
+    ]
+    rows = [
+        [e for e in trial.evidence if (e.votes, e.unit) == key and np.isfinite(e.effect)]
+        for key in panels
+    ]
+    titles = ["What votes" if votes else "Noted, without a vote" for votes, _ in panels]
+    figure, tall = stacked(titles, [(ROW_PIXELS + 6) * (len(shown) + 1) for shown in rows])
+    for row, ((_, unit), shown) in enumerate(zip(panels, rows, strict=True), 1):
+        for trace in _effects(shown):
+            figure.add_trace(trace, row=row, col=1)
         effect = f"effect ({figure_text(unit)} per token)"
         title = effect if unit == metric else "share of the pattern's loss"
         figure.update_xaxes(title_text=title, zeroline=True, row=row, col=1)
         figure.update_yaxes(autorange="reversed", row=row, col=1)
-    n_rows = sum(e.unit in units for e in trial.evidence)
-    figure.update_layout(
-        template="plotly_white", height=240 + (ROW_PIXELS + 6) * n_rows,
-        title=f"Evidence: {figure_text(trial.verdict)}<br><sup>filled circle: holds; cross: "
-        "fails; open: undecided; diamond: noted without a vote; grey: middle 95 % of the "
-        "null</sup>",
+    titled(
+        figure, f"Evidence: {trial.verdict}",
+        "filled circle: holds; cross: fails; open circle: undecided; open grey diamond: noted "
+        "without a vote; grey bar: middle 95 % of the null",
+        tall,
     )  # fmt: skip
     return figure
+
+
+def _effects(shown: Sequence[Evidence]) -> list[go.Scatter]:
+    """Nulls as bars, and before them effects with their intervals."""
+    names = labels(e.test if e.part == "circuit" else f"{e.test}: {e.part}" for e in shown)
+    nulls = [
+        go.Scatter(
+            x=[one.null_low, one.null_high], y=[name, name], mode="lines",
+            line=dict(color="lightgrey", width=12), showlegend=False,
+            hovertemplate=f"null, middle 95 %: {figure_text(one.null)}<extra></extra>",
+        )
+        for name, one in zip(names, shown, strict=True)
+        if np.isfinite(one.null_low)
+    ]  # fmt: skip
+    looks = [look_of(e) for e in shown]
+    effects = go.Scatter(
+        x=[e.effect for e in shown], y=names, mode="markers", showlegend=False,
+        error_x=dict(
+            array=[e.high - e.effect for e in shown],
+            arrayminus=[e.effect - e.low for e in shown], symmetric=False, thickness=1.5,
+            color="#777777" if "noted" in looks else "#000000",
+        ),
+        marker=dict(
+            size=10, symbol=[OUTCOME_SYMBOLS[look] for look in looks],
+            color=[VOTE_COLOURS[look] for look in looks], line=dict(width=1.5),
+        ),
+        text=labels(f"{look}: {e.words}" for look, e in zip(looks, shown, strict=True)),
+        hovertemplate="%{y}: %{x:.3f}<br>%{text}<extra></extra>",
+    )  # fmt: skip
+    return [*nulls, effects]
+
+
+def look_of(one: Evidence) -> str:
+    """The outcome that a piece of evidence is drawn as: what has no vote looks like none."""
+    return one.outcome if one.votes else "noted"
 
 
 def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
@@ -224,7 +245,7 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
         line = dict(color="grey", dash=DASHES[1])
         figure.add_vline(x=inside, line=line, annotation_text="circuit")
     figure.update_layout(
-        template="plotly_white", height=420, xaxis_title="heads and MLPs kept",
+        template="plotly_white", height=420, xaxis_title="components kept",
         yaxis_title="faithfulness (share of the pattern's loss)",
         title="Faithfulness of growing circuits<br><sup>the first of the ranking are kept; "
         f"CPR {float(curve['cpr']):.2f}, CMD {float(curve['cmd']):.2f}</sup>",

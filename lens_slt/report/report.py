@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ from lens_slt.development.develop import DESCRIPTION, open_development
 from lens_slt.development.overview import DevelopmentView, read_development
 from lens_slt.json_files import read_json
 from lens_slt.report.files import ABOUT, BEHAVIOUR, BUILT, DRAWS, REPORT, SWEEP, TRIALS
+from lens_slt.report.run_results import ATTENTION, RunResults
 from lens_slt.report.sections_development import development_page
-from lens_slt.report.sections_run import RunResults, run_page
+from lens_slt.report.sections_results import LISTED, SHOWN, is_shown
+from lens_slt.report.sections_run import run_page
 from lens_slt.sampling.result import open_draws
 from lens_slt.schema import require
 from lens_slt.structure.overview import View, open_views
+
+OWN = (DRAWS, BEHAVIOUR, BUILT, "llc.zarr", "chi.zarr")  # that are read as what they are
 
 
 @typed
@@ -30,6 +36,7 @@ def write_report(
     views: Mapping[str, View] | None = None,
     trials: Sequence[Trial] = (),
     behaviour: xr.Dataset | None = None,
+    results: Sequence[xr.Dataset] = (),
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the report of a run, or of a sweep over checkpoints; returns its path.
@@ -37,13 +44,16 @@ def write_report(
     Args:
         result: the folder that a command of ``lens-slt`` wrote, or the ``path`` of
             :func:`lens_slt.sample` or :func:`lens_slt.develop`: what else lies in the folder
-            (matrices, trials, behaviour scores, construction) becomes part of the report. Or
-            results at hand: draws, what ``develop`` returned, what
-            :func:`lens_slt.read_development` read off that, or None for trials alone.
+            (matrices, trials, behaviour scores, construction, attention patterns, matches,
+            patterning, phases) becomes part of the report. Or results at hand: draws, what
+            ``develop`` returned, what :func:`lens_slt.read_development` read off that, or None for
+            trials and other results alone.
         file: the HTML file; ``report.html`` in the folder by default. Results at hand need one.
         views: of draws at hand, from :func:`lens_slt.structure.overview.read_structure`.
         trials: of draws at hand or without any, from :func:`lens_slt.cross_check`.
         behaviour: likewise, from :func:`lens_slt.behaviour_scores`.
+        results: likewise, of other functions: attention patterns, which stand on the pages of
+            heads; matches, patterning, crossings of phases, spectra.
         about: plain values about the run, shown first: ``title``, ``command``, ``data``, …; those
             that lie in the folder by default.
 
@@ -61,12 +71,13 @@ def write_report(
         'report.html'
     """
     instance("views", views or {}, Mapping[str, View])
-    given = RunResults(None, views or {}, trials, behaviour)
+    given = RunResults(None, views or {}, trials, behaviour, _known(results))
     if isinstance(result, str | Path):
         folder = location("result", result)
         if not given.is_empty:
             raise ValueError(
-                "views, trials and behaviour are for results at hand; those in the folder are read"
+                "views, trials, behaviour and results are for results at hand; those in the folder "
+                "are read"
             )
         found = _read(folder)
         stored = folder / ABOUT
@@ -99,37 +110,69 @@ def _at_hand(
     if isinstance(result, DevelopmentView):
         if not given.is_empty:
             raise ValueError(
-                "views, trials and behaviour are of one model; the report of a sweep takes none: "
+                "views, trials, behaviour and results are of one model; the report of a sweep "
+                "takes none: "
                 "read_development(…, construction=…) takes circuits"
             )
         return result
-    if result is None and not given.trials:
-        raise ValueError("a report needs draws, a sweep or trials; got none")
+    if result is None and not given.trials and not given.others:
+        raise ValueError("a report needs draws, a sweep, trials or results; got none")
     if given.behaviour is not None:
         require(given.behaviour, "behaviour_scores", argument="behaviour")
-    return RunResults(result, given.views, given.trials, given.behaviour)
+    return replace(given, draws=result)
 
 
 def _read(folder: Path) -> RunResults | DevelopmentView:
     """All results in a folder."""
-    for sweep in (folder, folder / SWEEP):
-        if (sweep / DESCRIPTION).exists():
-            return read_development(open_development(sweep), construction=_built(folder))
-    path = folder / DRAWS if (folder / DRAWS).exists() else folder
+    path = next((one for one in _places(folder) if (one / "zarr.json").exists()), None)
     trials = folder / TRIALS
-    is_draws = (path / "zarr.json").exists()
-    if not is_draws and not trials.exists():
+    sweep = next((one for one in (folder, folder / SWEEP) if (one / DESCRIPTION).exists()), None)
+    view = None
+    if sweep is not None:
+        view = read_development(open_development(sweep), construction=_built(folder))
+        if path is None and not trials.exists():
+            return view
+    others = [read_zarr(one) for one in sorted(folder.glob("*.zarr")) if one.name not in OWN]
+    others = [one for one in others if is_shown(one) or one.attrs.get("result") == ATTENTION]
+    tables = {name: _rows(folder / name) for name in LISTED if (folder / name).exists()}
+    if path is None and not (trials.exists() or others or tables):
         raise ValueError(
-            f"result: {str(folder)!r} holds neither {DRAWS} nor {TRIALS}, and no sweep"
+            f"result: {str(folder)!r} holds neither {DRAWS} nor {TRIALS}, no sweep and no other "
+            "result"
         )
     behaviour = None
     if (folder / BEHAVIOUR).exists():
         stored = read_zarr(folder / BEHAVIOUR)
         behaviour = require(stored, "behaviour_scores", argument=BEHAVIOUR)
     return RunResults(
-        open_draws(path) if is_draws else None, open_views(folder),
+        None if path is None else open_draws(path), open_views(folder),
         read_trials(trials) if trials.exists() else (), behaviour,
+        _known([one.load() for one in others]), tables, view,
     )  # fmt: skip
+
+
+def _places(folder: Path) -> tuple[Path, ...]:
+    """Where draws may lie: as most commands name them, as ``lens-slt pattern`` does, or here."""
+    return folder / DRAWS, folder / DRAWS.partition(".")[0], folder
+
+
+def _known(results: Sequence[xr.Dataset]) -> Sequence[xr.Dataset]:
+    """Results that a report has a place for, held to their schemas."""
+    for one in results:
+        if not is_shown(one) and one.attrs.get("result") != ATTENTION:
+            what = one.attrs.get("result", "such a dataset")
+            raise ValueError(
+                f"results: a report has no section for {what}; it has for "
+                f"{', '.join([ATTENTION, *SHOWN])}"
+            )
+        require(one, one.attrs["result"], argument="results")
+    return results
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
 
 
 def _built(folder: Path) -> xr.Dataset | None:

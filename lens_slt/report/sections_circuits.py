@@ -1,8 +1,8 @@
-"""Sections of a report about circuits, and about what disagrees with what."""
+"""The section of a report about circuits and what heads do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import xarray as xr
 
@@ -12,15 +12,7 @@ from lens_slt.report import page
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
 from lens_slt.report.plots_heads import plot_behaviour
 from lens_slt.report.rules import rules
-from lens_slt.report.sections_structure import MODES
-from lens_slt.report.tables import few_words
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
-from lens_slt.report.tables_modes import NAMES
-from lens_slt.sampling.health import HEALTHY
-from lens_slt.structure.overview import View
-
-RELIABLE = 0.5  # split-half
-CLEAR = 0.05  # of q
 
 
 def circuits_section(
@@ -57,66 +49,17 @@ def circuits_section(
 
 
 def _trial(trial: Trial, behaviour: xr.Dataset | None) -> str:
+    """What votes first and framed; what is only noted below, greyed and folded."""
     parts = [
         page.heading(f"{trial.verdict.capitalize()}: {trial.hypothesis}"),
         page.bullets(trial.reasons),
         page.figure(plot_circuit(trial, behaviour)),
         page.figure(plot_evidence(trial)),
-        page.fold("The evidence as a table", page.table(evidence_table(trial))),
+        page.box("voted", "What votes", page.table(evidence_table(trial, votes=True))),
     ]
+    if any(not one.votes for one in trial.evidence):
+        table = page.table(evidence_table(trial, votes=False))
+        parts.append(page.box("noted", "Noted, without a vote", page.fold("All of it", table)))
     if trial.curve is not None:
         parts.append(page.figure(plot_faithfulness(trial)))
     return "".join(parts)
-
-
-def disagreements_section(
-    llc: xr.Dataset | None, views: Mapping[str, View], trials: Sequence[Trial]
-) -> str:
-    """What on the page speaks against something else on it."""
-    parts = [
-        page.heading(str(trial.hypothesis)) + page.bullets(trial.disagreements)
-        for trial in trials
-        if trial.disagreements
-    ]
-    lines = []
-    for key, view in views.items():
-        weak = view.matrix["component"].values[view.matrix["split_half"].values < RELIABLE]
-        if len(weak):
-            lines.append(
-                f"{NAMES[key]}: columns whose split-half reliability is below {RELIABLE}: "
-                f"{few_words([str(name) for name in weak])}"
-            )
-        noise = view.modes["mode"].values[view.modes["verdict"].values == "may be noise"]
-        if len(noise):
-            lines.append(
-                f"{NAMES[key]}: modes that may be noise: {', '.join(str(int(m)) for m in noise)}"
-            )
-    if len(views) > 1:
-        lines += _modes_that_differ(views)
-    if llc is not None:
-        names = llc["component"].values[llc["verdict"].values != HEALTHY]
-        if len(names):
-            lines.append(f"Not healthy: {few_words([str(name) for name in names])}")
-    if lines:
-        parts.append(page.heading("Draws and matrices") + page.bullets(lines))
-    nothing = "Nothing on this page disagrees with anything else on it."
-    return "".join(parts) or page.paragraph(nothing)
-
-
-def _modes_that_differ(views: Mapping[str, View]) -> list[str]:
-    """Patterns that a mode of one matrix tells apart clearly and no mode of the other does."""
-    clear = {}
-    for key, view in views.items():
-        strong = (abs(view.by_mode["auc"] - 0.5) > 0.1) & (view.by_mode["q"] < CLEAR)
-        strong = strong.isel(mode=slice(0, MODES)).any("mode")
-        clear[key] = set(strong["pattern"].values[strong.values])
-    lines = []
-    for key, found in clear.items():
-        for other, there in clear.items():
-            only = sorted(str(name) for name in found - there)
-            if key != other and only:
-                lines.append(
-                    f"{NAMES[key]} has modes that tell {', '.join(only)} from other tokens (AUC "
-                    f"beyond 0.4 to 0.6), {NAMES[other]} has none among its first {MODES}"
-                )
-    return lines

@@ -12,6 +12,7 @@ import xarray as xr
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView, with_whole
 from lens_slt.report import page
+from lens_slt.report.development_screen import development_heads, development_screen
 from lens_slt.report.page import Section
 from lens_slt.report.plots_development import plot_construction, plot_curves
 from lens_slt.report.plots_structure_over_time import (
@@ -40,43 +41,28 @@ def development_page(view: DevelopmentView, about: dict[str, Any]) -> str:
     title = str(about.pop("title", "") or f"Development of {view.curves.attrs['run']}")
     sections = [
         Section("run", "What was run", _run(view, about)),
+        *development_sections(view),
+        Section("limits", "Limits", page.bullets(limits(view))),
+    ]
+    return page.page(title, development_screen(view), sections, development_heads(view))
+
+
+def development_sections(view: DevelopmentView) -> list[Section]:
+    """What curves over checkpoints say."""
+    sections = [
         Section("stages", "Stages", _stages(view)),
         Section("losses", "Losses of patterns", _losses(view)),
-        Section("heads", "Heads", _heads(view)),
+        Section("heads", "Heads over training", _heads(view)),
     ]
     if structure := _structure(view):
         sections.append(Section("structure", "Modes and influence", structure))
     if view.construction is not None:
         sections.append(Section("construction", "How circuits were built", _built(view)))
-    sections.append(Section("limits", "Limits", _limits(view)))
-    return page.page(title, _lead(view), sections)
+    return sections
 
 
 def _llc(view: DevelopmentView) -> xr.Dataset:
     return view.curves["refined_llc"].to_dataset()
-
-
-def _lead(view: DevelopmentView) -> str:
-    llc = _llc(view)
-    certified = int((llc["certificate"] == CERTIFIED).sum())
-    found = {
-        "checkpoints": f"{llc.sizes[CHECKPOINT]}, {view.curves.attrs['unit']}s "
-        f"{int(llc[CHECKPOINT][0])} to {int(llc[CHECKPOINT][-1])}",
-        "numbers certified": f"{certified} of {llc['certificate'].size}",
-    }
-    if view.stages is not None:
-        one = view.stages.isel(component=0)
-        types = [str(word) for word in one["type"].values[: int(one["n_stages"])]]
-        found["stages"] = f"{len(types)}: {', '.join(types)}"
-    if view.construction is not None:
-        verdicts = view.construction["verdict"].isel({CHECKPOINT: -1}).values
-        words = [str(word) for word in verdicts if word]
-        onsets = view.construction["onset"].sel(criterion="supported").values
-        known = [f"{step:.0f}" for step in onsets if np.isfinite(step)]
-        found["circuits at the end"] = ", ".join(words) or "none tried"
-        if known:
-            found["supported from step"] = ", ".join(known)
-    return page.cards(found)
 
 
 def _run(view: DevelopmentView, about: Mapping[str, Any]) -> str:
@@ -201,7 +187,8 @@ def _built(view: DevelopmentView) -> str:
     )
 
 
-def _limits(view: DevelopmentView) -> str:
+def limits(view: DevelopmentView) -> list[str]:
+    """What the curves do not say."""
     llc = _llc(view)
     settings = json.loads(llc.attrs["settings"])
     lines = [
@@ -218,12 +205,12 @@ def _limits(view: DevelopmentView) -> str:
     ]
     if odd:
         lines.append(
-            f"{len(odd)} numbers are not certified (bias over 10 % of themselves cannot be "
-            f"excluded), most often where λ̂ is near zero: {', '.join(odd[:12])}"
+            f"{len(odd)} number{'s are' if len(odd) > 1 else ' is'} not certified (a bias of over "
+            f"10 % cannot be excluded), most often where λ̂ is near zero: {', '.join(odd[:12])}"
             f"{' …' if len(odd) > 12 else ''}"
         )
     lines += [f"{name}: {why}" for name, why in view.refused.items()]
-    return page.bullets(lines)
+    return lines
 
 
 def _first(view: DevelopmentView) -> xr.Dataset | None:

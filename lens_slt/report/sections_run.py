@@ -1,27 +1,31 @@
-"""The page of a run: health first, then refined LLCs, structure and circuits, limits last."""
+"""The page of a run: heads, health, refined LLCs, structure and circuits, limits last."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lens_slt.circuits.trial import Trial
-from lens_slt.circuits.verdict import VERDICTS
 from lens_slt.models.names import is_head
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import FULL
 from lens_slt.report import page
+from lens_slt.report.disagreements import disagreements_section
+from lens_slt.report.first_screen import run_screen
 from lens_slt.report.page import Section
 from lens_slt.report.plots import plot_rllc, plot_rllc_map
-from lens_slt.report.plots_modes import QUANTITIES
 from lens_slt.report.plots_traces import plot_all_traces, plot_traces
 from lens_slt.report.rules import rules
-from lens_slt.report.sections_circuits import circuits_section, disagreements_section
+from lens_slt.report.run_results import RunResults, heads_of
+from lens_slt.report.sections_circuits import circuits_section
+from lens_slt.report.sections_development import development_sections, limits
+from lens_slt.report.sections_heads import head_pages, ranking_section
+from lens_slt.report.sections_results import results_sections
 from lens_slt.report.sections_structure import maps_section, modes_section
+from lens_slt.report.sections_tokens import tokens_section
 from lens_slt.report.tables import (
     few_words,
     health_summary,
@@ -39,22 +43,6 @@ TRACED = 8  # components whose traces are shown large
 TRACE_PIXELS = 85  # width of a small trace
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """What a run gave; what is None or empty has no section."""
-
-    draws: xr.DataTree | None = None
-    views: Mapping[str, View] = field(default_factory=dict)
-    trials: Sequence[Trial] = ()
-    behaviour: xr.Dataset | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing."""
-        rest = (self.views, self.trials)
-        return self.draws is None and self.behaviour is None and not any(rest)
-
-
 def run_page(found: RunResults, about: dict[str, Any]) -> str:
     """The whole page; ``about`` are plain values about the run, its ``title`` among them."""
     draws, views, trials = found.draws, found.views, found.trials
@@ -62,53 +50,51 @@ def run_page(found: RunResults, about: dict[str, Any]) -> str:
     if llc is not None and "probe" in llc.dims:  # those of matrices have sections of their own
         read = {view.matrix.attrs["probe"] for view in views.values()}
         llc = llc.drop_sel(probe=[name for name in llc["probe"].values if name in read])
-    title = str(about.pop("title", "") or f"Report on {_model(draws, trials)}")
-    sections = [Section("run", "What was run", _run(draws, trials, about))]
+    title = str(about.pop("title", "") or f"Report on {_model(found)}")
+    sections = []
+    if llc is not None and heads_of(llc["component"]):
+        sections.append(Section("ranking", "Heads", ranking_section(found, llc)))
+    if ran := _run(draws, trials, about):
+        sections.append(Section("run", "What was run", page.pairs(ran)))
     if draws is not None and llc is not None:
         sections += [
             Section("health", "Health", _health(draws, llc)),
             Section("rllc", "Refined LLCs", _rllc(llc)),
             Section("traces", "Loss traces", _traces(draws, llc)),
         ]
-    if views:
-        sections.append(Section("modes", "Modes", modes_section(views)))
-    mapped = {key: view for key, view in views.items() if view.map is not None}
-    if mapped:
-        sections.append(Section("map", "Map of tokens", maps_section(mapped)))
+    sections += _structure(views)
     if trials or found.behaviour is not None:
         circuits = circuits_section(trials, found.behaviour, llc)
         sections.append(Section("circuits", "Circuits", circuits))
-    sections += [
-        Section("disagrees", "What disagrees", disagreements_section(llc, views, trials)),
-        Section("limits", "Limits", _limits(draws, views, trials)),
+    sections += results_sections(found.others, found.tables)
+    if found.development is not None:
+        sections += development_sections(found.development)
+    if llc is not None or trials:
+        disagreements = disagreements_section(llc, views, trials)
+        sections.append(Section("disagrees", "What disagrees", disagreements))
+    sections.append(Section("limits", "Limits", _limits(found)))
+    lead = run_screen(found, llc, about)
+    return page.page(title, lead, sections, head_pages(found, llc))
+
+
+def _structure(views: Mapping[str, View]) -> list[Section]:
+    """Modes, the tokens that they are over, and maps of these."""
+    if not views:
+        return []
+    sections = [
+        Section("modes", "Modes", modes_section(views)),
+        Section("tokens", "Tokens in context", tokens_section(views)),
     ]
-    return page.page(title, _lead(llc, views, trials), sections)
+    mapped = {key: view for key, view in views.items() if view.map is not None}
+    if mapped:
+        sections.append(Section("map", "Map of tokens", maps_section(mapped)))
+    return sections
 
 
-def _model(draws: xr.DataTree | None, trials: Sequence[Trial]) -> str:
-    return str(trials[0].settings["model"] if draws is None else draws.attrs["model"])
-
-
-def _lead(llc: xr.Dataset | None, views: Mapping[str, View], trials: Sequence[Trial]) -> str:
-    found: dict[str, str] = {}
-    if llc is not None:
-        healthy = int((llc["verdict"] == HEALTHY).sum())
-        found["components healthy"] = f"{healthy} of {llc.sizes['component']}"
-        parts = _but_full(llc)
-        if np.isfinite(parts["llc"].values).any():
-            top = int(np.nanargmax(parts["llc"].values))
-            value, error = float(parts["llc"][top]), float(parts["se"][top])
-            name = str(parts["component"].values[top])
-            found["largest refined LLC, ± standard error"] = f"{name}: {value:.2f} ± {error:.2f}"
-    for key, view in views.items():
-        stable = sum(str(word).startswith("stable") for word in view.modes["verdict"].values)
-        found[f"modes of the {QUANTITIES[key]} stable"] = f"{stable} of {view.modes.sizes['mode']}"
-    if trials:
-        counts = {word: sum(t.verdict == word for t in trials) for word in VERDICTS}
-        found["circuit hypotheses on trial"] = ", ".join(
-            f"{n} {word}" for word, n in counts.items() if n
-        )
-    return page.cards(found)
+def _model(found: RunResults) -> str:
+    if found.draws is not None:
+        return str(found.draws.attrs["model"])
+    return str(found.trials[0].settings["model"]) if found.trials else "results"
 
 
 def _but_full(llc: xr.Dataset) -> xr.Dataset:
@@ -116,7 +102,10 @@ def _but_full(llc: xr.Dataset) -> xr.Dataset:
     return llc.sel(component=[name for name in llc["component"].values if name != FULL])
 
 
-def _run(draws: xr.DataTree | None, trials: Sequence[Trial], about: Mapping[str, Any]) -> str:
+def _run(
+    draws: xr.DataTree | None, trials: Sequence[Trial], about: Mapping[str, Any]
+) -> dict[str, object]:  # fmt: skip
+    """What was run, by what it is called."""
     values: dict[str, object] = {str(key): value for key, value in about.items()}
     if draws is not None:
         attrs = draws.attrs
@@ -142,7 +131,7 @@ def _run(draws: xr.DataTree | None, trials: Sequence[Trial], about: Mapping[str,
         }
         if draws is None:
             values |= {"model": s["model"], "weights, SHA-256": str(s["weights"])[:16]}
-    return page.pairs(values)
+    return values
 
 
 def _health(draws: xr.DataTree, llc: xr.Dataset) -> str:
@@ -210,10 +199,11 @@ def _traces(draws: xr.DataTree, llc: xr.Dataset) -> str:
     )
 
 
-def _limits(draws: xr.DataTree | None, views: Mapping[str, View], trials: Sequence[Trial]) -> str:
-    lines = []
-    if draws is not None:
-        s = settings_of(draws)
+def _limits(found: RunResults) -> str:
+    """What the numbers on the page are not."""
+    lines = ["Every number holds for the tokens and the weights that it was measured on."]
+    if found.draws is not None:
+        s = settings_of(found.draws)
         lines += [
             f"These refined LLCs belong to nβ {s.n_beta:g} and γ {s.gamma:g}. They are not the "
             "asymptotic learning coefficient, and at other settings they are other numbers: quote "
@@ -223,7 +213,7 @@ def _limits(draws: xr.DataTree | None, views: Mapping[str, View], trials: Sequen
         ]
         if s.n_beta == 0:
             lines.append("nβ = 0: this is the control. It shows what the prior alone gives.")
-    if views:
+    if found.views:
         lines += [
             "Signs of modes are a convention: the largest loading is positive. Modes say which "
             "components respond together; they do not say that these form a circuit.",
@@ -232,14 +222,16 @@ def _limits(draws: xr.DataTree | None, views: Mapping[str, View], trials: Sequen
             "Clusters and maps of tokens are for looking. On the shipped models they do not come "
             "back from other draws or another training seed; modes do.",
         ]
-    if trials:
+    if found.trials:
         lines += [
             "Supported means that no test which votes failed on these tokens, with this kind of "
             "ablation. It does not mean that the circuit is complete, or the only one.",
             "The line “alone” is what the components recover with all other heads ablated. It has "
             "no vote: heads that feed a circuit with general information are needed too, and are "
             "no part of the hypothesis.",
-            "Path ablation covers paths between heads and from heads into the logits, not those "
-            "through MLPs.",
+            "An edge is tested by its direct path: what its source brings to its target by way of "
+            "other components is not counted.",
         ]
+    if found.development is not None:
+        lines += limits(found.development)
     return page.bullets(lines)

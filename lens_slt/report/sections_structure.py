@@ -43,9 +43,10 @@ def _pattern_rules() -> dict[str, str]:
 
 def _view(view: View) -> str:
     n = min(MODES, view.modes.sizes["mode"])
-    ends = {
-        f"Mode {int(view.modes['mode'][i])}": token_strips(view.modes, i) for i in range(n)
-    }  # the tokens at both ends, in context
+    scores = view.modes["score"].values
+    ends = {  # the tokens at both ends, in context
+        f"Mode {int(view.modes['mode'][i])}": token_strips(view.modes, scores[i]) for i in range(n)
+    }
     return (
         page.figure(plot_modes(view.modes, n_modes=n))
         + page.table(modes_table(view.modes, view.by_mode, n_modes=n))

@@ -24,6 +24,8 @@ STYLES = {
     "held": "green", "failed": "red", "noted": "",
 }  # fmt: skip
 
+NOTED = {"held": "noted: for", "failed": "noted: against"}  # outcomes without a vote
+
 
 def verdicts_table(trials: Sequence[Trial]) -> Table:
     """One row per hypothesis, the best first."""
@@ -47,10 +49,11 @@ def verdicts_table(trials: Sequence[Trial]) -> Table:
     return table
 
 
-def evidence_table(trial: Trial) -> Table:
-    """One row per piece of evidence of one trial."""
+def evidence_table(trial: Trial, votes: bool | None = None) -> Table:
+    """One row per piece of evidence of one trial: of all, what votes, or what is only noted."""
+    titles = {None: "", True: ": what votes", False: ": noted, without a vote"}
     table = PlainTable(
-        f"{trial.hypothesis} is {trial.verdict}",
+        f"{trial.hypothesis} is {trial.verdict}{titles[votes]}",
         "effect with 95 % interval over sequences; p: corrected; null: middle 95 % of what sets of "
         "other components, or other paths, give, and how many of them reach the effect",
     )
@@ -59,18 +62,19 @@ def evidence_table(trial: Trial) -> Table:
     for name in ("effect", "p", "null", "reach"):
         table.add_column(name, justify="right")
     table.add_column("outcome")
-    for one in trial.evidence:
+    shown = [one for one in trial.evidence if votes is None or one.votes == votes]
+    for one in sorted(shown, key=lambda one: not one.votes):
         corrected = one.corrected_p if np.isfinite(one.corrected_p) else one.p
         null = "" if np.isnan(one.null_low) else f"{one.null_low:.2f}…{one.null_high:.2f}"
         reach = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} %"
         table.add_row(
             one.test,
             one.part,
-            _effect(one),
+            effect_words(one),
             "" if np.isnan(corrected) else p_words(corrected),
             null,
             reach,
-            styled(one.outcome),
+            outcome_words(one),
         )
     return table
 
@@ -105,7 +109,15 @@ def styled(word: str) -> Text:
     return cell(word, STYLES.get(word, ""))
 
 
-def _effect(one: Evidence) -> str:
+def outcome_words(one: Evidence) -> Text:
+    """An outcome in its colour; of what has no vote, only what it speaks for."""
+    if one.votes:
+        return styled(one.outcome)
+    return cell(NOTED.get(one.outcome, "noted"))
+
+
+def effect_words(one: Evidence) -> str:
+    """An effect with its unit and interval."""
     unit = "" if one.unit in ("share", "score", "correlation", "loading") else f" {one.unit}"
     if np.isnan(one.effect):
         return "–"

@@ -67,21 +67,21 @@ def transitions_table(view: DevelopmentView) -> Table:
     return table
 
 
-def heads_table(view: DevelopmentView) -> Table:
-    """When each head differentiates, and with which it develops."""
+def heads_table(view: DevelopmentView, name: str | None = None) -> Table:
+    """When each head, or one, differentiates, and with which it develops."""
     llc = view.curves["refined_llc"].to_dataset().isel({CHECKPOINT: -1})
     table = PlainTable(
-        "Heads over training",
+        "Heads over training" if name is None else f"{name} over training",
         "λ̂ at the end ± standard error; differentiates: leaves the band of its layer's other heads "
         "for good; cluster of trajectories, if there are any",
     )
     for column in ("head", "λ̂ at the end", "differentiates at", "in", "cluster", "type"):
         table.add_column(column, justify="right" if column == "λ̂ at the end" else "left")
-    for name in llc["component"].values:
-        value, error = (float(llc[key].sel(component=name)) for key in ("llc", "se"))
-        step, where = _differentiates(view.differentiation, str(name))
-        cluster, kind = _cluster(view.trajectories, str(name))
-        table.add_row(str(name), f"{value:.2f} ± {error:.2f}", step, where, cluster, kind)
+    for head in llc["component"].values if name is None else [name]:
+        value, error = (float(llc[key].sel(component=head)) for key in ("llc", "se"))
+        step, where = _differentiates(view.differentiation, str(head))
+        cluster, kind = _cluster(view.trajectories, str(head))
+        table.add_row(str(head), f"{value:.2f} ± {error:.2f}", step, where, cluster, kind)
     return table
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import xarray as xr
 
+from lens_slt.arrays import FloatArray
 from lens_slt.structure.contexts import token_texts
 from lens_slt.text import html_text
 
@@ -14,17 +17,16 @@ ENDS = 5  # tokens of each end
 WIDTH = 24  # tokens of context
 
 
-def token_strips(found: xr.Dataset, mode: int, *, n: int = ENDS, width: int = WIDTH) -> str:
-    """The tokens at both ends of a mode, with those before them, coloured by score.
+def token_strips(found: xr.Dataset, score: FloatArray, *, n: int = ENDS, width: int = WIDTH) -> str:
+    """The tokens at both ends of a score, with those before them, coloured by score.
 
     Args:
         found: modes with the coordinate ``text``, as in
             :class:`lens_slt.structure.overview.View`.
-        mode: index along ``mode``.
+        score: of every token, in standard deviations.
         n: tokens of each end; at most one of a sequence.
         width: tokens of context.
     """
-    score = found["score"].isel(mode=mode).values
     sequence, position = found["sequence"].values, found["position"].values
     place = {(int(s), int(p)): i for i, (s, p) in enumerate(zip(sequence, position, strict=True))}
     texts = token_texts(found)
@@ -44,6 +46,18 @@ def token_strips(found: xr.Dataset, mode: int, *, n: int = ENDS, width: int = WI
             )
         parts.append(f'<p><b>{end} scores</b></p><ul class="tokens">{"".join(lines)}</ul>')
     return "".join(parts)
+
+
+def token_scores(matrix: xr.Dataset, found: xr.Dataset) -> Iterator[tuple[str, FloatArray]]:
+    """Every usable component of a matrix with its value at every token, in standard deviations.
+
+    ``found`` are the modes of the matrix, which has the same tokens.
+    """
+    values = matrix[str(matrix.attrs["quantity"])]
+    for name in found["component"].values:
+        column = values.sel(component=name).values.astype(float)
+        spread = float(np.nanstd(column)) or 1.0
+        yield str(name), np.nan_to_num((column - np.nanmean(column)) / spread)
 
 
 def _token(text: str, score: float, kind: str = "token") -> str:

@@ -6,11 +6,13 @@ import pytest
 import xarray as xr
 
 import lens_slt as ls
+from lens_slt.arrays import write_zarr
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
-from lens_slt.report.files import write_about
+from lens_slt.report.files import ATTENDED, write_about
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.structure.overview import open_views, read_structure
+from tests.report.browsing import BROWSER, DRAWN
 
 SETTINGS = {
     "how": "mean", "least_effect": 0.05, "n_null": 60, "sequences": 8, "length": 24,
@@ -34,6 +36,7 @@ def run(tokens, tmp_path_factory, trial, behaviour):
     )  # fmt: skip
     read_structure(draws, "code", tokens, folder=folder)
     write_trials(folder, [trial], behaviour)
+    write_zarr(ls.attention_patterns(ls.load_model("attn-1l"), tokens[:1]), folder / ATTENDED)
     write_about(folder, {"title": "A <small> run", "data": "code"})
     return folder
 
@@ -75,3 +78,36 @@ def trial():
 @pytest.fixture(scope="session")
 def behaviour():
     return ls.behaviour_scores(ls.load_model("attn-2l"), n_random=4)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, run):
+    """Opens the report; afterwards, nothing was complained about and nothing fetched."""
+    pages, complaints, fetched = [], [], []
+
+    def open_at(width=900, theme="light", file=None, height=800):
+        address = (file or ls.write_report(run)).resolve().as_uri()
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: fetched.append(request.url))
+        page.set_default_timeout(120_000)  # a busy machine takes its time
+        page.goto(f"{address}?theme={theme}")
+        page.wait_for_selector(DRAWN)
+        pages.append(page)
+        return page
+
+    yield open_at
+    for page in pages:
+        page.close()
+    assert [text for text in complaints if "GL Driver Message" not in text] == []
+    assert {url.partition(":")[0] for url in fetched} <= {"file", "data", "blob"}

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 
 import lens_slt as ls
+from tests.report.browsing import ALL_DRAWN, needs_browser
 from tests.report.hostile import HOSTILE, hostile
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 WIDTHS = (400, 900, 1600)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        BROWSER is None and not os.environ.get("CI"), reason="needs a Chromium on the path"
-    ),
-]
-
-DRAWN = ".plot[data-drawn] .main-svg, .plotly-graph-div .main-svg, [id^=circuits-vis] canvas"
+pytestmark = [pytest.mark.slow, needs_browser]
 
 # What markup that was taken for markup leaves in a page.
 INJECTED = """() => [
@@ -73,39 +63,6 @@ OVERLAPS = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, run):
-    """Opens the report; afterwards, nothing was complained about and nothing fetched."""
-    pages, complaints, fetched = [], [], []
-
-    def open_at(width=900, theme="light", file=None):
-        address = (file or ls.write_report(run)).resolve().as_uri()
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: fetched.append(request.url))
-        page.set_default_timeout(120_000)  # a busy machine takes its time
-        page.goto(f"{address}?theme={theme}")
-        page.wait_for_selector(DRAWN)
-        pages.append(page)
-        return page
-
-    yield open_at
-    for page in pages:
-        page.close()
-    assert [text for text in complaints if "GL Driver Message" not in text] == []
-    assert {url.partition(":")[0] for url in fetched} <= {"file", "data", "blob"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
@@ -113,7 +70,7 @@ def test_nothing_overlaps_or_sticks_out(width, theme, open_page):
     page = open_page(width, "dark" if theme == "light" else "light")
     page.evaluate("document.querySelectorAll('[role=tabpanel]').forEach(x => x.hidden = false)")
     page.locator("#theme").click()  # draws what is now shown
-    page.wait_for_function("!document.querySelector('.plot:not([data-drawn])')")
+    page.wait_for_function(ALL_DRAWN)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(OVERLAPS) == []
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -193,7 +150,7 @@ def test_markup_in_texts_is_shown_and_never_runs(kind, hostile_pages, open_page)
     opened.evaluate("document.querySelectorAll('details').forEach(x => x.open = true)")
     if kind == "report":
         opened.locator("#theme").click()  # draws what is now shown
-        opened.wait_for_function("!document.querySelector('.plot:not([data-drawn])')")
+        opened.wait_for_function(ALL_DRAWN)
     if kind != "attention":
         opened.evaluate(HOVERED)
         assert opened.locator(".modebar-btn").count() > 0

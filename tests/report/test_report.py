@@ -29,13 +29,15 @@ def text(run):
 def words(text: str) -> str:
     """What a reader sees, without style, scripts and tags."""
     text = re.sub(r"<(script|style)\b.*?</\1>", " ", text, flags=re.S)
+    text = re.sub(r"</?(a|span)\b[^>]*>", "", text)
     return html.unescape(re.sub(r"<[^>]+>", " ", text))
 
 
 def test_sections_come_in_order_and_are_linked(text):
     keys = re.findall(r'<section id="(\w+)"', text)
     assert keys == [
-        "run", "health", "rllc", "traces", "modes", "map", "circuits", "disagrees", "limits",
+        "ranking", "run", "health", "rllc", "traces", "modes", "tokens", "map", "circuits",
+        "disagrees", "limits",
     ]  # fmt: skip
     assert re.findall(r'<li><a href="#(\w+)">', text) == keys
 
@@ -67,7 +69,7 @@ def test_the_matrix_s_probe_is_no_column(text):
 
 def test_trials_and_their_disagreements(text, trial):
     seen = " ".join(words(text).split())
-    assert f"Contradicted : {trial.hypothesis}" in seen
+    assert f"Contradicted: {trial.hypothesis}" in seen
     assert "1 contradicted" in seen
     disagrees = text[text.index('id="disagrees"') :]
     assert "L0H6 matters" in words(disagrees)
@@ -92,7 +94,7 @@ def test_results_at_hand(tmp_path, draws, trial):
     path = ls.write_report(None, tmp_path / "two.html", trials=[trial])
     seen = words(path.read_text("utf-8"))
     assert "8 sequences of 24 tokens, mean ablation, 60 null sets" in seen
-    with pytest.raises(ValueError, match="needs draws, a sweep or trials"):
+    with pytest.raises(ValueError, match="needs draws, a sweep, trials or results"):
         ls.write_report(None, tmp_path / "none.html")
     with pytest.raises(ValueError, match="file is missing"):
         ls.write_report(draws)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from rich.console import Console
 import lens_slt as ls
 from lens_slt.arrays import write_zarr
 from lens_slt.development.overview import TOGETHER, with_whole
+from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.tables_development import heads_table, stages_table, transitions_table
 from lens_slt.schema import stamped
 from tests.development.test_develop import developed
 from tests.made_curves import STEPS, as_result, curves_of, shapes
 from tests.made_over_training import made_construction
+from tests.report.test_report import words
 
 PATTERNS = ["all", "induction"]
 
@@ -98,9 +101,27 @@ def test_the_page_tells_the_story(view, tmp_path):
         "Critical checkpoints",
     ):
         assert word in text, word
-    assert "1 numbers are not certified" in text and f"L0H0 at step {STEPS[0]}" in text
+    seen = words(text)
+    assert "1 number is not certified" in seen and f"L0H0 at step {STEPS[0]}" in seen
     assert "How circuits were built" not in text and "Modes and influence" not in text
     assert "http://" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
+
+
+def test_the_first_screen_and_the_pages_of_heads(view, tmp_path):
+    built = replace(view, construction=made_construction())
+    text = ls.write_report(built, tmp_path / "report.html").read_text("utf-8")
+    seen = " ".join(words(text[text.index("<header>") :]).split())
+    assert f"16 heads of made at {len(STEPS)} checkpoints, steps {STEPS[0]} to" in seen
+    n = view.curves["refined_llc"]["certificate"].size
+    assert f"Believe {n - 1} of {n} numbers, which are certified" in seen
+    assert "held the tightest, and training has" in seen
+    assert "1 of 1 circuits on trial held at the end" in seen
+    assert "Supported at the end: L0H1→L1H2.K, for induction Step 2000 (1000–2000)" in seen
+    keys = re.findall(r'<section class="sheet" id="([^"]+)"', text)
+    assert keys == [f"head-{name}" for name in view.curves["refined_llc"]["component"].values]
+    sheet = words(text[text.index('id="head-L0H1"') :].partition("</section>")[0])
+    for part in ("L0H1 over training", "Stages of L0H1", "L0H1 in circuits"):
+        assert part in sheet, part
 
 
 def test_too_few_checkpoints_are_said(curves, tmp_path):
@@ -128,3 +149,13 @@ def test_a_folder_and_what_develop_returned_are_taken(tmp_path):
     assert re.findall('<section id="([^"]+)"', text) == keys
     with pytest.raises(ValueError, match="the report of a sweep takes none"):
         ls.write_report(found, tmp_path / "none.html", behaviour=xr.Dataset())
+
+
+def test_a_sweep_and_a_run_in_one_folder_become_one_page(tmp_path, trial):
+    developed([0, 5], tmp_path / "sweep", behaviour=False)
+    write_trials(tmp_path, [trial])
+    text = ls.write_report(tmp_path).read_text("utf-8")
+    keys = re.findall('<section id="([^"]+)"', text)
+    assert keys == [
+        "run", "circuits", "stages", "losses", "heads", "structure", "disagrees", "limits",
+    ]  # fmt: skip

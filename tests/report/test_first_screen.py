@@ -1,0 +1,113 @@
+"""The first screen says what was measured, whether to believe it, what was found."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+
+import pytest
+
+import lens_slt as ls
+from lens_slt.circuits.evidence import Evidence
+from lens_slt.circuits.trial import Trial
+from lens_slt.observables.refined_llc import refined_llc
+from lens_slt.report.drawing import circuit_drawing
+from lens_slt.report.first_screen import believed, counted, deciding, run_screen
+from lens_slt.report.run_results import RunResults
+from tests.made_draws import made_draws
+
+
+@pytest.fixture(scope="module")
+def supported(trial) -> Trial:
+    votes = tuple(
+        replace(one, outcome="held", least=0.05) for one in trial.evidence if one.votes
+    )  # fmt: skip
+    return replace(trial, verdict="supported", evidence=votes)
+
+
+def words(markup: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", markup))
+
+
+def sentences(found: RunResults, bad=None) -> list[str]:
+    draws = found.draws
+    llc = None if draws is None else refined_llc(draws)
+    return re.findall(r"<p>(.*?)</p>", run_screen(found, llc, {"data": "code"}))
+
+
+def test_three_sentences(supported):
+    first, second, third = sentences(RunResults(made_draws(), trials=[supported]))
+    assert "3 heads and 1 MLP of made, by 4 chains of 100" in first and "on code" in first
+    assert second.startswith("Believe it: all 4 numbers are certified and healthy")
+    assert third.startswith("Found: L1H0 (λ̂ 11.98")  # about 30 · 0.4; the MLP is no head
+    assert third.index("L1H0") < third.index("L0H0") < third.index("L0H1")
+    assert third.endswith("L1H2.Q held on trial for induction.")
+
+
+def test_what_cannot_be_believed_is_named():
+    some = believed(refined_llc(made_draws(bad={"L0H1": 4})))
+    assert some.startswith("Believe 3 of 4 numbers") and "L0H1 (diverged)" in some
+    every = dict.fromkeys(("L0H0", "L0H1", "L1H0", "L1MLP"), 4)
+    none = believed(refined_llc(made_draws(bad=every)))
+    assert none.startswith("Do not believe the values: none of 4 is healthy")
+    *_, third = sentences(RunResults(made_draws(bad=every)))
+    assert "which heads matter" not in third or "cannot be said" in third
+
+
+def test_a_head_that_is_not_certified_is_not_called_one_that_matters():
+    third = sentences(RunResults(made_draws(bad={"L1H0": 1})))[2]
+    assert "L0H0" in third and "L1H0" not in third
+
+
+def test_the_number_that_decides(trial, supported):
+    assert deciding(trial).part == "L0H2→L1H2.Q"  # the one that failed
+    assert deciding(supported).test == "necessity"
+    text = words(run_screen(RunResults(trials=[trial]), None, {}))
+    assert "Contradicted : L0H2→L1H2.K" in text
+    assert "0.01 nats (-0.10 to 0.04 nats) is what ablating the path L0H2→L1H2.Q" in " ".join(
+        text.split()
+    )
+    assert "no circuit held on trial (1 contradicted)" in text
+    text = " ".join(words(run_screen(RunResults(trials=[trial, supported]), None, {})).split())
+    assert "1.50 nats (1.20 to 1.80 nats) is what ablating the circuit costs induction" in text
+    assert "at least 0.05 nats was needed" in text
+
+
+def test_shares_are_said_in_per_cent(supported):
+    one = Evidence("sufficiency", "circuit", 0.61, 0.5, 0.7, unit="share", least=0.1,
+                   outcome="undecided", votes=True)  # fmt: skip
+    made = replace(supported, verdict="undecided", evidence=(one,))
+    text = " ".join(words(run_screen(RunResults(trials=[made]), None, {})).split())
+    assert "61 % (50 to 70 %) of the induction tokens' loss comes back" in text
+    assert "at least 10 % is needed" in text
+
+
+def test_a_trial_without_numbers(supported):
+    made = replace(supported, verdict="undecided", evidence=())
+    assert "No number" in run_screen(RunResults(trials=[made]), None, {})
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["L0H0"], "1 head"),
+        (["L0H0", "L0H1", "full"], "2 heads and the whole model"),
+        (["L0H0", "L0MLP", "L1MLP", "L0", "full"],
+         "1 head, 2 MLPs, 1 other component and the whole model"),
+    ],
+)  # fmt: skip
+def test_components_are_counted(names, said):
+    assert counted(names) == said
+
+
+def test_the_drawing_has_every_part_and_what_became_of_it(trial, behaviour):
+    drawn = circuit_drawing(trial, behaviour)
+    assert drawn.count("<circle") == 2 and drawn.count("<rect") == 1  # heads, the logits
+    assert drawn.count('class="edge held"') == 1 and drawn.count('class="edge failed"') == 1
+    assert 'stroke-dasharray="7 4"' in drawn
+    assert ">previous token</text>" in drawn
+    mixed = ls.circuit("embed -> L0H2.Q; L0H2 -> L0MLP -> L1H2.K", "induction")
+    drawn = circuit_drawing(mixed)
+    places = [float(x) for x in re.findall(r'class="name" x="([\d.]+)"', drawn)]
+    assert len(set(places)) == 4 and "failed" not in drawn
