@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,20 @@ def test_code_parses_and_uses_public_names(page: Path) -> None:
     for name in INLINE_NAME.findall(text):
         known = name in ls.__all__ or any(one.startswith(name) for one in ls.__all__ if "_" in name)
         assert known, f"ls.{name} is not public"
+
+
+def test_ten_lines_are_the_same_everywhere() -> None:
+    """The shortest useful program: in the README, on the first page, in the package's docstring."""
+
+    def after(title: str, path: Path) -> str:
+        found = FENCE.search(path.read_text("utf-8").partition(title)[2])
+        assert found is not None, f"{path.name}: no code after {title!r}"
+        return found[2]
+
+    readme = after("## Ten lines", ROOT / "README.md")
+    assert after("## Ten lines", DOCS / "index.md") == readme
+    assert textwrap.indent(readme, "    ") in (ls.__doc__ or "")
+    assert len([line for line in readme.splitlines() if line]) == 10
 
 
 def test_nothing_is_fetched_from_elsewhere(config: dict[str, Any]) -> None:
