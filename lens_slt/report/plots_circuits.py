@@ -34,6 +34,13 @@ def plot_circuit(
     """The circuit as a graph, layers from left to right; what failed is dashed.
 
     ``behaviour`` from :func:`lens_slt.behaviour_scores` adds the types of heads.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> mine = ls.circuit("L0H2 -> L1H2.K -> logits", pattern="induction")
+        >>> figure = ls.plot_circuit(mine)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Circuit for induction'
     """
     graph = circuit_graph(circuit, behaviour)
     place = _places(graph)
@@ -194,6 +201,15 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
     """Share of the pattern's loss that growing circuits recover, beside random orders.
 
     ``found`` is a trial, or from :func:`lens_slt.faithfulness_curve`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> everywhere = ls.label_patterns(text).sel(pattern="word_part") | True
+        >>> found = ls.faithfulness_curve(model, text, everywhere, ["L0H2"], n_random=2)
+        >>> figure = ls.plot_faithfulness(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Faithfulness of growing circuits'
     """
     curve = found.curve if isinstance(found, Trial) else found
     if curve is None and isinstance(found, Trial):
