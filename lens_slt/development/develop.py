@@ -173,9 +173,10 @@ def open_development(path: str | Path) -> xr.DataTree:
     Example:
         >>> import lens_slt as ls, tempfile
         >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
-        >>> text, folder = ls.load_tokens("mix", n_sequences=8, length=16), tempfile.mkdtemp()
-        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
-        >>> _ = ls.develop(run, text, "L1H2", settings=few, path=folder, progress=False)
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = ls.develop(run, text, "L1H2", path=folder, **how)
         >>> ls.open_development(folder)["refined_llc"].coords["checkpoint"].values
         array([1000, 2900])
     """
@@ -205,11 +206,12 @@ def open_checkpoint(path: str | Path, step: int) -> dict[str, xr.Dataset]:
     Example:
         >>> import lens_slt as ls, tempfile
         >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
-        >>> text, folder = ls.load_tokens("mix", n_sequences=8, length=16), tempfile.mkdtemp()
-        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
-        >>> _ = ls.develop(run, text, "L1H2", settings=few, path=folder, progress=False)
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = ls.develop(run, text, "L1H2", path=folder, **how)
         >>> sorted(ls.open_checkpoint(folder, 2900))
-        ['behaviour_scores', 'refined_llc']
+        ['refined_llc']
     """
     place = step_folder(folder_of(path), step)
     if not (place / FINISHED).exists():

@@ -196,11 +196,9 @@ def development_phases(
     Example:
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
-        >>> text = ls.load_tokens("mix", n_sequences=16, length=32)
-        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
-        >>> curves = ls.develop(
-        ...     run, text, "L1H2", settings=few, probes={"mix": text}, progress=False
-        ... )
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> curves = ls.develop(run, text, "L1H2", probes={"mix": text}, **how)
         >>> [one.name for one in ls.development_phases(curves, [1000, 2900])]
         ['step 1000', 'step 2900']
     """

@@ -125,6 +125,14 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     Args:
         trial: from :func:`lens_slt.cross_check`.
         width: of the figure in inches.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> mine = ls.circuit("L1H2", pattern="induction")
+        >>> trial = ls.cross_check(model, text, mine, n_null=10, verdict_only=True, progress=False)
+        >>> ls.paper_evidence(trial).axes[0].get_xlabel()
+        'effect (nats per token)'
     """
     units = trial.settings["units"]
     shown: list[Evidence] = [

@@ -124,6 +124,15 @@ def plot_calibration(calibration: Calibration) -> go.Figure:
     """λ̂ and the lowering of the loss below the control's, over nβ, one panel for each γ.
 
     Filled symbols are accepted settings, a star is the chosen one; lines join one component.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> short = ls.Settings(draws=40, chains=2)
+        >>> found = ls.calibrate(model, text, "L0H0", n_betas=[30], settings=short, progress=False)
+        >>> figure = ls.plot_calibration(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Calibration: one line per component, with 95 % intervals'
     """
     evidence = calibration.evidence
     gammas = [float(gamma) for gamma in evidence["gamma"].values]

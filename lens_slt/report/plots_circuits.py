@@ -145,7 +145,17 @@ def _bend(
 
 @typed
 def plot_evidence(trial: Trial) -> go.Figure:
-    """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null."""
+    """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> mine = ls.circuit("L1H2", pattern="induction")
+        >>> trial = ls.cross_check(model, text, mine, n_null=10, verdict_only=True, progress=False)
+        >>> figure = ls.plot_evidence(trial)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Evidence: contradicted'
+    """
     metric = trial.settings["units"]
     both = dict.fromkeys((metric, "share"))
     units = [u for u in both if any(e.unit == u for e in trial.evidence)]

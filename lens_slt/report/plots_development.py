@@ -170,13 +170,9 @@ def plot_sublosses(found: xr.Dataset) -> go.Figure:
     Example:
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
-        >>> text, few = (
-        ...     ls.load_tokens("mix", n_sequences=8, length=16),
-        ...     ls.Settings(draws=12, chains=2),
-        ... )
-        >>> curves = ls.develop(
-        ...     run, text, "L1H2", settings=few, probes={"mix": text}, progress=False
-        ... )
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> curves = ls.develop(run, text, "L1H2", probes={"mix": text}, **how)
         >>> at = curves["sublosses"].to_dataset().sel(checkpoint=2900)
         >>> figure = ls.plot_sublosses(at)
         >>> figure.layout.title.text.split("<br>")[0]
@@ -261,6 +257,16 @@ def plot_construction(found: xr.Dataset, stages: Any = None) -> go.Figure:
     One row per part and criterion, in the order of the circuit. The thin line is the interval of
     the onset, the thick one the time over which the part clearly is there, the symbol the onset by
     the estimates alone. A row without any is not there at the last checkpoint.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 5300])
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> mine = ls.circuit("L0H2 -> L1H2.K", pattern="induction")
+        >>> found = ls.construction(run, text, mine, trials="none", progress=False)
+        >>> figure = ls.plot_construction(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Construction: induction'
     """
     found = require(found, "construction", argument="found", leading=(CHECKPOINT,))
     table = construction_table(found, stages)

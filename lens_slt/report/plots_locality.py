@@ -24,6 +24,14 @@ def plot_locality(found: xr.Dataset) -> go.Figure:
     """The share of a gain that some of the weights keep, over how many they are.
 
     ``found`` is from :func:`lens_slt.locality`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run, text = ls.checkpoints("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=32)
+        >>> found = ls.locality(run.load(100), run.load(2900), text, n_null=1, progress=False)
+        >>> figure = ls.plot_locality(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'How few weights carry the gain'
     """
     found = require(found, "locality", argument="found")
     figure = Figure()

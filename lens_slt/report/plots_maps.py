@@ -39,6 +39,15 @@ def plot_map(
         label: what ``color`` is, for the legend, with its unit.
 
     Raises ValueError where lengths differ or the map has one axis only.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> figure = ls.plot_map(ls.token_map(ls.per_token_llc(draws), n_neighbors=10))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Map of tokens'
     """
     coords = require(coords, "token_map", argument="coords")
     points = coords["map"].values

@@ -142,6 +142,19 @@ def plot_transfer(found: xr.Dataset) -> go.Figure:
     """What trials in the other model say of each mapped circuit, and of random maps of it.
 
     ``found`` is the ``summary`` from :func:`lens_slt.transfer`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> one, other = ls.load_model("attn-2l"), ls.load_model("attn-2l-seed1")
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> found = ls.match(*(ls.attention_patterns(m, text) for m in (one, other)), n_null=20)
+        >>> mine, few = ls.circuit("L0H2 -> L1H2.K", "induction"), dict(most_maps=1, n_null=2)
+        >>> moved = ls.transfer(
+        ...     [mine], found, other, text, **few, verdict_only=True, progress=False
+        ... )
+        >>> figure = ls.plot_transfer(moved.summary)
+        >>> figure.layout.title.text.split("% ")[1].split("<br>")[0]
+        'of circuits are supported where the match maps them'
     """
     found = require(found, "transfer", argument="found")
     rows = []
