@@ -171,6 +171,7 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     sampling = (tmp_path / "api/sampling/index.html").read_text("utf-8")
     assert 'id="lens_slt.sample"' in sampling
+    assert "&gt;&gt;&gt;" in sampling, "examples are no code"  # but quotes in quotes in quotes
     assert "times as far from the given weights as the prior allows</td>" in sampling  # two lines
     for page in tmp_path.rglob("*.html"):
         text = page.read_text("utf-8")
