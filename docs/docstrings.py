@@ -3,7 +3,8 @@
 Cross-references (``:func:`lens_slt.sample```) become links where their target is on a page, and
 code elsewhere; simple tables become Markdown tables; ``.. math::`` becomes a formula; the star of
 w* is no emphasis. What is returned becomes a paragraph, because the parser would take its first
-words for a type, and so do arguments that are described in a sentence.
+words for a type, and so do arguments that are described in a sentence. The one example becomes a
+section of examples, which the parser knows as code.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MATH = re.compile(r"^( *)\.\. math:: *(.+)$", re.MULTILINE)
 STAR = re.compile(r"(?<=[A-Za-zλ])\*(?!\*)")
 PROSE = re.compile(r"^( *)(Returns|Args):\n((?:\1 +.*\n?|\n(?=\1 ))+)", re.MULTILINE)
 NAMED = re.compile(r"[\w*]+(, [\w*]+)*:")
+EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
+CODE = re.compile(r"(`+[^`]+`+|^ *(?:>>>|\.\.\.) .*$)", re.MULTILINE)
 ITEM = re.compile(r" *(-|\d+\.) ")
 HTML = {"_{OV}^{source}": "<sub>OV</sub>(source)", "M^{target}": "M(target)"}
 
@@ -49,6 +52,7 @@ def to_markdown(text: str) -> str:
     text = MATH.sub(_formula, "\n".join(out))
     text = PROSE.sub(_prose, text)
     text = ROLE.sub(_reference, text)
+    text = EXAMPLE.sub(r"\1Examples:", text)
     return _stars(text)
 
 
@@ -67,8 +71,8 @@ def _lists_apart(lines: list[str]) -> list[str]:
 
 def _stars(text: str) -> str:
     """Escape the star of w*; where it stands in code it is left."""
-    parts = re.split(r"(`+[^`]+`+)", text)
-    return "".join(p if p.startswith("`") else STAR.sub(r"\\*", p) for p in parts)
+    parts = CODE.split(text)
+    return "".join(p if CODE.fullmatch(p) else STAR.sub(r"\\*", p) for p in parts)
 
 
 def _prose(match: re.Match[str]) -> str:

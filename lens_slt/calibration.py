@@ -77,6 +77,14 @@ class Calibration:
         settings: the chosen setting, None if none was accepted.
         evidence: over (n_beta, gamma) and component, everything the rule used.
         reason: why this setting, or the one reason why there is none.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> short = ls.Settings(draws=40, chains=2)
+        >>> found = ls.calibrate(model, text, "L0H0", n_betas=[30], settings=short, progress=False)
+        >>> (found.settings is None) == ("no setting" in found.reason)
+        True
     """
 
     settings: Settings | None
@@ -126,6 +134,14 @@ def calibrate(
 
     Raises:
         ValueError, TypeError: a grid that is empty or has wrong values, and as ``sample``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> short = ls.Settings(draws=40, chains=2)
+        >>> found = ls.calibrate(model, text, "L0H0", n_betas=[30], settings=short, progress=False)
+        >>> found.evidence["llc"].dims
+        ('n_beta', 'gamma', 'component')
     """
     n_runs = len(sweep(n_betas, gammas, settings))
     controls: dict[float, xr.DataTree] = {}

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,20 @@ def test_code_parses_and_uses_public_names(page: Path) -> None:
         assert known, f"ls.{name} is not public"
 
 
+def test_ten_lines_are_the_same_everywhere() -> None:
+    """The shortest useful program: in the README, on the first page, in the package's docstring."""
+
+    def after(title: str, path: Path) -> str:
+        found = FENCE.search(path.read_text("utf-8").partition(title)[2])
+        assert found is not None, f"{path.name}: no code after {title!r}"
+        return found[2]
+
+    readme = after("## Ten lines", ROOT / "README.md")
+    assert after("## Ten lines", DOCS / "index.md") == readme
+    assert textwrap.indent(readme, "    ") in (ls.__doc__ or "")
+    assert len([line for line in readme.splitlines() if line]) == 10
+
+
 def test_nothing_is_fetched_from_elsewhere(config: dict[str, Any]) -> None:
     assert config["theme"]["font"] is False
     for key in ("extra_css", "extra_javascript"):
@@ -158,6 +173,7 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     sampling = (tmp_path / "api/sampling/index.html").read_text("utf-8")
     assert 'id="lens_slt.sample"' in sampling
+    assert "&gt;&gt;&gt;" in sampling, "examples are no code"  # but quotes in quotes in quotes
     assert "times as far from the given weights as the prior allows</td>" in sampling  # two lines
     for page in tmp_path.rglob("*.html"):
         text = page.read_text("utf-8")

@@ -110,6 +110,14 @@ def edge_attribution(
     Raises:
         TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); a mask of
             another shape or without tokens; bad arguments; a model that computes something else.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=4, length=64)
+        >>> repeats = ls.label_patterns(text).sel(pattern="induction")
+        >>> found = ls.edge_attribution(model, text, repeats, steps=2)
+        >>> found["effect"].sel(target="L1H2", through="K").idxmax("source").item()
+        'L0H2'
     """
     choice("ablate", ablate, ABLATIONS)
     integer("steps", steps, at_least=1)

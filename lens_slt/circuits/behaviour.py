@@ -126,6 +126,12 @@ def behaviour_scores(
     Raises:
         TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); bad arguments;
             a model whose attention pattern cannot be read.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> scores = ls.behaviour_scores(ls.load_model("attn-2l"))
+        >>> scores["head_type"].sel(component=["L0H2", "L1H2"]).values.tolist()
+        ['previous token', 'induction']
     """
     adapted = adapt(model)
     random = _random_tokens(adapted, n_random, length, seed)

@@ -85,6 +85,12 @@ def composition_scores(
 
     Raises:
         TypeError, ValueError: no such model (as :func:`lens_slt.sample`); bad arguments.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> found = ls.composition_scores(ls.load_model("attn-2l"), n_null=20)
+        >>> found["score"].sel(target="L1H2", through="K").idxmax("source").item()
+        'L0H2'
     """
     integer("n_null", n_null, at_least=2)
     integer("seed", seed, at_least=0)
@@ -139,6 +145,12 @@ def composition_by_component(
 
     Raises:
         ValueError: heads that the model does not have, or no such edge; bad ``n``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> found = ls.composition_by_component(ls.load_model("attn-2l"), "L0H2", "L1H2", "K", n=4)
+        >>> found["share"].dims, found.sizes["direction"]
+        (('direction',), 4)
     """
     adapted = adapt(model)
     edge = Edge(source, target, through)  # checks the order of the layers, and through

@@ -60,6 +60,13 @@ def read_circuit(
 
     Raises:
         OSError, ValueError: a file that cannot be read or is of no such format; no edge in it.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> path = tempfile.mkdtemp() + "/edges.txt"
+        >>> ls.write_circuit(path, ls.circuit("L0H2 -> L1H2.K", "induction"), format="acdc")
+        >>> print(ls.read_circuit(path, pattern="induction"))
+        circuit for induction: L0H2→L1H2.K
     """
     if format is not None:
         choice("format", format, FORMATS)
@@ -107,6 +114,14 @@ def write_circuit(
     Raises:
         OSError, ValueError: a node, such as a layer, or an edge that the format or the model does
             not have; nodes or edges at roles; no model; a name that ends otherwise.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> mine = ls.circuit("L0H2 -> L1H2.K -> logits", pattern="induction")
+        >>> path = tempfile.mkdtemp() + "/mine.json"
+        >>> ls.write_circuit(path, mine, model=ls.load_model("attn-2l"))
+        >>> ls.read_circuit(path, pattern="induction").edges == mine.edges
+        True
     """
     choice("format", format, FORMATS)
     if top is not None:

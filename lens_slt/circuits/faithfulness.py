@@ -64,6 +64,14 @@ def faithfulness_curve(
         and ``cpr_p``, ``cmd_p``, their ranks among random rankings.
 
     Raises ValueError where ablating everything does not raise the loss of these tokens.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> repeats = ls.label_patterns(text).sel(pattern="induction")
+        >>> curve = ls.faithfulness_curve(model, text, repeats, ["L1H2", "L0H2"], n_random=2)
+        >>> curve["faithfulness"].values[[0, -1]].round(3)  # of no head, of all of them
+        array([0., 1.])
     """
     integer("n_random", n_random, at_least=1)
     integer("seed", seed, at_least=0)

@@ -43,6 +43,12 @@ def circuit_graph(
         ``outcome`` and ``effect`` of their minimality, and ``head_type``; edges with ``through``,
         ``role``, ``outcome`` and ``effect``. Outcomes are "" without a trial. The graph has the
         ``pattern`` and the ``units`` of effects.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> graph = ls.circuit_graph(ls.circuit("L0H2 -> L1H2.K -> logits", pattern="induction"))
+        >>> list(graph.edges(data="through"))
+        [('L0H2', 'L1H2', 'K'), ('L1H2', 'logits', '')]
     """
     if behaviour is not None:
         behaviour = require(behaviour, "behaviour_scores", argument="behaviour")
@@ -100,7 +106,14 @@ def _place(name: str) -> dict[str, Any]:
 
 @typed
 def to_dot(graph: nx.MultiDiGraph) -> str:
-    """A graph from :func:`circuit_graph` in the DOT language of Graphviz."""
+    """A graph from :func:`circuit_graph` in the DOT language of Graphviz.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> graph = ls.circuit_graph(ls.circuit("L0H2 -> L1H2.K", pattern="induction"))
+        >>> print(ls.to_dot(graph).splitlines()[-2].split(" [")[0].strip())
+        "L0H2" -> "L1H2"
+    """
     lines = [f"digraph {dot_text(graph.graph['name'])} {{", "  rankdir=LR;"]
     lines.append('  node [shape=box, fontname="sans-serif"]; edge [fontname="sans-serif"];')
     for name, node in graph.nodes(data=True):

@@ -61,6 +61,11 @@ class Edge:
     """What a node writes, read by a later head through Q, K or V, an MLP, or the unembedding.
 
     With a ``role``: what it writes at the positions of that role.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> print(ls.Edge("L0H2", "L1H2", through="K"), ls.Edge("L0H1", "L0MLP", role="END"))
+        L0H2→L1H2.K L0H1@END→L0MLP
     """
 
     source: str
@@ -121,6 +126,13 @@ class CircuitHypothesis:
     a role or everywhere; the ends of all edges are among them. ``provenance`` holds plain values
     that let a reader retrace the guess. ``model`` is the hash of the weights that it was made for,
     "" for any model.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> edge = ls.Edge("L0H2", "L1H2", through="K")
+        >>> mine = ls.CircuitHypothesis(("L0H2", "L1H2"), (edge,), pattern="induction")
+        >>> mine == ls.circuit("L0H2 -> L1H2.K", pattern="induction")
+        True
     """
 
     components: tuple[str, ...]
@@ -247,7 +259,17 @@ def _read(part: str) -> Iterator[tuple[str, str, str]]:
 
 @typed
 def write_hypotheses(path: Path | str, hypotheses: Sequence[CircuitHypothesis]) -> None:
-    """Write hypotheses to a JSON file."""
+    """Write hypotheses to a JSON file.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> path = tempfile.mkdtemp() + "/hypotheses.json"
+        >>> ls.write_hypotheses(
+        ...     path, [ls.circuit("L1H2", "induction"), ls.circuit("L1H3", "induction")]
+        ... )
+        >>> len(ls.read_hypotheses(path))
+        2
+    """
     records = [hypothesis.as_dict() for hypothesis in hypotheses]
     text = json.dumps(records, indent=1, ensure_ascii=False)
     location("path", path).write_text(f"{text}\n", "utf-8")
@@ -258,6 +280,13 @@ def read_hypotheses(path: Path | str) -> list[CircuitHypothesis]:
     """Hypotheses from a JSON file that holds one of them or a list.
 
     Raises ValueError, naming the file and the entry, for anything else.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> path = tempfile.mkdtemp() + "/hypotheses.json"
+        >>> ls.write_hypotheses(path, [ls.circuit("L0H2 -> L1H2.K", pattern="induction")])
+        >>> print(ls.read_hypotheses(path)[0])
+        circuit for induction: L0H2→L1H2.K
     """
     content = read_json(path)
     records = content if isinstance(content, list) else [content]

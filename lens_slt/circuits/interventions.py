@@ -119,6 +119,14 @@ def ablate_path(
 
     Raises ValueError for nodes the model does not have, edges that run backwards, and models whose
     nodes do not write straight into the residual stream.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> found = ls.ablate_path(model, text, "L0H2 -> L1H2.K")
+        >>> repeats = ls.label_patterns(text).sel(pattern="induction").values
+        >>> float(found["effect"].where(repeats).mean()) > 0.5  # nats
+        True
     """
     edges = _edges(paths)
     runs = Runs(
@@ -150,6 +158,13 @@ def keep_only(
 
     ``outside`` says what that is: all other ``heads`` (MLPs stay, as in Wang et al. 2211.00593), or
     ``all`` other heads and MLPs. Other arguments and the result are those of :func:`ablate`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> found = ls.keep_only(model, text, "L0H2, L1H2")
+        >>> float(found["effect"].mean()) > 0  # the other heads do something, too
+        True
     """
     components = components if isinstance(components, str) else list(components)
     runs = Runs(
@@ -179,6 +194,14 @@ def knock_in(
 
     Unlike in :func:`keep_only` the components do not compute on ablated inputs: this asks what
     their outputs are worth, not whether they can work alone. Arguments and result as there.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> repeats = ls.label_patterns(text).sel(pattern="induction").values
+        >>> found = ls.knock_in(model, text, "L1H2")["effect"].where(repeats)
+        >>> bool(found.mean() < ls.keep_only(model, text, "L1H2")["effect"].where(repeats).mean())
+        True
     """
     components = components if isinstance(components, str) else list(components)
     runs = Runs(
@@ -206,6 +229,13 @@ def affected_tokens(
     Returns:
         Columns ``kind`` (hurt or helped), ``effect``, ``base_loss`` (or that of the metric),
         ``sequence``, ``position`` and ``context``, with the predicted token in « ».
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> table = ls.affected_tokens(ls.ablate(model, text, "L1H2"), n=2)
+        >>> table["kind"].tolist()
+        ['hurt', 'hurt', 'helped', 'helped']
     """
     found = require(found, "effects", argument="found")
     integer("n", n, at_least=1)

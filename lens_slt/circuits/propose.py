@@ -90,6 +90,16 @@ def propose_circuits(
 
     Raises:
         ValueError: patterns of other tokens; no pattern with enough tokens.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=64)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L1H*", probes={"mix": text}, **how)
+        >>> slt = ls.read_slt_evidence(draws, "mix", text)
+        >>> found = ls.propose_circuits(slt, model, text, most=2)
+        >>> {one.name for one in found} <= {"core", "wide"}
+        True
     """
     integer("most", most, at_least=1)
     integer("seed", seed, at_least=0)

@@ -46,6 +46,13 @@ class Ablation:
         frozen_norm: keep the scale of every norm as it is without the ablation, so that the rest of
             the model sees nothing but the missing output.
         seed: of ``resample``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> how = ls.Ablation("resample", seed=1)
+        >>> ls.ablate(model, text, "L1H2", how=how)["effect"].dims
+        ('sequence', 'position')
     """
 
     how: str = "auto"

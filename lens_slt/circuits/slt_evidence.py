@@ -36,6 +36,15 @@ class SltEvidence:
     ``matrix`` from :func:`lens_slt.per_token_llc` or :func:`lens_slt.susceptibility`, ``patterns``
     from :func:`lens_slt.label_patterns` of the probe's tokens, ``modes`` from
     :func:`lens_slt.modes` of the matrix.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> slt = ls.SltEvidence(ls.per_token_llc(draws), ls.label_patterns(text))
+        >>> slt.modes is None  # they are not needed
+        True
     """
 
     matrix: xr.Dataset
@@ -70,6 +79,15 @@ def read_slt_evidence(
         seed: of the bootstrap.
 
     Raises ValueError where the draws hold no head, or fewer tokens than heads.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> slt = ls.read_slt_evidence(draws, "mix", text)
+        >>> slt.matrix["llc"].dims, slt.modes["loading"].dims
+        (('component', 'token'), ('mode', 'component'))
     """
     integer("seed", seed, at_least=0)
     draws = require(draws, "draws", argument="draws")

@@ -34,6 +34,18 @@ class Transfer:
     Attributes:
         summary: Dataset over (circuit, map), see :func:`transfer`.
         trials: of the mapped circuits, each with all its evidence; None where there is no map.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> one, other = ls.load_model("attn-2l"), ls.load_model("attn-2l-seed1")
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> found = ls.match(*(ls.attention_patterns(m, text) for m in (one, other)), n_null=20)
+        >>> mine, few = ls.circuit("L0H2 -> L1H2.K", "induction"), dict(most_maps=1, n_null=2)
+        >>> moved = ls.transfer(
+        ...     [mine], found, other, text, **few, verdict_only=True, progress=False
+        ... )
+        >>> len(moved.trials), dict(moved.summary.sizes)
+        (1, {'circuit': 1, 'map': 1})
     """
 
     summary: xr.Dataset
@@ -88,13 +100,14 @@ def transfer(
 
     Example:
         >>> import lens_slt as ls
-        >>> a, b = ls.load_model("attn-2l"), ls.load_model("attn-2l-seed1")
-        >>> text = ls.load_tokens("mix", n_sequences=16, length=32)
-        >>> found = ls.match(*(ls.attention_patterns(m, text) for m in (a, b)), n_null=20)
-        >>> circuit = ls.circuit("L0H2 -> L1H2.K", "induction")
-        >>> ls.transfer(
-        ...     [circuit], found, b, text, most_maps=1, n_null=2, progress=False
-        ... ).summary.attrs["n_circuits"]
+        >>> one, other = ls.load_model("attn-2l"), ls.load_model("attn-2l-seed1")
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> found = ls.match(*(ls.attention_patterns(m, text) for m in (one, other)), n_null=20)
+        >>> mine, few = ls.circuit("L0H2 -> L1H2.K", "induction"), dict(most_maps=1, n_null=2)
+        >>> moved = ls.transfer(
+        ...     [mine], found, other, text, **few, verdict_only=True, progress=False
+        ... )
+        >>> moved.summary.attrs["n_circuits"]
         1
     """
     found = require(found, "match", argument="found")

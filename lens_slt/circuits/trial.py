@@ -51,7 +51,16 @@ N_NULL = 60  # sets of others, or other paths, that a circuit is compared with
 
 @dataclass(frozen=True)
 class Trial:
-    """A hypothesis, its verdict with reasons, and every piece of evidence."""
+    """A hypothesis, its verdict with reasons, and every piece of evidence.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> mine = ls.circuit("L1H2", pattern="induction")
+        >>> trial = ls.cross_check(model, text, mine, n_null=10, verdict_only=True, progress=False)
+        >>> trial.verdict, sorted(set(trial.table()["test"]))
+        ('contradicted', ['sufficiency'])
+    """
 
     hypothesis: CircuitHypothesis
     verdict: str  # supported, contradicted or undecided
@@ -84,6 +93,16 @@ def read_trials(path: Path | str) -> list[Trial]:
     """Trials from the ``trials.json`` that ``lens-slt cross-check`` and the demonstration write.
 
     Raises ValueError, naming the file, for anything else.
+
+    Example:
+        >>> import lens_slt as ls, json, pathlib, tempfile
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> mine = ls.circuit("L1H2", pattern="induction")
+        >>> trial = ls.cross_check(model, text, mine, n_null=10, verdict_only=True, progress=False)
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "trials.json")
+        >>> _ = path.write_text(json.dumps([trial.as_dict()]))
+        >>> ls.read_trials(path)[0].verdict == trial.verdict
+        True
     """
     content = read_json(path)
     try:
@@ -207,6 +226,14 @@ def cross_check(
             pattern, roles that are missing or overlap, patterns of other tokens, too few tokens or
             sequences of a pattern (the message says how many are needed), a pattern that covers
             everything.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> mine = ls.circuit("L0H2 -> L1H2.K", pattern="induction")
+        >>> few = dict(n_null=5, verdict_only=True, progress=False)
+        >>> ls.cross_check(model, text, mine, **few).verdict
+        'supported'
     """
     one_only = isinstance(hypothesis, CircuitHypothesis)
     hypotheses = [hypothesis] if isinstance(hypothesis, CircuitHypothesis) else list(hypothesis)

@@ -40,6 +40,13 @@ def ngram_counts(tokens: Any, tokenizer: Any = None, *, mask: Any = None) -> Ngr
     The tokenizer gives the size of the vocabulary and the special tokens, which are not counted;
     nor are tokens where ``mask`` is false. It may be left out for tokens of the shipped models.
     Raises as :func:`lens_slt.data.patterns.label_patterns` does; ValueError where it is missing.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> text = ls.load_tokens("mix", n_sequences=16)
+        >>> labels = ls.label_patterns(text, counts=ls.ngram_counts(text))
+        >>> "ngram" in labels["pattern"]
+        True
     """
     text = read_text(tokens, tokenizer, mask)
     contexts, after, here = _triples(text)

@@ -106,6 +106,12 @@ def label_patterns(
     Raises TypeError for tokens that are no integer array, for what is no tokenizer or no counts;
     ValueError for ids outside the tokenizer's vocabulary, counts of another vocabulary, or a mask
     of another shape.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> labels = ls.label_patterns(ls.load_tokens("mix", n_sequences=2, length=16))
+        >>> labels.dims, labels.shape[1:]
+        (('pattern', 'sequence', 'position'), (2, 15))
     """
     if tokenizer is None and is_readable(tokens, mask):
         tokenizer = shipped_tokenizer()
@@ -159,6 +165,13 @@ def bracket_depth(
 
     Position p counts those that tokens up to p opened and did not close, each kind on its own, as
     in the pattern "matching". Raises as :func:`label_patterns` does.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> from lens_slt.data.tokenizer import shipped_tokenizer
+        >>> tokenizer = shipped_tokenizer()
+        >>> ls.bracket_depth([tokenizer.encode("f(a[0])")], tokenizer)
+        array([[0, 1, 1, 2, 2, 1]])
     """
     text = read_text(tokens, tokenizer, mask)
     depth = np.sum([_depth(text, kind)[:, :-1] for kind in _BRACKETS], axis=0)

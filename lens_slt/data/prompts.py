@@ -58,6 +58,13 @@ class Prompts:
         roles: the position ``[prompt]`` of each role; predictions made there have that index.
         right, wrong: token ids ``[prompt, answer]`` of right and wrong answers; −1 where a prompt
             has fewer.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> from lens_slt.data.tokenizer import shipped_tokenizer
+        >>> prompts = ls.make_prompts("ioi", shipped_tokenizer(), n=4)
+        >>> sorted(prompts.roles), prompts.tokens.shape == prompts.corrupted.shape
+        (['END', 'IO', 'S1', 'S2'], True)
     """
 
     kind: str

@@ -61,6 +61,14 @@ def load_tokens(
 
     Raises ValueError where there is too little text, FileNotFoundError for a path that is none,
     ConnectionError for a data set that cannot be reached.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> ls.load_tokens("code", n_sequences=4, length=16).shape
+        torch.Size([4, 16])
+        >>> ls.load_tokens([[1, 2, 3], [4, 5, 6]])
+        tensor([[1, 2, 3],
+                [4, 5, 6]])
     """
     if n_sequences is not None:
         integer("n_sequences", n_sequences, at_least=1)

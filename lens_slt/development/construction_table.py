@@ -43,6 +43,15 @@ def construction_table(found: xr.Dataset, stages: Any = None) -> pd.DataFrame:
 
     Raises:
         TypeError, ValueError: something else than these.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 5300])
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> mine = ls.circuit("L0H2 -> L1H2.K", pattern="induction")
+        >>> found = ls.construction(run, text, mine, trials="none", progress=False)
+        >>> ls.construction_table(found)["part"].unique().tolist()
+        ['L0H2', 'L1H2', 'L0H2→L1H2.K', 'induction']
     """
     found = require(found, "construction", argument="found", leading=(CHECKPOINT,))
     bounds = None if stages is None else boundaries_of(stages)

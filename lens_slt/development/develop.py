@@ -169,6 +169,16 @@ def open_development(path: str | Path) -> xr.DataTree:
     Raises:
         ValueError: no sweep there, of another version, or with fewer than two finished checkpoints.
         OSError: the folder cannot be read.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = ls.develop(run, text, "L1H2", path=folder, **how)
+        >>> ls.open_development(folder)["refined_llc"].coords["checkpoint"].values
+        array([1000, 2900])
     """
     folder = folder_of(path)
     if not (folder / DESCRIPTION).exists():
@@ -192,6 +202,16 @@ def open_checkpoint(path: str | Path, step: int) -> dict[str, xr.Dataset]:
     What :func:`lens_slt.modes` and :func:`lens_slt.propose_circuits` need for their bootstrap.
 
     Raises ValueError where ``develop(..., path=...)`` has not finished this checkpoint there.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = ls.develop(run, text, "L1H2", path=folder, **how)
+        >>> sorted(ls.open_checkpoint(folder, 2900))
+        ['refined_llc']
     """
     place = step_folder(folder_of(path), step)
     if not (place / FINISHED).exists():

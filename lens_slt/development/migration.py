@@ -180,18 +180,16 @@ def migration(
     Example:
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l").at([0, 300, 1000, 1800, 2900])
-        >>> tokens = ls.load_tokens("mix", n_sequences=16, length=16)
-        >>> to_one_layer = ls.Probe(tokens[:4], reference=ls.load_model("attn-1l"))
-        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
-        >>> found = ls.develop(
-        ...     run,
-        ...     tokens,
-        ...     ["L0H2", "L1H2"],
-        ...     settings=few,
-        ...     probes={"one_layer": to_one_layer},
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> probes = {"one_layer": ls.Probe(text, reference=ls.load_model("attn-1l"))}
+        >>> how = dict(
+        ...     settings=ls.Settings(draws=12, chains=2, steps_per_draw=1),
         ...     progress=False,
+        ...     probes=probes,
         ... )
-        >>> ls.migration(found)["word"].dims
+        >>> draws = {step: ls.sample(run.load(step), text, "L0H2, L1H2", **how) for step in run}
+        >>> curves = ls.join_checkpoints({step: ls.refined_llc(one) for step, one in draws.items()})
+        >>> ls.migration(curves)["word"].dims
         ('component',)
     """
     curves = read_head_curves(development, [_model_refined(development, probe)])

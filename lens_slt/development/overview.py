@@ -45,6 +45,16 @@ class DevelopmentView:
         influence: between patterns, where draws were kept: of ``full``, or of the component with
             the largest λ̂ at the end, :attr:`influential`.
         construction: of circuits, from :func:`lens_slt.construction`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> curves = ls.develop(run, text, "L1H2", **how)
+        >>> view = ls.read_development(curves, progress=False)
+        >>> view.curves is curves, "stages" in view.refused, view.stages
+        (True, True, None)
     """
 
     curves: xr.DataTree
@@ -80,6 +90,16 @@ def read_development(
         construction: of its circuits, from :func:`lens_slt.construction`.
         seed: of what is resampled.
         progress: show a bar.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> curves = ls.develop(run, text, "L1H2", **how)
+        >>> view = ls.read_development(curves, progress=False)
+        >>> sorted(view.refused)
+        ['critical', 'differentiation', 'stages', 'trajectories', 'transitions']
     """
     development = require(development, "development", argument="development", leading=(CHECKPOINT,))
     llc = development["refined_llc"].to_dataset()

@@ -39,6 +39,13 @@ class DevelopmentPlan:
         seconds_per_checkpoint: of one job after the other.
         relative_se: the median standard error of λ̂ to expect, relative to λ̂.
         budget: seconds that were allowed.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> text = ls.load_tokens("mix", n_sequences=32, length=32)
+        >>> plan = ls.plan_development(ls.checkpoints("attn-2l"), text, "L1H2", minutes=2)
+        >>> plan.budget, plan.checkpoints.steps[-1]
+        (120, 5300)
     """
 
     checkpoints: Checkpoints

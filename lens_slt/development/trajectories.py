@@ -167,10 +167,14 @@ def head_trajectories(
     Example:
         >>> import lens_slt as ls
         >>> run = ls.checkpoints("attn-2l").at([0, 300, 1000, 1800, 2900])
-        >>> tokens = ls.load_tokens("mix", n_sequences=16, length=16)
-        >>> few = ls.Settings(draws=12, chains=2, burn_in=4, steps_per_draw=1)
-        >>> found = ls.develop(run, tokens, "L1H*", settings=few, progress=False)
-        >>> ls.head_trajectories(found, n_resamples=10)["stability"].dims
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = {
+        ...     step: ls.sample(run.load(step), text, "L1H0, L1H1, L1H2, L1H3", **how)
+        ...     for step in run
+        ... }
+        >>> curves = ls.join_checkpoints({step: ls.refined_llc(one) for step, one in draws.items()})
+        >>> ls.head_trajectories(curves, n_resamples=10)["stability"].dims
         ('variant',)
     """
     curves = read_head_curves(development, refinements)

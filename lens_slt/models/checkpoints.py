@@ -56,6 +56,12 @@ class Checkpoints:
         steps: training steps, rising.
         sources: of the model at each step.
         unit: of the steps, "step" or "token".
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l")
+        >>> run.unit, run.nearest(1234), run.at([0, 2900]).steps
+        ('step', 1000, (0, 2900))
     """
 
     name: str

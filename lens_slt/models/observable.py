@@ -27,6 +27,15 @@ class Sites:
     which position (0 predicts the second token), and the id of the token that comes next. Where
     rows are padded on the left, ``position`` counts in the columns that were passed, and ``column``
     in rows that were moved to begin with their first token.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> def late(logits, sites):
+        ...     return logits.softmax(-1).amax(-1) * (sites.position > 7)
+        >>> found = ls.ablate(model, text, "L0H2", metric=late)
+        >>> bool((found["effect"].isel(position=slice(8)) == 0).all())
+        True
     """
 
     sequence: Int[Tensor, " site"]
@@ -101,6 +110,13 @@ class LogitDifference:
             averaged; −1 is none.
         right: likewise; the next token by default.
         name: in tables and arrays.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> model, text = ls.load_model("attn-1l"), torch.arange(1, 41).reshape(4, 10)
+        >>> found = ls.ablate(model, text, "L0H2", metric=ls.LogitDifference(wrong=7))
+        >>> found.attrs["metric"], found.attrs["units"]
+        ('logit_difference', 'logits')
     """
 
     wrong: Answers
@@ -122,6 +138,13 @@ class Probability:
         of: token ids as in :class:`LogitDifference`; the next token by default.
         minus: ids whose probability is taken away, as in greater-than (Hanna et al. 2023).
         name: in tables and arrays.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> model, text = ls.load_model("attn-1l"), torch.arange(1, 41).reshape(4, 10)
+        >>> found = ls.ablate(model, text, "L0H2", metric=ls.Probability(of=[7, 8, 9, 10]))
+        >>> found.attrs["metric"], found.attrs["units"]
+        ('probability', 'probability')
     """
 
     of: Answers = None
@@ -140,7 +163,15 @@ class Probability:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """1 where the likeliest token is the one that comes next, 0 elsewhere."""
+    """1 where the likeliest token is the one that comes next, 0 elsewhere.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> found = ls.ablate(model, text, "L1H2", metric=ls.Accuracy())
+        >>> found.attrs["units"], set(found["accuracy"].values.ravel().tolist()) <= {0.0, 1.0}
+        ('share', True)
+    """
 
     name: str = "accuracy"
     units: str = "share"
@@ -152,7 +183,15 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Kullback–Leibler divergence from the predictions of the untouched model, in nats."""
+    """Kullback–Leibler divergence from the predictions of the untouched model, in nats.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> found = ls.ablate(model, text, "L1H2", metric=ls.Divergence())
+        >>> bool((found["effect"] > -1e-5).all())
+        True
+    """
 
     log_probs: Tensor | None = None  # [site, d_vocab], filled in by `prepared`
     name: str = "divergence"

@@ -15,7 +15,13 @@ SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 
 @typed
 def shipped_checkpoints(name: str) -> list[int]:
-    """Training steps whose weights are shipped; empty for a model with its final weights only."""
+    """Training steps whose weights are shipped; empty for a model with its final weights only.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> ls.shipped_checkpoints("attn-2l")[-3:], ls.shipped_checkpoints("attn-1l")
+        ([2900, 3200, 5300], [])
+    """
     return sorted(_checkpoint_files(name))
 
 

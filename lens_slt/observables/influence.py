@@ -54,6 +54,15 @@ def influence(
     Raises:
         ValueError: an unknown component, probe, unit or kind; no usable chain; fewer than four
             draws; a matrix that does not fit in memory.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> found = ls.influence(draws, "L0H0")
+        >>> found["influence"].dims, bool(found["influence"][0, 0] < 0)  # of a sequence on itself
+        (('query', 'source'), True)
     """
     choice("unit", unit, UNITS)
     choice("kind", kind, KINDS)
@@ -107,6 +116,15 @@ def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
     Returns:
         Columns ``effect`` (helps or hurts), the source's coordinates, ``influence``, ``se``, ``z``
         and ``clear``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> table = ls.attribute(ls.influence(draws, "L0H0"), query=0, n=1)
+        >>> table["effect"].tolist()
+        ['helps', 'hurts']
     """
     found = require(found, "influence", argument="found")
     integer("query", query, at_least=0, at_most=found.sizes["query"] - 1)

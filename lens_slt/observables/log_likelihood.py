@@ -44,11 +44,11 @@ def log_likelihood(
 
     Example:
         >>> import lens_slt as ls
-        >>> model, tokens = ls.load_model("attn-1l"), ls.load_tokens("code", 4, length=8)
-        >>> settings = ls.Settings(chains=2, draws=8, steps_per_draw=1, n_beta=28)
-        >>> draws = ls.sample(model, tokens, "L0H0", settings=settings, probes={"train": tokens})
-        >>> ls.log_likelihood(draws, "train").sizes["observation"]
-        4
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": text}, **how)
+        >>> ls.log_likelihood(draws, "mix").sizes["observation"]
+        8
     """
     draws = require(draws, "draws", argument="draws")
     choice("unit", unit, UNITS)

@@ -44,6 +44,14 @@ def per_token_llc(
     loss under the prior.
 
     Wang et al. 2024 (arXiv 2410.02984) for the data-refined LLC.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> ls.per_token_llc(draws)["llc"].sizes["token"]  # predictions of 8 sequences of 16
+        120
     """
     reader = open_probe(draws, probe)
     factor = settings_of(draws).n_beta or 1.0

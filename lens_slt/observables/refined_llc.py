@@ -53,6 +53,15 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         the probe's sequences: for other texts of the kind take √(probe_se² + probe_text_se²).
 
     At nβ = 0, the control, ``llc`` is zero by definition: look at ``mean_paired_loss``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> table = ls.refined_llc(draws)
+        >>> table["llc"].dims, table["probe_llc"].dims
+        (('component',), ('component', 'probe'))
     """
     draws = require(draws, "draws", argument="draws")
     settings = settings_of(draws)

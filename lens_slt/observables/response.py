@@ -43,6 +43,13 @@ class Shift:
             such as ``label_patterns(tokens).sel(pattern=…)``, or ``[sequence]`` for whole
             sequences; as in the probe by default.
         name: in results.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> late = torch.arange(15).expand(8, 15) > 7  # [sequence, position - 1]
+        >>> shift = ls.Shift("mix", late, name="late")
+        >>> shift.probe, shift.name
+        ('mix', 'late')
     """
 
     probe: str

@@ -70,6 +70,14 @@ def susceptibility(
 
     Baker et al. 2025, Structural Inference: Interpreting Small Language Models with
     Susceptibilities (arXiv 2504.18274).
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, full", probes={"mix": text}, **how)
+        >>> ls.susceptibility(draws)["chi"].dims
+        ('component', 'token')
     """
     choice("estimator", estimator, ESTIMATORS)
     if full is not None:

@@ -103,6 +103,15 @@ def sample_ladder(
 
     Raises:
         ValueError, TypeError: as :func:`lens_slt.sample`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> few = ls.Settings(draws=12, chains=2)
+        >>> grid = dict(n_betas=[10, 30], gammas=[200], settings=few)
+        >>> rungs = ls.sample_ladder(model, text, "L0H0", **grid, progress=False)
+        >>> ls.spectrum(rungs)["llc"].sizes
+        Frozen({'n_beta': 2, 'gamma': 1, 'component': 1})
     """
     rungs = ladder(n_betas, gammas, settings)
     folder = None if path is None else folder_of(path)

@@ -112,14 +112,13 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     Watanabe 2009, Algebraic Geometry and Statistical Learning Theory.
 
     Example:
-        >>> import torch, lens_slt as ls
-        >>> settings = ls.Settings(sampler="importance", chains=256, draws=500)
+        >>> import lens_slt as ls, torch
         >>> rungs = [
-        ...     ls.sample_function(lambda w: w.square().sum(-1), torch.zeros(1), settings=one)
-        ...     for one in ls.ladder([10, 30, 100, 300, 1000, 3000], [1], settings)
+        ...     ls.sample_function(lambda w: w.square().sum(-1) / 2, torch.zeros(2), settings=one)
+        ...     for one in ls.ladder([1, 3, 10], [1], ls.Settings(draws=100))
         ... ]
-        >>> ls.multiplicity(ls.spectrum(rungs))["multiplicity"].item()
-        1.0
+        >>> ls.multiplicity(ls.spectrum(rungs))["multiplicity"].dims
+        ('gamma', 'component')
     """
     boolean("trust", trust)
     found = require(found, "spectrum", argument="found")

@@ -31,6 +31,13 @@ class Subloss:
         share: of the data that is of the pattern, 0 to 1.
         se: standard error of ``loss``; None if it is not known, and then nothing crosses on it.
         blocks: the jackknife's values of ``loss`` over blocks of the data, if they are known.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> rare = ls.Subloss(loss=0.5, share=0.1)
+        >>> one = ls.Phase("one", loss=0.2, llc=7, sublosses={"rare": rare})
+        >>> one.sublosses["rare"].share
+        0.1
     """
 
     loss: float
@@ -185,6 +192,15 @@ def development_phases(
     Raises:
         ValueError: no such checkpoint, component or probe; several components and no choice; λ̂
             negative at a checkpoint.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> curves = ls.develop(run, text, "L1H2", probes={"mix": text}, **how)
+        >>> [one.name for one in ls.development_phases(curves, [1000, 2900])]
+        ['step 1000', 'step 2900']
     """
     curves = require(curves, "development", argument="curves")
     if "sublosses" not in curves.children:

@@ -56,6 +56,12 @@ def show_attention(
     Raises:
         TypeError, ValueError: no such model, heads or tokens (as :func:`lens_slt.sample`); a
             sequence that is not there; a model whose attention pattern cannot be read.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> "L0H2" in str(ls.show_attention(model, text, "L0H2"))
+        True
     """
     adapted = adapt(model)
     names = head_places("heads" if heads is None else heads, adapted)

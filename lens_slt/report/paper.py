@@ -35,6 +35,15 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
     Args:
         llc: from :func:`lens_slt.refined_llc`.
         width: of the figure in inches.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> figure = ls.paper_rllc(ls.refined_llc(draws))
+        >>> figure.axes[0].get_xlabel()
+        'λ̂ (dimensionless)'
     """
     llc = require(llc, "refined_llc", argument="llc")
     order = np.argsort(np.nan_to_num(llc["llc"].values, nan=-np.inf), kind="stable")
@@ -68,6 +77,15 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
         found: from :func:`lens_slt.modes`.
         n_modes: panels.
         width: of the figure in inches.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> found = ls.modes(ls.per_token_llc(draws), n_bootstrap=20)
+        >>> len(ls.paper_modes(found, n_modes=2).axes)
+        2
     """
     found = require(found, "modes", argument="found")
     names = [str(name) for name in found["component"].values]
@@ -107,6 +125,14 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     Args:
         trial: from :func:`lens_slt.cross_check`.
         width: of the figure in inches.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> mine = ls.circuit("L1H2", pattern="induction")
+        >>> trial = ls.cross_check(model, text, mine, n_null=10, verdict_only=True, progress=False)
+        >>> ls.paper_evidence(trial).axes[0].get_xlabel()
+        'effect (nats per token)'
     """
     units = trial.settings["units"]
     shown: list[Evidence] = [

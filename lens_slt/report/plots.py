@@ -26,6 +26,15 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
     """Components ranked by λ̂ with 95 % intervals; one panel more for every probe.
 
     ``llc`` is from :func:`lens_slt.refined_llc`. Open symbols mark components that are not healthy.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> figure = ls.plot_rllc(ls.refined_llc(draws))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Refined LLC of every component, with 95 % intervals'
     """
     llc = require(llc, "refined_llc", argument="llc")
     panels = ["sampling tokens"]
@@ -66,6 +75,15 @@ def plot_rllc_map(llc: xr.Dataset) -> go.Figure:
     """λ̂ of every head as a layer × head map with the numbers written in.
 
     Raises ValueError if ``llc`` has no heads.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> figure = ls.plot_rllc_map(ls.refined_llc(draws))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Refined LLC λ̂ (dimensionless) ± standard error'
     """
     llc = require(llc, "refined_llc", argument="llc")
     found = {
@@ -106,6 +124,15 @@ def plot_calibration(calibration: Calibration) -> go.Figure:
     """λ̂ and the lowering of the loss below the control's, over nβ, one panel for each γ.
 
     Filled symbols are accepted settings, a star is the chosen one; lines join one component.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> short = ls.Settings(draws=40, chains=2)
+        >>> found = ls.calibrate(model, text, "L0H0", n_betas=[30], settings=short, progress=False)
+        >>> figure = ls.plot_calibration(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Calibration: one line per component, with 95 % intervals'
     """
     evidence = calibration.evidence
     gammas = [float(gamma) for gamma in evidence["gamma"].values]

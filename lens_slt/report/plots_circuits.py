@@ -39,6 +39,13 @@ def plot_circuit(
     """The circuit as a graph, layers from left to right; what failed is dashed.
 
     ``behaviour`` from :func:`lens_slt.behaviour_scores` adds the types of heads.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> mine = ls.circuit("L0H2 -> L1H2.K -> logits", pattern="induction")
+        >>> figure = ls.plot_circuit(mine)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Circuit for induction'
     """
     graph = circuit_graph(circuit, behaviour)
     place = node_places(graph)
@@ -146,6 +153,15 @@ def plot_evidence(trial: Trial) -> go.Figure:
     """Every effect of a trial with its 95 % interval, beside the middle 95 % of its null.
 
     What votes stands above, in colour; what is only noted below, in grey.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
+        >>> mine = ls.circuit("L1H2", pattern="induction")
+        >>> trial = ls.cross_check(model, text, mine, n_null=10, verdict_only=True, progress=False)
+        >>> figure = ls.plot_evidence(trial)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Evidence: contradicted'
     """
     metric = trial.settings["units"]
     panels = [
@@ -215,6 +231,15 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
     """Share of the pattern's loss that growing circuits recover, beside random orders.
 
     ``found`` is a trial, or from :func:`lens_slt.faithfulness_curve`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> everywhere = ls.label_patterns(text).sel(pattern="word_part") | True
+        >>> found = ls.faithfulness_curve(model, text, everywhere, ["L0H2"], n_random=2)
+        >>> figure = ls.plot_faithfulness(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Faithfulness of growing circuits'
     """
     curve = found.curve if isinstance(found, Trial) else found
     if curve is None and isinstance(found, Trial):

@@ -83,6 +83,14 @@ def plot_curves(
         quantity: the only one to draw, such as ``"llc"`` or ``"prefix_matching"``.
 
     Raises TypeError or ValueError for a result without checkpoints, or that has no curves.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> scores = {step: ls.behaviour_scores(run.load(step), n_random=2) for step in run}
+        >>> figure = ls.plot_curves(ls.join_checkpoints(scores), quantity="prefix_matching")
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Over training: prefix matching'
     """
     if isinstance(found, xr.DataTree):
         found = require(found, "development", argument="found", leading=(CHECKPOINT,))
@@ -158,6 +166,17 @@ def plot_sublosses(found: xr.Dataset) -> go.Figure:
     """Loss of every pattern of tokens with 95 % intervals, one symbol a probe.
 
     ``found`` is the node ``sublosses`` of what :func:`lens_slt.develop` returned, at a checkpoint.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2), behaviour=False, progress=False)
+        >>> curves = ls.develop(run, text, "L1H2", probes={"mix": text}, **how)
+        >>> at = curves["sublosses"].to_dataset().sel(checkpoint=2900)
+        >>> figure = ls.plot_sublosses(at)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Loss of every pattern'
     """
     found = require(found, "sublosses", argument="found")
     names = labels(found["pattern"].values)
@@ -186,6 +205,14 @@ def plot_differences(found: xr.Dataset) -> go.Figure:
     """The clearest differences between two results with 95 % intervals, the clearest first.
 
     ``found`` is from :func:`lens_slt.compare`. Filled symbols: q below 0.05.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l")
+        >>> one, other = (ls.behaviour_scores(run.load(step), n_random=4) for step in (1000, 2900))
+        >>> figure = ls.plot_differences(ls.compare(one, other))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Differences: behaviour scores'
     """
     found = require(found, "differences", argument="found", leading=(CHECKPOINT,))
     rows = []
@@ -230,6 +257,16 @@ def plot_construction(found: xr.Dataset, stages: Any = None) -> go.Figure:
     One row per part and criterion, in the order of the circuit. The thin line is the interval of
     the onset, the thick one the time over which the part clearly is there, the symbol the onset by
     the estimates alone. A row without any is not there at the last checkpoint.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([1000, 5300])
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> mine = ls.circuit("L0H2 -> L1H2.K", pattern="induction")
+        >>> found = ls.construction(run, text, mine, trials="none", progress=False)
+        >>> figure = ls.plot_construction(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Construction: induction'
     """
     found = require(found, "construction", argument="found", leading=(CHECKPOINT,))
     table = construction_table(found, stages)

@@ -24,6 +24,13 @@ def plot_generalisation(found: xr.Dataset) -> go.Figure:
     """Losses of every component with 95 % intervals over the draws.
 
     ``found`` is from :func:`lens_slt.generalisation`.
+
+    Example:
+        >>> import lens_slt as ls, numpy as np
+        >>> losses = np.random.default_rng(0).normal(size=(2, 40, 8))  # chain, draw, observation
+        >>> figure = ls.plot_generalisation(ls.generalisation(losses, n_beta=8))
+        >>> figure.layout.title.text.split("<br>")[0]
+        "Losses in Bayes' sense, at β = 1"
     """
     found = require(found, "generalisation", argument="found")
     title = "Losses in Bayes' sense, at β = 1"
@@ -31,7 +38,15 @@ def plot_generalisation(found: xr.Dataset) -> go.Figure:
 
 
 def plot_wbic(found: xr.Dataset) -> go.Figure:
-    """WBIC of every component with 95 % intervals over the draws, from :func:`lens_slt.wbic`."""
+    """WBIC of every component with 95 % intervals over the draws, from :func:`lens_slt.wbic`.
+
+    Example:
+        >>> import lens_slt as ls, numpy as np
+        >>> losses = np.random.default_rng(0).normal(size=(2, 40, 8))  # chain, draw, observation
+        >>> figure = ls.plot_wbic(ls.wbic(losses, n_beta=8 / np.log(8)))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'WBIC, at β = 1/log n'
+    """
     found = require(found, "wbic", argument="found")
     return _dots(found, {"wbic": "WBIC"}, "WBIC, at β = 1/log n", "nats")
 
@@ -40,6 +55,15 @@ def plot_log_likelihood(values: xr.DataArray) -> go.Figure:
     """Mean log likelihood of the observations at every draw, a line for each chain.
 
     ``values`` is from :func:`lens_slt.log_likelihood`; chains that are not used are left out.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": text}, **how)
+        >>> figure = ls.plot_log_likelihood(ls.log_likelihood(draws, "mix"))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Mean log likelihood at every draw'
     """
     values = require(values, "log_likelihood", argument="values")
     figure = Figure()

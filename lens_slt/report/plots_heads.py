@@ -22,6 +22,12 @@ def plot_behaviour(scores: xr.Dataset) -> go.Figure:
 
     ``scores`` is from :func:`lens_slt.behaviour_scores`: shares of attention, and ``copying``
     from −1 to 1, on one colour scale.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> figure = ls.plot_behaviour(ls.behaviour_scores(ls.load_model("attn-2l"), n_random=4))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'What the heads do'
     """
     scores = require(scores, "behaviour_scores", argument="scores")
     keys = [k for k in (*RATES, "copying") if np.isfinite(scores[k].values).any()]
@@ -65,6 +71,12 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     """Composition scores of all pairs, a panel each for Q, K, V and MLPs; * clear of both nulls.
 
     ``scores`` is from :func:`lens_slt.composition_scores`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> figure = ls.plot_composition(ls.composition_scores(ls.load_model("attn-2l"), n_null=20))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Composition scores of pairs'
     """
     scores = require(scores, "composition_scores", argument="scores")
     clear = (scores["q_random"] < CLEAR) & (scores["q_rotation"] < CLEAR)
@@ -83,6 +95,13 @@ def plot_shares(found: xr.Dataset) -> go.Figure:
     """What share of a node's drive, or of what it writes, each earlier node brings; * clear of 0.
 
     ``found`` is from :func:`lens_slt.composition_on_tokens`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=4, length=32)
+        >>> figure = ls.plot_shares(ls.composition_on_tokens(model, text))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Composition on tokens'
     """
     found = require(found, "composition_on_tokens", argument="found")
     clear = found["share"] > 1.96 * found["se"]
@@ -135,6 +154,15 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
     """The 25 edges with the largest attributed effects.
 
     ``found`` is from :func:`lens_slt.edge_attribution`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=4, length=64)
+        >>> repeats = ls.label_patterns(text).sel(pattern="induction")
+        >>> found = ls.edge_attribution(model, text, repeats, steps=1)
+        >>> figure = ls.plot_edges(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'The 25 strongest of 208 edges by attribution'
     """
     found = require(found, "edge_attribution", argument="found")
     flat = found["effect"].to_series().dropna()
@@ -168,6 +196,13 @@ def plot_effects(found: xr.Dataset) -> go.Figure:
     """How much an intervention changes the loss, or the metric, of each token, as shares of all.
 
     ``found`` is from :func:`lens_slt.ablate` or its relatives.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> figure = ls.plot_effects(ls.ablate(model, text, "L0H2"))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Change of the loss: mean ablation of L0H2'
     """
     found = require(found, "effects", argument="found")
     values, units = found["effect"].values, figure_text(found.attrs["units"])
@@ -197,6 +232,13 @@ def plot_directions(found: xr.Dataset) -> go.Figure:
     """Which singular directions of the source an edge's composition score comes from.
 
     ``found`` is from :func:`lens_slt.composition_by_component`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> found = ls.composition_by_component(ls.load_model("attn-2l"), "L0H2", "L1H2", "K")
+        >>> figure = ls.plot_directions(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Composition by component: L0H2→L1H2.K'
     """
     found = require(found, "composition_by_component", argument="found")
     figure = Figure()

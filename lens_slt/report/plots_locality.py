@@ -24,6 +24,14 @@ def plot_locality(found: xr.Dataset) -> go.Figure:
     """The share of a gain that some of the weights keep, over how many they are.
 
     ``found`` is from :func:`lens_slt.locality`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run, text = ls.checkpoints("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=32)
+        >>> found = ls.locality(run.load(100), run.load(2900), text, n_null=1, progress=False)
+        >>> figure = ls.plot_locality(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'How few weights carry the gain'
     """
     found = require(found, "locality", argument="found")
     figure = Figure()
@@ -65,6 +73,14 @@ def plot_weight_change(found: xr.Dataset) -> go.Figure:
     """Stable rank of the change of every component's matrices; how far they moved in words.
 
     ``found`` is from :func:`lens_slt.weight_change`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l")
+        >>> found = ls.weight_change(run.load(1000), run.load(2900), "L0H2, L1H2")
+        >>> figure = ls.plot_weight_change(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'In how many directions the weights moved'
     """
     found = require(found, "weight_change", argument="found")
     names, matrices = (labels(found[dim].values) for dim in ("component", "matrix"))
@@ -93,6 +109,14 @@ def plot_moved_directions(found: xr.Dataset) -> go.Figure:
     """How much of every component's change lies in the directions.
 
     ``found`` is from :func:`lens_slt.moved_directions`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l")
+        >>> found = ls.moved_directions(run.load(2100), run.load(2600), "L0H2, L1H2", rank=2)
+        >>> figure = ls.plot_moved_directions(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'How much of the change the directions hold'
     """
     found = require(found, "moved_directions", argument="found")
     names, n = labels(found["component"].values), found.sizes["direction"]

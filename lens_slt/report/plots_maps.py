@@ -39,6 +39,15 @@ def plot_map(
         label: what ``color`` is, for the legend, with its unit.
 
     Raises ValueError where lengths differ or the map has one axis only.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> figure = ls.plot_map(ls.token_map(ls.per_token_llc(draws), n_neighbors=10))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Map of tokens'
     """
     coords = require(coords, "token_map", argument="coords")
     points = coords["map"].values
@@ -91,6 +100,17 @@ def plot_stability(
         maps: the same for :func:`lens_slt.structure.maps.map_stability`.
 
     Raises ValueError without anything to draw.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> options = dict(method="hdbscan", min_size=5)
+        >>> one, two = (ls.clusters(half, **options) for half in ls.halves(ls.per_token_llc(draws)))
+        >>> figure = ls.plot_stability({"halves": ls.cluster_stability(one, two)})
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Stability of clusters and maps'
     """
     stable = ("cluster_stability", clusters or {}), ("map_stability", maps or {})
     clusters, maps = (

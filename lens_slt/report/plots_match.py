@@ -22,6 +22,15 @@ def plot_match(found: xr.Dataset) -> go.Figure:
     """Similarity of every component of one model to every one of another, matches marked.
 
     ``found`` is from :func:`lens_slt.match`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=32)
+        >>> models = map(ls.load_model, ("attn-2l", "attn-2l-seed1"))
+        >>> one, other = (ls.attention_patterns(model, text) for model in models)
+        >>> found = ls.match(one, other, n_null=20, n_bootstrap=20)
+        >>> ls.plot_match(found).data[0].type
+        'heatmap'
     """
     found = require(found, "match", argument="found")
     names, others = labels(found["component"].values), labels(found["other"].values)
@@ -57,6 +66,13 @@ def plot_mean_attention(found: xr.Dataset) -> go.Figure:
     """Where every head attends on average over sequences, by distance to the token attended to.
 
     ``found`` is from :func:`lens_slt.attention_patterns`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> figure = ls.plot_mean_attention(ls.attention_patterns(model, text, "L0H0, L0H1"))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Where heads attend'
     """
     found = require(found, "attention_patterns", argument="found")
     names = labels(found["component"].values)
@@ -86,6 +102,15 @@ def plot_match_family(found: xr.Dataset) -> go.Figure:
     """The same component in every model, one group a row, the most widespread first.
 
     ``found`` is from :func:`lens_slt.match_family`. Groups of one component are left out.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=32)
+        >>> names = ("attn-2l", "attn-2l-seed1")
+        >>> seen = {name: ls.attention_patterns(ls.load_model(name), text) for name in names}
+        >>> figure = ls.plot_match_family(ls.match_family(seen, n_null=20, n_bootstrap=20))
+        >>> figure.layout.xaxis.title.text
+        'model'
     """
     found = require(found, "match_family", argument="found")
     shared = found.isel(group=found["n_models"].values > 1)
@@ -117,6 +142,19 @@ def plot_transfer(found: xr.Dataset) -> go.Figure:
     """What trials in the other model say of each mapped circuit, and of random maps of it.
 
     ``found`` is the ``summary`` from :func:`lens_slt.transfer`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> one, other = ls.load_model("attn-2l"), ls.load_model("attn-2l-seed1")
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=64)
+        >>> found = ls.match(*(ls.attention_patterns(m, text) for m in (one, other)), n_null=20)
+        >>> mine, few = ls.circuit("L0H2 -> L1H2.K", "induction"), dict(most_maps=1, n_null=2)
+        >>> moved = ls.transfer(
+        ...     [mine], found, other, text, **few, verdict_only=True, progress=False
+        ... )
+        >>> figure = ls.plot_transfer(moved.summary)
+        >>> figure.layout.title.text.split("% ")[1].split("<br>")[0]
+        'of circuits are supported where the match maps them'
     """
     found = require(found, "transfer", argument="found")
     rows = []

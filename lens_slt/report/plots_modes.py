@@ -21,6 +21,15 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     """Loadings of the components on the first modes, with 95 % intervals.
 
     ``found`` is from :func:`lens_slt.modes`. A mode that may be noise has open symbols.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> figure = ls.plot_modes(ls.modes(ls.per_token_llc(draws), n_bootstrap=20))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Modes of the per-token rLLCs: loadings with 95 % intervals'
     """
     found = require(found, "modes", argument="found")
     integer("n_modes", n_modes, at_least=1)
@@ -64,7 +73,18 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
 
 @typed
 def plot_enrichment(enriched: xr.Dataset, *, title: str = "") -> go.Figure:
-    """AUC of every mode, or component, for every pattern as a map; * where q < 0.05."""
+    """AUC of every mode, or component, for every pattern as a map; * where q < 0.05.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> enriched = ls.enrichment(ls.per_token_llc(draws), ls.label_patterns(text))
+        >>> figure = ls.plot_enrichment(enriched, title="Heads")
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Heads'
+    """
     enriched = require(enriched, "enrichment", argument="enriched")
     rows = str(next(iter(enriched["auc"].dims)))
     known = np.isfinite(enriched["auc"].values).any(0)

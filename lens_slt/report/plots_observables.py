@@ -18,6 +18,16 @@ def plot_observables(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.refined_observable`. Intervals cover the draws; the wide, thin
     ones the choice of sequences as well.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> probe = ls.Probe(text, observables=ls.Accuracy())
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": probe}, **how)
+        >>> figure = ls.plot_observables(ls.refined_observable(draws))
+        >>> figure.layout.title.text.split("<br>")[0]
+        "Refined observables: what each component's freedom does"
     """
     found = require(found, "refined_observable", argument="found")
     names, components = labels(found["observable"].values), labels(found["component"].values)
@@ -49,6 +59,17 @@ def plot_response(found: xr.Dataset) -> go.Figure:
     """Predicted change of an observable over the strength of a shift, one line a component.
 
     ``found`` is from :func:`lens_slt.response`. Open symbols are not reliable.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> few = ls.Settings(draws=40, chains=2, steps_per_draw=1, full_loss=True)
+        >>> draws = ls.sample(
+        ...     model, text, "L0H0", settings=few, probes={"mix": text}, progress=False
+        ... )
+        >>> figure = ls.plot_response(ls.response(draws, "mix", strengths=[0.1, 0.2]))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Predicted change of loss when mix gets more weight'
     """
     found = require(found, "response", argument="found")
     figure = Figure()

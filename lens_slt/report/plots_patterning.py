@@ -19,6 +19,16 @@ def plot_patterning(found: xr.Dataset) -> go.Figure:
     """The weight of every sequence, and what it is predicted to change.
 
     ``found`` is from :func:`lens_slt.patterning`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": text}, **how)
+        >>> response = ls.data_response(draws, "mix", {"first": ls.Shift("mix", [1] + 7 * [0])})
+        >>> figure = ls.plot_patterning(ls.patterning(response, {"first": -0.01}))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Data for a wish'
     """
     found = require(found, "patterning", argument="found")
     names = labels(found["observable"].values)
@@ -69,6 +79,15 @@ def plot_data_response(found: xr.Dataset) -> go.Figure:
     """How much each observable answers to the weight of each sequence.
 
     ``found`` is from :func:`lens_slt.data_response`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": text}, **how)
+        >>> figure = ls.plot_data_response(ls.data_response(draws, "mix", {"all": "mix"}))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'How observables answer to the data'
     """
     found = require(found, "data_response", argument="found")
     names = labels(found["observable"].values)

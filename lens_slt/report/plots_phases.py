@@ -19,6 +19,14 @@ def plot_crossing(found: xr.Dataset) -> go.Figure:
     """The difference of two phases' free energies over n, with its band and its zeros.
 
     ``found`` is from :func:`lens_slt.crossing`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> five = ls.Phase("5", loss=0.06874, llc=7, constant=3.62417)
+        >>> six = ls.Phase("6", loss=0.04819, llc=8.5, constant=6.37767)
+        >>> figure = ls.plot_crossing(ls.crossing(five, six))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Free energy of 6 above that of 5'
     """
     found = require(found, "crossing", argument="found")
     n, value = found["n_grid"].values, found["difference"].values
@@ -59,6 +67,14 @@ def plot_phase_diagram(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.phase_diagram`. In the map, colours are paler where another
     phase may be the lowest within the errors.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> five = ls.Phase("5", loss=0.06874, llc=7, constant=3.62417)
+        >>> six = ls.Phase("6", loss=0.04819, llc=8.5, constant=6.37767)
+        >>> figure = ls.plot_phase_diagram(ls.phase_diagram([five, six], [500, 600, 700]))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Free energies above the lowest'
     """
     found = require(found, "phase_diagram", argument="found")
     figure = _map(found) if found.sizes["share"] > 1 else _lines(found)
@@ -71,6 +87,16 @@ def plot_limit(found: xr.Dataset) -> go.Figure:
     """λ̂ of every component over nβ/γ, the fitted curve, and its limit as a dotted line.
 
     ``found`` is from :func:`lens_slt.limit_llc`.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> rungs = [
+        ...     ls.sample_function(lambda w: w.square().sum(-1) / 2, torch.zeros(2), settings=one)
+        ...     for one in ls.ladder([1, 3, 10], [1], ls.Settings(draws=100))
+        ... ]
+        >>> figure = ls.plot_limit(ls.limit_llc([ls.refined_llc(rung) for rung in rungs]))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'λ̂ as the prior gets wider'
     """
     found = require(found, "limit_llc", argument="found")
     figure = Figure()

@@ -23,6 +23,16 @@ def plot_retrainings(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.retrainings` or :func:`lens_slt.developmental_ablation`, whose
     levels are dotted.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> runs, probes = {"all": None, "first": [1] + 7 * [0]}, {"text": ls.Probe(text)}
+        >>> where = dict(steps=2, path=tempfile.mkdtemp(), seeds=[0], progress=False)
+        >>> found = ls.retrainings(model, text, runs, probes, **where)
+        >>> figure = ls.plot_retrainings(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Retrainings on other data'
     """
     found = require(found, "retrainings", "developmental_ablation", argument="found")
     names = [str(name) for name in found["observable"].values]
@@ -50,6 +60,19 @@ def plot_patterning_check(found: xr.Dataset) -> go.Figure:
     """Predicted and realised changes, what of the wish came true, and how it came about.
 
     ``found`` is from :func:`lens_slt.verify_patterning`.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": text}, **how)
+        >>> response = ls.data_response(draws, "mix", {"mix": "mix"})
+        >>> where = dict(steps=1, path=tempfile.mkdtemp(), seeds=[0, 1], progress=False)
+        >>> goal = (response, {"mix": -0.01}, {"mix": ls.Probe(text)})  # wish, measure
+        >>> found = ls.verify_patterning(model, text, *goal, strengths=[1], **where)
+        >>> figure = ls.plot_patterning_check(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Does data chosen for a wish bring it about?'
     """
     found = require(found, "patterning_check", argument="found")
     reach = float(stats.t.ppf(0.975, found.sizes["seed"] - 1))  # of a mean over seeds

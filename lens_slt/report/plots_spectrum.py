@@ -26,6 +26,16 @@ def plot_spectrum(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.spectrum`; over checkpoints up to six are shown, at the first
     γ. Rungs that are not certified are left out.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> rungs = [
+        ...     ls.sample_function(lambda w: w.square().sum(-1) / 2, torch.zeros(2), settings=one)
+        ...     for one in ls.ladder([1, 3, 10], [1], ls.Settings(draws=100))
+        ... ]
+        >>> figure = ls.plot_spectrum(ls.spectrum(rungs))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'λ̂ over nβ'
     """
     found = require(found, "spectrum", argument="found", leading=(CHECKPOINT,))
     if CHECKPOINT in found.dims:
@@ -67,6 +77,16 @@ def plot_curvatures(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.curvatures`. Left: 2λ̂ over γ/nβ, the count smoothed over a
     decade; of up to eight components vertical bars with all numbers that the ladder allows. Right:
     at the finest rung, how stiff the directions of every component are and how many share λ̂.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> rungs = [
+        ...     ls.sample_function(lambda w: w.square().sum(-1) / 2, torch.zeros(2), settings=one)
+        ...     for one in ls.ladder([1, 3, 10], [1], ls.Settings(draws=100))
+        ... ]
+        >>> figure = ls.plot_curvatures(ls.curvatures(ls.spectrum(rungs)))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Curvatures'
     """
     found = require(found, "curvatures", argument="found")
     figure = subplots(
@@ -115,6 +135,16 @@ def plot_multiplicity(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.multiplicity`. Names of components without a claim stand in
     parentheses; the reason is on hover.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> rungs = [
+        ...     ls.sample_function(lambda w: w.square().sum(-1) / 2, torch.zeros(2), settings=one)
+        ...     for one in ls.ladder([1, 3, 10], [1], ls.Settings(draws=100))
+        ... ]
+        >>> figure = ls.plot_multiplicity(ls.multiplicity(ls.spectrum(rungs)))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'λ and multiplicity m'
     """
     found = require(found, "multiplicity", argument="found")
     figure = Figure()
@@ -153,6 +183,16 @@ def plot_density_of_states(found: xr.Dataset) -> go.Figure:
     """Free energies of the rungs by MBAR and by integration; the volume of weights under a loss.
 
     ``found`` is from :func:`lens_slt.density_of_states`.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> rungs = [
+        ...     ls.sample_function(lambda w: w.square().sum(-1) / 2, torch.zeros(2), settings=one)
+        ...     for one in ls.ladder([1, 3, 10], [1], ls.Settings(draws=100))
+        ... ]
+        >>> figure = ls.plot_density_of_states(ls.density_of_states(rungs))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Density of states of function, γ 1'
     """
     found = require(found, "density_of_states", argument="found")
     figure = subplots(

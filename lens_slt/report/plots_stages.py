@@ -28,6 +28,16 @@ def plot_stages(found: xr.Dataset) -> go.Figure:
     """λ̂ of every component without its noise, its stages shaded in turn.
 
     ``found`` is from :func:`lens_slt.stages`. Dotted: boundaries, with their intervals in colour.
+
+    Example:
+        >>> import numpy as np, xarray as xr, lens_slt as ls
+        >>> steps = np.unique(np.geomspace(1, 20_000, 40).astype(int))
+        >>> rise = 1 / (1 + np.exp(-6 * (np.log1p(steps) - 6)))
+        >>> curve = xr.Dataset({"llc": ("checkpoint", 10 + rise)}, coords={"checkpoint": steps})
+        >>> found = ls.stages(curve.assign(se=0.1 + 0 * curve["llc"]))
+        >>> figure = ls.plot_stages(found)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Stages'
     """
     found = require(found, "stages", argument="found")
 
@@ -42,6 +52,15 @@ def plot_transitions(found: xr.Dataset) -> go.Figure:
     """Every curve without its noise; transitions are shaded from begin to end.
 
     ``found`` is from :func:`lens_slt.transitions`. Dotted: midpoints.
+
+    Example:
+        >>> import numpy as np, xarray as xr, lens_slt as ls
+        >>> steps = np.unique(np.geomspace(1, 20_000, 40).astype(int))
+        >>> rise = 1 / (1 + np.exp(-6 * (np.log1p(steps) - 6)))
+        >>> curve = xr.DataArray(rise, coords={"checkpoint": steps}, name="prefix_matching")
+        >>> figure = ls.plot_transitions(ls.transitions(curve))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Transitions'
     """
     found = require(found, "transitions", argument="found")
 

@@ -46,6 +46,19 @@ def plot_mode_development(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.mode_development`. One panel a mode: cosine of the angle
     between loadings and correlation of scores over tokens, with 95 % bands; both must be above
     their dashed lines for a mode to be there.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l")
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> matrices = {}
+        >>> for step in (1000, 2900):
+        ...     draws = ls.sample(run.load(step), text, "L1H2, L1H3", probes={"mix": text}, **how)
+        ...     matrices[step] = ls.per_token_llc(draws)
+        >>> figure = ls.plot_mode_development(ls.mode_development(matrices, n_bootstrap=5))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Modes over training'
     """
     found = require(found, "mode_development", argument="found")
     modes = range(found.sizes["mode"])
@@ -105,6 +118,19 @@ def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") ->
     One panel for each pattern that is influenced, the eight clearest; lines are the four clearest
     sources over all. Filled symbols: the sign is clear. Of a pattern on itself influence is minus a
     variance, and left out.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l")
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = {
+        ...     step: ls.sample(run.load(step), text, "L1H2", probes={"mix": text}, **how)
+        ...     for step in (1000, 2900)
+        ... }
+        >>> figure = ls.plot_pattern_influence(ls.pattern_influence(draws, ls.label_patterns(text)))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Influence between patterns over training'
     """
     found = require(found, "pattern_influence", argument="found")
     choice("quantity", quantity, QUANTITIES)
@@ -153,6 +179,15 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.critical_checkpoints`. Above, the speed with a 95 % band and
     the critical checkpoints with their intervals; below, the share of every observable there.
+
+    Example:
+        >>> import numpy as np, xarray as xr, lens_slt as ls
+        >>> steps = np.unique(np.geomspace(1, 20_000, 40).astype(int))
+        >>> rise = 1 / (1 + np.exp(-6 * (np.log1p(steps) - 6)))
+        >>> curve = xr.DataArray(rise, coords={"checkpoint": steps}, name="prefix_matching")
+        >>> figure = ls.plot_critical(ls.critical_checkpoints(curve))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Critical checkpoints'
     """
     found = require(found, "critical_checkpoints", argument="found")
     critical = range(found.sizes["critical"])

@@ -22,6 +22,15 @@ def plot_matrix(matrix: xr.Dataset) -> go.Figure:
     """Mean over the tokens with 95 % interval, and split-half reliability, of every component.
 
     ``matrix`` is from :func:`lens_slt.susceptibility` or :func:`lens_slt.per_token_llc`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> figure = ls.plot_matrix(ls.per_token_llc(draws))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Matrix of per-token rLLCs: 120 tokens × 2 components'
     """
     matrix = require(matrix, *MATRICES, argument="matrix")
     names = labels(matrix["component"].values)
@@ -51,7 +60,14 @@ def plot_matrix(matrix: xr.Dataset) -> go.Figure:
 
 
 def plot_patterns(patterns: xr.DataArray) -> go.Figure:
-    """How many of the tokens belong to each pattern. ``patterns``: from ``label_patterns``."""
+    """How many of the tokens belong to each pattern. ``patterns``: from ``label_patterns``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> figure = ls.plot_patterns(ls.label_patterns(ls.load_tokens("mix", n_sequences=2)))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Patterns of the tokens'
+    """
     patterns = require(patterns, "patterns", argument="patterns")
     names = [str(name) for name in patterns["pattern"].values]
     shown = [name.replace("_", " ") for name in labels(names)]
@@ -75,6 +91,16 @@ def plot_clusters(found: xr.Dataset) -> go.Figure:
     """Size and conductance of every cluster, beside what chance gives at its size.
 
     ``found`` is from :func:`lens_slt.clusters`. Filled: beyond chance.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> found = ls.clusters(ls.per_token_llc(draws), n_neighbors=10, min_size=5)
+        >>> figure = ls.plot_clusters(found)
+        >>> figure.layout.xaxis.title.text
+        'conductance (0: apart from all other tokens)'
     """
     found = require(found, "clusters", argument="found")
     names = [f"cluster {label}" for label in found["label"].values]
@@ -114,6 +140,18 @@ def plot_cluster_summary(found: xr.Dataset) -> go.Figure:
     """Patterns of every cluster: the share of its tokens; * where q < 0.05.
 
     ``found`` is from :func:`lens_slt.cluster_summary`.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", probes={"mix": text}, **how)
+        >>> matrix = ls.per_token_llc(draws)
+        >>> found = ls.clusters(matrix, method="hdbscan", min_size=5)
+        >>> table = ls.cluster_summary(found, ls.label_patterns(text), matrix, permutations=19)
+        >>> figure = ls.plot_cluster_summary(table)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Patterns of the clusters'
     """
     found = require(found, "cluster_summary", argument="found")
     share = 100 * found["share"].values.T
@@ -141,6 +179,15 @@ def plot_influence(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.influence`. The first 256 of each are shown; where query and
     source are the same tokens the diagonal is left out.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": text}, **how)
+        >>> figure = ls.plot_influence(ls.influence(draws))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Influence through L0H0'
     """
     found = require(found, "influence", argument="found")
     shown = found.isel(query=slice(0, LARGEST), source=slice(0, LARGEST))

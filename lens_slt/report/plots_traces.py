@@ -24,6 +24,15 @@ def plot_all_traces(draws: xr.DataTree) -> go.Figure:
     ``draws`` is from :func:`lens_slt.sample`. Panels share the axis of steps and have loss axes of
     their own; traces are averaged over neighbouring steps to at most 120 points; burn-in is left
     of the line. Of more than 144 components the unhealthy ones are shown first.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", **how)
+        >>> figure = ls.plot_all_traces(draws)
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Loss traces of all components'
     """
     draws = require(draws, "draws", argument="draws")
     health = dataset(draws, "health")
@@ -73,7 +82,17 @@ def plot_all_traces(draws: xr.DataTree) -> go.Figure:
 
 
 def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
-    """Loss trace of every chain of one component with its verdict; burn-in shaded."""
+    """Loss trace of every chain of one component with its verdict; burn-in shaded.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", **how)
+        >>> figure = ls.plot_traces(draws, "L0H0")
+        >>> figure.layout.title.text.split("<br>")[0]
+        'L0H0: chains disagree (R̂ 1.20), mean after burn-in 0.136 nats per token (line), R̂ 1.20'
+    """
     draws = require(draws, "draws", argument="draws")
     names = component_names(draws)
     choice("component", component, names)

@@ -31,6 +31,17 @@ def plot_trajectories(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.head_trajectories`. One panel a refinement; below, the share
     of clusterings that put two heads into one cluster, heads in the order of clusters, with what
     they do. Without clusters there is only the second.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([0, 300, 1000, 1800, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = {step: ls.sample(run.load(step), text, "L1H*", **how) for step in run}
+        >>> curves = ls.join_checkpoints({step: ls.refined_llc(one) for step, one in draws.items()})
+        >>> figure = ls.plot_trajectories(ls.head_trajectories(curves, n_resamples=10))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Trajectories of heads'
     """
     found = require(found, "head_trajectories", argument="found")
     names = [_refinement(name) for name in found["refinement"].values]
@@ -88,6 +99,17 @@ def plot_differentiation(found: xr.Dataset) -> go.Figure:
 
     ``found`` is from :func:`lens_slt.differentiation`. A row without a symbol is a head that stays
     in its band, or comes back; an open symbol is one that is outside from the first checkpoint on.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([0, 1000, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=12, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = {step: ls.sample(run.load(step), text, "L1H2", **how) for step in run}
+        >>> curves = ls.join_checkpoints({step: ls.refined_llc(one) for step, one in draws.items()})
+        >>> figure = ls.plot_differentiation(ls.differentiation(curves, against="start"))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'When each head differentiates'
     """
     found = require(found, "differentiation", argument="found")
     heads, refinements = labels(found["component"].values), found["refinement"].values
@@ -146,6 +168,22 @@ def plot_migration(found: xr.Dataset) -> go.Figure:
     ``found`` is from :func:`lens_slt.migration`. Means over the heads of each layer, the peak of
     layer 0 in colour; then the change of every head from there to the end, of λ̂ and, where heads
     were ablated, of what the ablation costs on multigrams. Filled: the change is clear.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> run = ls.checkpoints("attn-2l").at([0, 300, 1000, 1800, 2900])
+        >>> text = ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> probes = {"one_layer": ls.Probe(text, reference=ls.load_model("attn-1l"))}
+        >>> how = dict(
+        ...     settings=ls.Settings(draws=12, chains=2, steps_per_draw=1),
+        ...     progress=False,
+        ...     probes=probes,
+        ... )
+        >>> draws = {step: ls.sample(run.load(step), text, "L0H2, L1H2", **how) for step in run}
+        >>> curves = ls.join_checkpoints({step: ls.refined_llc(one) for step, one in draws.items()})
+        >>> figure = ls.plot_migration(ls.migration(curves))
+        >>> figure.layout.title.text.split("<br>")[0]
+        'Migration of multigrams'
     """
     found = require(found, "migration", argument="found")
     heads = [str(name) for name in found["component"].values if is_head(str(name))]

@@ -197,6 +197,12 @@ def plot(result: Any) -> go.Figure:
     Raises:
         TypeError: anything else.
         ValueError: a result of which something was selected away.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> labels = ls.label_patterns(ls.load_tokens("mix", n_sequences=2, length=16))
+        >>> ls.plot(labels).layout.title.text
+        'Patterns of the tokens'
     """
     kind = kind_of(result)
     if kind not in FIGURES:

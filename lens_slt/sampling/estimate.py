@@ -65,6 +65,13 @@ class Estimate:
         half_steps: components whose bias will have to be measured at half the step.
         unknown: what may make the run longer.
         warnings: what the machine has too little of.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> cost = ls.estimate(model, text, "L0H0", settings=ls.Settings(draws=12, chains=2))
+        >>> cost.memory_bytes > 0, cost.disk_bytes, cost.already_done
+        (True, 0, 0)
     """
 
     seconds: float
@@ -168,6 +175,13 @@ def estimate(
 
     Raises:
         ValueError, TypeError: as ``sample`` does.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> cost = ls.estimate(model, text, "L0H0", settings=ls.Settings(draws=12, chains=2))
+        >>> cost.seconds < 60, cost.device
+        (True, 'cpu')
     """
     began = time.perf_counter()
     folder = None if path is None else folder_of(path)

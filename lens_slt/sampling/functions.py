@@ -81,6 +81,13 @@ def sample_function(
 
     Returns:
         Draws like :func:`lens_slt.sample`'s, of the one component ``function``.
+
+    Example:
+        >>> import lens_slt as ls, torch
+        >>> few = ls.Settings(n_beta=100, gamma=1, draws=200)
+        >>> draws = ls.sample_function(lambda w: w.square().sum(-1), torch.zeros(4), settings=few)
+        >>> abs(ls.refined_llc(draws)["llc"].item() - 2) < 0.5  # λ = 4/2
+        True
     """
     if not callable(loss):
         raise TypeError(f"loss must be a function of [chain, parameter]; got {loss!r}")

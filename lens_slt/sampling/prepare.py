@@ -55,6 +55,15 @@ class Probe:
             names. Their weighted mean over the predictions of each sequence is recorded.
         reference: a model. The recorded loss is then the Kullback–Leibler divergence of the sampled
             model from its predictions, which makes the refined LLC model-refined.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> probe = ls.Probe(text, reference=ls.load_model("attn-1l"))
+        >>> draws = ls.sample(model, text, "L0H0", probes={"of": probe}, **how)
+        >>> bool((ls.refined_llc(draws)["probe_llc"] > 0).all())  # a divergence cannot fall below 0
+        True
     """
 
     tokens: Any

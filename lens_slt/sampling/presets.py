@@ -30,6 +30,12 @@ PRESETS: dict[str, tuple[Settings, str]] = {
 
 @typed
 def preset(name: str) -> Settings:
-    """Settings by name: see ``PRESETS`` for the paper behind each."""
+    """Settings by name: see ``PRESETS`` for the paper behind each.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> ls.preset("wang2024").sampler, ls.preset("wang2024").gamma
+        ('sgld', 200)
+    """
     choice("preset", name, tuple(PRESETS))
     return PRESETS[name][0]

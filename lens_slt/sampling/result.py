@@ -129,6 +129,15 @@ def open_draws(path: str | Path) -> xr.DataTree:
         ValueError: no draws there, a run that has not finished, one of another version, or one that
             was altered.
         OSError: the folder cannot be read.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> path = tempfile.mkdtemp() + "/mine"
+        >>> draws = ls.sample(model, text, "L0H0", path=path, **how)
+        >>> ls.open_draws(path)["posterior"].identical(draws["posterior"])
+        True
     """
     folder = folder_of(path)
     if not (folder / DESCRIPTION).exists() and holds_run(folder / DRAWS_FOLDER):

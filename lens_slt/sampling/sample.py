@@ -87,6 +87,14 @@ def sample(
         ValueError, TypeError: anything wrong with the arguments, before any work starts; a ``path``
             that holds another run, or one that was altered.
         OSError: ``path`` cannot be read or written, or another process writes there.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> few = ls.Settings(draws=20, chains=2, steps_per_draw=1)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1", settings=few, progress=False)
+        >>> draws["posterior"]["paired_loss"].sizes
+        Frozen({'component': 2, 'chain': 2, 'draw': 20})
     """
     folder = None if path is None else folder_of(path)
     backend_options(parallel)  # a backend that is not installed is said before work starts

@@ -56,6 +56,13 @@ class Settings:
         check_step: measure the bias of λ̂ by a coupled run at half the step, also where the
             certificate does not ask for it.
         seed: everything random is derived from it and from the component's name.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> settings = ls.Settings(draws=400, seed=1)
+        >>> control = settings.but(n_beta=0)
+        >>> control.n_beta, control.draws, settings.n_beta
+        (0, 400, 30.0)
     """
 
     n_beta: float = 30.0

@@ -52,6 +52,17 @@ def cluster_summary(
         a table.
 
     Raises ValueError where the labels do not belong to these tokens.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> matrix = ls.per_token_llc(draws)
+        >>> found = ls.clusters(matrix, method="hdbscan", min_size=5)
+        >>> table = ls.cluster_summary(found, ls.label_patterns(text), matrix, permutations=19)
+        >>> table["share"].dims
+        ('label', 'pattern')
     """
     integer("permutations", permutations, at_least=1)
     integer("seed", seed, at_least=0)

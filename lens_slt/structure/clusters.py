@@ -90,6 +90,15 @@ def clusters(
 
     Raises ValueError for unknown names, numbers out of range, too few tokens, and for what
     ``standardized`` refuses.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> found = ls.clusters(ls.per_token_llc(draws), n_neighbors=10, min_size=5)
+        >>> found["cluster"].dims
+        ('token',)
     """
     choice("method", method, METHODS)
     choice("cut", cut, CUTS)
@@ -141,6 +150,16 @@ def cluster_stability(first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
         for none), and ``jaccard_chance``, the mean of the same for shuffled labels.
 
     Raises ValueError where the two share no token.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> options = dict(method="hdbscan", min_size=5)
+        >>> one, two = (ls.clusters(half, **options) for half in ls.halves(ls.per_token_llc(draws)))
+        >>> ls.cluster_stability(one, two)["jaccard"].dims
+        ('label',)
     """
     first = require(first, "clusters", argument="first")
     second = require(second, "clusters", argument="second")

@@ -31,6 +31,14 @@ def contexts(
         rows: which tokens; all by default.
 
     Raises ValueError for tokens of another tokenizer than the shipped models', where none is given.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> len(ls.contexts(ls.per_token_llc(draws), width=2, rows=[0, 1, 2]))
+        3
     """
     integer("width", width, at_least=0)
     if not isinstance(found, xr.Dataset) or "sequence" not in found:
@@ -102,6 +110,15 @@ def top_tokens(
 
     Returns:
         Columns ``mode``, ``end`` (high or low), ``score`` and ``context``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> found = ls.modes(ls.per_token_llc(draws), n_modes=1, n_bootstrap=0)
+        >>> ls.top_tokens(found, n=1)["end"].tolist()
+        ['high', 'low']
     """
     integer("n", n, at_least=1)
     found = require(found, "modes", argument="found")

@@ -50,6 +50,14 @@ def token_map(
 
     Raises ValueError for numbers out of range, fewer than ``n_neighbors`` + 1 tokens, and for
     what ``standardized`` refuses; ImportError without umap-learn.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> ls.token_map(ls.per_token_llc(draws), n_neighbors=10)["map"].dims
+        ('token', 'axis')
     """
     integer("n_neighbors", n_neighbors, at_least=2)
     integer("components", components, at_least=1)
@@ -84,6 +92,17 @@ def map_stability(first: xr.Dataset, second: xr.Dataset, n_neighbors: int = 15) 
         ``agreement``; and ``chance``, the mean for two maps that know nothing of each other.
 
     Raises ValueError where too few tokens are shared.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> halves = ls.halves(ls.per_token_llc(draws))
+        >>> one, two = (ls.token_map(half, n_neighbors=10) for half in halves)
+        >>> found = ls.map_stability(one, two)
+        >>> 0 <= found["agreement"].item() <= 1
+        True
     """
     integer("n_neighbors", n_neighbors, at_least=1)
     first = require(first, "token_map", argument="first")

@@ -77,6 +77,15 @@ def match(
     Raises:
         TypeError, ValueError: other results; of other tokens, as those of another tokenizer are;
             equal seeds.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> text = ls.load_tokens("mix", n_sequences=16, length=32)
+        >>> models = map(ls.load_model, ("attn-2l", "attn-2l-seed1"))
+        >>> one, other = (ls.attention_patterns(model, text) for model in models)
+        >>> found = ls.match(one, other, n_null=20, n_bootstrap=20)
+        >>> found["partner"].sel(component="L0H2").item()  # its previous-token head
+        'L0H3'
     """
     boolean("within_layers", within_layers)
     number("least", least, at_least=0, at_most=1)

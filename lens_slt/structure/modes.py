@@ -64,6 +64,15 @@ def modes(
 
     Raises:
         ValueError: NaN, constant columns, fewer tokens than components, bad arguments.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> found = ls.modes(ls.per_token_llc(draws), n_modes=3, n_bootstrap=20)
+        >>> found["loading"].dims, found["score"].dims
+        (('mode', 'component'), ('mode', 'token'))
     """
     integer("n_modes", n_modes, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=0)

@@ -38,6 +38,15 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
 
     Raises:
         ValueError: patterns of other tokens.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> found = ls.modes(ls.per_token_llc(draws), n_modes=3, n_bootstrap=0)
+        >>> ls.enrichment(found, ls.label_patterns(text))["auc"].dims
+        ('mode', 'pattern')
     """
     found = require(found, "modes", *MATRICES, argument="found")
     labels = labels_of(found, patterns)

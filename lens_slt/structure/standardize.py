@@ -80,6 +80,15 @@ def halves(matrix: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     to the estimate from that half up to terms of second order.
 
     Raises ValueError where ``matrix`` was made with ``keep_blocks=False`` or of too few draws.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0, L0H1, L0H2", probes={"mix": text}, **how)
+        >>> first, second = ls.halves(ls.per_token_llc(draws))
+        >>> first["llc"].dims
+        ('component', 'token')
     """
     matrix = require(matrix, *MATRICES, argument="matrix")
     if "blocks" not in matrix or matrix.sizes["block"] < 2:

@@ -64,6 +64,17 @@ def developmental_ablation(
     Raises:
         ValueError: windows outside of the run, ``without`` that holds no sequence or all of them,
             levels of what is not measured; what :func:`lens_slt.retrainings` refuses.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> probes, levels = {"text": ls.Probe(text)}, {"text": 2.0}
+        >>> without, windows = [True] + 7 * [False], [(0, 1)]
+        >>> where = dict(steps=2, path=tempfile.mkdtemp(), seeds=[0], progress=False)
+        >>> given = (without, probes, levels, windows)
+        >>> found = ls.developmental_ablation(model, text, *given, **where)
+        >>> found["delay"].dims
+        ('level', 'run', 'seed')
     """
     runs = _schedules(without, windows, steps)
     check_measured(model, measure, levels=levels)

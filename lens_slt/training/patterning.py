@@ -56,6 +56,16 @@ def patterning(
 
     Raises:
         ValueError: a wish for what is no observable, or for no change; a response that is zero.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> probes = {"mix": text, "code": ls.load_tokens("code", n_sequences=4, length=16)}
+        >>> draws = ls.sample(model, text, "L0H0", probes=probes, **how)
+        >>> response = ls.data_response(draws, "mix", {"code": "code"})
+        >>> round(ls.patterning(response, {"code": -0.01})["weight"].mean().item(), 3)
+        1.0
     """
     response = require(response, "data_response", argument="response")
     number("strength", strength)

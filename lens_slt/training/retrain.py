@@ -40,6 +40,11 @@ class Optimisation:
     Attributes:
         batch_size: sequences.
         warmup: steps over which the learning rate rises.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> ls.Optimisation(learning_rate=3e-4).warmup
+        50
     """
 
     batch_size: int = 32

@@ -71,6 +71,15 @@ def retrainings(
     Raises:
         ValueError, TypeError: no run, names that are no folders, what :func:`lens_slt.retrain`
             refuses, other names at another model.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> runs, probes = {"all": None, "first": [1] + 7 * [0]}, {"text": ls.Probe(text)}
+        >>> where = dict(steps=2, path=tempfile.mkdtemp(), seeds=[0], progress=False)
+        >>> found = ls.retrainings(model, text, runs, probes, **where)
+        >>> found["value"].dims
+        ('checkpoint', 'run', 'seed', 'observable')
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be at least one, each once; got {', '.join(map(str, seeds))}")
@@ -151,6 +160,15 @@ def reached(found: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
     Returns:
         Dataset over (observable, run, seed): ``step``, interpolated between checkpoints; the first
         one where a run is beyond from the start; NaN where it is not at the end.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> probes = {"text": ls.Probe(text)}
+        >>> where = dict(steps=4, path=tempfile.mkdtemp(), seeds=[0], progress=False)
+        >>> found = ls.retrainings(model, text, {"all": None}, probes, **where)
+        >>> ls.reached(found, {"text": 1.0})["step"].dims
+        ('observable', 'run', 'seed')
     """
     shape = (len(levels), found.sizes["run"], found.sizes["seed"])
     steps = np.reshape([_steps(found, name, level) for name, level in levels.items()], shape)

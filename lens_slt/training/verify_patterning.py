@@ -101,6 +101,18 @@ def verify_patterning(
     Raises:
         ValueError: other tokens than the response's, observables that are not measured, what
             :func:`lens_slt.patterning` and :func:`lens_slt.retrainings` refuse.
+
+    Example:
+        >>> import lens_slt as ls, tempfile
+        >>> model, text = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=16)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L0H0", probes={"mix": text}, **how)
+        >>> response = ls.data_response(draws, "mix", {"mix": "mix"})
+        >>> where = dict(steps=1, path=tempfile.mkdtemp(), seeds=[0, 1], progress=False)
+        >>> goal = (response, {"mix": -0.01}, {"mix": ls.Probe(text)})  # wish, measure
+        >>> found = ls.verify_patterning(model, text, *goal, strengths=[1], **where)
+        >>> found["share"].dims
+        ('kind', 'strength')
     """
     response = require(response, "data_response", argument="response")
     ladder = _checked(strengths, controls, seeds)

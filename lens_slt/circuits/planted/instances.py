@@ -139,6 +139,12 @@ def planted_suite(
 
     Six seeds make 48 instances: every family in all six sizes, of two and three layers, four of the
     six with a composition decoy, three with LNPre.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> names = [p.family for p in ls.planted_suite(1, n_sequences=8)]
+        >>> len(names), names[0]
+        (8, 'induction')
     """
     _check_suite(n_seeds, n_sequences, backend, seed)
     return _suite(FAMILIES, n_seeds, n_sequences, backend, seed)
@@ -154,6 +160,11 @@ def hard_suite(
     seeds make 36 instances, every family in all of its six sizes. Pass ``weights`` of those whose
     loss counts at answers alone: ``ls.cross_check(p.model, p.tokens, p.truth, patterns=p.patterns,
     weights=p.weights)``.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> [p.family for p in ls.hard_suite(1, n_sequences=8)]
+        ['crowd', 'few_heads', 'dead_head', 'positions', 'through_mlp', 'answer_only']
     """
     _check_suite(n_seeds, n_sequences, backend, seed)
     return _suite(HARD_FAMILIES, n_seeds, n_sequences, backend, seed)
