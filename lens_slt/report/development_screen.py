@@ -88,10 +88,15 @@ def _circuit(view: DevelopmentView) -> str:
         pattern = str(view.construction["pattern"].values[of_it][0])
         return outcome(
             one["verdict"], f"{one['verdict'].capitalize()} at the end: {text}, for {pattern}",
-            f"{view.curves.attrs['unit'].capitalize()} {one['exists']}",
+            _when(one["exists"], view.curves.attrs["unit"]),
             "is from when on its trial supports it", circuit_drawing(circuit(text, pattern)),
         )  # fmt: skip
     return ""
+
+
+def _when(exists: str, unit: str) -> str:
+    """A step with its interval, or that there is none."""
+    return f"{unit} {exists}".capitalize() if exists[0].isdigit() else f"No {unit}"
 
 
 def _page(view: DevelopmentView, llc: xr.Dataset, name: str) -> str:

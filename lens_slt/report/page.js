@@ -131,6 +131,7 @@
     if (name) goTo(sheetOf(name.textContent));
   });
   document.addEventListener("toggle", drawVisible, true);  // what was folded
+  addEventListener("load", drawVisible);  // the page of a head that the address names
   addEventListener("hashchange", () => {
     drawVisible();
     const title = document.querySelector(".sheet:target h2");

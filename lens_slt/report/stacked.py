@@ -23,7 +23,7 @@ def stacked(titles: Sequence[object], heights: Sequence[int]) -> tuple[Figure, i
     tall = whole + GAP * (len(heights) - 1)
     figure = subplots(
         rows=len(heights), cols=1, row_heights=[height / whole for height in heights],
-        vertical_spacing=GAP / tall, subplot_titles=labels(titles),
+        vertical_spacing=GAP / tall if len(heights) > 1 else 0, subplot_titles=labels(titles),
     )  # fmt: skip
     figure.update_layout(legend=legend_below(tall))
     return figure, tall

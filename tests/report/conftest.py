@@ -94,15 +94,15 @@ def open_page(browser, run):
     """Opens the report; afterwards, nothing was complained about and nothing fetched."""
     pages, complaints, fetched = [], [], []
 
-    def open_at(width=900, theme="light", file=None, height=800):
+    def open_at(width=900, theme="light", file=None, height=800, place=""):
         address = (file or ls.write_report(run)).resolve().as_uri()
         page = browser.new_page(viewport={"width": width, "height": height})
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: fetched.append(request.url))
         page.set_default_timeout(120_000)  # a busy machine takes its time
-        page.goto(f"{address}?theme={theme}")
-        page.wait_for_selector(DRAWN)
+        page.goto(f"{address}?theme={theme}#{place}")
+        page.wait_for_selector(f"#{place} {DRAWN}" if place else DRAWN)
         pages.append(page)
         return page
 

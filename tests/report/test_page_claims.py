@@ -193,6 +193,11 @@ def test_a_head_s_name_leads_to_its_page_wherever_it_stands(open_page, file):
         assert page.locator("header .verdict").is_visible()
 
 
+def test_an_address_may_name_a_head(open_page, file):
+    page = open_page(900, file=file, place="head-L0H3")
+    assert shown_alone(page, "head-L0H3")
+
+
 # Where on the screen a point of a trace stands.
 POINT = """(plot, place) => {
   const layout = plot._fullLayout, trace = plot._fullData[place.trace], box =
