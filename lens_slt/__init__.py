@@ -8,11 +8,11 @@ Ten lines::
     tokens = ls.load_tokens("mix", n_sequences=512)  # or your own [sequence, position] integers
     probes = {name: ls.load_tokens(name, n_sequences=8, seed=1) for name in ("code", "prose")}
 
-    draws = ls.sample(model, tokens, "heads", probes=probes)
+    short = ls.Settings(draws=160, batch_size=8, thin=4)  # short
+    draws = ls.sample(model, tokens, "heads", settings=short, probes=probes)
     table = ls.refined_llc(draws)  # xarray.Dataset over component (and probe)
-    print(table[["llc", "se"]].to_pandas())  # the rLLC of every head, with its standard error
+    print(table[["llc", "se", "verdict"]].to_pandas())  # of every head, with a verdict in words
     print(table["probe_llc"].to_pandas())  # data-refined, per probe
-    print(draws["health"]["summary"].to_pandas())  # verdicts in words
     ls.write_report(draws, "report.html")  # all of it as one page that opens offline
 
 Every name below is loaded on its first use: PyTorch, TransformerLens and what draws figures take

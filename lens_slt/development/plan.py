@@ -42,10 +42,10 @@ class DevelopmentPlan:
 
     Example:
         >>> import lens_slt as ls
-        >>> text = ls.load_tokens("mix", n_sequences=32, length=32)
-        >>> plan = ls.plan_development(ls.checkpoints("attn-2l"), text, "L1H2", minutes=2)
-        >>> plan.budget, plan.checkpoints.steps[-1]
-        (120, 5300)
+        >>> run, short = ls.checkpoints("attn-2l"), ls.Settings(draws=40)
+        >>> times = dict(seconds=90.0, seconds_per_checkpoint=3.1, budget=120.0)
+        >>> ls.DevelopmentPlan(run, short, relative_se=0.03, **times).fits
+        True
     """
 
     checkpoints: Checkpoints
