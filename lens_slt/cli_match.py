@@ -7,6 +7,7 @@ from typing import Any
 
 import xarray as xr
 
+from lens_slt.arrays import write_zarr
 from lens_slt.circuits.attention import attention_patterns
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
 from lens_slt.circuits.transfer import Transfer, transfer
@@ -123,6 +124,11 @@ def _written(options: Match, found: xr.Dataset, carried: Transfer | None) -> dic
     columns = ["partner", "similarity", "p", "stability", "runner_up", "verdict"]
     rows = plain_records(found[columns].to_dataframe().reset_index())
     files = {"table": options.out / TABLE, "page": options.out / PAGE}
+    files["match"] = options.out / "match.zarr"  # for lens-slt report
+    write_zarr(found, files["match"])
+    if carried is not None:
+        files["transfer"] = options.out / "transfer.zarr"
+        write_zarr(carried.summary, files["transfer"])
     write_csv(files["table"], rows)
     matched = int((found["verdict"] == "matched").sum())
     lead = f"{matched} of {found.sizes['component']} components of the first have a partner."

@@ -7,6 +7,7 @@ from typing import Any
 
 import xarray as xr
 
+from lens_slt.arrays import write_zarr
 from lens_slt.cli_commands import Pattern
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
@@ -116,6 +117,11 @@ def _written(
     weights = found[["weight", "change"]].to_dataframe().reset_index()
     files = {"weights": options.out / WEIGHTS, "page": options.out / PAGE}
     write_csv(files["weights"], weights.to_dict("records"))
+    results = {"patterning": found, "data_response": response, "patterning_check": check}
+    for name, result in results.items():  # for lens-slt report
+        if result is not None:
+            files[name] = options.out / f"{name}.zarr"
+            write_zarr(result, files[name])
     lead = "Predictions are to first order, of a local posterior; only retraining shows them right."
     text = page.page(f"Data for a wish, {options.model}", page.paragraph(lead, "lead"), sections)
     files["page"].write_text(text, "utf-8")

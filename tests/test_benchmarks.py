@@ -351,5 +351,13 @@ def test_patterning():
 
 
 @pytest.mark.slow
+def test_influence():
+    pytest.importorskip("captum", reason="captum is not installed (extra: bench)")
+    found = figures("influence", "--quick")
+    wanted = {"lds", "lds_gradient", "lds_influence_function", "lds_ceiling"}
+    assert wanted | {"domain_ari", "code_ari"} <= set(found)
+
+
+@pytest.mark.slow
 def test_developmental_ablation():
     assert {"delay_first", "formed_whole"} <= set(figures("developmental_ablation", "--quick"))

@@ -59,7 +59,7 @@ text = ls.load_tokens("mix", n_sequences=128, length=48)
 probe = ls.load_tokens("mix", n_sequences=24, length=48, seed=1)
 measured = {}
 for seed, (name, model) in enumerate(models.items()):
-    settings = ls.Settings(draws=40, batch_size=8, thin=2, seed=seed)
+    settings = ls.Settings(draws=30, batch_size=8, thin=2, seed=seed)
     draws = ls.sample(
         model, text, "heads", settings=settings, probes={"text": probe}, progress=False
     )
@@ -101,7 +101,7 @@ special
 # %%
 raw = ls.checkpoints("attn-2l").load(0)
 draws = ls.sample(
-    raw, text, "heads", settings=ls.Settings(draws=40, batch_size=8, thin=2, seed=10),
+    raw, text, "heads", settings=ls.Settings(draws=30, batch_size=8, thin=2, seed=10),
     probes={"text": probe}, progress=False,
 )  # fmt: skip
 control = ls.match(

@@ -84,8 +84,8 @@ again = said_twice(24, seed=99)
 second = torch.zeros(24, 2 * HALF)
 second[:, HALF:] = 1
 watched = {
-    "second halves": ls.Probe(again, weights=second),
-    "first halves": ls.Probe(again, weights=1 - second),
+    "second_halves": ls.Probe(again, weights=second),
+    "first_halves": ls.Probe(again, weights=1 - second),
     "text": ls.Probe(ls.load_tokens("mix", n_sequences=24, length=LENGTH, seed=98)),
 }
 
@@ -121,7 +121,7 @@ pd.DataFrame(table, index=pd.Index(GROUPS, name="nats if this group weighs twice
 # tokens of either half. So we wish for lower loss on second halves *while first halves stay*.
 
 # %%
-wish = {"second halves": -0.05, "first halves": 0.0}
+wish = {"second_halves": -0.05, "first_halves": 0.0}
 chosen = ls.patterning(response, wish)
 weights = dict(zip(GROUPS, chosen["weight"].values[first].round(2).tolist(), strict=True))
 print(weights)
@@ -140,11 +140,11 @@ data, kinds = corpus(400, seed=1000)
 check = ls.verify_patterning(
     model, data, response, wish, watched, steps=240, start=START, like=np.array(first)[kinds],
     strengths=(-1.0, 1.0), controls=(), seeds=(0, 1), path=tempfile.mkdtemp(), progress=False,
-    levels={"second halves": 5.5}, optimisation=ls.Optimisation(learning_rate=3e-3),
+    levels={"second_halves": 5.5}, optimisation=ls.Optimisation(learning_rate=3e-3),
 )  # fmt: skip
 ls.plot(check)
 
 # %%
 realised = check["realised"].to_pandas()
-assert realised.loc[1.0, "second halves"] < realised.loc[-1.0, "second halves"]
+assert realised.loc[1.0, "second_halves"] < realised.loc[-1.0, "second_halves"]
 realised.round(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from lens_slt.json_files import read_json
 from lens_slt.report.files import ABOUT, BEHAVIOUR, BUILT, DRAWS, REPORT, SWEEP, TRIALS
 from lens_slt.report.run_results import ATTENTION, RunResults
 from lens_slt.report.sections_development import development_page
-from lens_slt.report.sections_results import LISTED, SHOWN, is_shown
+from lens_slt.report.sections_results import SHOWN, is_shown
 from lens_slt.report.sections_run import run_page
 from lens_slt.sampling.result import open_draws
 from lens_slt.schema import require
@@ -134,8 +133,7 @@ def _read(folder: Path) -> RunResults | DevelopmentView:
             return view
     others = [read_zarr(one) for one in sorted(folder.glob("*.zarr")) if one.name not in OWN]
     others = [one for one in others if is_shown(one) or one.attrs.get("result") == ATTENTION]
-    tables = {name: _rows(folder / name) for name in LISTED if (folder / name).exists()}
-    if path is None and not (trials.exists() or others or tables):
+    if path is None and not (trials.exists() or others):
         raise ValueError(
             f"result: {str(folder)!r} holds neither {DRAWS} nor {TRIALS}, no sweep and no other "
             "result"
@@ -147,7 +145,7 @@ def _read(folder: Path) -> RunResults | DevelopmentView:
     return RunResults(
         None if path is None else open_draws(path), open_views(folder),
         read_trials(trials) if trials.exists() else (), behaviour,
-        _known([one.load() for one in others]), tables, view,
+        _known([one.load() for one in others]), view,
     )  # fmt: skip
 
 
@@ -167,12 +165,6 @@ def _known(results: Sequence[xr.Dataset]) -> Sequence[xr.Dataset]:
             )
         require(one, one.attrs["result"], argument="results")
     return results
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def _built(folder: Path) -> xr.Dataset | None:

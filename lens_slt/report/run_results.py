@@ -24,13 +24,12 @@ class RunResults:
     trials: Sequence[Trial] = ()
     behaviour: xr.Dataset | None = None
     others: Sequence[xr.Dataset] = ()  # results of any other function
-    tables: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)  # by file
     development: DevelopmentView | None = None  # of the same model
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing."""
-        rest = (self.views, self.trials, self.others, self.tables)
+        rest = (self.views, self.trials, self.others)
         return self.draws is None and self.behaviour is None and not any(rest)
 
     @property

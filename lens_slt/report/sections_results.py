@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import xarray as xr
 
 from lens_slt.report import page
 from lens_slt.report.page import Section
 from lens_slt.report.show import FIGURES, TABLES
-from lens_slt.report.tables import PlainTable
 
 KINDS = {  # sections: key, title, what it is, and the results that belong there
     "matching": (
@@ -32,31 +31,16 @@ KINDS = {  # sections: key, title, what it is, and the results that belong there
     ),
 }  # fmt: skip
 SHOWN = tuple(kind for _, _, kinds in KINDS.values() for kind in kinds)
-LISTED = {"match.csv": "matching", "weights.csv": "patterning"}  # tables that commands write
-MOST_ROWS = 40
 
 
-def results_sections(
-    results: Sequence[xr.Dataset], tables: Mapping[str, Sequence[Mapping[str, str]]] | None = None
-) -> list[Section]:
-    """A section for every kind of result that is there.
-
-    Args:
-        results: of lens_slt, those named in ``KINDS``.
-        tables: of commands, by the name of their file; shown where no result is.
-    """
+def results_sections(results: Sequence[xr.Dataset]) -> list[Section]:
+    """A section for every kind of result that is there, of those named in ``KINDS``."""
     sections = []
     for key, (title, words, kinds) in KINDS.items():
         found = [one for kind in kinds for one in results if one.attrs["result"] == kind]
-        body = "".join(map(_shown, found))
-        if not found:
-            body = "".join(
-                page.table(_listed(name, rows))
-                for name, rows in (tables or {}).items()
-                if LISTED[name] == key
-            )
-        if body:
-            sections.append(Section(key, title, page.paragraph(words) + body))
+        if found:
+            body = page.paragraph(words) + "".join(map(_shown, found))
+            sections.append(Section(key, title, body))
     return sections
 
 
@@ -69,25 +53,3 @@ def _shown(result: xr.Dataset) -> str:
     kind = result.attrs["result"]
     table = page.table(TABLES[kind](result)) if kind in TABLES else ""
     return page.figure(FIGURES[kind](result)) + table
-
-
-def _listed(name: str, rows: Sequence[Mapping[str, str]]) -> PlainTable:
-    """The beginning of a table as a command wrote it."""
-    order = ""
-    if "weight" in rows[0]:
-        rows, order = sorted(rows, key=lambda row: -float(row["weight"])), ", the heaviest first"
-    some = f"the first {MOST_ROWS} of {len(rows)} rows of" if len(rows) > MOST_ROWS else "from"
-    table = PlainTable(name.partition(".")[0].capitalize(), f"{some} {name}{order}")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "))
-    for row in rows[:MOST_ROWS]:
-        table.add_row(*(_short(value) for value in row.values()))
-    return table
-
-
-def _short(value: str) -> str:
-    """A number with four digits; any other text as it is."""
-    try:
-        return f"{float(value):.4g}"
-    except ValueError:
-        return value

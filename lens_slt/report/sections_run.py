@@ -66,7 +66,7 @@ def run_page(found: RunResults, about: dict[str, Any]) -> str:
     if trials or found.behaviour is not None:
         circuits = circuits_section(trials, found.behaviour, llc)
         sections.append(Section("circuits", "Circuits", circuits))
-    sections += results_sections(found.others, found.tables)
+    sections += results_sections(found.others)
     if found.development is not None:
         sections += development_sections(found.development)
     if llc is not None or trials:

@@ -12,12 +12,14 @@ import xarray as xr
 from lens_slt.arguments import integer, typed
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import stamped
+from lens_slt.torch_state import plain_torch
 from lens_slt.training.retrainings import Measure, check_measured, later, reached, retrainings
 
 WITH_ALL = "nothing left out"
 
 
 @typed
+@plain_torch
 def developmental_ablation(
     model: Any,
     tokens: Any,

@@ -24,6 +24,7 @@ from lens_slt.sampling.devices import one_device
 from lens_slt.sampling.jobs import run_jobs
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import stamped
+from lens_slt.torch_state import plain_torch
 from lens_slt.training.retrain import prepare_retraining, retrain
 
 MODEL = "model"  # the folder of the checkpoint that all begin with
@@ -32,6 +33,7 @@ Measure = Callable[[Any], Mapping[str, float]]
 
 
 @typed
+@plain_torch
 def retrainings(
     model: Any,
     tokens: Any,

@@ -18,6 +18,7 @@ from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import adapt
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import require, stamped
+from lens_slt.torch_state import plain_torch
 from lens_slt.training.patterning import patterning
 from lens_slt.training.retrainings import Measure, check_measured, later, reached, run_schedules
 
@@ -29,6 +30,7 @@ LEVEL = 0.95
 
 
 @typed
+@plain_torch
 def verify_patterning(
     model: Any,
     tokens: Any,

@@ -10,7 +10,6 @@ import xarray as xr
 
 import lens_slt as ls
 from lens_slt.arrays import write_zarr
-from lens_slt.report.files import write_csv
 from lens_slt.report.sections_results import KINDS
 from lens_slt.schema import stamped
 from lens_slt.schemas import SCHEMAS
@@ -64,15 +63,3 @@ def test_results_in_a_folder_are_found(match, tmp_path):
     write_zarr(stamped(match, "match"), tmp_path / "any.zarr")
     text = ls.write_report(tmp_path).read_text("utf-8")
     assert 'id="matching"' in text and 'class="plot"' in text
-
-
-def test_tables_of_commands_are_shown_where_no_result_is(tmp_path):
-    rows = [{"component": f"L0H{i}", "partner": "L0H1", "similarity": 0.123456} for i in range(3)]
-    write_csv(tmp_path / "match.csv", rows)
-    weights = [{"sequence": i, "weight": w, "change": 0} for i, w in enumerate([0.5, 2, 1] * 20)]
-    write_csv(tmp_path / "weights.csv", weights)
-    seen = words(ls.write_report(tmp_path).read_text("utf-8"))
-    assert "0.1235" in seen and "from match.csv" in seen
-    assert "the first 40 of 60 rows of weights.csv, the heaviest first" in seen
-    table = seen[seen.index("Weights") :]
-    assert re.search(r"change\s+1\s+2\s", table)  # sequence 1 has weight 2
