@@ -20,7 +20,7 @@
 # by what their refined LLCs say token by token and by where they attend, and then put the match on
 # trial: a circuit found in one model has to work in the other.
 #
-# No GPU, no download. Two to four minutes on two CPU cores.
+# No GPU, no download. About two minutes on two CPU cores.
 
 # %%
 try:
@@ -96,17 +96,14 @@ special
 # %% [markdown]
 # ## A control: the model before training
 #
-# At step 0 nothing has been learned. A method that finds partners there finds them anywhere.
+# At step 0 nothing has been learned. A method that finds partners there finds them anywhere. (Here
+# by attention alone, which takes no sampling; `benchmarks.universality` samples untrained models.)
 
 # %%
 raw = ls.checkpoints("attn-2l").load(0)
-draws = ls.sample(
-    raw, text, "heads", settings=ls.Settings(draws=30, batch_size=8, thin=2, seed=10),
-    probes={"text": probe}, progress=False,
-)  # fmt: skip
 control = ls.match(
-    measured[names[0]],
-    {"rllc": ls.per_token_llc(draws), "attention": ls.attention_patterns(raw, probe[:16])},
+    {"attention": measured[names[0]]["attention"]},
+    {"attention": ls.attention_patterns(raw, probe[:16])},
 )
 n_false = int((control["verdict"] == "matched").sum())
 assert n_false <= 2
@@ -157,4 +154,4 @@ shared[shared["models"] > 1]
 #
 # - [Find the same heads in another model](https://github.com/lens-slt/lens_slt/blob/main/docs/how-to/two-models.md):
 #   verdicts, other kinds of evidence, `lens-slt match`.
-# - Tutorial 11: choose data that hurries or holds back the circuit that all three models have.
+# - [Choose data that grows a structure](https://github.com/lens-slt/lens_slt/blob/main/docs/how-to/patterning.md).
