@@ -117,7 +117,9 @@ def finish(
 
 def _save(file: Path, figures: dict[str, Any]) -> None:
     """Keep figures with what gave them; numbers in the documentation are checked against these."""
-    options = [one for one in sys.argv[1:] if one != "--json"]
+    given = zip(["", *sys.argv[1:]], sys.argv[1:], strict=False)
+    places = {"--save", "--cache"}  # say nothing about the figures
+    options = [one for before, one in given if not {before, one} & places and one != "--json"]
     module = Path(sys.argv[0])
     name = module.parent.name if module.stem == "__main__" else module.stem
     record = {

@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from benchmarks import common
 from benchmarks.generalisation import Size, linear
 from benchmarks.memorisation.__main__ import correlation
 from benchmarks.memorisation.measure import answer_loss
@@ -54,6 +56,17 @@ def figures_of_a_process(name: str, *options: str) -> dict[str, object]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_figures_are_kept_with_the_command_that_gave_them(tmp_path):
+    file = tmp_path / "measured" / "x.json"
+    said = ["benchmarks/x.py", "--json", "--seed", "3", "--cache", "somewhere", "--save", str(file)]
+    args = Namespace(quick=False, json=False, save=file)
+    with patch.object(sys, "argv", said):
+        common.finish(args, {"f1": 0.5})
+    record = json.loads(file.read_text("utf-8"))
+    assert record["command"] == "python -m benchmarks.x --seed 3"
+    assert record["figures"] == {"f1": 0.5} and "torch" in record["versions"]
 
 
 @pytest.mark.slow
