@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rich.table import Table
 from lens_slt.sampling.result import component_names, n_draws, settings_of
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
+from lens_slt.versions import versions
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _save(file: Path, figures: dict[str, Any]) -> None:
     name = module.parent.name if module.stem == "__main__" else module.stem
     record = {
         "command": " ".join(["python -m", f"benchmarks.{name}", *options]),
-        "versions": {name: version(name) for name in ("torch", "transformer-lens", "numpy")},
+        "versions": versions(),
         "figures": figures,
     }
     file.parent.mkdir(parents=True, exist_ok=True)

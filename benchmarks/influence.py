@@ -40,6 +40,7 @@ from benchmarks import common
 SETTINGS = ls.Settings(chains=4, draws=150, batch_size=16, thin=2)
 OPTIMISATION = ls.Optimisation(learning_rate=3e-4)
 LENGTH = 64
+DOCUMENT = 20_000  # characters
 BOOTSTRAP = 200
 
 Array = NDArray[np.float64]
@@ -96,9 +97,15 @@ def domain_texts(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {"code": "code", "prose": "prose"}
     return {
-        place.name: [file.read_text("utf-8", errors="ignore") for file in sorted(place.glob("*"))]
+        place.name: [part for file in sorted(place.glob("*")) for part in documents(file)]
         for place in sorted(folder.iterdir()) if place.is_dir()
     }  # fmt: skip
+
+
+def documents(file: Path) -> list[str]:
+    """A text in parts, of each of which few sequences are taken."""
+    text = file.read_text("utf-8", errors="ignore")
+    return [text[start : start + DOCUMENT] for start in range(0, len(text), DOCUMENT)]
 
 
 def said_twice(tokens: Tensor) -> Tensor:

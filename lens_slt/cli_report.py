@@ -8,11 +8,9 @@ from typing import Any
 from lens_slt.cli_commands import Report
 from lens_slt.cli_output import finish, say
 from lens_slt.cli_support import record_of, record_of_curves
-from lens_slt.development.develop import DESCRIPTION, open_development
+from lens_slt.development.develop import open_development
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.report.files import DRAWS, SWEEP
-from lens_slt.report.report import write_report
-from lens_slt.sampling.folder import holds_run
+from lens_slt.report.report import draws_in, sweep_in, write_report
 from lens_slt.sampling.result import open_draws
 
 
@@ -27,10 +25,8 @@ def run(options: Report) -> None:
 
 def _read(folder: Path) -> dict[str, Any]:
     """What the report says of the draws in a folder; nothing of trials alone."""
-    for sweep in (folder, folder / SWEEP):
-        if (sweep / DESCRIPTION).exists():
-            return record_of_curves(open_development(sweep))
-    for draws in (folder, folder / DRAWS):
-        if holds_run(draws):
-            return record_of(refined_llc(open_draws(draws)))
+    if (sweep := sweep_in(folder)) is not None:
+        return record_of_curves(open_development(sweep))
+    if (draws := draws_in(folder)) is not None:
+        return record_of(refined_llc(open_draws(draws)))
     return {}

@@ -9,6 +9,7 @@ import xarray as xr
 from lens_slt.cli_commands import Spectrum
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
+    is_usable,
     load_quietly,
     plain_records,
     read_numbers,
@@ -55,7 +56,7 @@ def run(options: Spectrum) -> None:
     rows, files = _written(options, found)
     say(options, f"written: {', '.join(files.values())}")
     record = {"rungs": rows, "runs": [_run(step, llc) for step, llc in runs], "files": files}
-    finish(options, record, usable=_is_usable([llc for _, llc in runs]))
+    finish(options, record, usable=is_usable(_used(runs)))
 
 
 def _run(step: int | None, llc: xr.Dataset) -> dict[str, Any]:
@@ -63,10 +64,9 @@ def _run(step: int | None, llc: xr.Dataset) -> dict[str, Any]:
     return ({} if step is None else {CHECKPOINT: step}) | record_of(llc)
 
 
-def _is_usable(rungs: list[xr.Dataset]) -> bool:
-    """Whether every component can be used at one rung at least."""
-    used = [one["chains_used"] > 0 for one in rungs]
-    return bool(xr.concat(used, "rung").any("rung").all())
+def _used(runs: list[tuple[int | None, xr.Dataset]]) -> xr.Dataset:
+    """The chains that can be used, of all rungs."""
+    return xr.concat([llc[["chains_used"]] for _, llc in runs], "rung")
 
 
 def _written(

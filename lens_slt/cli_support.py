@@ -128,7 +128,7 @@ def record_of_curves(curves: xr.DataTree) -> dict[str, Any]:
 
 
 def is_usable(llc: xr.Dataset) -> bool:
-    """Whether every component has a chain that can be used, at a checkpoint at least."""
+    """Whether every component has a chain that can be used, at one checkpoint or rung at least."""
     others = [dim for dim in llc["chains_used"].dims if dim != "component"]
     return bool((llc["chains_used"] > 0).any(others).all())
 

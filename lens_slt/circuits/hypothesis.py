@@ -172,10 +172,14 @@ class CircuitHypothesis:
             raise ValueError(f"edges end in {', '.join(sorted(missing))}, not among the components")
 
     def __str__(self) -> str:
+        return visible(f"{self.name or 'circuit'} for {self.pattern}: {self.words}")
+
+    @property
+    def words(self) -> str:
+        """Its edges, and those of its components that none of them joins."""
         joined = {end for edge in self.edges for end in (edge.writer, edge.target)}
         alone = [name for name in self.components if name not in joined]
-        what = "; ".join([*map(str, self.edges), *alone])
-        return visible(f"{self.name or 'circuit'} for {self.pattern}: {what}")
+        return "; ".join([*map(str, self.edges), *alone])
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -16,12 +16,11 @@ from lens_slt.report.first_screen import TOP, counted, in_series, outcome, scree
 from lens_slt.report.page import Section
 from lens_slt.report.plots_development import plot_curves
 from lens_slt.report.ranking import ranking
-from lens_slt.report.run_results import heads_of
+from lens_slt.report.run_results import MOST_PAGES, heads_of
 from lens_slt.report.tables import PlainTable, with_error
 from lens_slt.report.tables_development import heads_table, stages_table
+from lens_slt.report.tables_heads import is_about
 from lens_slt.sampling.certificate import CERTIFIED, LARGEST_SHARE
-
-MOST_PAGES = 200
 
 
 def development_screen(view: DevelopmentView) -> str:
@@ -83,13 +82,14 @@ def _circuit(view: DevelopmentView) -> str:
     for one in _tried(rows).to_dict("records"):
         mine = rows[rows["circuit"] == one["circuit"]].drop_duplicates("part")
         edges, nodes = (list(mine["part"][mine["kind"] == k]) for k in ("edge", "component"))
-        text = "; ".join([*edges, *(name for name in nodes if name not in "; ".join(edges))])
         of_it = view.construction["circuit"].values == one["circuit"]
         pattern = str(view.construction["pattern"].values[of_it][0])
+        drawn = circuit("; ".join([*edges, *nodes]), pattern)
+        verdict = str(one["verdict"])
         return outcome(
-            one["verdict"], f"{one['verdict'].capitalize()} at the end: {text}, for {pattern}",
+            verdict, f"{verdict.capitalize()} at the end: {drawn.words}, for {pattern}",
             _when(one["exists"], view.curves.attrs["unit"]),
-            "is from when on its trial supports it", circuit_drawing(circuit(text, pattern)),
+            "is from when on its trial supports it", circuit_drawing(drawn),
         )  # fmt: skip
     return ""
 
@@ -125,6 +125,6 @@ def _pieces(found: xr.Dataset, name: str) -> str:
     for column in ("circuit", "part", "what", "from step"):
         table.add_column(column)
     for row in construction_table(found).to_dict("records"):
-        if name in str(row["part"]).replace("→", ".").split("."):
+        if is_about(str(row["part"]), name):
             table.add_row(row["circuit"], row["part"], row["what"], row["exists"])
     return page.table(table) if table.row_count else ""

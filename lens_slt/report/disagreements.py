@@ -10,6 +10,7 @@ import xarray as xr
 
 from lens_slt.circuits.trial import Trial
 from lens_slt.report import page
+from lens_slt.report.plots_modes import CLEAR
 from lens_slt.report.sections_structure import MODES
 from lens_slt.report.tables import few_words
 from lens_slt.report.tables_modes import NAMES
@@ -17,7 +18,6 @@ from lens_slt.sampling.health import HEALTHY
 from lens_slt.structure.overview import View
 
 RELIABLE = 0.5  # split-half
-CLEAR = 0.05  # of q
 KINDS = {  # how a trial words a disagreement, and what it says
     r"^(?P<part>\S+) is not in the circuit": (
         "Outside of a circuit, but its ablation costs the pattern much"

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.circuits.evidence import Evidence
+from lens_slt.circuits.hypothesis import LOGITS
 from lens_slt.circuits.trial import Trial, compare_trials
 from lens_slt.circuits.verdict import VERDICTS
 from lens_slt.models.names import is_head, is_mlp
@@ -25,9 +26,13 @@ from lens_slt.text import html_text
 
 TOP = 3  # heads that are named
 DECIDES = {"supported": "held", "contradicted": "failed", "undecided": "undecided"}
+CONTROL = (
+    "This is the control, nβ = 0: the prior alone. λ̂ is 0 by construction, and structure that "
+    "shows here is none of the model's."
+)
 QUESTIONS = {  # what the number that decides is
     "necessity": "is what ablating the circuit costs {pattern} tokens beyond matched others",
-    "sufficiency": "of the {pattern} tokens' loss comes back with all other paths ablated",
+    "sufficiency": "of the {pattern} tokens' loss comes back with all other {others} ablated",
     "minimality": "is what {part} brings where it is needed most",
     "edge": "is what ablating the path {part} alone costs {pattern} tokens beyond matched others",
 }
@@ -38,6 +43,8 @@ def run_screen(found: RunResults, llc: xr.Dataset | None, about: Mapping[str, An
     best = _best(found.trials)
     if found.draws is not None and llc is not None:
         first, second = _sampled(found.draws, llc, about), believed(llc)
+        if settings_of(found.draws).n_beta == 0:
+            second, llc = CONTROL, None
     elif found.trials:
         first, second = _tried(found.trials)
     else:
@@ -170,7 +177,7 @@ def _found(trials: Sequence[Trial], best: Trial | None, llc: xr.Dataset | None) 
     if best is not None and best.verdict == "supported":
         more = sum(t.verdict == "supported" for t in trials) - 1
         parts.append(
-            f"the circuit {_what(best)} held on trial for {best.hypothesis.pattern}"
+            f"the circuit {best.hypothesis.words} held on trial for {best.hypothesis.pattern}"
             + (f", as did {more} more of {len(trials)}" if more else "")
         )
     elif trials:
@@ -182,12 +189,6 @@ def _found(trials: Sequence[Trial], best: Trial | None, llc: xr.Dataset | None) 
     return f"Found: {', and '.join(parts)}."
 
 
-def _what(trial: Trial) -> str:
-    """The edges of a circuit, or its components where it has none."""
-    h = trial.hypothesis
-    return "; ".join(map(str, h.edges)) or ", ".join(h.components)
-
-
 def _outcome(trial: Trial, behaviour: xr.Dataset | None) -> str:
     pattern, one = trial.hypothesis.pattern, deciding(trial)
     number, words = "No number", "decides: no test could be made"
@@ -195,12 +196,15 @@ def _outcome(trial: Trial, behaviour: xr.Dataset | None) -> str:
         words = f"decides: {one.test} of {one.part}, {one.words}"
     elif one is not None:
         number = _amount(one.effect, one.unit)
-        question = QUESTIONS[one.test].format(pattern=pattern, part=one.part)
+        # Without edges between nodes a hypothesis speaks of its components alone.
+        joined = any(edge.target != LOGITS for edge in trial.hypothesis.edges)
+        others = "paths" if joined else "components"
+        question = QUESTIONS[one.test].format(pattern=pattern, part=one.part, others=others)
         words = f"({_bare(one.low, one.unit)} to {_amount(one.high, one.unit)}) {question}"
         if np.isfinite(one.least):
             needed = "was" if one.outcome == "held" else "is"
             words += f"; at least {_amount(one.least, one.unit)} {needed} needed"
-    title = f"{trial.verdict.capitalize()}: {_what(trial)}, for {pattern}"
+    title = f"{trial.verdict.capitalize()}: {trial.hypothesis.words}, for {pattern}"
     return outcome(trial.verdict, title, number, words, circuit_drawing(trial, behaviour))
 
 

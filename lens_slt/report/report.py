@@ -123,16 +123,14 @@ def _at_hand(
 
 def _read(folder: Path) -> RunResults | DevelopmentView:
     """All results in a folder."""
-    path = next((one for one in _places(folder) if (one / "zarr.json").exists()), None)
-    trials = folder / TRIALS
-    sweep = next((one for one in (folder, folder / SWEEP) if (one / DESCRIPTION).exists()), None)
+    path, sweep, trials = draws_in(folder), sweep_in(folder), folder / TRIALS
+    others = [read_zarr(one) for one in sorted(folder.glob("*.zarr")) if one.name not in OWN]
+    others = [one for one in others if is_shown(one) or one.attrs.get("result") == ATTENTION]
     view = None
     if sweep is not None:
         view = read_development(open_development(sweep), construction=_built(folder))
-        if path is None and not trials.exists():
+        if path is None and not (trials.exists() or others):
             return view
-    others = [read_zarr(one) for one in sorted(folder.glob("*.zarr")) if one.name not in OWN]
-    others = [one for one in others if is_shown(one) or one.attrs.get("result") == ATTENTION]
     if path is None and not (trials.exists() or others):
         raise ValueError(
             f"result: {str(folder)!r} holds neither {DRAWS} nor {TRIALS}, no sweep and no other "
@@ -149,9 +147,16 @@ def _read(folder: Path) -> RunResults | DevelopmentView:
     )  # fmt: skip
 
 
-def _places(folder: Path) -> tuple[Path, ...]:
-    """Where draws may lie: as most commands name them, as ``lens-slt pattern`` does, or here."""
-    return folder / DRAWS, folder / DRAWS.partition(".")[0], folder
+def draws_in(folder: Path) -> Path | None:
+    """Where draws lie: as most commands name them, as ``lens-slt pattern`` does, or right here."""
+    places = folder / DRAWS, folder / DRAWS.partition(".")[0], folder
+    return next((one for one in places if (one / "zarr.json").exists()), None)
+
+
+def sweep_in(folder: Path) -> Path | None:
+    """Where a sweep over checkpoints lies: right here, or as ``lens-slt develop`` names it."""
+    places = folder, folder / SWEEP
+    return next((one for one in places if (one / DESCRIPTION).exists()), None)
 
 
 def _known(results: Sequence[xr.Dataset]) -> Sequence[xr.Dataset]:

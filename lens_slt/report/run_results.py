@@ -13,6 +13,7 @@ from lens_slt.models.names import is_head
 from lens_slt.structure.overview import View
 
 ATTENTION = "attention_patterns"
+MOST_PAGES = 200  # heads with a page of their own
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lens_slt.report.plots_development import plot_curves
 from lens_slt.report.plots_head import plot_head_attention
 from lens_slt.report.plots_traces import plot_traces
 from lens_slt.report.ranking import Place, ranking
-from lens_slt.report.run_results import RunResults, heads_of
+from lens_slt.report.run_results import MOST_PAGES, RunResults, heads_of
 from lens_slt.report.tables import few_words
 from lens_slt.report.tables_heads import (
     head_type,
@@ -25,11 +25,11 @@ from lens_slt.report.tables_heads import (
     scores_table,
     trials_of,
 )
+from lens_slt.report.tables_modes import NAMES
 from lens_slt.report.token_strips import token_scores, token_strips
 from lens_slt.structure.contexts import token_texts
 from lens_slt.structure.overview import View
 
-MOST_PAGES = 200  # heads with a page of their own
 MOST_TRACES = 48  # heads whose traces are on their pages
 UNKNOWN = {  # what a page of a head may lack, and what measures it
     "refinements": "rLLC: lens_slt.sample",
@@ -126,14 +126,13 @@ def _parts(
         if name in scores[key]
     }
     if strips:
-        titles = {"llc": "Per-token rLLC", "chi": "Susceptibility χ"}
         yield "tokens", (
             page.heading("Tokens in context")
             + page.paragraph(
                 "Tokens at which this head's value is highest and lowest, in standard deviations "
                 "from its mean (blue high, orange low).", "quiet",
             )
-            + page.tabs({titles[key]: text for key, text in strips.items()}, "Matrix")
+            + page.tabs({NAMES[key]: text for key, text in strips.items()}, "Matrix")
         )  # fmt: skip
     attention = found.attention
     if attention is not None and name in attention["component"].values:

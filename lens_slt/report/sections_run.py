@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.circuits.trial import Trial
-from lens_slt.models.names import is_head
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.observables.susceptibility import FULL
 from lens_slt.report import page
@@ -171,7 +170,7 @@ def _rllc(llc: xr.Dataset) -> str:
             "values within this page only: all depend on nβ and γ."
         )
     ]
-    heads = llc.sel(component=[n for n in llc["component"].values if is_head(n)])
+    heads = llc.sel(component=heads_of(llc["component"]))
     if heads.sizes["component"]:
         parts.append(page.figure(plot_rllc_map(heads)))
     # The whole model's value is many times a head's and would flatten the others.

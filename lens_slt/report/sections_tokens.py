@@ -8,13 +8,13 @@ import numpy as np
 
 from lens_slt.report import page
 from lens_slt.report.plots_modes import QUANTITIES
+from lens_slt.report.sections_structure import MODES
 from lens_slt.report.token_strips import token_scores
 from lens_slt.structure.contexts import token_texts
 from lens_slt.structure.overview import View
 from lens_slt.text import html_text, script_data
 
 MOST_VALUES = 1_000_000  # in the page
-MODES = 4
 SYMBOLS = {"llc": "λ̂", "chi": "χ"}
 TENTHS = 10  # scores are kept in tenths of a standard deviation
 

@@ -170,7 +170,8 @@ def _allowed(row: xr.Dataset) -> str:
 
 
 def _share(value: float, error: float) -> str:
-    return "–" if not np.isfinite(value / error) else f"{100 * error / abs(value):.1f}"
+    known = value != 0 and np.isfinite([value, error]).all()  # at nβ = 0 both are 0
+    return f"{100 * error / abs(value):.1f}" if known else "–"
 
 
 def _number(value: Iterable[float] | xr.DataArray | float, decimals: int) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 from rich.table import Table
 
-from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.roles import node_of
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.plots_modes import CLEAR, QUANTITIES
@@ -149,7 +148,7 @@ def part_table(trials: Sequence[Trial], name: str) -> Table:
     table.add_column("outcome")
     for trial in trials:
         for one in trial.evidence:
-            if _is_about(one, name):
+            if is_about(one.part, name):
                 table.add_row(
                     str(trial.hypothesis), styled(trial.verdict), one.test, one.part,
                     effect_words(one), outcome_words(one),
@@ -161,9 +160,9 @@ def part_table(trials: Sequence[Trial], name: str) -> Table:
     return table
 
 
-def _is_about(one: Evidence, name: str) -> bool:
-    """Whether a component is what is tested, or an end of the edge that is."""
-    ends = (end.partition(".")[0] for end in one.part.split("→"))
+def is_about(part: str, name: str) -> bool:
+    """Whether a component is this part of a circuit, or an end of the edge that is."""
+    ends = (end.partition(".")[0] for end in part.split("→"))
     return name in map(node_of, ends)
 
 

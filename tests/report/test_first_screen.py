@@ -83,6 +83,33 @@ def test_shares_are_said_in_per_cent(supported):
     assert "at least 10 % is needed" in text
 
 
+def test_a_hypothesis_of_components_speaks_of_components(supported):
+    one = Evidence("sufficiency", "circuit", -0.12, -0.14, -0.1, unit="share", least=0.1,
+                   outcome="failed", votes=True)  # fmt: skip
+    for text, others in (
+        ("L1H2", "components"), ("L1H2 -> logits", "components"), ("L0H2 -> L1H2.K", "paths"),
+    ):  # fmt: skip
+        made = replace(supported, verdict="contradicted", evidence=(one,),
+                       hypothesis=ls.circuit(text, "induction"))  # fmt: skip
+        seen = words(run_screen(RunResults(trials=[made]), None, {}))
+        assert f"with all other {others} ablated" in " ".join(seen.split())
+
+
+def test_components_that_no_edge_joins_are_named(supported):
+    made = replace(supported, hypothesis=ls.circuit("L0H1 -> L1H10.K; L1H1", "induction"))
+    assert "L0H1→L1H10.K; L1H1, for induction" in run_screen(RunResults(trials=[made]), None, {})
+
+
+def test_the_control_is_called_one(tmp_path):
+    model, tokens = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=4, length=16)
+    settings = ls.Settings(n_beta=0, draws=12, chains=2)
+    draws = ls.sample(model, tokens, ["L0H0", "L0H1"], settings=settings, progress=False)
+    text = ls.write_report(draws, tmp_path / "control.html").read_text("utf-8")
+    first = text[text.index('<div class="verdict">') : text.index("</header>")]
+    assert "This is the control, nβ = 0" in first
+    assert "Believe it" not in first and "held the tightest" not in first
+
+
 def test_a_trial_without_numbers(supported):
     made = replace(supported, verdict="undecided", evidence=())
     assert "No number" in run_screen(RunResults(trials=[made]), None, {})

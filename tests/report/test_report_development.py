@@ -124,6 +124,15 @@ def test_the_first_screen_and_the_pages_of_heads(view, tmp_path):
         assert part in sheet, part
 
 
+def test_a_head_whose_number_begins_another_s_is_part_of_the_circuit(view, tmp_path):
+    parts = ["L1H1", "L0H1→L1H10.K", "circuit"]
+    built = made_construction().assign_coords(part=parts, piece=("part", [*parts[:2], "induction"]))
+    found = replace(view, construction=built)
+    text = ls.write_report(found, tmp_path / "report.html").read_text("utf-8")
+    seen = " ".join(words(text[text.index("<header>") :]).split())
+    assert "Supported at the end: L0H1→L1H10.K; L1H1, for induction" in seen
+
+
 def test_too_few_checkpoints_are_said(curves, tmp_path):
     few = curves.map_over_datasets(
         lambda one: one.isel(checkpoint=slice(0, 6)) if "checkpoint" in one.dims else one

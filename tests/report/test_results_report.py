@@ -13,6 +13,7 @@ from lens_slt.arrays import write_zarr
 from lens_slt.report.sections_results import KINDS
 from lens_slt.schema import stamped
 from lens_slt.schemas import SCHEMAS
+from tests.development.test_develop import developed
 from tests.report.test_first_screen import words
 
 
@@ -57,6 +58,13 @@ def test_results_at_hand_have_sections(match, tmp_path):
         ls.write_report(None, tmp_path / "x.html", results=[xr.Dataset(attrs={"result": "modes"})])
     with pytest.raises(ValueError, match="no section for such a dataset"):
         ls.write_report(None, tmp_path / "x.html", results=[xr.Dataset()])
+
+
+def test_results_beside_a_sweep_are_not_lost(match, tmp_path):
+    developed([0, 5], tmp_path / "sweep", behaviour=False)
+    write_zarr(stamped(match, "match"), tmp_path / "match.zarr")
+    keys = re.findall('<section id="([^"]+)"', ls.write_report(tmp_path).read_text("utf-8"))
+    assert {"matching", "stages", "limits"} <= set(keys)
 
 
 def test_results_in_a_folder_are_found(match, tmp_path):
