@@ -47,7 +47,7 @@ def finish(options: Options, record: dict[str, Any], usable: bool = True) -> Non
         found = {name.replace("-", "_"): version for name, version in versions().items()}
         whole = {
             "command": options.command, "options": options.as_dict(), **record,
-            "versions": found, "seconds": seconds(options),
+            "versions": found, "seconds": float(f"{seconds(options):.4g}"),
         }  # fmt: skip
         sys.stdout.write(json.dumps(whole, allow_nan=False, ensure_ascii=False) + "\n")
     if not usable:
@@ -56,7 +56,7 @@ def finish(options: Options, record: dict[str, Any], usable: bool = True) -> Non
 
 def seconds(options: Options) -> float:
     """How long a command has run."""
-    return round(time.monotonic() - options.began, 2)
+    return time.monotonic() - options.began
 
 
 @contextlib.contextmanager
