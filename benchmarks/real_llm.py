@@ -43,6 +43,7 @@ TARGETS = {
 SEGMENT, SEQUENCES = 39, 8  # of the trial: 8 × 80 tokens with BOS and one more
 TEXT = (32, 32)  # sequences and tokens of the sampled text
 SETTINGS = ls.Settings(chains=2, draws=40, batch_size=4)
+PATIENCE = 150  # seconds in which ``estimate`` tries how steep the heads are
 N_NULL = 20
 
 
@@ -167,7 +168,7 @@ def refined(
     """rLLCs with their verdicts, and cost beside its estimate."""
     tokens = ls.load_tokens("prose", model.tokenizer, n_sequences=size[0], length=size[1], bos=True)
     before = resident(reset_peak=True)
-    said = ls.estimate(model, tokens, heads, settings=settings)
+    said = ls.estimate(model, tokens, heads, settings=settings, patience=PATIENCE)
     common.say(f"estimate: {said}")
     began = time.perf_counter()
     draws = ls.sample(model, tokens, heads, settings=settings)
@@ -217,7 +218,7 @@ def main() -> None:
         true, false = edges(model, heads, args.seed)
         figures |= trials(model, true, false, 4 if args.quick else N_NULL, args.seed)
     if args.only in (None, "llc"):
-        others = ["L2H3", "L17H5", "L28H1"]
+        others = ["L17H5", "L22H3", "L28H1"]  # later layers cost less
         chosen = [heads["prefix_matching"][0], heads["prefix_matching"][1],
                   heads["previous_token"][0], *others]  # fmt: skip
         settings = SETTINGS.but(draws=4, burn_in=1) if args.quick else SETTINGS

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import lens_slt as ls
 from lens_slt import cli, cli_support, demo
 from lens_slt.sampling import lm
+from lens_slt.sampling.foresee import foresee
 from tests.cli_records import record_of
 
 TINY = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8", "--burn-in", "2"]
@@ -154,7 +155,9 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(
     probe_draws: int,
 ) -> None:
     monkeypatch.setattr("lens_slt.sampling.timing.TRIAL_SECONDS", 0.1)
-    monkeypatch.setattr("lens_slt.sampling.foresee.COURSE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "lens_slt.sampling.estimate.foresee", lambda job, times, _: foresee(job, times, 0.0)
+    )
     sizes = ["--sequences", "8", "--length", "16", "--batch-size", "4", "--draws", "8"]
     if command == "cross-check":  # its patterns need longer sequences
         sizes = [*sizes[:2], *sizes[4:], "--probe-sequences", "2", "--chains", "2"]

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_slt.arguments import typed
+from lens_slt.arguments import number, typed
 from lens_slt.data.checks import usable_device
 from lens_slt.sampling.driver import SUMMED
 from lens_slt.sampling.folder import folder_of
-from lens_slt.sampling.foresee import Foreseen, continued, foresee
+from lens_slt.sampling.foresee import PATIENCE, Foreseen, continued, foresee
 from lens_slt.sampling.machine import MemoryWatch, available_memory, free_disk
 from lens_slt.sampling.pilot import PILOT
 from lens_slt.sampling.plan import Plan, Save
@@ -156,19 +156,22 @@ def estimate(
     path: str | Path | None = None,
     engine: str = "auto",
     device: torch.device | str | None = None,
+    patience: float = PATIENCE,
 ) -> Estimate:
     """Say how long :func:`lens_slt.sample` takes with these arguments, and what it needs.
 
     Takes some seconds, or two steps and two evaluations of the probes where they are longer (one
     of each where one takes more than four seconds). How many steps and draws a component needs is
-    found out by the run itself: where twelve draws take no longer than ten seconds they are really
-    made and continued on paper, elsewhere every component is taken to need the least. The machine
-    is taken as it is now: what else runs on it counts. The model comes back as it was, and nothing
-    is written to ``path``; trial values are written to a temporary folder, which is removed.
+    found out by the run itself: where twelve draws take no longer than ``patience`` seconds they
+    are really made and continued on paper, elsewhere every component is taken to need the least,
+    which can be several times too little for components with steep directions. The machine is taken
+    as it is now: what else runs on it counts. The model comes back as it was, and nothing is
+    written to ``path``; trial values are written to a temporary folder, which is removed.
 
     Args:
-        As for :func:`lens_slt.sample`. If ``path`` holds steps of the same run, the estimate is for
-        the rest.
+        patience: seconds that the first draws may take; more tell more about a slow run.
+        others: as for :func:`lens_slt.sample`. If ``path`` holds steps of the same run, the
+            estimate is for the rest.
 
     Returns:
         An :class:`Estimate`; ``print`` it.
@@ -183,6 +186,7 @@ def estimate(
         >>> cost.device, cost.disk_bytes  # print(cost) says it in words
         ('cpu', 0)
     """
+    number("patience", patience, at_least=0)
     began = time.perf_counter()
     folder = None if path is None else folder_of(path)
     where = _device_of(model) if device is None else usable_device(device)
@@ -198,7 +202,7 @@ def estimate(
         finished = bool(about) and all(course["done"] for course in about["courses"])
         times = time_nothing(job) if finished else time_steps(job)
         loading = time_loading(job.settings)
-        known = continued(job, times, about) if about else foresee(job, times)
+        known = continued(job, times, about) if about else foresee(job, times, patience)
         in_steps = memory.peak
     plan = Plan(job.settings, job.specs, known.stretches, about.get("step", 0))
     saves = plan.saves(known.costs)

@@ -38,7 +38,7 @@ from lens_slt.sampling.store import DrawStore, open_store
 from lens_slt.sampling.timing import TRIAL_SECONDS, StepTimes, state_bytes
 from lens_slt.sampling.trial import Enough, Trial
 
-COURSE_SECONDS = 10.0  # within which the first draws must come
+PATIENCE = 10.0  # seconds within which the first draws must come
 MOST_COURSE_STEPS = 2000
 FIRST_DRAWS = min(EARLY_CHECKS)
 
@@ -78,14 +78,14 @@ class Foreseen:
         return total
 
 
-def foresee(job: PreparedRun, times: StepTimes) -> Foreseen:
-    """What a run that begins will do."""
+def foresee(job: PreparedRun, times: StepTimes, patience: float = PATIENCE) -> Foreseen:
+    """What a run that begins will do; its first draws may take ``patience`` seconds."""
     s, costs = job.settings, times.costs
     curvature = _curvature_seconds(job, costs)
     first_draws = (s.burn_in_steps + FIRST_DRAWS) * costs.step
-    quick = times.pilot + curvature + first_draws <= COURSE_SECONDS
+    quick = times.pilot + curvature + first_draws <= patience
     if quick and (_has_certificate(s) or s.least_draws < s.most_draws):
-        return _begun(job, times)
+        return _begun(job, times, patience)
     courses = tuple(first_course(s, name) for name in job.names)
     ended = tuple(replace(c, taken=c.steps_left, done=True) for c in courses)
     stretches = tuple(_rest(i, course, 0) for i, course in enumerate(courses))
@@ -94,7 +94,7 @@ def foresee(job: PreparedRun, times: StepTimes) -> Foreseen:
     )  # fmt: skip
     if not curvature:
         return found
-    if found.pilot > COURSE_SECONDS:
+    if found.pilot > patience:
         return replace(found, vector_bytes=_vector_bytes(job), untried_bytes=_lanczos_bytes(job))
     began = time.perf_counter()
     measured = pilot(job.target, s)
@@ -136,7 +136,7 @@ class _Diary:
         self.began[place] = last
 
 
-def _begun(job: PreparedRun, times: StepTimes) -> Foreseen:
+def _begun(job: PreparedRun, times: StepTimes, patience: float) -> Foreseen:
     """Courses that are really begun, and then continued on paper."""
     s = job.settings.but(full_loss=False)
     n = len(job.names)
@@ -148,7 +148,7 @@ def _begun(job: PreparedRun, times: StepTimes) -> Foreseen:
         diary.note(book)
         told = all(c.draws >= FIRST_DRAWS or c.done for c in book.courses)
         spent = sum(trial.spent(trial.kind))
-        long = spent > TRIAL_SECONDS and (told or spent > COURSE_SECONDS)
+        long = spent > TRIAL_SECONDS and (told or spent > patience)
         if long or book.step >= MOST_COURSE_STEPS:
             raise Enough
 

@@ -331,10 +331,9 @@ def test_a_slow_step_is_run_once(monkeypatch):
 @pytest.mark.parametrize("n_beta", [3.0, 100.0])
 def test_steps_and_draws_are_those_of_the_run(n_beta, monkeypatch):
     """At the high nβ the first steps are far too large, and a trial sees that."""
-    monkeypatch.setattr(foresee, "COURSE_SECONDS", 1000.0)
     monkeypatch.setattr(foresee, "TRIAL_SECONDS", 1000.0)
     settings = SHORT.but(n_beta=n_beta, step_size=None, draws=20)
-    found = ls.estimate(**arguments(settings=settings))
+    found = ls.estimate(**arguments(settings=settings), patience=1000)
     root = run(settings=settings).to_dataset()
     assert list(found.steps_per_draw) == ["L0H1", "L1H2"]
     assert list(found.draws.values()) == [20, 20]
@@ -346,9 +345,8 @@ def test_steps_and_draws_are_those_of_the_run(n_beta, monkeypatch):
 def test_a_wanted_error_is_continued_on_paper(monkeypatch):
     """After 30 draws of a trial, the draws of a run are foreseen to a factor of four."""
     settings = SHORT.but(draws=None, target_se=0.02, chains=4, batch_size=8)
-    monkeypatch.setattr(foresee, "COURSE_SECONDS", 1000.0)
     monkeypatch.setattr(foresee, "MOST_COURSE_STEPS", 37)
-    found = ls.estimate(**arguments(settings=settings))
+    found = ls.estimate(**arguments(settings=settings), patience=1000)
     root = run(settings=settings).to_dataset()
     for name, n in found.draws.items():
         there = int(root["n_draws"].sel(component=name))
@@ -362,9 +360,8 @@ def test_the_pilot_is_in_the_estimate(monkeypatch):
     clock = FakeTime(monkeypatch)
     clock.slow("minibatch", 1.0, [])
     monkeypatch.setattr(timing, "TRIAL_SECONDS", 10.0)
-    monkeypatch.setattr(foresee, "COURSE_SECONDS", 1000.0)
     settings = SHORT.but(step_size=None, n_beta=3.0)
-    found = ls.estimate(**arguments(settings=settings))
+    found = ls.estimate(**arguments(settings=settings), patience=1000)
     curvature = 2 * CURVATURE_BATCHES * (LANCZOS_STEPS + 1)
     assert found.seconds == pytest.approx(curvature + 2 * PRIOR_BATCHES + 30 * 2)
 
