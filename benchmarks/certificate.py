@@ -115,7 +115,7 @@ def truth_of(
         return (found.llc, found.se) if found.converged else None
     potential: hmc.Potential
     if isinstance(case, FunctionCase):
-        potential, zero = function_potential(case), torch.zeros_like(case.star.double())
+        potential, zero = function_potential(case), torch.zeros_like(case.point.double())
     else:
         of = component_potential(case.model, component, case.tokens, case.weights)
         potential, zero = of.potential, torch.zeros_like(of.star)
@@ -132,7 +132,7 @@ def run(case: Case, component: str, settings: ls.Settings) -> dict[str, float | 
         rows = None if case.data is None else len(case.data)
         if rows is not None:
             settings = settings.but(batch_size=min(settings.batch_size, rows))
-        draws = ls.sample_function(case.loss, case.star, data=case.data, settings=settings)
+        draws = ls.sample_function(case.loss, case.point, data=case.data, settings=settings)
     else:
         draws = ls.sample(
             case.model, case.tokens, component, weights=case.weights, settings=settings,

@@ -101,7 +101,7 @@ def sampled(case: Case, settings: ls.Settings) -> xr.Dataset:
     """Refined LLCs."""
     if isinstance(case, FunctionCase):
         return ls.refined_llc(
-            ls.sample_function(case.loss, case.star, data=case.data, settings=settings)
+            ls.sample_function(case.loss, case.point, data=case.data, settings=settings)
         )
     weighted = {} if case.weights is None else {"weights": case.weights}
     return ls.refined_llc(

@@ -45,7 +45,7 @@ def run_case(case: KnownCase, settings: Settings) -> tuple[WithError, float, flo
     curvature = max(curvature, largest_curvature(case, visited))
     epsilon = STABILITY / (settings.n_beta * curvature + settings.gamma)
     recorder = _Recorder(case.loss)
-    draws = ls.sample_function(recorder, case.star, settings=settings.but(step_size=epsilon))
+    draws = ls.sample_function(recorder, case.point, settings=settings.but(step_size=epsilon))
     final = largest_curvature(case, recorder.states[-1])
     return common.llc_of(draws), epsilon, epsilon * (settings.n_beta * final + settings.gamma)
 
@@ -55,7 +55,7 @@ def largest_curvature(case: KnownCase, at: torch.Tensor) -> float:
     if not bool(at.isfinite().all()):
         return float("inf")
     hessian = torch.func.vmap(torch.func.hessian(lambda w: case.loss(w[None])[0]))
-    return float(torch.linalg.eigvalsh(hessian(torch.cat([at, case.star[None]]))).max())
+    return float(torch.linalg.eigvalsh(hessian(torch.cat([at, case.point[None]]))).max())
 
 
 class _Recorder:
@@ -75,7 +75,7 @@ class _Recorder:
 
 def _visited(case: KnownCase, settings: Settings) -> torch.Tensor:
     recorder = _Recorder(case.loss)
-    draws = ls.sample_function(recorder, case.star, settings=settings)
+    draws = ls.sample_function(recorder, case.point, settings=settings)
     states = torch.cat(recorder.states)
     # Crank–Nicolson evaluates proposals: keep those that are as likely as the chains' states.
     least_likely = float(draws["posterior"]["paired_loss"].max())

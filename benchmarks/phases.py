@@ -313,7 +313,7 @@ def other_models(args: argparse.Namespace) -> None:
     ]  # fmt: skip
     rows = []
     for case in cases[:1] if args.quick else cases:
-        rungs, words = ladder(case.loss, case.star, 1.0, args)
+        rungs, words = ladder(case.loss, case.point, 1.0, args)
         try:
             limit = ls.limit_llc(rungs, trust=args.quick)
             value = str(WithError(float(limit["llc"][0]), float(limit["se"][0])))

@@ -129,7 +129,7 @@ def sampled(case: Case) -> list[xr.DataTree]:
         assert case.known.draw is not None and case.known.row_loss is not None
         loss, data = case.known.row_loss, case.known.draw(ROWS, case.settings.seed)
     return [
-        ls.sample_function(loss, case.known.star, data=data, settings=one)
+        ls.sample_function(loss, case.known.point, data=data, settings=one)
         for one in ls.ladder(case.n_betas.tolist(), [GAMMA], case.settings)
     ]
 
@@ -193,9 +193,9 @@ def bounds(case: Case, found: xr.Dataset) -> list[bool]:
 def volumes(case: Case, found: xr.Dataset, seed: int) -> np.ndarray:
     """(log V − that of many draws of the prior)/SE, where those tell."""
     noise = torch.randn(
-        COVERAGE, len(case.known.star), generator=torch.Generator().manual_seed(seed + 1)
+        COVERAGE, len(case.known.point), generator=torch.Generator().manual_seed(seed + 1)
     )
-    loss = case.known.loss(case.known.star + noise / GAMMA**0.5)
+    loss = case.known.loss(case.known.point + noise / GAMMA**0.5)
     n = np.array([float((loss <= e).sum()) for e in found["loss"].values])
     told = (n > 100) & (n < COVERAGE - 100)
     error = np.hypot(found["log_volume_se"].values, 1 / np.sqrt(np.maximum(n, 1)))

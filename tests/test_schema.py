@@ -282,7 +282,7 @@ def test_arrays_without_a_name_are_judged_by_what_they_hold(made):
         (lambda wrong: ls.per_token_llc(wrong), "draws"),
         (lambda wrong: ls.influence(wrong), "draws"),
         (lambda wrong: ls.plot_traces(wrong, "L0H0"), "draws"),
-        (lambda wrong: ls.attribute(wrong, 0), "found"),
+        (lambda wrong: ls.attribute(wrong, 0), "result"),
         (lambda wrong: ls.modes(wrong), "matrix"),
         (lambda wrong: ls.halves(wrong), "matrix"),
         (lambda wrong: ls.cluster_summary(wrong, None, None), "found"),

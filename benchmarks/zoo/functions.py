@@ -23,7 +23,7 @@ class FunctionCase:
     """What ``lens_slt.sample_function`` takes; ``exact`` is λ̂(nβ, γ) where it is known."""
 
     loss: Loss
-    star: Tensor
+    point: Tensor
     data: Tensor | None = None
     exact: Callable[[float, float], float] | None = None
 
@@ -66,7 +66,7 @@ def reduced_rank(rng: np.random.Generator) -> FunctionCase:
     widths, rank = (int(rng.integers(4, 9)), 4, int(rng.integers(4, 9))), int(rng.integers(1, 4))
     case = deep_linear(widths, rank, int(rng.integers(1000)))
     steep = 10 ** float(rng.uniform(1, 2))
-    return FunctionCase(lambda v: steep * case.loss(v), case.star)
+    return FunctionCase(lambda v: steep * case.loss(v), case.point)
 
 
 def tanh_network(rng: np.random.Generator) -> FunctionCase:

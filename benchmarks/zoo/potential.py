@@ -57,7 +57,7 @@ def component_potential(
 
 def function_potential(case: FunctionCase) -> Potential:
     """All rows of the data, in double precision."""
-    star = case.star.double()
+    star = case.point.double()
     data = () if case.data is None else (case.data.double(),)
     base = case.loss(star[None], *data)
 

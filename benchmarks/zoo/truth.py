@@ -93,9 +93,9 @@ def truth_key(case: Case, component: str, n_beta: float = N_BETA, gamma: float =
     """Of the weights, tokens, weights per token, component, nβ, γ and the method."""
     digest = hashlib.sha256(f"{METHOD} {component} {n_beta} {gamma}".encode())
     if isinstance(case, FunctionCase):
-        points = case.star + torch.linspace(0.01, 0.1, 3)[:, None]
+        points = case.point + torch.linspace(0.01, 0.1, 3)[:, None]
         data = () if case.data is None else (case.data,)
-        for tensor in (case.star, *data, case.loss(points, *data)):
+        for tensor in (case.point, *data, case.loss(points, *data)):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()[:32]
     digest.update(weights_hash(adapt(case.model)).encode())
@@ -147,7 +147,7 @@ def sampled_truth(
 
 
 def _function_truth(case: FunctionCase, effort: Effort) -> Truth:
-    zero = torch.zeros_like(case.star.double())
+    zero = torch.zeros_like(case.point.double())
     if case.exact is None:
         return sampled_truth(function_potential(case), zero, effort, "function")
     potential = function_potential(case)

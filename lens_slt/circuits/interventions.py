@@ -216,12 +216,12 @@ def knock_in(
 
 @typed
 def affected_tokens(
-    found: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
+    result: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
 ) -> pd.DataFrame:
     """The tokens that an intervention hurts and helps most, in context; one of each sequence.
 
     Args:
-        found: from :func:`ablate` and its like.
+        result: from :func:`ablate` and its like.
         tokenizer: of the model; needs ``decode``. May be left out for the shipped models' tokens.
         n: tokens of each kind.
         width: tokens of context.
@@ -237,14 +237,14 @@ def affected_tokens(
         >>> table["kind"].tolist()
         ['hurt', 'hurt', 'helped', 'helped']
     """
-    found = require(found, "effects", argument="found")
+    result = require(result, "effects", argument="result")
     integer("n", n, at_least=1)
     integer("width", width, at_least=0)
-    flat = found.stack(token=("sequence", "position")).reset_index("token")
+    flat = result.stack(token=("sequence", "position")).reset_index("token")
     flat = flat.isel(token=np.isfinite(flat["effect"].values))
     effect, sequence = flat["effect"].values, flat["sequence"].values
-    base = f"base_{found.attrs['metric']}"
-    cost = effect * (found.attrs["cost_sign"] or 1)
+    base = f"base_{result.attrs['metric']}"
+    cost = effect * (result.attrs["cost_sign"] or 1)
     rows = []
     for kind, order in (("hurt", np.argsort(-cost)), ("helped", np.argsort(cost))):
         _, first = np.unique(sequence[order], return_index=True)

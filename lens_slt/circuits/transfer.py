@@ -55,7 +55,7 @@ class Transfer:
 @typed
 def transfer(
     hypotheses: Sequence[CircuitHypothesis],
-    found: xr.Dataset,
+    result: xr.Dataset,
     model: Any,
     tokens: Any,
     *,
@@ -74,7 +74,7 @@ def transfer(
 
     Args:
         hypotheses: circuits of A, best those that were supported in A.
-        found: from :func:`lens_slt.match`, A first.
+        result: from :func:`lens_slt.match`, A first.
         model: B; it comes back as it was.
         tokens: ``[sequence, position]`` for the trials in B; best not those of the match.
         most_maps: maps to compare with.
@@ -110,7 +110,7 @@ def transfer(
         >>> moved.summary.attrs["n_circuits"]
         1
     """
-    found = require(found, "match", argument="found")
+    result = require(result, "match", argument="result")
     integer("most_maps", most_maps, at_least=1)
     integer("seed", seed, at_least=0)
     if not hypotheses:
@@ -118,7 +118,10 @@ def transfer(
     partners = {
         str(name): str(other)
         for name, other, verdict in zip(
-            found["component"].values, found["partner"].values, found["verdict"].values, strict=True
+            result["component"].values,
+            result["partner"].values,
+            result["verdict"].values,
+            strict=True,
         )
         if verdict in PARTNERED
     }

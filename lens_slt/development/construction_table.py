@@ -27,11 +27,11 @@ NEVER, UNCLEAR = "not there at the end", "not clear"
 
 
 @typed
-def construction_table(found: xr.Dataset, stages: Any = None) -> pd.DataFrame:
+def construction_table(result: xr.Dataset, stages: Any = None) -> pd.DataFrame:
     """One row per part and criterion: from when on it is there, what it does at the end, its stage.
 
     Args:
-        found: from :func:`lens_slt.construction`.
+        result: from :func:`lens_slt.construction`.
         stages: of one curve, from ``stages(…)``; or boundaries as steps, or as (step, low, high).
 
     Returns:
@@ -53,15 +53,15 @@ def construction_table(found: xr.Dataset, stages: Any = None) -> pd.DataFrame:
         >>> ls.construction_table(found)["part"].unique().tolist()
         ['L0H2', 'L1H2', 'L0H2→L1H2.K', 'induction']
     """
-    found = require(found, "construction", argument="found", leading=(CHECKPOINT,))
+    result = require(result, "construction", argument="result", leading=(CHECKPOINT,))
     bounds = None if stages is None else boundaries_of(stages)
     rows = []
-    for i in range(found.sizes["part"]):
-        one = found.isel(part=i)
+    for i in range(result.sizes["part"]):
+        one = result.isel(part=i)
         for criterion in CRITERIA:
             if not _asked(one, criterion):
                 continue
-            row = _row(one, criterion, int(found[CHECKPOINT][0]))
+            row = _row(one, criterion, int(result[CHECKPOINT][0]))
             if bounds is not None:
                 row["stage"] = bounds.stage(row["onset_low"], row["onset_high"])
             rows.append(row)

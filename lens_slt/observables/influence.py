@@ -101,7 +101,7 @@ def influence(
     return stamped(found, "influence")
 
 
-def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
+def attribute(result: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
     """The sources that most help and most hurt one query.
 
     A source helps where more weight on it lowers the query's loss (negative influence). ``z`` is
@@ -109,7 +109,7 @@ def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
     all sources of the query. The query itself, where it is among the sources, is left out.
 
     Args:
-        found: from :func:`influence`.
+        result: from :func:`influence`.
         query: index along ``query``.
         n: sources of each kind.
 
@@ -126,19 +126,19 @@ def attribute(found: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
         >>> table["effect"].tolist()
         ['helps', 'hurts']
     """
-    found = require(found, "influence", argument="found")
-    integer("query", query, at_least=0, at_most=found.sizes["query"] - 1)
+    result = require(result, "influence", argument="result")
+    integer("query", query, at_least=0, at_most=result.sizes["query"] - 1)
     integer("n", n, at_least=1)
-    row = found.isel(query=query)
+    row = result.isel(query=query)
     value, se = row["influence"].values, row["se"].values
-    keys = [str(key) for key in found.coords if str(key).startswith("source_")]
-    table = pd.DataFrame({key: found[key].values for key in keys})
+    keys = [str(key) for key in result.coords if str(key).startswith("source_")]
+    table = pd.DataFrame({key: result[key].values for key in keys})
     table["influence"], table["se"] = value, se
     z = np.divide(value, se, out=np.zeros_like(value), where=se > 0)
     table["z"] = z
-    p = 2 * stats.t.sf(np.abs(z), found.attrs["blocks"] - 1)
+    p = 2 * stats.t.sf(np.abs(z), result.attrs["blocks"] - 1)
     table["clear"] = stats.false_discovery_control(p) < 0.05
-    if found.attrs["same_probe"]:
+    if result.attrs["same_probe"]:
         table = table.drop(index=query)
     table["effect"] = np.where(table["influence"] < 0, "helps", "hurts")
     ordered = table.sort_values("influence")

@@ -27,7 +27,7 @@ BEYOND = np.log(100.0)  # how far the grid goes beyond the ladder
 
 @typed
 def curvatures(
-    found: xr.Dataset, above: Sequence[float] | None = None, *, level: float = 0.95
+    result: xr.Dataset, above: Sequence[float] | None = None, *, level: float = 0.95
 ) -> xr.Dataset:
     """How many directions of a component are stiffer than a curvature, with bounds.
 
@@ -39,7 +39,7 @@ def curvatures(
     says so.
 
     Args:
-        found: from :func:`lens_slt.spectrum`; all γ count together.
+        result: from :func:`lens_slt.spectrum`; all γ count together.
         above: curvatures, in nats per squared unit of weight; γ/nβ of the rungs if not given.
         level: confidence, of all rungs together.
 
@@ -67,9 +67,9 @@ def curvatures(
         >>> bool(one["directions_low"] <= 2 <= one["directions_high"])
         True
     """
-    found = require(found, "spectrum", argument="found")
+    result = require(result, "spectrum", argument="result")
     number("level", level, above=0, below=1)
-    rungs = found.stack(rung=("n_beta", "gamma"))
+    rungs = result.stack(rung=("n_beta", "gamma"))
     resolution = (rungs["gamma"] / rungs["n_beta"]).values
     order = np.argsort(resolution)
     rungs, resolution = rungs.isel(rung=order), resolution[order]
@@ -90,13 +90,13 @@ def curvatures(
     }
     for key, of in (("smoothed", "llc"), ("smoothed_se", "se")):
         data[key] = (("rung", "component"), 2 * rungs[of].transpose("rung", "component").values)
-    result = xr.Dataset(
+    table = xr.Dataset(
         data | {"resolution": ("rung", resolution)},
-        coords={"curvature": np.array(wanted), "component": found["component"].values},
-        attrs={k: v for k, v in found.attrs.items() if k not in ("result", "schema", "masked")}
+        coords={"curvature": np.array(wanted), "component": result["component"].values},
+        attrs={k: v for k, v in result.attrs.items() if k not in ("result", "schema", "masked")}
         | {"level": level},
     )
-    return stamped(result, "curvatures")
+    return stamped(table, "curvatures")
 
 
 def _component(

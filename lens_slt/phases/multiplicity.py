@@ -75,7 +75,7 @@ class Form:
 
 
 @typed
-def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
+def multiplicity(result: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     """λ and its multiplicity m of every component, or why they cannot be told.
 
     For each m the form λ − (m − 1)/(log nβ + c) − b·nβ^(−p) is fitted to λ̂ at one γ. With
@@ -97,8 +97,8 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
     and at the nβ and γ of refined LLCs of transformers it does.
 
     Args:
-        found: from :func:`lens_slt.spectrum`.
-        trust: use rungs that are not certified (``found`` has to be made with ``trust`` too).
+        result: from :func:`lens_slt.spectrum`.
+        trust: use rungs that are not certified (``result`` has to be made with ``trust`` too).
 
     Returns:
         Dataset over (gamma, component): ``multiplicity``, NaN where it is not claimed, ``llc``, λ
@@ -121,10 +121,10 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
         ('gamma', 'component')
     """
     boolean("trust", trust)
-    found = require(found, "spectrum", argument="found")
-    gammas, names = found["gamma"].values, found["component"].values
+    result = require(result, "spectrum", argument="result")
+    gammas, names = result["gamma"].values, result["component"].values
     cells = [
-        [_cell(found.isel(gamma=g, component=c), trust) for c in range(len(names))]
+        [_cell(result.isel(gamma=g, component=c), trust) for c in range(len(names))]
         for g in range(len(gammas))
     ]
     over = ("n_beta", "gamma", "component")
@@ -134,14 +134,14 @@ def multiplicity(found: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
         value = np.array([[cell[key] for cell in row] for row in cells])
         first = front.get(key, ())
         data[key] = ((*first, *over[1:]), np.moveaxis(value, -1, 0) if first else value)
-    rungs = {"rung_llc": (over, found["llc"].values), "rung_se": (over, found["se"].values)}
-    result = xr.Dataset(
+    rungs = {"rung_llc": (over, result["llc"].values), "rung_se": (over, result["se"].values)}
+    table = xr.Dataset(
         data | rungs,
-        coords={"form": np.arange(1, MOST_FORMS + 1), "n_beta": found["n_beta"].values,
+        coords={"form": np.arange(1, MOST_FORMS + 1), "n_beta": result["n_beta"].values,
                 "gamma": gammas, "component": names},
-        attrs={k: v for k, v in found.attrs.items() if k not in ("result", "schema", "masked")},
+        attrs={k: v for k, v in result.attrs.items() if k not in ("result", "schema", "masked")},
     )  # fmt: skip
-    return stamped(result, "multiplicity")
+    return stamped(table, "multiplicity")
 
 
 def _cell(rung: xr.Dataset, trust: bool) -> dict[str, Any]:

@@ -70,11 +70,11 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
     return figure
 
 
-def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> Figure:
+def paper_modes(result: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> Figure:
     """Loadings of the components on the first modes with 95 % intervals; open: may be noise.
 
     Args:
-        found: from :func:`lens_slt.modes`.
+        result: from :func:`lens_slt.modes`.
         n_modes: panels.
         width: of the figure in inches.
 
@@ -87,13 +87,13 @@ def paper_modes(found: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) -> 
         >>> len(ls.paper_modes(found, n_modes=2).axes)
         2
     """
-    found = require(found, "modes", argument="found")
-    names = [str(name) for name in found["component"].values]
+    result = require(result, "modes", argument="result")
+    names = [str(name) for name in result["component"].values]
     integer("n_modes", n_modes, at_least=1)
-    n_modes = min(n_modes, found.sizes["mode"])
+    n_modes = min(n_modes, result.sizes["mode"])
     figure, panels = _figure(width, len(names), n_modes)
     for i, axes in enumerate(panels):
-        mode = found.isel(mode=i)
+        mode = result.isel(mode=i)
         loading = mode["loading"].values
         stable, spread = True, None
         if "verdict" in mode:

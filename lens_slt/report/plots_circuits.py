@@ -227,10 +227,10 @@ def look_of(one: Evidence) -> str:
     return one.outcome if one.votes else "noted"
 
 
-def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
+def plot_faithfulness(result: Trial | xr.Dataset) -> go.Figure:
     """Share of the pattern's loss that growing circuits recover, beside random orders.
 
-    ``found`` is a trial, or from :func:`lens_slt.faithfulness_curve`.
+    ``result`` is a trial, or from :func:`lens_slt.faithfulness_curve`.
 
     Example:
         >>> import lens_slt as ls
@@ -241,10 +241,10 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Faithfulness of growing circuits'
     """
-    curve = found.curve if isinstance(found, Trial) else found
-    if curve is None and isinstance(found, Trial):
+    curve = result.curve if isinstance(result, Trial) else result
+    if curve is None and isinstance(result, Trial):
         raise ValueError("this trial has no curve: ablating everything does not hurt its pattern")
-    curve = require(curve, "faithfulness_curve", argument="found")
+    curve = require(curve, "faithfulness_curve", argument="result")
     size = curve["size"].values
     figure = Figure()
     for i, values in enumerate(curve["random"].values):
@@ -265,8 +265,8 @@ def plot_faithfulness(found: Trial | xr.Dataset) -> go.Figure:
         )
     )  # fmt: skip
     figure.add_hline(y=1, line=dict(color="grey", width=1))
-    if isinstance(found, Trial):
-        inside = len(found.hypothesis.components)
+    if isinstance(result, Trial):
+        inside = len(result.hypothesis.components)
         line = dict(color="grey", dash=DASHES[1])
         figure.add_vline(x=inside, line=line, annotation_text="circuit")
     figure.update_layout(

@@ -70,12 +70,12 @@ CURVES = {
 
 @typed
 def plot_curves(
-    found: xr.Dataset | xr.DataTree, stages: Any = None, *, quantity: str | None = None
+    result: xr.Dataset | xr.DataTree, stages: Any = None, *, quantity: str | None = None
 ) -> go.Figure:
     """Any result over checkpoints as small panels, with 95 % bands; stages are shaded.
 
     Args:
-        found: with the dimension ``checkpoint``: refined LLCs, matrices (their means), refined
+        result: with the dimension ``checkpoint``: refined LLCs, matrices (their means), refined
             observables, sublosses, behaviour scores (of attention), or quantities and standard
             errors selected from these; or what :func:`lens_slt.develop` returned, of which it is
             the refined LLCs.
@@ -92,21 +92,21 @@ def plot_curves(
         >>> figure.layout.title.text.split("<br>")[0]
         'Over training: prefix matching'
     """
-    if isinstance(found, xr.DataTree):
-        found = require(found, "development", argument="found", leading=(CHECKPOINT,))
-        found = found["refined_llc"].to_dataset()
-    kind = _kind_of_curves(found)
+    if isinstance(result, xr.DataTree):
+        result = require(result, "development", argument="result", leading=(CHECKPOINT,))
+        result = result["refined_llc"].to_dataset()
+    kind = _kind_of_curves(result)
     curve = CURVES[kind]
-    there = {name: error for name, error in curve.lines.items() if name in found}
+    there = {name: error for name, error in curve.lines.items() if name in result}
     if quantity is not None:
         choice("quantity", quantity, there)
         there = {quantity: there[quantity]}
     bounds = None if stages is None else boundaries_of(stages)
-    names = labels(found[curve.panel].values)
+    names = labels(result[curve.panel].values)
     figure = panels(names, one_scale=curve.one_scale)
-    steps = found[CHECKPOINT].values
+    steps = result[CHECKPOINT].values
     for place, where in enumerate(places(len(names))):
-        lines = _lines(found.isel({curve.panel: place}), there)
+        lines = _lines(result.isel({curve.panel: place}), there)
         legend = place == 0 and len(lines) > 1
         for i, (name, value, wide) in enumerate(lines):
             for trace in band(steps, value, value - wide, value + wide, name, i, legend=legend):
@@ -134,10 +134,10 @@ def _kind_of_curves(found: xr.Dataset) -> str:
         if any(CURVES[kind].panel in found[key].dims for key in CURVES[kind].lines if key in found)
     ]  # fmt: skip
     if not held:
-        require(found, *CURVES, argument="found", leading=(CHECKPOINT,))  # says what is wrong
-        raise TypeError("found holds no curves over checkpoints")
+        require(found, *CURVES, argument="result", leading=(CHECKPOINT,))  # says what is wrong
+        raise TypeError("result holds no curves over checkpoints")
     if CHECKPOINT not in found.dims:
-        raise ValueError("found has no dimension 'checkpoint': plot(found) shows one checkpoint")
+        raise ValueError("result has no dimension 'checkpoint': plot(result) shows one checkpoint")
     return held[0]
 
 
@@ -162,10 +162,10 @@ def _half(error: xr.DataArray) -> FloatArray:
     return INTERVAL * np.nan_to_num(error.values)
 
 
-def plot_sublosses(found: xr.Dataset) -> go.Figure:
+def plot_sublosses(result: xr.Dataset) -> go.Figure:
     """Loss of every pattern of tokens with 95 % intervals, one symbol a probe.
 
-    ``found`` is the node ``sublosses`` of what :func:`lens_slt.develop` returned, at a checkpoint.
+    ``result`` is the node ``sublosses`` of what :func:`lens_slt.develop` returned, at a checkpoint.
 
     Example:
         >>> import lens_slt as ls
@@ -178,11 +178,11 @@ def plot_sublosses(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Loss of every pattern'
     """
-    found = require(found, "sublosses", argument="found")
-    names = labels(found["pattern"].values)
+    result = require(result, "sublosses", argument="result")
+    names = labels(result["pattern"].values)
     figure = Figure()
-    for i, probe in enumerate(labels(found["probe"].values)):
-        one = found.isel(probe=i)
+    for i, probe in enumerate(labels(result["probe"].values)):
+        one = result.isel(probe=i)
         figure.add_trace(
             go.Scatter(
                 x=one["loss"].values, y=names, mode="markers", name=probe,
@@ -201,10 +201,10 @@ def plot_sublosses(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_differences(found: xr.Dataset) -> go.Figure:
+def plot_differences(result: xr.Dataset) -> go.Figure:
     """The clearest differences between two results with 95 % intervals, the clearest first.
 
-    ``found`` is from :func:`lens_slt.compare`. Filled symbols: q below 0.05.
+    ``result`` is from :func:`lens_slt.compare`. Filled symbols: q below 0.05.
 
     Example:
         >>> import lens_slt as ls
@@ -214,10 +214,10 @@ def plot_differences(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Differences: behaviour scores'
     """
-    found = require(found, "differences", argument="found", leading=(CHECKPOINT,))
+    result = require(result, "differences", argument="result", leading=(CHECKPOINT,))
     rows = []
-    for name in (str(key) for key in found.data_vars if f"{key}_q" in found):
-        flat = found[[name, f"{name}_se", f"{name}_q"]].stack(row=found[name].dims)
+    for name in (str(key) for key in result.data_vars if f"{key}_q" in result):
+        flat = result[[name, f"{name}_se", f"{name}_q"]].stack(row=result[name].dims)
         for label, value, se, q in zip(
             flat["row"].values, *(flat[x].values for x in (name, f"{name}_se", f"{name}_q")),
             strict=True,
@@ -238,7 +238,7 @@ def plot_differences(found: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     figure.add_vline(x=0, line=dict(dash="dot", width=1))
     figure.update_yaxes(autorange="reversed")
-    what = figure_text(str(found.attrs["compared"])).replace("_", " ")
+    what = figure_text(str(result.attrs["compared"])).replace("_", " ")
     figure.update_layout(
         template="plotly_white", height=200 + ROW_PIXELS * len(shown), margin=dict(t=100),
         title=f"Differences: {what}<br><sup>the clearest {len(shown)} of {len(rows)}, with 95 % "
@@ -247,11 +247,11 @@ def plot_differences(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_construction(found: xr.Dataset, stages: Any = None) -> go.Figure:
+def plot_construction(result: xr.Dataset, stages: Any = None) -> go.Figure:
     """From which step on every part of a circuit is there, with intervals; stages are shaded.
 
     Args:
-        found: from :func:`lens_slt.construction`.
+        result: from :func:`lens_slt.construction`.
         stages: of one curve, from ``stages(…)``; or boundaries as steps, or as (step, low, high).
 
     One row per part and criterion, in the order of the circuit. The thin line is the interval of
@@ -268,9 +268,9 @@ def plot_construction(found: xr.Dataset, stages: Any = None) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Construction: induction'
     """
-    found = require(found, "construction", argument="found", leading=(CHECKPOINT,))
-    table = construction_table(found, stages)
-    steps = found[CHECKPOINT].values
+    result = require(result, "construction", argument="result", leading=(CHECKPOINT,))
+    table = construction_table(result, stages)
+    steps = result[CHECKPOINT].values
     several = len(set(table["circuit"])) > 1
     names = [
         f"{row.circuit}: {_row_name(row)}" if several else _row_name(row)
@@ -285,7 +285,7 @@ def plot_construction(found: xr.Dataset, stages: Any = None) -> go.Figure:
             figure.add_trace(trace)
     shade(figure, None if stages is None else boundaries_of(stages), steps, named=True)
     step_axis(figure, steps)
-    figure.update_xaxes(title_text=f"training {figure_text(found.attrs['unit'])}")
+    figure.update_xaxes(title_text=f"training {figure_text(result.attrs['unit'])}")
     figure.update_yaxes(
         categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4]
     )

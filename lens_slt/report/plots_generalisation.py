@@ -20,10 +20,10 @@ LOSSES = {
 }
 
 
-def plot_generalisation(found: xr.Dataset) -> go.Figure:
+def plot_generalisation(result: xr.Dataset) -> go.Figure:
     """Losses of every component with 95 % intervals over the draws.
 
-    ``found`` is from :func:`lens_slt.generalisation`.
+    ``result`` is from :func:`lens_slt.generalisation`.
 
     Example:
         >>> import lens_slt as ls, numpy as np
@@ -32,12 +32,12 @@ def plot_generalisation(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         "Losses in Bayes' sense, at β = 1"
     """
-    found = require(found, "generalisation", argument="found")
+    result = require(result, "generalisation", argument="result")
     title = "Losses in Bayes' sense, at β = 1"
-    return _dots(found, LOSSES, title, "loss, nats per observation")
+    return _dots(result, LOSSES, title, "loss, nats per observation")
 
 
-def plot_wbic(found: xr.Dataset) -> go.Figure:
+def plot_wbic(result: xr.Dataset) -> go.Figure:
     """WBIC of every component with 95 % intervals over the draws, from :func:`lens_slt.wbic`.
 
     Example:
@@ -47,8 +47,8 @@ def plot_wbic(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'WBIC, at β = 1/log n'
     """
-    found = require(found, "wbic", argument="found")
-    return _dots(found, {"wbic": "WBIC"}, "WBIC, at β = 1/log n", "nats")
+    result = require(result, "wbic", argument="result")
+    return _dots(result, {"wbic": "WBIC"}, "WBIC, at β = 1/log n", "nats")
 
 
 def plot_log_likelihood(values: xr.DataArray) -> go.Figure:

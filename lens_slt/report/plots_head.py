@@ -14,18 +14,18 @@ DECIMALS = 3
 
 
 def plot_head_attention(
-    found: xr.Dataset, name: str, *, texts: list[str] | None = None, sequence: int = 0
+    result: xr.Dataset, name: str, *, texts: list[str] | None = None, sequence: int = 0
 ) -> go.Figure:
     """Where one head attends on one sequence, from every token (down) to the ones before it.
 
     Args:
-        found: from :func:`lens_slt.attention_patterns`.
+        result: from :func:`lens_slt.attention_patterns`.
         name: of the head.
         texts: what the tokens of the sequence say.
         sequence: which one.
     """
-    found = require(found, "attention_patterns", argument="found")
-    one = found["attention"].sel(component=name).isel(sequence=sequence).values[:MOST, :MOST]
+    result = require(result, "attention_patterns", argument="result")
+    one = result["attention"].sel(component=name).isel(sequence=sequence).values[:MOST, :MOST]
     n = len(one)
     value = np.where(np.tri(n, dtype=bool), one.astype(float), np.nan).round(DECIMALS)
     words = labels(texts[:n]) if texts is not None else [""] * n

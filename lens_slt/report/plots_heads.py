@@ -91,10 +91,10 @@ def plot_composition(scores: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_shares(found: xr.Dataset) -> go.Figure:
+def plot_shares(result: xr.Dataset) -> go.Figure:
     """What share of a node's drive, or of what it writes, each earlier node brings; * clear of 0.
 
-    ``found`` is from :func:`lens_slt.composition_on_tokens`.
+    ``result`` is from :func:`lens_slt.composition_on_tokens`.
 
     Example:
         >>> import lens_slt as ls
@@ -103,9 +103,9 @@ def plot_shares(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Composition on tokens'
     """
-    found = require(found, "composition_on_tokens", argument="found")
-    clear = found["share"] > 1.96 * found["se"]
-    figure = _pairs(found["share"], clear, found["se"], "± %{customdata:.3f}")
+    result = require(result, "composition_on_tokens", argument="result")
+    clear = result["share"] > 1.96 * result["se"]
+    figure = _pairs(result["share"], clear, result["se"], "± %{customdata:.3f}")
     figure.update_layout(
         coloraxis=dict(colorscale="RdBu_r", cmid=0, colorbar=dict(title="share")),
         title="Composition on tokens<br><sup>share of a head's drive that a source brings through "
@@ -150,10 +150,10 @@ def _pairs(
     return figure
 
 
-def plot_edges(found: xr.Dataset) -> go.Figure:
+def plot_edges(result: xr.Dataset) -> go.Figure:
     """The 25 edges with the largest attributed effects.
 
-    ``found`` is from :func:`lens_slt.edge_attribution`.
+    ``result`` is from :func:`lens_slt.edge_attribution`.
 
     Example:
         >>> import lens_slt as ls
@@ -164,12 +164,12 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'The 25 strongest of 208 edges by attribution'
     """
-    found = require(found, "edge_attribution", argument="found")
-    flat = found["effect"].to_series().dropna()
+    result = require(result, "edge_attribution", argument="result")
+    flat = result["effect"].to_series().dropna()
     flat = flat.reindex(flat.abs().sort_values(ascending=False).index)[:STRONGEST]
     names = labels(f"{s}→{t}" + (f".{through}" if through else "") for s, t, through in flat.index)
-    metric = figure_text(found.attrs.get("metric", "loss").replace("_", " "))
-    units = figure_text(found.attrs.get("units", "nats"))
+    metric = figure_text(result.attrs.get("metric", "loss").replace("_", " "))
+    units = figure_text(result.attrs.get("units", "nats"))
     change = "rise of the pattern's loss" if metric == "loss" else f"change of the {metric}"
     figure = Figure(
         go.Scatter(
@@ -185,17 +185,17 @@ def plot_edges(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(
         template="plotly_white", height=170 + ROW_PIXELS * len(names), margin=dict(t=100),
-        title=f"The {len(names)} strongest of {int(found['effect'].count())} edges by attribution"
+        title=f"The {len(names)} strongest of {int(result['effect'].count())} edges by attribution"
         f"<br><sup>estimated {change} when the edge is ablated</sup>",
         xaxis_title=f"effect ({units} per token)", yaxis_title="edge",
     )  # fmt: skip
     return figure
 
 
-def plot_effects(found: xr.Dataset) -> go.Figure:
+def plot_effects(result: xr.Dataset) -> go.Figure:
     """How much an intervention changes the loss, or the metric, of each token, as shares of all.
 
-    ``found`` is from :func:`lens_slt.ablate` or its relatives.
+    ``result`` is from :func:`lens_slt.ablate` or its relatives.
 
     Example:
         >>> import lens_slt as ls
@@ -204,10 +204,10 @@ def plot_effects(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Change of the loss: mean ablation of L0H2'
     """
-    found = require(found, "effects", argument="found")
-    values, units = found["effect"].values, figure_text(found.attrs["units"])
-    sequences = found["effect"].mean("position").dropna("sequence").values
-    what = f"change of the {figure_text(found.attrs['metric'].replace('_', ' '))}"
+    result = require(result, "effects", argument="result")
+    values, units = result["effect"].values, figure_text(result.attrs["units"])
+    sequences = result["effect"].mean("position").dropna("sequence").values
+    what = f"change of the {figure_text(result.attrs['metric'].replace('_', ' '))}"
     mean = float(np.nanmean(values))
     half = INTERVAL * sequences.std(ddof=1) / np.sqrt(len(sequences)) if len(sequences) > 1 else 0
     figure = Figure(
@@ -221,17 +221,17 @@ def plot_effects(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(type="log", title_text="share of tokens")
     figure.update_layout(
         template="plotly_white", height=420, margin=dict(t=100),
-        title=f"{what.capitalize()}: {figure_text(found.attrs['intervention'])}<br><sup>mean "
+        title=f"{what.capitalize()}: {figure_text(result.attrs['intervention'])}<br><sup>mean "
         f"{mean:.3f} ± {half:.3f} {units} per token (95 % interval over sequences; line)</sup>",
         xaxis_title=f"{what} ({units})",
     )  # fmt: skip
     return figure
 
 
-def plot_directions(found: xr.Dataset) -> go.Figure:
+def plot_directions(result: xr.Dataset) -> go.Figure:
     """Which singular directions of the source an edge's composition score comes from.
 
-    ``found`` is from :func:`lens_slt.composition_by_component`.
+    ``result`` is from :func:`lens_slt.composition_by_component`.
 
     Example:
         >>> import lens_slt as ls
@@ -240,18 +240,18 @@ def plot_directions(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Composition by component: L0H2→L1H2.K'
     """
-    found = require(found, "composition_by_component", argument="found")
+    result = require(result, "composition_by_component", argument="result")
     figure = Figure()
     for i, (key, name) in enumerate((("share", "of the score"), ("expected_share", "by chance"))):
         figure.add_trace(
             go.Scatter(
-                x=found["direction"].values, y=found[key].values, mode="lines+markers", name=name,
+                x=result["direction"].values, y=result[key].values, mode="lines+markers", name=name,
                 marker=dict(color=COLOURS[i], symbol=SYMBOLS[i]), line=dict(color=COLOURS[i]),
             )
         )  # fmt: skip
     figure.update_layout(
         template="plotly_white", height=380, xaxis_title="singular direction of the source",
         yaxis_title="share of the squared score", legend=dict(orientation="h", y=-0.25),
-        title=f"Composition by component: {figure_text(found.attrs['edge'])}",
+        title=f"Composition by component: {figure_text(result.attrs['edge'])}",
     )  # fmt: skip
     return figure

@@ -20,10 +20,10 @@ IN_WORDS = {
 }  # fmt: skip
 
 
-def plot_locality(found: xr.Dataset) -> go.Figure:
+def plot_locality(result: xr.Dataset) -> go.Figure:
     """The share of a gain that some of the weights keep, over how many they are.
 
-    ``found`` is from :func:`lens_slt.locality`.
+    ``result`` is from :func:`lens_slt.locality`.
 
     Example:
         >>> import lens_slt as ls
@@ -33,10 +33,10 @@ def plot_locality(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'How few weights carry the gain'
     """
-    found = require(found, "locality", argument="found")
+    result = require(result, "locality", argument="result")
     figure = Figure()
-    for i, ranking in enumerate(labels(found["ranking"].values)):
-        one = found.isel(ranking=i).dropna("share", subset=["kept"])
+    for i, ranking in enumerate(labels(result["ranking"].values)):
+        one = result.isel(ranking=i).dropna("share", subset=["kept"])
         x, y = one["share"].values, one["kept"].values
         figure.add_trace(
             go.Scatter(
@@ -50,16 +50,16 @@ def plot_locality(found: xr.Dataset) -> go.Figure:
                 hovertemplate="%{x:.2%} keep %{y:.1%}<extra>%{fullData.name}</extra>",
             )
         )  # fmt: skip
-    target = float(found.attrs["target"])
+    target = float(result.attrs["target"])
     figure.add_hline(y=target, line=dict(dash="dot", width=1, color="grey"))
-    lowest = float(np.nanmin(found["kept"].values))
+    lowest = float(np.nanmin(result["kept"].values))
     below = ", cut below" if lowest < MOST_BELOW else ""
     figure.update_xaxes(
         type="log", dtick=1, tickformat="~%", title_text="share of all weights that are replaced"
     )
     figure.update_yaxes(title_text="kept of the gain", range=[max(lowest, MOST_BELOW) - 0.05, 1.1])
     figure.update_layout(legend=legend_below(PANEL_HEIGHT))
-    gain, se = (float(found.attrs[key]) for key in ("gain", "gain_se"))
+    gain, se = (float(result.attrs[key]) for key in ("gain", "gain_se"))
     titled(
         figure, "How few weights carry the gain",
         f"gain: {gain:.2f} ± {se:.2f} nats per token, all weights replaced by those after; bars: "
@@ -69,10 +69,10 @@ def plot_locality(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_weight_change(found: xr.Dataset) -> go.Figure:
+def plot_weight_change(result: xr.Dataset) -> go.Figure:
     """Stable rank of the change of every component's matrices; how far they moved in words.
 
-    ``found`` is from :func:`lens_slt.weight_change`.
+    ``result`` is from :func:`lens_slt.weight_change`.
 
     Example:
         >>> import lens_slt as ls
@@ -82,10 +82,10 @@ def plot_weight_change(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'In how many directions the weights moved'
     """
-    found = require(found, "weight_change", argument="found")
-    names, matrices = (labels(found[dim].values) for dim in ("component", "matrix"))
-    rank = found["stable_rank"].transpose("component", "matrix").values
-    moved = found["relative_norm"].transpose("component", "matrix").values
+    result = require(result, "weight_change", argument="result")
+    names, matrices = (labels(result[dim].values) for dim in ("component", "matrix"))
+    rank = result["stable_rank"].transpose("component", "matrix").values
+    moved = result["relative_norm"].transpose("component", "matrix").values
     figure = Figure(
         go.Heatmap(
             z=rank, x=matrices, y=names, zmin=1, colorscale="Cividis", xgap=1, ygap=1,
@@ -105,10 +105,10 @@ def plot_weight_change(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_moved_directions(found: xr.Dataset) -> go.Figure:
+def plot_moved_directions(result: xr.Dataset) -> go.Figure:
     """How much of every component's change lies in the directions.
 
-    ``found`` is from :func:`lens_slt.moved_directions`.
+    ``result`` is from :func:`lens_slt.moved_directions`.
 
     Example:
         >>> import lens_slt as ls
@@ -118,23 +118,23 @@ def plot_moved_directions(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'How much of the change the directions hold'
     """
-    found = require(found, "moved_directions", argument="found")
-    names, n = labels(found["component"].values), found.sizes["direction"]
+    result = require(result, "moved_directions", argument="result")
+    names, n = labels(result["component"].values), result.sizes["direction"]
     figure = Figure(
         go.Bar(
-            x=found["captured"].values, y=names, orientation="h", marker_color=COLOURS[0],
+            x=result["captured"].values, y=names, orientation="h", marker_color=COLOURS[0],
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )  # fmt: skip
     figure.update_xaxes(title_text="share of ‖ΔW‖²", range=[0, 1.02], tickformat=".0%")
     figure.update_yaxes(title_text="component", autorange="reversed", type="category", dtick=1)
-    which = "leading singular vectors of each matrix's change" if not found.attrs["random"] else (
+    which = "leading singular vectors of each matrix's change" if not result.attrs["random"] else (
         "random singular vectors, the control"
     )  # fmt: skip
     titled(
         figure, "How much of the change the directions hold",
-        f"{n} directions a component, of {found.sizes['parameter']}: {which} (rank "
-        f"{found.attrs['rank']})",
+        f"{n} directions a component, of {result.sizes['parameter']}: {which} (rank "
+        f"{result.attrs['rank']})",
         ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure

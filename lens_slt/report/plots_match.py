@@ -18,10 +18,10 @@ VERDICT_COLOURS = {
 MARKS = {"matched": "●", "ambiguous": "○"}
 
 
-def plot_match(found: xr.Dataset) -> go.Figure:
+def plot_match(result: xr.Dataset) -> go.Figure:
     """Similarity of every component of one model to every one of another, matches marked.
 
-    ``found`` is from :func:`lens_slt.match`.
+    ``result`` is from :func:`lens_slt.match`.
 
     Example:
         >>> import lens_slt as ls
@@ -32,17 +32,17 @@ def plot_match(found: xr.Dataset) -> go.Figure:
         >>> ls.plot_match(found).data[0].type
         'heatmap'
     """
-    found = require(found, "match", argument="found")
-    names, others = labels(found["component"].values), labels(found["other"].values)
-    verdicts = dict(zip(names, map(str, found["verdict"].values), strict=True))
-    partners = dict(zip(names, map(str, found["partner"].values), strict=True))
+    result = require(result, "match", argument="result")
+    names, others = labels(result["component"].values), labels(result["other"].values)
+    verdicts = dict(zip(names, map(str, result["verdict"].values), strict=True))
+    partners = dict(zip(names, map(str, result["partner"].values), strict=True))
     marks = [
         [MARKS.get(verdicts[name], "") if partners[name] == other else "" for other in others]
         for name in names
     ]
     figure = Figure(
         go.Heatmap(
-            z=found["similarities"].transpose("component", "other").values, x=others, y=names,
+            z=result["similarities"].transpose("component", "other").values, x=others, y=names,
             zmin=-1, zmax=1, colorscale="RdBu_r", xgap=1, ygap=1, text=marks,
             texttemplate="%{text}", colorbar=dict(title="similarity", thickness=12),
             hovertemplate="%{y} and %{x}: %{z:.2f}<extra></extra>",
@@ -56,16 +56,16 @@ def plot_match(found: xr.Dataset) -> go.Figure:
     titled(
         figure, f"{n} of {len(names)} components have a match",
         "correlation on the same tokens, corrected for noise; ● matched, ○ ambiguous: resampled "
-        f"sequences give another partner; {found.attrs['kinds'].replace('_', ' ')}",
+        f"sequences give another partner; {result.attrs['kinds'].replace('_', ' ')}",
         ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure
 
 
-def plot_mean_attention(found: xr.Dataset) -> go.Figure:
+def plot_mean_attention(result: xr.Dataset) -> go.Figure:
     """Where every head attends on average over sequences, by distance to the token attended to.
 
-    ``found`` is from :func:`lens_slt.attention_patterns`.
+    ``result`` is from :func:`lens_slt.attention_patterns`.
 
     Example:
         >>> import lens_slt as ls
@@ -74,9 +74,9 @@ def plot_mean_attention(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Where heads attend'
     """
-    found = require(found, "attention_patterns", argument="found")
-    names = labels(found["component"].values)
-    attention = found["attention"].transpose("component", "sequence", "query", "key").values
+    result = require(result, "attention_patterns", argument="result")
+    names = labels(result["component"].values)
+    attention = result["attention"].transpose("component", "sequence", "query", "key").values
     mean = np.nanmean(attention, axis=1)
     n = mean.shape[-1]
     by_distance = [[float(np.nanmean(np.diagonal(one, -d))) for d in range(n)] for one in mean]
@@ -91,17 +91,17 @@ def plot_mean_attention(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(title_text="head", autorange="reversed", type="category", dtick=1)
     titled(
         figure, "Where heads attend",
-        f"mean attention over {found.sizes['sequence']} sequences and all positions that reach as "
+        f"mean attention over {result.sizes['sequence']} sequences and all positions that reach as "
         "far back",
         ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure
 
 
-def plot_match_family(found: xr.Dataset) -> go.Figure:
+def plot_match_family(result: xr.Dataset) -> go.Figure:
     """The same component in every model, one group a row, the most widespread first.
 
-    ``found`` is from :func:`lens_slt.match_family`. Groups of one component are left out.
+    ``result`` is from :func:`lens_slt.match_family`. Groups of one component are left out.
 
     Example:
         >>> import lens_slt as ls
@@ -112,9 +112,9 @@ def plot_match_family(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.xaxis.title.text
         'model'
     """
-    found = require(found, "match_family", argument="found")
-    shared = found.isel(group=found["n_models"].values > 1)
-    models = labels(found["model_name"].values)
+    result = require(result, "match_family", argument="result")
+    shared = result.isel(group=result["n_models"].values > 1)
+    models = labels(result["model_name"].values)
     rows = [str(group) for group in shared["group"].values]
     members, similarity = (shared[key].values for key in ("member", "similarity"))
     figure = Figure(
@@ -127,10 +127,10 @@ def plot_match_family(found: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text="model", type="category", dtick=1)
     figure.update_yaxes(title_text="group", autorange="reversed", type="category", dtick=1)
-    everywhere = int((found["n_models"] == len(models)).sum())
-    alone = int((found["n_models"] == 1).sum())
+    everywhere = int((result["n_models"] == len(models)).sum())
+    alone = int((result["n_models"] == 1).sum())
     titled(
-        figure, f"All {len(models)} models have {everywhere} of {len(found['group'])} components",
+        figure, f"All {len(models)} models have {everywhere} of {len(result['group'])} components",
         f"rows are groups of components that match; mean similarity to the others of the group; "
         f"{alone} components of any model match none",
         ROW_PIXELS * max(4, len(rows)),
@@ -138,10 +138,10 @@ def plot_match_family(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_transfer(found: xr.Dataset) -> go.Figure:
+def plot_transfer(result: xr.Dataset) -> go.Figure:
     """What trials in the other model say of each mapped circuit, and of random maps of it.
 
-    ``found`` is the ``summary`` from :func:`lens_slt.transfer`.
+    ``result`` is the ``summary`` from :func:`lens_slt.transfer`.
 
     Example:
         >>> import lens_slt as ls
@@ -156,16 +156,16 @@ def plot_transfer(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("% ")[1].split("<br>")[0]
         'of circuits are supported where the match maps them'
     """
-    found = require(found, "transfer", argument="found")
+    result = require(result, "transfer", argument="result")
     rows = []
-    for i in range(found.sizes["circuit"]):
-        one = found.isel(circuit=i)
+    for i in range(result.sizes["circuit"]):
+        one = result.isel(circuit=i)
         ends = _parts(one["original"]), _parts(one["mapped"]) or "nothing"
         rows.append(f"{i + 1}. {' ⇒ '.join(ends)}: {one['verdict'].item()}")
-    n = found["n_maps"].values
+    n = result["n_maps"].values
     figure = Figure()
     for word, colour in VERDICT_COLOURS.items():
-        share = (found["map_verdict"] == word).sum("map").values / np.maximum(n, 1)
+        share = (result["map_verdict"] == word).sum("map").values / np.maximum(n, 1)
         figure.add_trace(
             go.Bar(
                 y=labels(rows), x=share, name=word, orientation="h", marker_color=colour,
@@ -175,7 +175,7 @@ def plot_transfer(found: xr.Dataset) -> go.Figure:
     figure.update_layout(barmode="stack", legend=legend_below(ROW_PIXELS * len(rows) * 2))
     figure.update_xaxes(title_text="share of random maps of the same layers", tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
-    about = found.attrs
+    about = result.attrs
     titled(
         figure, f"{about['transfer_rate']:.0%} of circuits are supported where the match maps them",
         f"by chance {about['chance_rate']:.0%} (p {about['p']:.2g}); bars: verdicts of the same "

@@ -17,10 +17,10 @@ CLEAR = 0.05  # of q
 QUANTITIES = {"chi": "susceptibilities", "llc": "per-token rLLCs"}
 
 
-def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
+def plot_modes(result: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     """Loadings of the components on the first modes, with 95 % intervals.
 
-    ``found`` is from :func:`lens_slt.modes`. A mode that may be noise has open symbols.
+    ``result`` is from :func:`lens_slt.modes`. A mode that may be noise has open symbols.
 
     Example:
         >>> import lens_slt as ls
@@ -31,16 +31,16 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Modes of the per-token rLLCs: loadings with 95 % intervals'
     """
-    found = require(found, "modes", argument="found")
+    result = require(result, "modes", argument="result")
     integer("n_modes", n_modes, at_least=1)
-    found = found.isel(mode=slice(0, n_modes))
-    names = labels(found["component"].values)
-    titles = [_title(found, i) for i in range(found.sizes["mode"])]
+    result = result.isel(mode=slice(0, n_modes))
+    names = labels(result["component"].values)
+    titles = [_title(result, i) for i in range(result.sizes["mode"])]
     figure = subplots(
         cols=len(titles), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02
     )
     for i in range(len(titles)):
-        mode = found.isel(mode=i)
+        mode = result.isel(mode=i)
         stable = "verdict" not in mode or str(mode["verdict"].values).startswith("stable")
         loading = mode["loading"].values
         error = None
@@ -65,7 +65,7 @@ def plot_modes(found: xr.Dataset, *, n_modes: int = 4) -> go.Figure:
     figure.update_yaxes(title_text="component", col=1)
     figure.update_layout(
         template="plotly_white", height=190 + ROW_PIXELS * len(names), margin=dict(t=130),
-        title=f"Modes of the {_quantity(found)}{_whitened(found)}: loadings with 95 % intervals"
+        title=f"Modes of the {_quantity(result)}{_whitened(result)}: loadings with 95 % intervals"
         "<br><sup>open symbols: the mode may be noise</sup>",
     )  # fmt: skip
     return figure

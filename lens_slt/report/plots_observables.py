@@ -13,11 +13,11 @@ from lens_slt.schema import require
 from lens_slt.text import figure_text
 
 
-def plot_observables(found: xr.Dataset) -> go.Figure:
+def plot_observables(result: xr.Dataset) -> go.Figure:
     """Shift of every observable under each component's local posterior, with 95 % intervals.
 
-    ``found`` is from :func:`lens_slt.refined_observable`. Intervals cover the draws; the wide, thin
-    ones the choice of sequences as well.
+    ``result`` is from :func:`lens_slt.refined_observable`. Intervals cover the draws; the wide,
+    thin ones the choice of sequences as well.
 
     Example:
         >>> import lens_slt as ls
@@ -29,11 +29,11 @@ def plot_observables(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         "Refined observables: what each component's freedom does"
     """
-    found = require(found, "refined_observable", argument="found")
-    names, components = labels(found["observable"].values), labels(found["component"].values)
+    result = require(result, "refined_observable", argument="result")
+    names, components = labels(result["observable"].values), labels(result["component"].values)
     figure = subplots(cols=len(names), shared_yaxes=True, subplot_titles=names)
-    for column, name in enumerate(found["observable"].values):
-        one = found.sel(observable=name)
+    for column, name in enumerate(result["observable"].values):
+        one = result.sel(observable=name)
         both = np.hypot(one["se"].values, np.nan_to_num(one["text_se"].values))
         for width, error in ((1, both), (3, one["se"].values)):
             figure.add_trace(
@@ -55,10 +55,10 @@ def plot_observables(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_response(found: xr.Dataset) -> go.Figure:
+def plot_response(result: xr.Dataset) -> go.Figure:
     """Predicted change of an observable over the strength of a shift, one line a component.
 
-    ``found`` is from :func:`lens_slt.response`. Open symbols are not reliable.
+    ``result`` is from :func:`lens_slt.response`. Open symbols are not reliable.
 
     Example:
         >>> import lens_slt as ls
@@ -71,10 +71,10 @@ def plot_response(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Predicted change of loss when mix gets more weight'
     """
-    found = require(found, "response", argument="found")
+    result = require(result, "response", argument="result")
     figure = Figure()
-    for i, name in enumerate(found["component"].values):
-        one = found.sel(component=name)
+    for i, name in enumerate(result["component"].values):
+        one = result.sel(component=name)
         reliable = one["reliable"].values
         symbol = SYMBOLS[i % len(SYMBOLS)]
         figure.add_trace(
@@ -85,7 +85,9 @@ def plot_response(found: xr.Dataset) -> go.Figure:
                 error_y=dict(array=INTERVAL * one["predicted_se"].values),
             )
         )  # fmt: skip
-    what = figure_text(f"{found.attrs['observable']} when {found.attrs['shift']} gets more weight")
+    what = figure_text(
+        f"{result.attrs['observable']} when {result.attrs['shift']} gets more weight"
+    )
     figure.update_layout(
         template="plotly_white", height=460, margin=dict(t=100),
         title=f"Predicted change of {what}<br><sup>95 % intervals over draws; open: not reliable, "

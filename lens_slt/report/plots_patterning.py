@@ -15,10 +15,10 @@ from lens_slt.schema import require
 HEIGHT = 260  # pixels
 
 
-def plot_patterning(found: xr.Dataset) -> go.Figure:
+def plot_patterning(result: xr.Dataset) -> go.Figure:
     """The weight of every sequence, and what it is predicted to change.
 
-    ``found`` is from :func:`lens_slt.patterning`.
+    ``result`` is from :func:`lens_slt.patterning`.
 
     Example:
         >>> import lens_slt as ls
@@ -30,11 +30,11 @@ def plot_patterning(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Data for a wish'
     """
-    found = require(found, "patterning", argument="found")
-    names = labels(found["observable"].values)
+    result = require(result, "patterning", argument="result")
+    names = labels(result["observable"].values)
     heights = (HEIGHT, max(120, ROW_PIXELS * len(names)))
     figure, tall = stacked(("weight of the sequences", "change of observables"), heights)
-    weight = np.sort(found["weight"].values)[::-1]
+    weight = np.sort(result["weight"].values)[::-1]
     figure.add_trace(
         go.Scatter(
             x=np.arange(len(weight)), y=weight, mode="markers", showlegend=False,
@@ -44,18 +44,18 @@ def plot_patterning(found: xr.Dataset) -> go.Figure:
         row=1, col=1,
     )  # fmt: skip
     figure.add_hline(y=1, line=dict(dash="dot", width=1, color="grey"), row=1, col=1)
-    strength = float(found.attrs["strength"])
+    strength = float(result.attrs["strength"])
     figure.add_trace(
         go.Scatter(
-            x=strength * found["wish"].values, y=names, name="wish", mode="markers",
+            x=strength * result["wish"].values, y=names, name="wish", mode="markers",
             marker=dict(symbol="line-ns-open", size=14, color=COLOURS[1]),
         ),
         row=2, col=1,
     )  # fmt: skip
     figure.add_trace(
         go.Scatter(
-            x=found["predicted"].values, y=names, name="predicted", mode="markers",
-            error_x=dict(array=1.96 * found["predicted_se"].values, thickness=1, width=3),
+            x=result["predicted"].values, y=names, name="predicted", mode="markers",
+            error_x=dict(array=1.96 * result["predicted_se"].values, thickness=1, width=3),
             marker=dict(size=7, color=COLOURS[0]),
             hovertemplate="%{y}: %{x:.3f} nats<extra></extra>",
         ),
@@ -67,18 +67,18 @@ def plot_patterning(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(autorange="reversed", type="category", row=2, col=1)
     titled(
         figure, "Data for a wish",
-        f"worth {found.attrs['effective_sequences']:.0f} of {len(weight)} equal sequences, "
-        f"{found.attrs['clipped']:.0%} of the weight cut off at 0; predictions to first order, "
-        f"bars 95 %; posterior of {found.attrs['component']}, {found.attrs['certificate']}",
+        f"worth {result.attrs['effective_sequences']:.0f} of {len(weight)} equal sequences, "
+        f"{result.attrs['clipped']:.0%} of the weight cut off at 0; predictions to first order, "
+        f"bars 95 %; posterior of {result.attrs['component']}, {result.attrs['certificate']}",
         tall,
     )  # fmt: skip
     return figure
 
 
-def plot_data_response(found: xr.Dataset) -> go.Figure:
+def plot_data_response(result: xr.Dataset) -> go.Figure:
     """How much each observable answers to the weight of each sequence.
 
-    ``found`` is from :func:`lens_slt.data_response`.
+    ``result`` is from :func:`lens_slt.data_response`.
 
     Example:
         >>> import lens_slt as ls
@@ -89,25 +89,25 @@ def plot_data_response(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'How observables answer to the data'
     """
-    found = require(found, "data_response", argument="found")
-    names = labels(found["observable"].values)
-    value = found["response"].values
+    result = require(result, "data_response", argument="result")
+    names = labels(result["observable"].values)
+    value = result["response"].values
     largest = float(np.abs(value).max()) or 1.0
     figure = Figure(
         go.Heatmap(
-            z=value, x=found["sequence"].values, y=names, zmin=-largest, zmax=largest,
+            z=value, x=result["sequence"].values, y=names, zmin=-largest, zmax=largest,
             colorscale="RdBu_r", colorbar=dict(title="nats", thickness=12),
             hovertemplate="%{y}, sequence %{x}: %{z:.2g} nats<extra></extra>",
         )
     )  # fmt: skip
     figure.update_xaxes(title_text="candidate sequence")
     figure.update_yaxes(autorange="reversed", type="category", dtick=1)
-    noise = float(np.sqrt((found["se"].values ** 2).mean()))
+    noise = float(np.sqrt((result["se"].values ** 2).mean()))
     titled(
         figure, "How observables answer to the data",
         f"change per relative change of a sequence's weight, to first order; standard error "
-        f"{noise:.2g} nats on average; posterior of {found.attrs['component']}, "
-        f"{found.attrs['certificate']}",
+        f"{noise:.2g} nats on average; posterior of {result.attrs['component']}, "
+        f"{result.attrs['certificate']}",
         ROW_PIXELS * len(names) + 60,
     )  # fmt: skip
     return figure

@@ -15,10 +15,10 @@ from lens_slt.text import figure_text
 BAND = "rgba(0,114,178,0.18)"
 
 
-def plot_crossing(found: xr.Dataset) -> go.Figure:
+def plot_crossing(result: xr.Dataset) -> go.Figure:
     """The difference of two phases' free energies over n, with its band and its zeros.
 
-    ``found`` is from :func:`lens_slt.crossing`.
+    ``result`` is from :func:`lens_slt.crossing`.
 
     Example:
         >>> import lens_slt as ls
@@ -28,29 +28,30 @@ def plot_crossing(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Free energy of 6 above that of 5'
     """
-    found = require(found, "crossing", argument="found")
-    n, value = found["n_grid"].values, found["difference"].values
-    wide = INTERVAL * found["difference_se"].values
+    result = require(result, "crossing", argument="result")
+    n, value = result["n_grid"].values, result["difference"].values
+    wide = INTERVAL * result["difference_se"].values
     figure = Figure()
     edge = dict(x=n, mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False)
     figure.add_trace(go.Scatter(y=value - wide, **edge))
     figure.add_trace(go.Scatter(y=value + wide, fill="tonexty", fillcolor=BAND, **edge))
     line = dict(color=COLOURS[0])
     figure.add_trace(go.Scatter(x=n, y=value, mode="lines", line=line, showlegend=False))
-    high = found["n_high"].values
+    high = result["n_high"].values
     figure.add_trace(
         go.Scatter(
-            x=found["n"].values, y=np.zeros(found.sizes["crossing"]), mode="markers",
+            x=result["n"].values, y=np.zeros(result.sizes["crossing"]), mode="markers",
             marker=dict(symbol=SYMBOLS[1], size=11, color=COLOURS[1]), showlegend=False,
             error_x=dict(
-                symmetric=False, array=np.where(np.isfinite(high), high, n[-1]) - found["n"].values,
-                arrayminus=found["n"].values - found["n_low"].values,
+                symmetric=False,
+                array=np.where(np.isfinite(high), high, n[-1]) - result["n"].values,
+                arrayminus=result["n"].values - result["n_low"].values,
             ),
             hovertemplate="n = %{x:.4g}<extra></extra>",
         )
     )  # fmt: skip
     figure.add_hline(y=0, line=dict(dash="dot", width=1))
-    one, other = (figure_text(found.attrs[key]) for key in ("one", "other"))
+    one, other = (figure_text(result.attrs[key]) for key in ("one", "other"))
     shown = np.abs(value[n <= n[-1] / 10]).max()
     figure.update_layout(
         template="plotly_white", height=460, margin=dict(t=100),
@@ -62,10 +63,10 @@ def plot_crossing(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_phase_diagram(found: xr.Dataset) -> go.Figure:
+def plot_phase_diagram(result: xr.Dataset) -> go.Figure:
     """Free energies above the lowest over n; over shares of a pattern, which phase is the lowest.
 
-    ``found`` is from :func:`lens_slt.phase_diagram`. In the map, colours are paler where another
+    ``result`` is from :func:`lens_slt.phase_diagram`. In the map, colours are paler where another
     phase may be the lowest within the errors.
 
     Example:
@@ -76,17 +77,17 @@ def plot_phase_diagram(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Free energies above the lowest'
     """
-    found = require(found, "phase_diagram", argument="found")
-    figure = _map(found) if found.sizes["share"] > 1 else _lines(found)
+    result = require(result, "phase_diagram", argument="result")
+    figure = _map(result) if result.sizes["share"] > 1 else _lines(result)
     figure.update_layout(template="plotly_white", height=460, margin=dict(t=100))
     figure.update_xaxes(title="number of data n", type="log")
     return figure
 
 
-def plot_limit(found: xr.Dataset) -> go.Figure:
+def plot_limit(result: xr.Dataset) -> go.Figure:
     """λ̂ of every component over nβ/γ, the fitted curve, and its limit as a dotted line.
 
-    ``found`` is from :func:`lens_slt.limit_llc`.
+    ``result`` is from :func:`lens_slt.limit_llc`.
 
     Example:
         >>> import lens_slt as ls, torch
@@ -98,11 +99,11 @@ def plot_limit(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'λ̂ as the prior gets wider'
     """
-    found = require(found, "limit_llc", argument="found")
+    result = require(result, "limit_llc", argument="result")
     figure = Figure()
-    ratio = found["ratio"].values
-    for i, name in enumerate(labels(found["component"].values)):
-        one, colour = found.isel(component=i), COLOURS[i % len(COLOURS)]
+    ratio = result["ratio"].values
+    for i, name in enumerate(labels(result["component"].values)):
+        one, colour = result.isel(component=i), COLOURS[i % len(COLOURS)]
         figure.add_trace(
             go.Scatter(
                 x=ratio, y=one["rung_llc"].values, mode="markers", name=name,

@@ -18,11 +18,11 @@ HEIGHT = 230  # pixels of a panel
 SYMBOLS = {WISH: "circle", SHUFFLED: "x", SURFACE: "diamond-open"}
 
 
-def plot_retrainings(found: xr.Dataset) -> go.Figure:
+def plot_retrainings(result: xr.Dataset) -> go.Figure:
     """Every observable over training, each run in its colour, every seed a line.
 
-    ``found`` is from :func:`lens_slt.retrainings` or :func:`lens_slt.developmental_ablation`, whose
-    levels are dotted.
+    ``result`` is from :func:`lens_slt.retrainings` or :func:`lens_slt.developmental_ablation`,
+    whose levels are dotted.
 
     Example:
         >>> import lens_slt as ls, tempfile
@@ -34,32 +34,32 @@ def plot_retrainings(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Retrainings on other data'
     """
-    found = require(found, "retrainings", "developmental_ablation", argument="found")
-    names = [str(name) for name in found["observable"].values]
+    result = require(result, "retrainings", "developmental_ablation", argument="result")
+    names = [str(name) for name in result["observable"].values]
     figure, tall = stacked(names, [HEIGHT] * len(names))
-    runs = [str(run) for run in found["run"].values]
+    runs = [str(run) for run in result["run"].values]
     for row, name in enumerate(names, 1):
         for i, run in enumerate(runs):
-            for j in range(found.sizes["seed"]):
-                values = found["value"].sel(observable=name).isel(run=i, seed=j).values
-                _line(figure, found["checkpoint"].values, values, run, i, row == 1 and j == 0, row)
-        level = found.attrs.get(f"level of {name}")
+            for j in range(result.sizes["seed"]):
+                values = result["value"].sel(observable=name).isel(run=i, seed=j).values
+                _line(figure, result["checkpoint"].values, values, run, i, row == 1 and j == 0, row)
+        level = result.attrs.get(f"level of {name}")
         if level is not None:
             figure.add_hline(y=level, line=dict(dash="dot", width=1, color="grey"), row=row, col=1)
     figure.update_xaxes(title_text="step", row=len(names), col=1)
-    n = found.sizes["seed"]
+    n = result.sizes["seed"]
     line = f"{n} seed{'s' if n > 1 else ''} a run; runs with one seed see the same batches but for "
     line += "what their weights change"
-    if "formed" in found:
+    if "formed" in result:
         line += "; dotted: the level from which on it has formed"
     titled(figure, "Retrainings on other data", line, tall)
     return figure
 
 
-def plot_patterning_check(found: xr.Dataset) -> go.Figure:
+def plot_patterning_check(result: xr.Dataset) -> go.Figure:
     """Predicted and realised changes, what of the wish came true, and how it came about.
 
-    ``found`` is from :func:`lens_slt.verify_patterning`.
+    ``result`` is from :func:`lens_slt.verify_patterning`.
 
     Example:
         >>> import lens_slt as ls, tempfile
@@ -74,14 +74,14 @@ def plot_patterning_check(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Does data chosen for a wish bring it about?'
     """
-    found = require(found, "patterning_check", argument="found")
-    reach = float(stats.t.ppf(0.975, found.sizes["seed"] - 1))  # of a mean over seeds
-    wished = [str(o) for o in found["observable"].values[np.isfinite(found["wish"].values)]]
+    result = require(result, "patterning_check", argument="result")
+    reach = float(stats.t.ppf(0.975, result.sizes["seed"] - 1))  # of a mean over seeds
+    wished = [str(o) for o in result["observable"].values[np.isfinite(result["wish"].values)]]
     titles = ["realised over predicted change", "share of the wish that came true"]
     titles += [f"change of {name} against the usual data" for name in wished]
     figure, tall = stacked(titles, [HEIGHT] * len(titles))
     for i, name in enumerate(wished):
-        one = found.sel(observable=name)
+        one = result.sel(observable=name)
         figure.add_trace(
             go.Scatter(
                 x=one["predicted"].values, y=one["realised"].values, mode="markers",
@@ -91,30 +91,30 @@ def plot_patterning_check(found: xr.Dataset) -> go.Figure:
             ),
             row=1, col=1,
         )  # fmt: skip
-    strengths = found["strength"].values
-    for i, kind in enumerate(map(str, found["kind"].values)):
+    strengths = result["strength"].values
+    for i, kind in enumerate(map(str, result["kind"].values)):
         figure.add_trace(
             go.Scatter(
-                x=strengths, y=found["share"].sel(kind=kind).values, name=kind, mode="markers",
+                x=strengths, y=result["share"].sel(kind=kind).values, name=kind, mode="markers",
                 error_y=dict(
-                    array=reach * found["share_se"].sel(kind=kind).values, thickness=1, width=3
+                    array=reach * result["share_se"].sel(kind=kind).values, thickness=1, width=3
                 ),
                 marker=dict(size=8, symbol=SYMBOLS[kind], color=COLOURS[i]),
             ),
             row=2, col=1,
         )  # fmt: skip
     for row, name in enumerate(wished, 3):
-        _courses(figure, found.sel(observable=name), row)
+        _courses(figure, result.sel(observable=name), row)
     for row in range(1, len(titles) + 1):
         figure.add_hline(y=0, line=dict(dash="dot", width=1, color="grey"), row=row, col=1)
     figure.update_xaxes(title_text="predicted change", row=1, col=1)
     figure.update_yaxes(title_text="realised", row=1, col=1)
     figure.update_xaxes(title_text="strength", row=2, col=1)
     figure.update_xaxes(title_text="step", row=len(titles), col=1)
-    n = found.sizes["seed"]
+    n = result.sizes["seed"]
     titled(
         figure, "Does data chosen for a wish bring it about?",
-        f"changes after {found.attrs['steps']} steps against runs on the usual data with the same "
+        f"changes after {result.attrs['steps']} steps against runs on the usual data with the same "
         f"seed; means of {n} seeds, bars 95 % by their spread; controls exchange the weights "
         "among sequences; dashed: negative strengths",
         tall,

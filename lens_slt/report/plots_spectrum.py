@@ -21,10 +21,10 @@ BAND = "rgba(0,114,178,0.18)"
 LOG = dict(type="log", exponentformat="power")
 
 
-def plot_spectrum(found: xr.Dataset) -> go.Figure:
+def plot_spectrum(result: xr.Dataset) -> go.Figure:
     """λ̂ of every component over nβ; one panel for each γ, or for each checkpoint.
 
-    ``found`` is from :func:`lens_slt.spectrum`; over checkpoints up to six are shown, at the first
+    ``result`` is from :func:`lens_slt.spectrum`; over checkpoints up to six are shown, at the first
     γ. Rungs that are not certified are left out.
 
     Example:
@@ -37,21 +37,21 @@ def plot_spectrum(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'λ̂ over nβ'
     """
-    found = require(found, "spectrum", argument="found", leading=(CHECKPOINT,))
-    if CHECKPOINT in found.dims:
-        found, panel, word = found.isel(gamma=0), CHECKPOINT, "step "
-        places = np.linspace(0, found.sizes[panel] - 1, min(MOST_PANELS, found.sizes[panel]))
-        found = found.isel({panel: places.round().astype(int)})
+    result = require(result, "spectrum", argument="result", leading=(CHECKPOINT,))
+    if CHECKPOINT in result.dims:
+        result, panel, word = result.isel(gamma=0), CHECKPOINT, "step "
+        places = np.linspace(0, result.sizes[panel] - 1, min(MOST_PANELS, result.sizes[panel]))
+        result = result.isel({panel: places.round().astype(int)})
     else:
         panel, word = "gamma", "γ = "
-    titles = [f"{word}{value:g}" for value in found[panel].values]
+    titles = [f"{word}{value:g}" for value in result[panel].values]
     figure = subplots(
         rows=1, cols=len(titles), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03
     )
-    names = labels(found["component"].values)
+    names = labels(result["component"].values)
     for column in range(len(titles)):
         for i, name in enumerate(names):
-            row = found.isel({panel: column, "component": i})
+            row = result.isel({panel: column, "component": i})
             figure.add_trace(
                 go.Scatter(
                     x=row["n_beta"].values, y=row["llc"].values, mode="lines+markers", name=name,
@@ -71,10 +71,10 @@ def plot_spectrum(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_curvatures(found: xr.Dataset) -> go.Figure:
+def plot_curvatures(result: xr.Dataset) -> go.Figure:
     """Directions stiffer than a curvature, and whether few stiff or many flat ones make up λ̂.
 
-    ``found`` is from :func:`lens_slt.curvatures`. Left: 2λ̂ over γ/nβ, the count smoothed over a
+    ``result`` is from :func:`lens_slt.curvatures`. Left: 2λ̂ over γ/nβ, the count smoothed over a
     decade; of up to eight components vertical bars with all numbers that the ladder allows. Right:
     at the finest rung, how stiff the directions of every component are and how many share λ̂.
 
@@ -88,14 +88,14 @@ def plot_curvatures(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Curvatures'
     """
-    found = require(found, "curvatures", argument="found")
+    result = require(result, "curvatures", argument="result")
     figure = subplots(
         rows=1, cols=2, horizontal_spacing=0.12,
         subplot_titles=["directions stiffer than h", "what makes up λ̂"],
     )  # fmt: skip
-    names = labels(found["component"].values)
+    names = labels(result["component"].values)
     for i, name in enumerate(names):
-        one, style = found.isel(component=i), _style(i)
+        one, style = result.isel(component=i), _style(i)
         common: dict[str, Any] = dict(legendgroup=name, name=name)
         figure.add_trace(
             go.Scatter(
@@ -130,10 +130,10 @@ def plot_curvatures(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_multiplicity(found: xr.Dataset) -> go.Figure:
+def plot_multiplicity(result: xr.Dataset) -> go.Figure:
     """λ̂ over nβ with the best form, and λ as a dotted line where it is claimed.
 
-    ``found`` is from :func:`lens_slt.multiplicity`. Names of components without a claim stand in
+    ``result`` is from :func:`lens_slt.multiplicity`. Names of components without a claim stand in
     parentheses; the reason is on hover.
 
     Example:
@@ -146,11 +146,11 @@ def plot_multiplicity(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'λ and multiplicity m'
     """
-    found = require(found, "multiplicity", argument="found")
+    result = require(result, "multiplicity", argument="result")
     figure = Figure()
-    names, several = labels(found["component"].values), found.sizes["gamma"] > 1
-    for place, (g, c) in enumerate(np.ndindex(found.sizes["gamma"], len(names))):
-        one, style = found.isel(gamma=g, component=c), _style(place)
+    names, several = labels(result["component"].values), result.sizes["gamma"] > 1
+    for place, (g, c) in enumerate(np.ndindex(result.sizes["gamma"], len(names))):
+        one, style = result.isel(gamma=g, component=c), _style(place)
         claimed = np.isfinite(float(one["llc"]))
         name = names[c] + (f", γ {float(one['gamma']):g}" if several else "")
         shown = f"{name}: m = {float(one['multiplicity']):g}" if claimed else f"({name})"
@@ -179,10 +179,10 @@ def plot_multiplicity(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_density_of_states(found: xr.Dataset) -> go.Figure:
+def plot_density_of_states(result: xr.Dataset) -> go.Figure:
     """Free energies of the rungs by MBAR and by integration; the volume of weights under a loss.
 
-    ``found`` is from :func:`lens_slt.density_of_states`.
+    ``result`` is from :func:`lens_slt.density_of_states`.
 
     Example:
         >>> import lens_slt as ls, torch
@@ -194,22 +194,22 @@ def plot_density_of_states(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Density of states of function, γ 1'
     """
-    found = require(found, "density_of_states", argument="found")
+    result = require(result, "density_of_states", argument="result")
     figure = subplots(
         rows=1, cols=2, horizontal_spacing=0.14,
         subplot_titles=["free energy of rungs", "share of the prior below a loss"],
     )  # fmt: skip
-    x = found["n_beta"].values
+    x = result["n_beta"].values
     for i, (key, name) in enumerate((("free_energy", "MBAR"), ("integrated", "integration"))):
         style = _style(i)
         figure.add_trace(
             go.Scatter(
-                x=x, y=found[key].values, name=name, mode="lines+markers", **style,
-                error_y=dict(array=INTERVAL * found[f"{key}_se"].values, thickness=1),
+                x=x, y=result[key].values, name=name, mode="lines+markers", **style,
+                error_y=dict(array=INTERVAL * result[f"{key}_se"].values, thickness=1),
             ), row=1, col=1,
         )  # fmt: skip
-    loss, value = found["loss"].values, found["log_volume"].values
-    wide = INTERVAL * found["log_volume_se"].values
+    loss, value = result["loss"].values, result["log_volume"].values
+    wide = INTERVAL * result["log_volume_se"].values
     edge: dict[str, Any] = dict(
         x=loss, mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False
     )
@@ -230,10 +230,10 @@ def plot_density_of_states(found: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title="loss above the given weights' (nats per token)", col=2, **LOG)
     figure.update_yaxes(title="F minus the first rung's", col=1)
     figure.update_yaxes(title="log of the share", col=2)
-    name = figure_text(str(found.attrs["component"]))
+    name = figure_text(str(result.attrs["component"]))
     figure.update_layout(
         template="plotly_white", height=460, margin=dict(t=110),
-        title=f"Density of states of {name}, γ {found.attrs['gamma']:g}<br><sup>all rungs "
+        title=f"Density of states of {name}, γ {result.attrs['gamma']:g}<br><sup>all rungs "
         "together, 95 % intervals</sup>",
     )  # fmt: skip
     return figure

@@ -24,10 +24,10 @@ from lens_slt.report.time_axis import (
 from lens_slt.schema import require
 
 
-def plot_stages(found: xr.Dataset) -> go.Figure:
+def plot_stages(result: xr.Dataset) -> go.Figure:
     """λ̂ of every component without its noise, its stages shaded in turn.
 
-    ``found`` is from :func:`lens_slt.stages`. Dotted: boundaries, with their intervals in colour.
+    ``result`` is from :func:`lens_slt.stages`. Dotted: boundaries, with their intervals in colour.
 
     Example:
         >>> import numpy as np, xarray as xr, lens_slt as ls
@@ -39,19 +39,19 @@ def plot_stages(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Stages'
     """
-    found = require(found, "stages", argument="found")
+    result = require(result, "stages", argument="result")
 
     def mark(figure: Figure, one: xr.Dataset, **where: Any) -> None:
         shade(figure, boundaries_of(one), one["step"].values, **where)
 
-    figure = _panels(found, "component", "Stages", SHADED, mark)
+    figure = _panels(result, "component", "Stages", SHADED, mark)
     return figure.update_yaxes(title_text="λ̂", col=1)
 
 
-def plot_transitions(found: xr.Dataset) -> go.Figure:
+def plot_transitions(result: xr.Dataset) -> go.Figure:
     """Every curve without its noise; transitions are shaded from begin to end.
 
-    ``found`` is from :func:`lens_slt.transitions`. Dotted: midpoints.
+    ``result`` is from :func:`lens_slt.transitions`. Dotted: midpoints.
 
     Example:
         >>> import numpy as np, xarray as xr, lens_slt as ls
@@ -62,7 +62,7 @@ def plot_transitions(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Transitions'
     """
-    found = require(found, "transitions", argument="found")
+    result = require(result, "transitions", argument="result")
 
     def mark(figure: Figure, one: xr.Dataset, **where: Any) -> None:
         steps = one["step"].values
@@ -76,7 +76,7 @@ def plot_transitions(found: xr.Dataset) -> go.Figure:
                 line = dict(dash="dot", width=1, color="grey")
                 figure.add_vline(x=float(np.log1p(middle)), line=line, **where)
 
-    return _panels(found, "observable", "Transitions", "shaded: from begin to end", mark)
+    return _panels(result, "observable", "Transitions", "shaded: from begin to end", mark)
 
 
 def _panels(found: xr.Dataset, panel: str, title: str, words: str, mark: Any) -> go.Figure:

@@ -40,10 +40,10 @@ THRESHOLD = dict(dash="dash", width=1, color="grey")
 DOTTED = dict(dash="dot", width=1, color="grey")
 
 
-def plot_mode_development(found: xr.Dataset) -> go.Figure:
+def plot_mode_development(result: xr.Dataset) -> go.Figure:
     """How like the last checkpoint's modes are those of all others, and when each appears.
 
-    ``found`` is from :func:`lens_slt.mode_development`. One panel a mode: cosine of the angle
+    ``result`` is from :func:`lens_slt.mode_development`. One panel a mode: cosine of the angle
     between loadings and correlation of scores over tokens, with 95 % bands; both must be above
     their dashed lines for a mode to be there.
 
@@ -60,16 +60,16 @@ def plot_mode_development(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Modes over training'
     """
-    found = require(found, "mode_development", argument="found")
-    modes = range(found.sizes["mode"])
+    result = require(result, "mode_development", argument="result")
+    modes = range(result.sizes["mode"])
     names = [
         f"{mode}: {SHORT.get(str(verdict), verdict)}"
-        for mode, verdict in zip(found["mode"].values, found["verdict"].values, strict=True)
+        for mode, verdict in zip(result["mode"].values, result["verdict"].values, strict=True)
     ]
     figure = panels(labels(names), one_scale=True, most=COLUMNS)
-    steps = found[CHECKPOINT].values
+    steps = result[CHECKPOINT].values
     for mode, where in zip(modes, places(len(names), COLUMNS), strict=False):
-        one = found.isel(mode=mode)
+        one = result.isel(mode=mode)
         for i, (name, lines) in enumerate(_likeness(one).items()):
             for trace in band(steps, *lines, name, i, legend=mode == 0):
                 figure.add_trace(trace, **where)
@@ -108,11 +108,11 @@ def _with_ends(one: xr.Dataset, key: str) -> tuple[FloatArray, FloatArray, Float
 
 
 @typed
-def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") -> go.Figure:
+def plot_pattern_influence(result: xr.Dataset, *, quantity: str = "influence") -> go.Figure:
     """Influence of patterns on each other over checkpoints, with 95 % bands.
 
     Args:
-        found: from :func:`lens_slt.pattern_influence`.
+        result: from :func:`lens_slt.pattern_influence`.
         quantity: ``"influence"``, or ``"correlation"``, which is of one size everywhere.
 
     One panel for each pattern that is influenced, the eight clearest; lines are the four clearest
@@ -132,25 +132,25 @@ def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") ->
         >>> figure.layout.title.text.split("<br>")[0]
         'Influence between patterns over training'
     """
-    found = require(found, "pattern_influence", argument="found")
+    result = require(result, "pattern_influence", argument="result")
     choice("quantity", quantity, QUANTITIES)
     error, axis = QUANTITIES[quantity]
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.nan_to_num(np.abs(found[quantity].values / found[error].values)).max(0)
-    other = found["query"].values[:, None] != found["source"].values
+        z = np.nan_to_num(np.abs(result[quantity].values / result[error].values)).max(0)
+    other = result["query"].values[:, None] != result["source"].values
     z = np.where(other, z, -np.inf)
     sources = np.sort(np.argsort(-z.max(0), kind="stable")[:MOST_SOURCES])
     queries = np.sort(np.argsort(-z.max(1), kind="stable")[:MOST_QUERIES])
-    names = labels(f"on {name}" for name in found["query"].values[queries])
+    names = labels(f"on {name}" for name in result["query"].values[queries])
     figure = panels(names, one_scale=quantity == "correlation", most=COLUMNS)
-    steps, named = found[CHECKPOINT].values, set[int]()
+    steps, named = result[CHECKPOINT].values, set[int]()
     for query, where in zip(queries, places(len(names), COLUMNS), strict=True):
         for i, source in enumerate(sources):
             if not other[query, source]:
                 continue
-            one = found.isel(query=query, source=source)
+            one = result.isel(query=query, source=source)
             value, wide = one[quantity].values, INTERVAL * one[error].values
-            name = f"of {found['source'].values[source]}"
+            name = f"of {result['source'].values[source]}"
             drawn = band(steps, value, value - wide, value + wide, name, i, legend=i not in named)
             symbol = SYMBOLS[i % len(SYMBOLS)]
             filled = one["effect"].values != UNCLEAR
@@ -163,7 +163,7 @@ def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") ->
         figure.add_hline(y=0, line=DOTTED, **where)
     step_axis(figure, steps, most=5)
     figure.update_yaxes(title_text=axis, col=1)
-    n = found.sizes["query"]
+    n = result.sizes["query"]
     more = f"; the clearest {len(queries)} of {n} patterns and {len(sources)} of {n} sources"
     titled(
         figure, "Influence between patterns over training",
@@ -174,10 +174,10 @@ def plot_pattern_influence(found: xr.Dataset, *, quantity: str = "influence") ->
     return figure
 
 
-def plot_critical(found: xr.Dataset) -> go.Figure:
+def plot_critical(result: xr.Dataset) -> go.Figure:
     """How fast observables change over training, where fastest, and which do there.
 
-    ``found`` is from :func:`lens_slt.critical_checkpoints`. Above, the speed with a 95 % band and
+    ``result`` is from :func:`lens_slt.critical_checkpoints`. Above, the speed with a 95 % band and
     the critical checkpoints with their intervals; below, the share of every observable there.
 
     Example:
@@ -189,29 +189,29 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Critical checkpoints'
     """
-    found = require(found, "critical_checkpoints", argument="found")
-    critical = range(found.sizes["critical"])
-    level = float(found.attrs["level"])
-    share = found["share"].max("critical").values if critical else np.zeros(0)
+    result = require(result, "critical_checkpoints", argument="result")
+    critical = range(result.sizes["critical"])
+    level = float(result.attrs["level"])
+    share = result["share"].max("critical").values if critical else np.zeros(0)
     shown = np.argsort(-share, kind="stable")[:MOST_OBSERVABLES]
     rows = 1 + bool(critical)
     titles = ["speed (ranges per unit of log(step + 1))", "share of the squared speed there"]
     height = (ROW_PIXELS + 4 * len(critical)) * len(shown)
     figure, tall = stacked(titles[:rows], [PANEL_PIXELS + 40, height][:rows])
-    steps = found["step"].values
-    for trace in band(steps, *_with_ends(found, "speed"), "speed"):
+    steps = result["step"].values
+    for trace in band(steps, *_with_ends(result, "speed"), "speed"):
         figure.add_trace(trace, row=1, col=1)
     step_axis(figure, steps, row=1, col=1)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    names = found["observable"].values[shown]
+    names = result["observable"].values[shown]
     for i in critical:
-        at, low, high = (float(x[i]) for x in _with_ends(found, "at_step"))
+        at, low, high = (float(x[i]) for x in _with_ends(result, "at_step"))
         ends = np.log1p([low, high, at])
         figure.add_vrect(
             x0=ends[0], x1=ends[1], fillcolor=DOUBT, line_width=0, layer="below", row=1, col=1
         )
         figure.add_vline(x=ends[2], line=DOTTED, layer="below", row=1, col=1)
-        value, low_share, high_share = (x[i, shown] for x in _with_ends(found, "share"))
+        value, low_share, high_share = (x[i, shown] for x in _with_ends(result, "share"))
         at_rows = np.arange(len(shown)) + (i + 1) / (len(critical) + 1) - 0.5
         figure.add_trace(
             dots(value, low_share, high_share, at_rows, f"step {at:.0f} ({low:.0f}–{high:.0f})",
@@ -224,7 +224,7 @@ def plot_critical(found: xr.Dataset) -> go.Figure:
             tickvals=list(range(len(names))), ticktext=labels(names),
             range=[len(names) - 0.4, -0.6], zeroline=False, row=2, col=1,
         )  # fmt: skip
-    left = found.sizes["observable"] - len(shown) if critical else 0
+    left = result.sizes["observable"] - len(shown) if critical else 0
     more = f"; {left} observables with smaller shares are not shown" if left else ""
     where = "in colour: where it is fastest" if critical else "no checkpoint stands out"
     titled(

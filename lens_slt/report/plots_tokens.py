@@ -87,10 +87,10 @@ def plot_patterns(patterns: xr.DataArray) -> go.Figure:
     return figure
 
 
-def plot_clusters(found: xr.Dataset) -> go.Figure:
+def plot_clusters(result: xr.Dataset) -> go.Figure:
     """Size and conductance of every cluster, beside what chance gives at its size.
 
-    ``found`` is from :func:`lens_slt.clusters`. Filled: beyond chance.
+    ``result`` is from :func:`lens_slt.clusters`. Filled: beyond chance.
 
     Example:
         >>> import lens_slt as ls
@@ -102,25 +102,25 @@ def plot_clusters(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.xaxis.title.text
         'conductance (0: apart from all other tokens)'
     """
-    found = require(found, "clusters", argument="found")
-    names = [f"cluster {label}" for label in found["label"].values]
-    beyond = found["beyond_chance"].values.astype(bool)
+    result = require(result, "clusters", argument="result")
+    names = [f"cluster {label}" for label in result["label"].values]
+    beyond = result["beyond_chance"].values.astype(bool)
     figure = Figure()
     if names:
         figure.add_trace(
             go.Scatter(
-                x=found["reference"].values, y=names, mode="markers", name="by chance",
+                x=result["reference"].values, y=names, mode="markers", name="by chance",
                 marker=dict(symbol="line-ns-open", size=16, color="grey"),
             )
         )  # fmt: skip
         figure.add_trace(
             go.Scatter(
-                x=found["conductance"].values, y=names, mode="markers", name="cluster",
+                x=result["conductance"].values, y=names, mode="markers", name="cluster",
                 marker=dict(
                     size=10, color=COLOURS[0], line=dict(width=1.5),
                     symbol=[SYMBOLS[0] if ok else f"{SYMBOLS[0]}-open" for ok in beyond],
                 ),
-                text=[f"{int(size)} tokens" for size in found["size"].values],
+                text=[f"{int(size)} tokens" for size in result["size"].values],
                 hovertemplate="%{y}: conductance %{x:.3f}, %{text}<extra></extra>",
             )
         )  # fmt: skip
@@ -136,10 +136,10 @@ def plot_clusters(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_cluster_summary(found: xr.Dataset) -> go.Figure:
+def plot_cluster_summary(result: xr.Dataset) -> go.Figure:
     """Patterns of every cluster: the share of its tokens; * where q < 0.05.
 
-    ``found`` is from :func:`lens_slt.cluster_summary`.
+    ``result`` is from :func:`lens_slt.cluster_summary`.
 
     Example:
         >>> import lens_slt as ls
@@ -153,15 +153,15 @@ def plot_cluster_summary(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Patterns of the clusters'
     """
-    found = require(found, "cluster_summary", argument="found")
-    share = 100 * found["share"].values.T
+    result = require(result, "cluster_summary", argument="result")
+    share = 100 * result["share"].values.T
     figure = Figure(
         go.Heatmap(
-            z=share, x=[f"cluster {label}" for label in found["label"].values],
-            y=[name.replace("_", " ") for name in labels(found["pattern"].values)], xgap=2, ygap=2,
+            z=share, x=[f"cluster {label}" for label in result["label"].values],
+            y=[name.replace("_", " ") for name in labels(result["pattern"].values)], xgap=2, ygap=2,
             colorscale="Cividis", colorbar=dict(title="% of its tokens"),
-            text=np.where(found["q"].values.T < 0.05, "*", ""), texttemplate="%{text}",
-            customdata=100 * found["share_outside"].values.T,
+            text=np.where(result["q"].values.T < 0.05, "*", ""), texttemplate="%{text}",
+            customdata=100 * result["share_outside"].values.T,
             hovertemplate="%{x}, %{y}: %{z:.1f} %, outside %{customdata:.1f} %<extra></extra>",
         )
     )  # fmt: skip
@@ -174,10 +174,10 @@ def plot_cluster_summary(found: xr.Dataset) -> go.Figure:
     return figure
 
 
-def plot_influence(found: xr.Dataset) -> go.Figure:
+def plot_influence(result: xr.Dataset) -> go.Figure:
     """Influence of every source on every query; blue helps, orange hurts.
 
-    ``found`` is from :func:`lens_slt.influence`. The first 256 of each are shown; where query and
+    ``result`` is from :func:`lens_slt.influence`. The first 256 of each are shown; where query and
     source are the same tokens the diagonal is left out.
 
     Example:
@@ -189,14 +189,14 @@ def plot_influence(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Influence through L0H0'
     """
-    found = require(found, "influence", argument="found")
-    shown = found.isel(query=slice(0, LARGEST), source=slice(0, LARGEST))
+    result = require(result, "influence", argument="result")
+    shown = result.isel(query=slice(0, LARGEST), source=slice(0, LARGEST))
     value = shown["influence"].values.astype(float).copy()
-    if found.attrs["same_probe"]:
+    if result.attrs["same_probe"]:
         np.fill_diagonal(value, np.nan)
     top = float(np.nanquantile(np.abs(value), 0.99)) if np.isfinite(value).any() else 1.0
-    unit = figure_text(found.attrs["unit"])
-    scale = "nats²" if found.attrs["kind"] == "covariance" else "−correlation"
+    unit = figure_text(result.attrs["unit"])
+    scale = "nats²" if result.attrs["kind"] == "covariance" else "−correlation"
     figure = Figure(
         go.Heatmap(
             z=value, zmin=-top, zmax=top, colorscale=[[0, COLOURS[0]], [0.5, "#f7f7f7"],
@@ -208,7 +208,7 @@ def plot_influence(found: xr.Dataset) -> go.Figure:
     figure.update_layout(
         template="plotly_white", height=560, margin=dict(t=100),
         xaxis_title=f"source {unit}", yaxis_title=f"query {unit}",
-        title=f"Influence through {figure_text(found.attrs['component'])}<br><sup>below zero "
+        title=f"Influence through {figure_text(result.attrs['component'])}<br><sup>below zero "
         "(blue): more weight on the source lowers the query's loss</sup>",
     )  # fmt: skip
     return figure

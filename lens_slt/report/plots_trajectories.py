@@ -25,10 +25,10 @@ CELL = 17  # pixels, of a pair of heads
 ABOVE_BELOW = {"above": "▲", "below": "▼"}  # the band
 
 
-def plot_trajectories(found: xr.Dataset) -> go.Figure:
+def plot_trajectories(result: xr.Dataset) -> go.Figure:
     """Mean curves of the clusters of heads with 95 % bands, and how often two heads go together.
 
-    ``found`` is from :func:`lens_slt.head_trajectories`. One panel a refinement; below, the share
+    ``result`` is from :func:`lens_slt.head_trajectories`. One panel a refinement; below, the share
     of clusterings that put two heads into one cluster, heads in the order of clusters, with what
     they do. Without clusters there is only the second.
 
@@ -43,16 +43,16 @@ def plot_trajectories(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Trajectories of heads'
     """
-    found = require(found, "head_trajectories", argument="found")
-    names = [_refinement(name) for name in found["refinement"].values]
-    names = names if found.sizes["label"] else []
-    order = np.lexsort((np.arange(found.sizes["component"]), found["cluster"].values))
+    result = require(result, "head_trajectories", argument="result")
+    names = [_refinement(name) for name in result["refinement"].values]
+    names = names if result.sizes["label"] else []
+    order = np.lexsort((np.arange(result.sizes["component"]), result["cluster"].values))
     heights = [PANEL_PIXELS] * len(names) + [CELL * len(order)]
     figure, height = stacked([*names, "share of clusterings that join two"], heights)
-    steps = found[CHECKPOINT].values
+    steps = result[CHECKPOINT].values
     for row in range(len(names)):
-        for i, label in enumerate(found["label"].values):
-            one = found.isel(refinement=row, label=i)
+        for i, label in enumerate(result["label"].values):
+            one = result.isel(refinement=row, label=i)
             value, wide = one["centre"].values, INTERVAL * one["centre_se"].values
             size = int(one["size"])
             name = f"cluster {label} ({size} head{'s' if size > 1 else ''})"
@@ -61,7 +61,9 @@ def plot_trajectories(found: xr.Dataset) -> go.Figure:
         step_axis(figure, steps, row=row + 1, col=1)
         figure.update_yaxes(title_text="mean λ̂", row=row + 1, col=1)
     last = len(heights)
-    figure.add_trace(_together(found.isel(component=order, other_component=order)), row=last, col=1)
+    figure.add_trace(
+        _together(result.isel(component=order, other_component=order)), row=last, col=1
+    )
     place = figure.layout[f"yaxis{last if last > 1 else ''}"].domain
     figure.update_traces(
         selector=dict(type="heatmap"),
@@ -71,7 +73,7 @@ def plot_trajectories(found: xr.Dataset) -> go.Figure:
     figure.update_yaxes(autorange="reversed", type="category", dtick=1, row=last, col=1)
     titled(
         figure, "Trajectories of heads",
-        f"{found.attrs['verdict']}; lines: means over the heads of a cluster, with 95 % bands; "
+        f"{result.attrs['verdict']}; lines: means over the heads of a cluster, with 95 % bands; "
         f"below: heads, what they do, and their cluster; {STEP_AXIS}",
         height,
     )  # fmt: skip
@@ -94,10 +96,10 @@ def _together(found: xr.Dataset) -> go.Heatmap:
     )  # fmt: skip
 
 
-def plot_differentiation(found: xr.Dataset) -> go.Figure:
+def plot_differentiation(result: xr.Dataset) -> go.Figure:
     """When every head leaves its band for good, with 95 % intervals, one symbol a refinement.
 
-    ``found`` is from :func:`lens_slt.differentiation`. A row without a symbol is a head that stays
+    ``result`` is from :func:`lens_slt.differentiation`. A row without a symbol is a head that stays
     in its band, or comes back; an open symbol is one that is outside from the first checkpoint on.
 
     Example:
@@ -111,12 +113,12 @@ def plot_differentiation(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'When each head differentiates'
     """
-    found = require(found, "differentiation", argument="found")
-    heads, refinements = labels(found["component"].values), found["refinement"].values
-    steps, n = found[CHECKPOINT].values, len(refinements)
+    result = require(result, "differentiation", argument="result")
+    heads, refinements = labels(result["component"].values), result["refinement"].values
+    steps, n = result[CHECKPOINT].values, len(refinements)
     figure = Figure()
     for i, name in enumerate(refinements):
-        one = found.isel(refinement=i)
+        one = result.isel(refinement=i)
         x, low, high = (np.log1p(one[key].values) for key in ("step", "step_low", "step_high"))
         rows = np.arange(len(heads)) + (i + 1) / (n + 1) - 0.5
         words = [_onset(one.isel(component=k), head) for k, head in enumerate(heads)]
@@ -141,7 +143,7 @@ def plot_differentiation(found: xr.Dataset) -> go.Figure:
         tickvals=list(range(len(heads))), ticktext=heads, range=[len(heads) - 0.4, -0.6],
         zeroline=False,
     )  # fmt: skip
-    own = found.attrs["against"] == "start"
+    own = result.attrs["against"] == "start"
     against = "of its own start" if own else "of the other heads of its layer"
     height = max(ROW_PIXELS, 12 * n) * len(heads)
     figure.update_layout(legend=legend_below(height))
@@ -162,10 +164,10 @@ def _onset(one: xr.Dataset, head: str) -> str:
     return f"{head} {figure_text(one['verdict'].item())}{when}"
 
 
-def plot_migration(found: xr.Dataset) -> go.Figure:
+def plot_migration(result: xr.Dataset) -> go.Figure:
     """Whether multigrams leave layer 0: λ̂ of layers, and changes of heads with 95 % intervals.
 
-    ``found`` is from :func:`lens_slt.migration`. Means over the heads of each layer, the peak of
+    ``result`` is from :func:`lens_slt.migration`. Means over the heads of each layer, the peak of
     layer 0 in colour; then the change of every head from there to the end, of λ̂ and, where heads
     were ablated, of what the ablation costs on multigrams. Filled: the change is clear.
 
@@ -185,12 +187,12 @@ def plot_migration(found: xr.Dataset) -> go.Figure:
         >>> figure.layout.title.text.split("<br>")[0]
         'Migration of multigrams'
     """
-    found = require(found, "migration", argument="found")
-    heads = [str(name) for name in found["component"].values if is_head(str(name))]
-    layers = [str(name) for name in found["component"].values if not is_head(str(name))]
-    changes = [("change of λ̂", found, "change", "word")]
-    if "effect_change" in found:
-        ablated = found.sel(pattern=MULTIGRAM)
+    result = require(result, "migration", argument="result")
+    heads = [str(name) for name in result["component"].values if is_head(str(name))]
+    layers = [str(name) for name in result["component"].values if not is_head(str(name))]
+    changes = [("change of λ̂", result, "change", "word")]
+    if "effect_change" in result:
+        ablated = result.sel(pattern=MULTIGRAM)
         changes.append(
             ("change of ablation effects (nats)", ablated, "effect_change",
              "effect_word")
@@ -198,13 +200,13 @@ def plot_migration(found: xr.Dataset) -> go.Figure:
     rows = ROW_PIXELS * len(heads)
     figure, height = stacked(["mean λ̂ over heads", *(c[0] for c in changes)],
                       [PANEL_PIXELS + 40, *[rows] * len(changes)])  # fmt: skip
-    steps = found[CHECKPOINT].values
+    steps = result[CHECKPOINT].values
     for i, name in enumerate(layers):
-        one = found.sel(component=name)
+        one = result.sel(component=name)
         value, wide = one["llc"].values, INTERVAL * one["se"].values
         for trace in band(steps, value, value - wide, value + wide, name, i, legend=True):
             figure.add_trace(trace, row=1, col=1)
-    _mark_times(figure, found)
+    _mark_times(figure, result)
     step_axis(figure, steps, row=1, col=1)
     figure.update_yaxes(title_text="mean λ̂", row=1, col=1)
     for row, (_, one, key, word) in enumerate(changes, start=2):
@@ -216,10 +218,10 @@ def plot_migration(found: xr.Dataset) -> go.Figure:
             categoryorder="array", categoryarray=labels(heads[::-1]), dtick=1, row=row, col=1
         )
     effects = "; effects: of heads on the loss of multigrams" if len(changes) > 1 else ""
-    before, after = (int(found.attrs[f"{key}_step"]) for key in ("before", "after"))
+    before, after = (int(result.attrs[f"{key}_step"]) for key in ("before", "after"))
     titled(
         figure, "Migration of multigrams",
-        f"{found.attrs['verdict']}; λ̂ refined by {found.attrs['probe']}; changes from step "
+        f"{result.attrs['verdict']}; λ̂ refined by {result.attrs['probe']}; changes from step "
         f"{before} to {after} (dotted), with 95 % bands and intervals; in colour: interval of "
         f"layer 0's peak; filled: clear{effects}; {STEP_AXIS}",
         height,

@@ -16,20 +16,20 @@ STYLES = {
 }  # fmt: skip
 
 
-def match_table(found: xr.Dataset) -> Table:
+def match_table(result: xr.Dataset) -> Table:
     """One row per component of the first model: its partner, how alike, how surely."""
-    found = require(found, "match", argument="found")
+    result = require(result, "match", argument="result")
     table = PlainTable(
         "Partners",
         f"similarity: correlation corrected for noise, 95 % over sequences; p corrected over all "
         f"components; stable: share of resamples with this partner; by "
-        f"{found.attrs['kinds'].replace('_', ' ')}",
+        f"{result.attrs['kinds'].replace('_', ' ')}",
     )
     for name in ("component", "partner", "similarity", "p", "stable", "next", ""):
         right = name in ("similarity", "p", "stable", "next")
         table.add_column(name, justify="right" if right else "left", no_wrap=name == "component")
-    for name in found["component"].values:
-        row = found.sel(component=name)
+    for name in result["component"].values:
+        row = result.sel(component=name)
         verdict = str(row["verdict"].values)
         numbers = [_number(row[key]) for key in ("p", "stability", "runner_up")]
         table.add_row(
@@ -39,10 +39,10 @@ def match_table(found: xr.Dataset) -> Table:
     return table
 
 
-def transfer_table(found: xr.Dataset) -> Table:
+def transfer_table(result: xr.Dataset) -> Table:
     """One row per circuit: what the match makes of it, its trial, and chance."""
-    found = require(found, "transfer", argument="found")
-    about = found.attrs
+    result = require(result, "transfer", argument="result")
+    about = result.attrs
     table = PlainTable(
         "Circuits carried over",
         f"{about['transfer_rate']:.0%} are supported where the match maps them, "
@@ -51,8 +51,8 @@ def transfer_table(found: xr.Dataset) -> Table:
     )
     for name in ("circuit", "mapped", "trial", "chance"):
         table.add_column(name, justify="right" if name == "chance" else "left")
-    for i in range(found.sizes["circuit"]):
-        row = found.isel(circuit=i)
+    for i in range(result.sizes["circuit"]):
+        row = result.isel(circuit=i)
         parts = [str(row[key].values).rpartition(": ")[2] for key in ("original", "mapped")]
         verdict, n = str(row["verdict"].values), int(row["n_maps"])
         chance = f"{float(row['chance']):.0%} of {n}" if n else NOTHING

@@ -41,13 +41,13 @@ def reliability_table(*matrices: xr.Dataset) -> Table:
 
 
 def modes_table(
-    found: xr.Dataset, enriched: xr.Dataset | None = None, *, n_modes: int = 4
+    result: xr.Dataset, enriched: xr.Dataset | None = None, *, n_modes: int = 4
 ) -> Table:
     """One row per mode: variance, stability, strongest loadings and patterns."""
-    found = require(found, "modes", argument="found")
-    quantity = str(found.attrs["quantity"])
+    result = require(result, "modes", argument="result")
+    quantity = str(result.attrs["quantity"])
     table = PlainTable(
-        f"Modes: {NAMES[quantity]}" + ", noise-whitened" * bool(found.attrs.get("whiten")),
+        f"Modes: {NAMES[quantity]}" + ", noise-whitened" * bool(result.attrs.get("whiten")),
         "loadings of at least half the largest; patterns: AUC with q < 0.05, the three furthest "
         "from 0.5; degrees: how far the mode turns when draws and sequences are resampled",
     )
@@ -55,8 +55,8 @@ def modes_table(
         table.add_column(name, justify=justify)
     table.add_column("loadings")
     table.add_column("patterns")
-    for i in range(min(n_modes, found.sizes["mode"])):
-        mode = found.isel(mode=i)
+    for i in range(min(n_modes, result.sizes["mode"])):
+        mode = result.isel(mode=i)
         verdict = str(mode["verdict"].values) if "verdict" in mode else ""
         if "angle" in mode:
             verdict += f" ({float(mode['angle']):.0f}°)"

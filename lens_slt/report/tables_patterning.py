@@ -13,22 +13,22 @@ from lens_slt.schema import require
 NOTHING = "–"
 
 
-def patterning_table(found: xr.Dataset) -> Table:
+def patterning_table(result: xr.Dataset) -> Table:
     """One row per observable: what was wished, what is predicted, what moves unasked."""
-    found = require(found, "patterning", argument="found")
-    about = found.attrs
+    result = require(result, "patterning", argument="result")
+    about = result.attrs
     table = PlainTable(
         f"Data for a wish, strength {about['strength']:g}",
         f"± one standard error, to first order; the weight is worth "
-        f"{about['effective_sequences']:.0f} of {found.sizes['sequence']} equal sequences, "
+        f"{about['effective_sequences']:.0f} of {result.sizes['sequence']} equal sequences, "
         f"{about['clipped']:.0%} of it was cut off at 0; condition number "
         f"{about['condition_number']:.3g}; posterior of {about['component']}, "
         f"{about['certificate']}",
     )
     for name in ("observable", "wish", "predicted", ""):
         table.add_column(name, justify="right" if name in ("wish", "predicted") else "left")
-    for name in found["observable"].values:
-        row = found.sel(observable=name)
+    for name in result["observable"].values:
+        row = result.sel(observable=name)
         wish = float(row["wish"]) * about["strength"]
         table.add_row(
             str(name), f"{wish:.3g}" if np.isfinite(wish) else NOTHING,
@@ -38,19 +38,19 @@ def patterning_table(found: xr.Dataset) -> Table:
     return table
 
 
-def patterning_check_table(found: xr.Dataset) -> Table:
+def patterning_check_table(result: xr.Dataset) -> Table:
     """One row per kind of weights and strength: how much of the wish came true."""
-    found = require(found, "patterning_check", argument="found")
+    result = require(result, "patterning_check", argument="result")
     table = PlainTable(
         "Did it come true?",
-        f"share of the wish after {found.attrs['steps']} steps, ± one standard error over "
-        f"{found.sizes['seed']} seeds; z, p: the wish's share above this control's (one-sided t)",
+        f"share of the wish after {result.attrs['steps']} steps, ± one standard error over "
+        f"{result.sizes['seed']} seeds; z, p: the wish's share above this control's (one-sided t)",
     )
     for name in ("weights", "strength", "share", "z", "p"):
         table.add_column(name, justify="left" if name == "weights" else "right")
-    for kind in found["kind"].values:
-        for strength in found["strength"].values:
-            row = found.sel(kind=kind, strength=strength)
+    for kind in result["kind"].values:
+        for strength in result["strength"].values:
+            row = result.sel(kind=kind, strength=strength)
             if np.isfinite(float(row["share"])):
                 z, p = (float(row[key]) for key in ("z", "p"))
                 table.add_row(

@@ -31,10 +31,10 @@ def phases_table(phases: Sequence[Phase]) -> Table:
     return table
 
 
-def crossing_table(found: xr.Dataset) -> Table:
+def crossing_table(result: xr.Dataset) -> Table:
     """One row per crossing: n with its interval, and which phase is favoured above it."""
-    found = require(found, "crossing", argument="found")
-    return crossings_table([found])
+    result = require(result, "crossing", argument="result")
+    return crossings_table([result])
 
 
 def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
@@ -64,18 +64,18 @@ def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
     return table
 
 
-def diagram_table(found: xr.Dataset) -> Table:
+def diagram_table(result: xr.Dataset) -> Table:
     """Which phase is the lowest from which n on, one row per share of the pattern."""
-    found = require(found, "phase_diagram", argument="found")
-    table = PlainTable("Phase of lowest free energy", found.attrs["notes"])
-    if found.attrs["pattern"]:
-        table.add_column(f"share of {found.attrs['pattern']}", justify="right")
+    result = require(result, "phase_diagram", argument="result")
+    table = PlainTable("Phase of lowest free energy", result.attrs["notes"])
+    if result.attrs["pattern"]:
+        table.add_column(f"share of {result.attrs['pattern']}", justify="right")
     table.add_column("from n")
-    n = found["n"].values
-    for share, row in zip(found["share"].values, found["lowest"].values, strict=True):
+    n = result["n"].values
+    for share, row in zip(result["share"].values, result["lowest"].values, strict=True):
         places = [0, *(np.flatnonzero(row[1:] != row[:-1]) + 1)]
         words = "; ".join(f"{n[i]:.4g}: {row[i]}" for i in places)
-        table.add_row(*([f"{share:.3g}"] if found.attrs["pattern"] else []), words)
+        table.add_row(*([f"{share:.3g}"] if result.attrs["pattern"] else []), words)
     return table
 
 

@@ -16,23 +16,23 @@ MASKED = "–"
 MOST_NAMED = 4  # rungs that are not certified
 
 
-def spectrum_table(found: xr.Dataset) -> Table:
+def spectrum_table(result: xr.Dataset) -> Table:
     """One row per component and γ: λ̂ ± standard error at every nβ."""
-    found = require(found, "spectrum", argument="found")
-    masked = _not_certified(found)
+    result = require(result, "spectrum", argument="result")
+    masked = _not_certified(result)
     more = [f"and {len(masked) - MOST_NAMED} more"] if len(masked) > MOST_NAMED else []
-    trust = found.attrs.get("trust", 0)
+    trust = result.attrs.get("trust", 0)
     rule = "not certified, shown all the same:" if trust else "–: not certified"
     head = f"± one standard error; {rule}" if masked or not trust else "± one standard error"
     words = "\n".join([head, *masked[:MOST_NAMED], *more])
     table = PlainTable("λ̂ over nβ", words)
     table.add_column("component", no_wrap=True)
     table.add_column("γ", justify="right")
-    for n_beta in found["n_beta"].values:
+    for n_beta in result["n_beta"].values:
         table.add_column(f"nβ {n_beta:g}", justify="right")
-    for name in found["component"].values:
-        for gamma in found["gamma"].values:
-            row = found.sel(component=name, gamma=gamma)
+    for name in result["component"].values:
+        for gamma in result["gamma"].values:
+            row = result.sel(component=name, gamma=gamma)
             cells = [
                 with_error(float(value), float(error)) if np.isfinite(value) else MASKED
                 for value, error in zip(row["llc"].values, row["se"].values, strict=True)
@@ -51,23 +51,23 @@ def _not_certified(found: xr.Dataset) -> list[str]:
     ]
 
 
-def curvatures_table(found: xr.Dataset) -> Table:
+def curvatures_table(result: xr.Dataset) -> Table:
     """One row per component: stiffness, directions that share λ̂, bounds at three curvatures."""
-    found = require(found, "curvatures", argument="found")
+    result = require(result, "curvatures", argument="result")
     table = PlainTable(
         "Curvatures", "bounds: all numbers of directions that λ̂ and variances allow; ± one "
         "standard error",
     )  # fmt: skip
-    n = found.sizes["curvature"]
+    n = result.sizes["curvature"]
     places = sorted({0, n // 2, n - 1})
     table.add_column("component", no_wrap=True)
     for word in ("stiffness", "shared by"):
         table.add_column(word, justify="right")
     for i in places:
-        table.add_column(f"h > {float(found['curvature'][i]):.2g}", justify="right")
+        table.add_column(f"h > {float(result['curvature'][i]):.2g}", justify="right")
     table.add_column("made up of")
-    for name in found["component"].values:
-        row = found.sel(component=name)
+    for name in result["component"].values:
+        row = result.sel(component=name)
         cells = [
             f"{low:.1f}–{high:.1f}" if np.isfinite(low) else MASKED
             for low, high in zip(
@@ -83,15 +83,15 @@ def curvatures_table(found: xr.Dataset) -> Table:
     return table
 
 
-def multiplicity_table(found: xr.Dataset) -> Table:
+def multiplicity_table(result: xr.Dataset) -> Table:
     """One row per component and γ: λ and m, or why they are not identifiable."""
-    found = require(found, "multiplicity", argument="found")
+    result = require(result, "multiplicity", argument="result")
     table = PlainTable("λ and multiplicity", "± one standard error; λ from, to: all forms left")
     for word in ("component", "γ", "λ", "m", "λ from, to", "verdict"):
         table.add_column(word, justify="left" if word in ("component", "verdict") else "right")
-    for name in found["component"].values:
-        for gamma in found["gamma"].values:
-            row = found.sel(component=name, gamma=gamma)
+    for name in result["component"].values:
+        for gamma in result["gamma"].values:
+            row = result.sel(component=name, gamma=gamma)
             claimed = np.isfinite(float(row["llc"]))
             ends = [float(row[f"llc_{end}"]) for end in ("low", "high")]
             table.add_row(
@@ -104,17 +104,17 @@ def multiplicity_table(found: xr.Dataset) -> Table:
     return table
 
 
-def density_table(found: xr.Dataset) -> Table:
+def density_table(result: xr.Dataset) -> Table:
     """One row per rung: overlap with the one before, free energy by MBAR and by integration."""
-    found = require(found, "density_of_states", argument="found")
+    result = require(result, "density_of_states", argument="result")
     table = PlainTable(
-        f"Free energies of {found.attrs['component']}, γ {found.attrs['gamma']:g}",
+        f"Free energies of {result.attrs['component']}, γ {result.attrs['gamma']:g}",
         "minus the first rung's; ± one standard error",
     )
     for word in ("nβ", "overlap", "MBAR", "integration", "difference"):
         table.add_column(word, justify="right")
-    for i in range(found.sizes["rung"]):
-        row = found.isel(rung=i)
+    for i in range(result.sizes["rung"]):
+        row = result.isel(rung=i)
         overlap = float(row["overlap"])
         table.add_row(
             f"{float(row['n_beta']):g}", f"{overlap:.2f}" if np.isfinite(overlap) else MASKED,

@@ -17,19 +17,21 @@ ENDS = 5  # tokens of each end
 WIDTH = 24  # tokens of context
 
 
-def token_strips(found: xr.Dataset, score: FloatArray, *, n: int = ENDS, width: int = WIDTH) -> str:
+def token_strips(
+    result: xr.Dataset, score: FloatArray, *, n: int = ENDS, width: int = WIDTH
+) -> str:
     """The tokens at both ends of a score, with those before them, coloured by score.
 
     Args:
-        found: modes with the coordinate ``text``, as in
+        result: modes with the coordinate ``text``, as in
             :class:`lens_slt.structure.overview.View`.
         score: of every token, in standard deviations.
         n: tokens of each end; at most one of a sequence.
         width: tokens of context.
     """
-    sequence, position = found["sequence"].values, found["position"].values
+    sequence, position = result["sequence"].values, result["position"].values
     place = {(int(s), int(p)): i for i, (s, p) in enumerate(zip(sequence, position, strict=True))}
-    texts = token_texts(found)
+    texts = token_texts(result)
     parts = []
     for end, order in (("Highest", np.argsort(-score)), ("Lowest", np.argsort(score))):
         _, first = np.unique(sequence[order], return_index=True)
@@ -48,13 +50,13 @@ def token_strips(found: xr.Dataset, score: FloatArray, *, n: int = ENDS, width: 
     return "".join(parts)
 
 
-def token_scores(matrix: xr.Dataset, found: xr.Dataset) -> Iterator[tuple[str, FloatArray]]:
+def token_scores(matrix: xr.Dataset, result: xr.Dataset) -> Iterator[tuple[str, FloatArray]]:
     """Every usable component of a matrix with its value at every token, in standard deviations.
 
-    ``found`` are the modes of the matrix, which has the same tokens.
+    ``result`` are the modes of the matrix, which has the same tokens.
     """
     values = matrix[str(matrix.attrs["quantity"])]
-    for name in found["component"].values:
+    for name in result["component"].values:
         column = values.sel(component=name).values.astype(float)
         spread = float(np.nanstd(column)) or 1.0
         yield str(name), np.nan_to_num((column - np.nanmean(column)) / spread)

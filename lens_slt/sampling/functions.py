@@ -27,13 +27,13 @@ Loss = Callable[..., Tensor]
 @dataclass(frozen=True)
 class _FunctionTarget:
     loss: Loss
-    star: Tensor
+    point: Tensor
     data: Tensor | None
     settings: Settings
 
     @cached_property
     def groups(self) -> list[Members]:
-        return [Members(["function"], self.star[None])]
+        return [Members(["function"], self.point[None])]
 
     def minibatch(self, key: int | str, parts: list[Part]) -> Evaluate:
         if self.data is None:
@@ -47,11 +47,11 @@ class _FunctionTarget:
 
     def _on(self, data: Tensor | None) -> Evaluate:
         def evaluate(part: Part, u: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
-            rows = (self.star + u[0]).detach().requires_grad_(gradient)
+            rows = (self.point + u[0]).detach().requires_grad_(gradient)
             with torch.set_grad_enabled(gradient):
                 loss = self._call(rows, data)
             grad = torch.autograd.grad(loss.sum(), rows)[0][None] if gradient else None
-            return (loss.detach() - self._call(self.star[None], data))[None], grad
+            return (loss.detach() - self._call(self.point[None], data))[None], grad
 
         return evaluate
 
@@ -65,17 +65,17 @@ class _FunctionTarget:
 @typed
 def sample_function(
     loss: Loss,
-    star: Float[Tensor, " parameter"],
+    point: Float[Tensor, " parameter"],
     *,
     data: Tensor | None = None,
     settings: Settings | None = None,
 ) -> xr.DataTree:
-    """Sample exp(−n_beta·loss(v) − (gamma/2)·‖v − star‖²) for a function of a flat vector.
+    """Sample exp(−n_beta·loss(v) − (gamma/2)·‖v − point‖²) for a function of a flat vector.
 
     Args:
         loss: maps ``[chain, parameter]`` (and ``data [row, …]`` if given) to mean losses
             ``[chain]``.
-        star: the point whose neighbourhood is sampled.
+        point: the point whose neighbourhood is sampled.
         data: rows from which minibatches are drawn; None for a deterministic function.
         settings: see :class:`lens_slt.Settings`.
 
@@ -91,9 +91,9 @@ def sample_function(
     """
     if not callable(loss):
         raise TypeError(f"loss must be a function of [chain, parameter]; got {loss!r}")
-    if not isinstance(star, Tensor) or star.ndim != 1 or not star.is_floating_point():
-        what = f"{star.dtype} {tuple(star.shape)}" if isinstance(star, Tensor) else repr(star)
-        raise TypeError(f"star must be a flat tensor of real numbers, [parameter]; got {what}")
+    if not isinstance(point, Tensor) or point.ndim != 1 or not point.is_floating_point():
+        what = f"{point.dtype} {tuple(point.shape)}" if isinstance(point, Tensor) else repr(point)
+        raise TypeError(f"point must be a flat tensor of real numbers, [parameter]; got {what}")
     settings = settings or Settings()
     if data is not None:
         if settings.batch_size is not None and len(data) < settings.batch_size:
@@ -101,10 +101,10 @@ def sample_function(
                 f"data has {len(data)} rows, fewer than batch_size={settings.batch_size}"
             )
         settings = settings.for_data(len(data), 1)
-    target = _FunctionTarget(loss, star.detach(), data, settings)
+    target = _FunctionTarget(loss, point.detach(), data, settings)
     store = open_store(None, trace_specs(1, settings), {})
     outcome = run_chains(target, settings, store)
     half = half_steps(target, settings, outcome, store)
-    columns = {"n_parameters": [len(star)]} | course_table(outcome, settings) | half
+    columns = {"n_parameters": [len(point)]} | course_table(outcome, settings) | half
     labels = Labels(columns, order=["function"])
     return draw_tree(store.arrays, labels.order, settings, {"model": "function"}, labels)

@@ -19,7 +19,7 @@ INTERVAL = 1.96  # standard errors either side
 
 
 def cluster_summary(
-    found: xr.Dataset,
+    result: xr.Dataset,
     patterns: xr.DataArray,
     matrix: xr.Dataset,
     *,
@@ -37,10 +37,10 @@ def cluster_summary(
     of the odds ratio is of that kind too.
 
     Args:
-        found: from :func:`clusters`.
+        result: from :func:`clusters`.
         patterns: bool over pattern × sequence × position, from ``label_patterns`` of the tokens
             that ``matrix`` was measured on.
-        matrix: what ``found`` was made of.
+        matrix: what ``result`` was made of.
         permutations: of sequences.
         seed: of the permutations. The global random state is not touched.
 
@@ -66,21 +66,21 @@ def cluster_summary(
     """
     integer("permutations", permutations, at_least=1)
     integer("seed", seed, at_least=0)
-    found = require(found, "clusters", argument="found")
+    result = require(result, "clusters", argument="result")
     matrix = require(matrix, *MATRICES, argument="matrix")
     n_tokens = matrix.sizes["token"]
-    if found.sizes["token"] != n_tokens or not _same_tokens(found, matrix):
+    if result.sizes["token"] != n_tokens or not _same_tokens(result, matrix):
         raise ValueError(
-            f"found has clusters of {found.sizes['token']} tokens and matrix has {n_tokens}: pass "
-            "the matrix that the clusters are of"
+            f"result has clusters of {result.sizes['token']} tokens and matrix has {n_tokens}: "
+            "pass the matrix that the clusters are of"
         )
     labelled = labels_of(matrix, patterns)
     table = patterns.transpose("pattern", "sequence", "position").values.astype(bool)
     points = standardized(matrix)
-    member = found["cluster"].values[None] == found["label"].values[:, None]
+    member = result["cluster"].values[None] == result["label"].values[:, None]
     size = member.sum(1)
     if (size == 0).any():
-        raise ValueError(f"found has no token in cluster {found['label'].values[size == 0][0]}")
+        raise ValueError(f"result has no token in cluster {result['label'].values[size == 0][0]}")
     count = (member.astype(float) @ labelled.T.astype(float)).round().astype(int)
     total = labelled.sum(1)[None]
     p = _permuted(member, table, matrix, count, permutations, seed)
@@ -100,7 +100,7 @@ def cluster_summary(
         "p_token": (both, _fisher(count, size[:, None], total, n_tokens)),
     }
     coords = {
-        "label": found["label"].values,
+        "label": result["label"].values,
         "pattern": patterns["pattern"].values,
         "component": matrix["component"].values,
     }

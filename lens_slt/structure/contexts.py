@@ -20,12 +20,12 @@ MARKS = "«", "»"
 
 
 def contexts(
-    found: xr.Dataset, tokenizer: Any = None, *, width: int = 12, rows: Any = None
+    result: xr.Dataset, tokenizer: Any = None, *, width: int = 12, rows: Any = None
 ) -> list[str]:
     """The text before each token and the token itself, in « ».
 
     Args:
-        found: a matrix, modes or a map.
+        result: a matrix, modes or a map.
         tokenizer: of the model; needs ``decode``. May be left out for the shipped models' tokens.
         width: tokens of context.
         rows: which tokens; all by default.
@@ -41,11 +41,11 @@ def contexts(
         3
     """
     integer("width", width, at_least=0)
-    if not isinstance(found, xr.Dataset) or "sequence" not in found:
-        raise TypeError(f"found must be a matrix, modes or a map; got {type(found).__name__}")
-    sequence, position = found["sequence"].values, found["position"].values
+    if not isinstance(result, xr.Dataset) or "sequence" not in result:
+        raise TypeError(f"result must be a matrix, modes or a map; got {type(result).__name__}")
+    sequence, position = result["sequence"].values, result["position"].values
     text = np.full((int(sequence.max()) + 1, int(position.max()) + 1), "", dtype=object)
-    text[sequence, position] = token_texts(found, tokenizer)
+    text[sequence, position] = token_texts(result, tokenizer)
     chosen = np.arange(len(sequence)) if rows is None else np.asarray(rows)
     if chosen.ndim != 1 or not (chosen.dtype == bool or np.issubdtype(chosen.dtype, np.integer)):
         raise TypeError(f"rows must be a list of indices of tokens; got {rows!r}")
@@ -55,32 +55,32 @@ def contexts(
     ]
 
 
-def token_texts(found: xr.Dataset, tokenizer: Any = None) -> NDArray[np.object_]:
+def token_texts(result: xr.Dataset, tokenizer: Any = None) -> NDArray[np.object_]:
     """Every token as text with white space made visible; the coordinate ``text`` where it is there.
 
     Args:
-        found: a matrix, modes or a map.
+        result: a matrix, modes or a map.
         tokenizer: of the model; may be left out for the shipped models' tokens.
 
     Raises ValueError for tokens of another tokenizer than the shipped models', where none is given.
     """
-    if "text" in found.coords:
-        return found["text"].values.astype(object)
-    tokenizer = tokenizer_for(found) if tokenizer is None else tokenizer
+    if "text" in result.coords:
+        return result["text"].values.astype(object)
+    tokenizer = tokenizer_for(result) if tokenizer is None else tokenizer
     if tokenizer is None:
         raise ValueError(f"the tokens of found cannot be read as text: {PASS_TOKENIZER}")
-    return visible_text(found["token_id"].values, tokenizer)
+    return visible_text(result["token_id"].values, tokenizer)
 
 
-def tokenizer_for(found: xr.Dataset) -> Any:
+def tokenizer_for(result: xr.Dataset) -> Any:
     """The shipped models' tokenizer where a result is of one, or its tokens can be; else None."""
-    known = tokenizer_of(found.attrs)
+    known = tokenizer_of(result.attrs)
     if known is not None:
         return known
-    sequence, position = found["sequence"].values, found["position"].values
+    sequence, position = result["sequence"].values, result["position"].values
     ids = np.zeros((int(sequence.max()) + 1, int(position.max()) + 1), dtype=np.int64)
     real = np.zeros(ids.shape, dtype=bool)
-    ids[sequence, position], real[sequence, position] = found["token_id"].values, True
+    ids[sequence, position], real[sequence, position] = result["token_id"].values, True
     return shipped_tokenizer() if can_be_shipped(ids[real.any(1)], real[real.any(1)]) else None
 
 
@@ -96,14 +96,14 @@ def visible_text(ids: NDArray[np.integer[Any]], tokenizer: Any) -> NDArray[np.ob
 
 
 def top_tokens(
-    found: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
+    result: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
 ) -> pd.DataFrame:
     """The tokens at both ends of every mode, in context; at most one of each sequence and end.
 
     One sequence that repeats itself would otherwise fill the list.
 
     Args:
-        found: from :func:`lens_slt.modes`.
+        result: from :func:`lens_slt.modes`.
         tokenizer: of the model; may be left out for the shipped models' tokens.
         n: tokens of each end.
         width: tokens of context.
@@ -121,17 +121,17 @@ def top_tokens(
         ['high', 'low']
     """
     integer("n", n, at_least=1)
-    found = require(found, "modes", argument="found")
-    found = found.assign_coords(text=("token", token_texts(found, tokenizer)))
-    sequence = found["sequence"].values
+    result = require(result, "modes", argument="result")
+    result = result.assign_coords(text=("token", token_texts(result, tokenizer)))
+    sequence = result["sequence"].values
     rows = []
-    for mode in found["mode"].values:
-        score = found["score"].sel(mode=mode).values
+    for mode in result["mode"].values:
+        score = result["score"].sel(mode=mode).values
         for end, order in (("high", np.argsort(-score)), ("low", np.argsort(score))):
             _, first = np.unique(sequence[order], return_index=True)
             best = order[np.sort(first)[:n]]
             rows += [
                 {"mode": int(mode), "end": end, "score": float(score[token]), "context": text}
-                for token, text in zip(best, contexts(found, width=width, rows=best), strict=True)
+                for token, text in zip(best, contexts(result, width=width, rows=best), strict=True)
             ]
     return pd.DataFrame(rows, columns=["mode", "end", "score", "context"])

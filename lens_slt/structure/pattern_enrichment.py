@@ -16,7 +16,7 @@ from lens_slt.structure.standardize import standardized
 FEWEST = 20  # tokens of a pattern, and tokens without it, for a statement about it
 
 
-def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
+def enrichment(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     """How well each mode, or each component, tells the tokens of a pattern from the others.
 
     The effect is the AUC: the chance that a token of the pattern has a higher value than one
@@ -25,7 +25,7 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     (Obuchowski 1997, Nonparametric analysis of clustered ROC curve data, with Student's t).
 
     Args:
-        found: modes, or a matrix: its standardised columns are tested then. On susceptibilities a
+        result: modes, or a matrix: its standardised columns are tested then. On susceptibilities a
             component expresses a pattern where the AUC is under 0.5 and suppresses it above.
         patterns: boolean (pattern, sequence, position), from :func:`lens_slt.label_patterns` of the
             same probe tokens.
@@ -48,13 +48,13 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
         >>> ls.enrichment(found, ls.label_patterns(text))["auc"].dims
         ('mode', 'pattern')
     """
-    found = require(found, "modes", *MATRICES, argument="found")
-    labels = labels_of(found, patterns)
-    if "mode" in found.dims:
-        rows, names = found["score"].values, found["mode"]
+    result = require(result, "modes", *MATRICES, argument="result")
+    labels = labels_of(result, patterns)
+    if "mode" in result.dims:
+        rows, names = result["score"].values, result["mode"]
     else:
-        rows, names = standardized(found).T, found["component"]
-    _, sequence = np.unique(found["sequence"].values, return_inverse=True)
+        rows, names = standardized(result).T, result["component"]
+    _, sequence = np.unique(result["sequence"].values, return_inverse=True)
     auc, se = np.array([clustered_auc(row, labels, sequence) for row in rows]).transpose(1, 0, 2)
     n_sequences = np.array([len(np.unique(sequence[row])) for row in labels])
     few = (labels.sum(1) < FEWEST) | ((~labels).sum(1) < FEWEST) | (n_sequences < 3)
@@ -78,18 +78,18 @@ def enrichment(found: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
             "n_sequences": ("pattern", n_sequences),
         },
         coords={dims[0]: names.values, "pattern": patterns["pattern"].values},
-        attrs={"quantity": found.attrs["quantity"]},
+        attrs={"quantity": result.attrs["quantity"]},
     )
     return stamped(enriched, "enrichment")
 
 
-def labels_of(found: xr.Dataset, patterns: xr.DataArray) -> BoolArray:
+def labels_of(result: xr.Dataset, patterns: xr.DataArray) -> BoolArray:
     """Labels ``[pattern, token]`` of the tokens of a matrix or of modes.
 
     Raises ValueError where the patterns cannot belong to them.
     """
     ordered = require(patterns, "patterns", argument="patterns")
-    sequence, position = found["sequence"].values, found["position"].values
+    sequence, position = result["sequence"].values, result["position"].values
     needed = (int(sequence.max()) + 1, int(position.max()) + 1)
     if any(n > there for n, there in zip(needed, ordered.shape[1:], strict=True)):
         raise ValueError(
@@ -99,7 +99,7 @@ def labels_of(found: xr.Dataset, patterns: xr.DataArray) -> BoolArray:
     there = ordered.coords.get("token_id")
     if there is not None:
         same = there.values[sequence, position]
-        differing = int((same != found["token_id"].values).sum())
+        differing = int((same != result["token_id"].values).sum())
         if differing:
             raise ValueError(
                 f"patterns label other tokens than the matrix has ({differing} of {len(same)} "

@@ -151,11 +151,11 @@ def run_schedules(
 
 
 @typed
-def reached(found: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
+def reached(result: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
     """The step from which on each run stays beyond a level of an observable.
 
     Args:
-        found: from :func:`retrainings`.
+        result: from :func:`retrainings`.
         levels: by observable. Beyond is below for those that are above it at the first checkpoint
             of the first run, and above for the others.
 
@@ -172,11 +172,11 @@ def reached(found: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
         >>> ls.reached(found, {"text": 1.0})["step"].dims
         ('observable', 'run', 'seed')
     """
-    shape = (len(levels), found.sizes["run"], found.sizes["seed"])
-    steps = np.reshape([_steps(found, name, level) for name, level in levels.items()], shape)
+    shape = (len(levels), result.sizes["run"], result.sizes["seed"])
+    steps = np.reshape([_steps(result, name, level) for name, level in levels.items()], shape)
     return xr.Dataset(
         {"step": (("observable", "run", "seed"), steps)},
-        coords={"observable": list(levels), "run": found["run"], "seed": found["seed"]},
+        coords={"observable": list(levels), "run": result["run"], "seed": result["seed"]},
         attrs={f"level of {name}": level for name, level in levels.items()},
     )
 

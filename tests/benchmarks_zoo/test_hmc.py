@@ -32,7 +32,7 @@ def easy_model() -> ModelCase:
 
 def of_function(case: FunctionCase) -> Truth:
     return sampled_truth(
-        function_potential(case), torch.zeros_like(case.star.double()), EFFORT, "function"
+        function_potential(case), torch.zeros_like(case.point.double()), EFFORT, "function"
     )
 
 

@@ -52,7 +52,7 @@ def test_lm_matches_quadrature(exponents, step_size):
         antithetic=False, seed=1,
     )  # fmt: skip
     exact = normal_crossing_exact(exponents, 30.0, 2.0)
-    got = llc_of(ls.sample_function(case.loss, case.star, settings=settings))
+    got = llc_of(ls.sample_function(case.loss, case.point, settings=settings))
     assert got.se < 0.03 * exact
     assert abs(got.value - exact) < 4 * got.se
 
@@ -64,6 +64,6 @@ def test_lm_finds_the_llc_of_reduced_rank_regression():
         n_beta=1000, gamma=1, step_size=1.5e-4, chains=64, draws=3000, burn_in=3000,
         antithetic=False, seed=1,
     )  # fmt: skip
-    got = llc_of(ls.sample_function(case.loss, case.star, settings=settings))
+    got = llc_of(ls.sample_function(case.loss, case.point, settings=settings))
     assert got.se < 0.02 * case.llc
     assert got.value == pytest.approx(case.llc, rel=0.07)

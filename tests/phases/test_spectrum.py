@@ -104,7 +104,7 @@ def test_a_normal_crossing_in_two_dimensions():
     settings = ls.Settings(sampler="importance", chains=16, draws=2000, antithetic=False)
     found = ls.spectrum(
         [
-            ls.sample_function(case.loss, case.star, settings=one)
+            ls.sample_function(case.loss, case.point, settings=one)
             for one in ls.ladder([3, 30, 300], [1], settings)
         ]
     ).isel(gamma=0, component=0)
@@ -123,7 +123,7 @@ def test_minibatches_of_data_have_variances_on_all():
     settings = ls.Settings(batch_size=64, draws=100, steps_per_draw=2)
     (one,) = ls.ladder([20], [20], settings)
     data = case.draw(256, 0)
-    draws = ls.sample_function(case.row_loss, case.star, data=data, settings=one)
+    draws = ls.sample_function(case.row_loss, case.point, data=data, settings=one)
     found = ls.spectrum([draws], trust=True)
     full = 20 * draws["posterior"]["full_loss"].values
     assert float(found["variance"].squeeze()) == pytest.approx(full.var(), rel=1e-3)
@@ -131,7 +131,7 @@ def test_minibatches_of_data_have_variances_on_all():
         ls.spectrum(
             [
                 ls.sample_function(
-                    case.row_loss, case.star, data=data, settings=one.but(full_loss=False, draws=8)
+                    case.row_loss, case.point, data=data, settings=one.but(full_loss=False, draws=8)
                 )
             ]
         )

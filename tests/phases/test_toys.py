@@ -134,9 +134,9 @@ def test_lambda_of_the_pentagon_at_finite_temperature():
 def test_data_of_a_linear_network_have_its_loss():
     toy = deep_linear((3, 2, 3), rank=1, seed=0)
     generator = torch.Generator().manual_seed(1)
-    w = toy.star + 0.3 * torch.randn(len(toy.star), generator=generator)
+    w = toy.point + 0.3 * torch.randn(len(toy.point), generator=generator)
     rows = toy.draw(40_000, 0)
-    paired = toy.row_loss(w[None], rows) - toy.row_loss(toy.star[None], rows)
+    paired = toy.row_loss(w[None], rows) - toy.row_loss(toy.point[None], rows)
     assert float(paired) == pytest.approx(float(toy.loss(w[None])), rel=0.05)
 
 

@@ -1,14 +1,16 @@
 """Losses whose learning coefficient is a theorem: normal crossings, deep linear networks.
 
-Every loss maps ``w [chain, parameter]`` to ``[chain]``, is zero at its ``star``, and is the loss of
-the population, without an error from a finite sample. Linear networks also draw data, and have the
-loss on them.
+Every loss maps ``w [chain, parameter]`` to ``[chain]``, is zero at its ``point``, and is the loss
+of the population, without an error from a finite sample. Linear networks also draw data, and have
+the loss on them.
 
     >>> import lens_slt as ls
     >>> from lens_slt.phases.toys.known import deep_linear
     >>> toy = deep_linear((5, 3, 4), rank=1, seed=0)
     >>> settings = ls.Settings(n_beta=100, gamma=1, draws=50)
-    >>> draws = ls.sample_function(toy.row_loss, toy.star, data=toy.draw(256, 0), settings=settings)
+    >>> draws = ls.sample_function(
+    ...     toy.row_loss, toy.point, data=toy.draw(256, 0), settings=settings
+    ... )
 """
 
 from __future__ import annotations
@@ -31,15 +33,15 @@ class KnownCase:
     Attributes:
         name: of the case.
         loss: of the population, ``[chain, parameter]`` to ``[chain]``.
-        star: ``[parameter]``.
-        llc, multiplicity: λ and m at ``star``.
+        point: ``[parameter]``.
+        llc, multiplicity: λ and m at ``point``.
         draw: so many rows of data from a seed; None where there is no statistical model.
         row_loss: the mean loss on rows, up to what does not depend on the weights.
     """
 
     name: str
     loss: Loss
-    star: Tensor
+    point: Tensor
     llc: float
     multiplicity: int
     draw: Callable[[int, int], Tensor] | None = None
@@ -85,8 +87,8 @@ def deep_linear(widths: Sequence[int], rank: int, seed: int) -> KnownCase:
             rotation, _ = torch.linalg.qr(torch.randn(rows, rows, generator=generator))
             layer = rotation @ layer  # a truth that is not aligned with the axes
         layers.append(layer.flatten())
-    star = torch.cat(layers)
-    truth = product(star)
+    point = torch.cat(layers)
+    truth = product(point)
     llc, multiplicity = deep_linear_llc(widths, rank)
 
     def draw(n: int, seed: int) -> Tensor:
@@ -103,7 +105,7 @@ def deep_linear(widths: Sequence[int], rank: int, seed: int) -> KnownCase:
     return KnownCase(
         f"{kind} {'-'.join(map(str, widths))} rank {rank}",
         lambda w: (product(w) - truth).square().sum((-2, -1)) / 2,
-        star,
+        point,
         llc,
         multiplicity,
         draw,
