@@ -255,10 +255,10 @@ ls.plot_faithfulness(trials[0])
 # %%
 for trial in trials:
     print(trial.hypothesis.name)
-    for text in trial.disagreements or ["nothing"]:
-        print("  ", text)
-assert any("L0H2" in text for text in trials[2].disagreements)
-assert any("L1H2" in text for text in trials[3].disagreements)
+    for one in trial.disagreements or ["nothing"]:
+        print("  ", one)
+assert any("L0H2" in one.part for one in trials[2].disagreements)
+assert any("L1H2" in one.part for one in trials[3].disagreements)
 
 # %% [markdown]
 # The lists of the last two name what these hypotheses lack: the real writer, and the real reader.
@@ -278,7 +278,7 @@ true_trial, false_trial = ls.cross_check(
 )  # fmt: skip
 print(true_trial, false_trial, sep="\n\n")
 assert (true_trial.verdict, false_trial.verdict) == ("supported", "contradicted")
-assert any("composition speaks for it" in text for text in false_trial.disagreements)
+assert any("composition speaks for it" in one.words for one in false_trial.disagreements)
 
 # %%
 ls.compare([true_trial, false_trial])

@@ -1,45 +1,14 @@
 r"""Heads by what they do: where they attend, and what they write into the logits.
 
-=================== ============================================================================
-score               what is averaged
-=================== ============================================================================
-``previous_token``  attention to the previous token, over all positions but the first
-``current_token``   attention to the token itself, over the same positions
-``first_token``     attention to position 0, over the same positions (where sinks rest)
-``duplicate_token`` attention to the earlier occurrence of the token, on random tokens said twice
-``prefix_matching`` attention to the token after it, on the same (Olsson et al. 2022)
-``induction``       direct contribution to the logit of the token that repeats, on the same
-``ngram``           direct contribution to the logit of the next token where it continues an n-gram
-                    of the tokens (pattern ``ngram``) and no earlier part of its sequence
-``skip_gram``       the same where it continues a skip-gram; with ``ngram`` what Wang et al. 2024
-                    (arXiv 2410.02984) call multigrams
-``copying``         Σλ/Σ|λ| of the eigenvalues λ of W_E·W_V·W_O·W_U (Elhage et al. 2021): 1 where
-                    attending to a token raises its own logit, −1 where it lowers it
-``written_share``   RMS of what the head adds to the residual stream, beyond its mean over tokens,
-                    over that of the stream that its layer reads
-=================== ============================================================================
+``MEANINGS`` says what is averaged in each score. A direct contribution is what a head adds to a
+logit through the residual stream alone, the size of the last norm held, less what it adds to all
+logits on average (which changes no prediction). In ``copying`` the norms before the heads and
+before the unembedding are folded in and the unembedding is centred; MLPs are left out, also the
+first one, which in models such as GPT-2 acts as part of the embedding. Where what heads write is
+not read off W_O and W_U (a norm after the attention, a cap on logits) the last five scores are NaN
+and the attribute ``why_no_writes`` says why.
 
-A direct contribution is what a head adds to a logit through the residual stream alone, the size of
-the last norm held, less what it adds to all logits on average (which changes no prediction). In
-``copying`` the norms before the heads and before the unembedding are folded in and the unembedding
-is centred; MLPs are left out, also the first one, which in models such as GPT-2 acts as part of the
-embedding. Where what heads write is not read off W_O and W_U (a norm after the attention, a cap on
-logits) these five scores are NaN and the attribute ``why_no_writes`` says why.
-
-``head_type`` is the first of these that holds:
-
-=================== ============================================================================
-type                rule
-=================== ============================================================================
-``dead``            written_share is under 0.01: whatever it attends to, nothing comes of it
-``previous token``  previous_token is at least 0.5
-``current token``   current_token is at least 0.5
-``induction``       prefix_matching is at least 0.3 and copying above 0, where that is known
-``first token``     first_token is at least 0.5
-``multigram``       ngram + skip_gram is more than 1 nat, and 3 standard errors, above zero
-``copying``         copying is at least 0.7
-``other``           none of these
-=================== ============================================================================
+``head_type`` is the first of ``TYPES`` that holds.
 """
 
 from __future__ import annotations
@@ -74,10 +43,42 @@ from lens_slt.torch_state import plain_torch
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
 DIRECT = ("induction", "ngram", "skip_gram")
 SCORES = (*ATTENTION, *DIRECT, "copying")
-TYPES = (
-    "dead", "previous token", "current token", "induction", "first token", "multigram",
-    "copying", "other",
-)  # fmt: skip
+MEANINGS: dict[str, str] = {  # of the scores
+    "previous_token": "attention to the previous token, over all positions but the first",
+    "current_token": "attention to the token itself, over the same positions",
+    "first_token": "attention to position 0, over the same positions (where sinks rest)",
+    "duplicate_token": (
+        "attention to the earlier occurrence of the token, on random tokens said twice"
+    ),
+    "prefix_matching": "attention to the token after it, on the same (Olsson et al. 2022)",
+    "induction": "direct contribution to the logit of the token that repeats, on the same",
+    "ngram": (
+        "direct contribution to the logit of the next token where it continues an n-gram of the"
+        " tokens (pattern ngram) and no earlier part of its sequence"
+    ),
+    "skip_gram": (
+        "the same where it continues a skip-gram; with ngram what Wang et al. 2024 (arXiv "
+        "2410.02984) call multigrams"
+    ),
+    "copying": (
+        "Σλ/Σ|λ| of the eigenvalues λ of W_E·W_V·W_O·W_U (Elhage et al. 2021): 1 where "
+        "attending to a token raises its own logit, −1 where it lowers it"
+    ),
+    "written_share": (
+        "RMS of what the head adds to the residual stream, beyond its mean over tokens, over "
+        "that of the stream that its layer reads"
+    ),
+}
+TYPES: dict[str, str] = {
+    "dead": "written_share is under 0.01: whatever it attends to, nothing comes of it",
+    "previous token": "previous_token is at least 0.5",
+    "current token": "current_token is at least 0.5",
+    "induction": "prefix_matching is at least 0.3 and copying above 0, where that is known",
+    "first token": "first_token is at least 0.5",
+    "multigram": "ngram + skip_gram is more than 1 nat, and 3 standard errors, above zero",
+    "copying": "copying is at least 0.7",
+    "other": "none of these",
+}
 
 ATTENDS = {  # types by attention: which score, and the least of it
     "previous token": ("previous_token", 0.5), "current token": ("current_token", 0.5),
@@ -105,7 +106,7 @@ def behaviour_scores(
     mask: Any = None,
     pad_id: int | None = None,
 ) -> xr.Dataset:
-    """What every head attends to and writes, and a type for it, by this module's tables.
+    """What every head attends to and writes, and a type for it, by the rules of this module.
 
     Args:
         model: a HookedTransformer or TransformerBridge.
@@ -371,7 +372,7 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
 
 
 def _types(scores: xr.Dataset) -> list[str]:
-    """The first type of the module's table that holds, for each head."""
+    """The first of ``TYPES`` that holds, for each head."""
     multigram = scores["ngram"] + scores["skip_gram"]
     noise = np.hypot(scores["ngram_se"], scores["skip_gram_se"])
     holds = {name: scores[score] >= least for name, (score, least) in ATTENDS.items()}
@@ -380,6 +381,6 @@ def _types(scores: xr.Dataset) -> list[str]:
     holds["multigram"] = (multigram > 1) & (multigram > 3 * noise)
     holds["copying"] = scores["copying"] >= 0.7
     return [
-        next((name for name in TYPES[:-1] if bool(holds[name][i])), TYPES[-1])
+        next((name for name in TYPES if name in holds and bool(holds[name][i])), "other")
         for i in range(scores.sizes["component"])
     ]

@@ -29,6 +29,7 @@ from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import Contrast, holm
 from lens_slt.circuits.trial_cost import n_runs
 from lens_slt.circuits.trial_notes import (
+    Disagreement,
     composes,
     composition_evidence,
     disagreements,
@@ -65,14 +66,14 @@ class Trial:
     hypothesis: CircuitHypothesis
     verdict: str  # supported, contradicted or undecided
     reasons: tuple[str, ...]
-    disagreements: tuple[str, ...]
+    disagreements: tuple[Disagreement, ...]
     evidence: tuple[Evidence, ...]
     curve: xr.Dataset | None  # faithfulness of growing circuits
     settings: dict[str, Any]
 
     def __str__(self) -> str:
         lines = [f"{self.verdict.upper()}: {self.hypothesis}", *(f"  {r}" for r in self.reasons)]
-        return "\n".join([*lines, *(f"  disagreement: {text}" for text in self.disagreements)])
+        return "\n".join([*lines, *(f"  disagreement: {one}" for one in self.disagreements)])
 
     def table(self) -> pd.DataFrame:
         """One row per piece of evidence."""
@@ -82,7 +83,8 @@ class Trial:
         """Plain values for JSON; what is not a number becomes None."""
         return {
             "hypothesis": self.hypothesis.as_dict(), "verdict": self.verdict,
-            "reasons": list(self.reasons), "disagreements": list(self.disagreements),
+            "reasons": list(self.reasons),
+            "disagreements": [asdict(one) for one in self.disagreements],
             "evidence": [_plain(asdict(one)) for one in self.evidence], "settings": self.settings,
             "curve": None if self.curve is None else _plain(self.curve.to_dict()),
         }  # fmt: skip
@@ -345,8 +347,8 @@ def _from_record(record: dict[str, Any]) -> Trial:
         curve = curve.assign({key: curve[key].astype(float) for key in curve.data_vars})
     return Trial(
         from_record(record["hypothesis"]), record["verdict"], tuple(record["reasons"]),
-        tuple(record["disagreements"]), tuple(Evidence(**row) for row in rows), curve,
-        settings,
+        tuple(Disagreement(**one) for one in record["disagreements"]),
+        tuple(Evidence(**row) for row in rows), curve, settings,
     )  # fmt: skip
 
 

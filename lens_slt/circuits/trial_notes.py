@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import xarray as xr
 
 from lens_slt.circuits import faithfulness
@@ -13,8 +16,29 @@ from lens_slt.circuits.roles import node_of
 from lens_slt.circuits.statistics import SIGNIFICANT
 from lens_slt.models.names import EMBEDDINGS, is_head
 
+Disagrees = Literal["needed", "not needed", "outside"]
 
-def disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> list[str]:
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One thing in which other evidence, or another head, speaks against a hypothesis or a test.
+
+    Attributes:
+        kind: by intervention the part is ``needed`` or ``not needed``, and what is noted beside
+            says otherwise; or it is ``outside`` of the circuit and its ablation costs much.
+        part: a component or an edge.
+        words: the whole of it, with numbers.
+    """
+
+    kind: Disagrees
+    part: str
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> list[Disagreement]:
     """Where composition scores, rLLCs or susceptibilities say other than interventions."""
     found = []
     outcomes = {one.part: one for one in voting if one.test in ("minimality", "edge")}
@@ -22,22 +46,24 @@ def disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> 
         vote = outcomes.get(one.part)
         opposite = {"held": "failed", "failed": "held"}.get(one.outcome)
         if vote is not None and vote.outcome == opposite and one.test != "reliability":
-            what = "is needed" if vote.outcome == "held" else "is not needed"
+            kind: Disagrees = "needed" if vote.outcome == "held" else "not needed"
             says = "for" if one.outcome == "held" else "against"
-            found.append(
-                f"{one.part}: by intervention it {what} ({vote.effect:.2f} {vote.unit}), "
+            words = (
+                f"{one.part}: by intervention it is {kind} ({vote.effect:.2f} {vote.unit}), "
                 f"{one.test} speaks {says} it ({one.effect:.2f} {one.unit})"
             )
+            found.append(Disagreement(kind, one.part, words))
     cost = costs(case)
     mine = set(map(node_of, case.nodes))
     inside = [cost[node] for node in case.nodes if is_head(node_of(node))]
     for head in case.runs.heads if inside else ():
         effect = cost.get(head, 0.0)
         if head not in mine and effect >= max(case.least_effect, max(inside) / 2):
-            found.append(
+            words = (
                 f"{head} is not in the circuit, but its ablation costs the pattern {effect:.2f} "
                 f"{case.unit} more than matched tokens"
             )
+            found.append(Disagreement("outside", head, words))
     return found
 
 

@@ -1,36 +1,10 @@
 r"""Patterns of tokens in context: which class of text each predicted token belongs to.
 
-The text decides, not a model. A token may have several labels or none. Special tokens and padding
-have none, end words and repeats, and count as non-letters. "Spaces aside" means after leading and
-trailing whitespace is taken off. Where a rule needs the next token and there is none (the end of
-the sequence, or padding that ``mask`` announces), the label is not given.
-
-================= ==============================================================================
-pattern           the predicted token …
-================= ==============================================================================
-induction         and the token before it stood next to each other earlier in this sequence
-repeat_3          ends three tokens that stood in this order earlier in this sequence
-repeat_5          ends five tokens that stood in this order earlier in this sequence
-word_start        has a letter first, spaces aside, and begins with a space or follows a non-letter
-word_part         continues a word, and the next token does too; or is part of a UTF-8 character
-word_end          ends in a letter, and the next token does not begin with one
-spacing           is whitespace only
-newline           contains a line break
-indentation       has blanks after a line break; or is blanks only and nothing else began its line
-left_delimiter    contains one of ( [ {
-right_delimiter   contains one of ) ] }
-quote             contains a quotation mark; an apostrophe is one
-matching          closes a bracket that an earlier token of this sequence opened
-formatting        is in a run of 3 or more of one of = - * _ ~ + ^ or of 2 or more #; contains a
-                  backtick or a backslash; or reads like an HTML tag: begins <a or </, contains />
-numeric           is digits, spaces aside; . , _ may stand between two digits
-punctuation       is punctuation and symbols only, spaces aside
-keyword           belongs to a word that is a Python keyword, no letter, digit or _ next to it
-ngram             is the most frequent continuation of its two preceding tokens in ``counts``,
-                  which follows at least half of their occurrences, of which there are 5 or more
-skip_gram         is no ngram, and a token 2 to 8 positions before it makes it at least 8 times as
-                  frequent in ``counts`` (at these distances), in 10 or more co-occurrences
-================= ==============================================================================
+``PATTERNS`` has their rules. The text decides, not a model. A token may have several labels or
+none. Special tokens and padding have none, end words and repeats, and count as non-letters. "Spaces
+aside" means after leading and trailing whitespace is taken off. Where a rule needs the next token
+and there is none (the end of the sequence, or padding that ``mask`` announces), the label is not
+given.
 
 Earlier occurrences may overlap with the labelled one; they end before it. Brackets are counted per
 kind, and one that closes nothing is ignored, because sequences begin in mid-document; a pair within
@@ -62,11 +36,40 @@ from lens_slt.schema import stamped
 
 __all__ = ["PATTERNS", "NgramCounts", "bracket_depth", "label_patterns", "ngram_counts"]
 
-PATTERNS = (
-    "induction", "repeat_3", "repeat_5", "word_start", "word_part", "word_end", "spacing",
-    "newline", "indentation", "left_delimiter", "right_delimiter", "quote", "matching",
-    "formatting", "numeric", "punctuation", "keyword", "ngram", "skip_gram",
-)  # fmt: skip
+PATTERNS: dict[str, str] = {  # the predicted token …
+    "induction": "and the token before it stood next to each other earlier in this sequence",
+    "repeat_3": "ends three tokens that stood in this order earlier in this sequence",
+    "repeat_5": "ends five tokens that stood in this order earlier in this sequence",
+    "word_start": (
+        "has a letter first, spaces aside, and begins with a space or follows a non-letter"
+    ),
+    "word_part": "continues a word, and the next token does too; or is part of a UTF-8 character",
+    "word_end": "ends in a letter, and the next token does not begin with one",
+    "spacing": "is whitespace only",
+    "newline": "contains a line break",
+    "indentation": (
+        "has blanks after a line break; or is blanks only and nothing else began its line"
+    ),
+    "left_delimiter": "contains one of ( [ {",
+    "right_delimiter": "contains one of ) ] }",
+    "quote": "contains a quotation mark; an apostrophe is one",
+    "matching": "closes a bracket that an earlier token of this sequence opened",
+    "formatting": (
+        "is in a run of 3 or more of one of = - * _ ~ + ^ or of 2 or more #; contains a "
+        "backtick or a backslash; or reads like an HTML tag: begins <a or </, contains />"
+    ),
+    "numeric": "is digits, spaces aside; . , _ may stand between two digits",
+    "punctuation": "is punctuation and symbols only, spaces aside",
+    "keyword": "belongs to a word that is a Python keyword, no letter, digit or _ next to it",
+    "ngram": (
+        "is the most frequent continuation of its two preceding tokens in counts, which "
+        "follows at least half of their occurrences, of which there are 5 or more"
+    ),
+    "skip_gram": (
+        "is no ngram, and a token 2 to 8 positions before it makes it at least 8 times as "
+        "frequent in counts (at these distances), in 10 or more co-occurrences"
+    ),
+}
 
 _FRAGMENT = "\ufffd"  # what part of a UTF-8 character decodes to
 _REPEATS = {2: "induction", 3: "repeat_3", 5: "repeat_5"}
@@ -95,11 +98,11 @@ def label_patterns(
 
     ``tokens`` is int ``[sequence, position]``, or anything else that :func:`lens_slt.sample` takes
     (text is read by ``tokenizer``, a BOS first where it has one); position p of the result labels
-    the prediction of ``tokens[:, p + 1]`` from the tokens up to p, so it has one position less. The
-    module's docstring has the rules. ``tokenizer``, that of the model, needs ``decode`` and a
-    length; WordPiece, which does not write spaces, is not understood. It may be left out for tokens
-    that the shipped models' tokenizer made; of others only the patterns that need no text are
-    labelled then, with a warning: repeats, and those of ``counts``. ``mask`` is true for real
+    the prediction of ``tokens[:, p + 1]`` from the tokens up to p, so it has one position less.
+    ``PATTERNS`` of this module has the rules. ``tokenizer``, that of the model, needs ``decode``
+    and a length; WordPiece, which does not write spaces, is not understood. It may be left out for
+    tokens that the shipped models' tokenizer made; of others only the patterns that need no text
+    are labelled then, with a warning: repeats, and those of ``counts``. ``mask`` is true for real
     tokens, and false at padding on either side. Without ``counts``, from :func:`ngram_counts`, the
     patterns ngram and skip_gram are left out.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import xarray as xr
 
 from lens_slt.circuits.trial import Trial
+from lens_slt.circuits.trial_notes import Disagrees
 from lens_slt.report import page
 from lens_slt.report.plots_modes import CLEAR
 from lens_slt.report.sections_structure import MODES
@@ -18,18 +18,11 @@ from lens_slt.sampling.health import HEALTHY
 from lens_slt.structure.overview import View
 
 RELIABLE = 0.5  # split-half
-KINDS = {  # how a trial words a disagreement, and what it says
-    r"^(?P<part>\S+) is not in the circuit": (
-        "Outside of a circuit, but its ablation costs the pattern much"
-    ),
-    r"^(?P<part>\S+): by intervention it is not needed": (
-        "Not needed by intervention, but what is noted beside speaks for it"
-    ),
-    r"^(?P<part>\S+): by intervention it is needed": (
-        "Needed by intervention, but what is noted beside speaks against it"
-    ),
+KINDS: dict[Disagrees, str] = {
+    "outside": "Outside of a circuit, but its ablation costs the pattern much",
+    "not needed": "Not needed by intervention, but what is noted beside speaks for it",
+    "needed": "Needed by intervention, but what is noted beside speaks against it",
 }
-OTHER = "Further disagreements of trials"
 
 
 def disagreements_section(
@@ -52,27 +45,18 @@ def disagreements_section(
 
 def _of_trials(trials: Sequence[Trial]) -> list[tuple[str, list[str]]]:
     """What trials list, by kind: who is named, and every line with its circuit."""
-    lines: dict[str, list[str]] = defaultdict(list)
-    parts: dict[str, Counter[str]] = defaultdict(Counter)
+    lines: dict[Disagrees, list[str]] = defaultdict(list)
+    parts: dict[Disagrees, Counter[str]] = defaultdict(Counter)
     for trial in trials:
-        for text in trial.disagreements:
-            kind, part = _kind(text)
-            lines[kind].append(f"{text} ({trial.hypothesis})")
-            if part:
-                parts[kind][part] += 1
-    return [(_summary(kind, parts[kind]), lines[kind]) for kind in lines]
+        for one in trial.disagreements:
+            lines[one.kind].append(f"{one} ({trial.hypothesis})")
+            parts[one.kind][one.part] += 1
+    return [(_summary(kind, parts[kind]), lines[kind]) for kind in KINDS if kind in lines]
 
 
-def _kind(text: str) -> tuple[str, str]:
-    for form, kind in KINDS.items():
-        if match := re.match(form, text):
-            return kind, match["part"]
-    return OTHER, ""
-
-
-def _summary(kind: str, parts: Counter[str]) -> str:
+def _summary(kind: Disagrees, parts: Counter[str]) -> str:
     named = [f"{part} (×{n})" if n > 1 else part for part, n in parts.most_common()]
-    return f"{kind}: {few_words(named)}" if named else kind
+    return f"{KINDS[kind]}: {few_words(named)}"
 
 
 def _of_draws(

@@ -29,6 +29,7 @@ NODE_SYMBOLS = {
     "other": "circle",
 }  # fmt: skip
 CLEAR = 0.3  # of a line from nodes that it does not end in
+Places = dict[str, tuple[float, float]]
 VOTE_COLOURS = {**{word: look[0] for word, look in LOOKS.items()}, "noted": "#777777"}
 
 
@@ -51,6 +52,31 @@ def plot_circuit(
     place = node_places(graph)
     units = figure_text(graph.graph["units"])
     figure = Figure()
+    _draw_edges(figure, graph, place, units)
+    _draw_nodes(figure, graph, place, units)
+    xs, ys = zip(*place.values(), strict=True)
+    bends = [y for trace in figure.data for y in trace.y]
+    low, high = min(*ys, *bends), max(*ys, *bends)
+    figure.update_xaxes(visible=False, range=[-0.5, max(xs) + 0.5])
+    figure.update_yaxes(visible=False, range=[low - 0.8, high + 0.6])
+    verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
+    what = figure_text(f"{graph.graph['pattern']}{verdict}")
+    shapes = "; ".join(
+        f"{NODE_SYMBOLS[kind].split('-')[0]}: {word}"
+        for kind, word in (("mlp", "MLP"), ("embedding", "embedding"))
+        if any(node["kind"] == kind for _, node in graph.nodes(data=True))
+    )
+    words = ["layers from left to right", shapes, "solid: holds, dashed: fails, dotted: undecided"]
+    words.append(f"in {units}: what its ablation costs" if units else "")
+    figure.update_layout(
+        template="plotly_white", height=int(260 + 130 * (high - low)),
+        title=f"Circuit for {what}<br><sup>{'; '.join(filter(None, words))}</sup>",
+    )  # fmt: skip
+    return figure
+
+
+def _draw_edges(figure: Figure, graph: nx.MultiDiGraph, place: Places, units: str) -> None:
+    """Lines with arrows and what they read."""
     between: dict[tuple[str, str], int] = {}
     for source, target, edge in graph.edges(data=True):
         colour, dash = LOOKS[edge["outcome"]]
@@ -78,6 +104,10 @@ def plot_circuit(
             xref="x", yref="y", axref="x", ayref="y", arrowhead=2, arrowcolor=colour,
             arrowwidth=2, standoff=22,
         )  # fmt: skip
+
+
+def _draw_nodes(figure: Figure, graph: nx.MultiDiGraph, place: Places, units: str) -> None:
+    """Symbols with names, types and effects."""
     for name, node in graph.nodes(data=True):
         colour, _ = LOOKS[node["outcome"]]
         words = labels([node["head_type"], node["outcome"]])
@@ -97,28 +127,9 @@ def plot_circuit(
                 hovertemplate=f"{label}: {said or 'component'}<extra></extra>",
             )
         )  # fmt: skip
-    xs, ys = zip(*place.values(), strict=True)
-    bends = [y for trace in figure.data for y in trace.y]
-    low, high = min(*ys, *bends), max(*ys, *bends)
-    figure.update_xaxes(visible=False, range=[-0.5, max(xs) + 0.5])
-    figure.update_yaxes(visible=False, range=[low - 0.8, high + 0.6])
-    verdict = f": {circuit.verdict}" if isinstance(circuit, Trial) else ""
-    what = figure_text(f"{graph.graph['pattern']}{verdict}")
-    shapes = "; ".join(
-        f"{NODE_SYMBOLS[kind].split('-')[0]}: {word}"
-        for kind, word in (("mlp", "MLP"), ("embedding", "embedding"))
-        if any(node["kind"] == kind for _, node in graph.nodes(data=True))
-    )
-    words = ["layers from left to right", shapes, "solid: holds, dashed: fails, dotted: undecided"]
-    words.append(f"in {units}: what its ablation costs" if units else "")
-    figure.update_layout(
-        template="plotly_white", height=int(260 + 130 * (high - low)),
-        title=f"Circuit for {what}<br><sup>{'; '.join(filter(None, words))}</sup>",
-    )  # fmt: skip
-    return figure
 
 
-def node_places(graph: nx.MultiDiGraph) -> dict[str, tuple[float, float]]:
+def node_places(graph: nx.MultiDiGraph) -> Places:
     """Where nodes are drawn: along the residual stream, MLPs below the heads."""
     nodes = dict(graph.nodes(data=True))
     depths = sorted({node["depth"] for node in nodes.values()})
@@ -132,9 +143,7 @@ def node_places(graph: nx.MultiDiGraph) -> dict[str, tuple[float, float]]:
     return place
 
 
-def bend_of(
-    place: dict[str, tuple[float, float]], source: str, target: str, shift: float
-) -> tuple[float, float]:
+def bend_of(place: Places, source: str, target: str, shift: float) -> tuple[float, float]:
     """Where an edge bends so that it does not run through other nodes."""
     (x0, y0), (x1, y1) = place[source], place[target]
     middle = (x0 + x1) / 2

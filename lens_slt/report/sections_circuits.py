@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import xarray as xr
 
-from lens_slt.circuits import behaviour as behaviour_scores
+from lens_slt.circuits.behaviour import MEANINGS, TYPES
 from lens_slt.circuits.trial import Trial
 from lens_slt.report import page
 from lens_slt.report.plots_circuits import plot_circuit, plot_evidence, plot_faithfulness
 from lens_slt.report.plots_heads import plot_behaviour
-from lens_slt.report.rules import rules
 from lens_slt.report.tables_circuits import behaviour_table, evidence_table, verdicts_table
 
 
@@ -41,9 +40,7 @@ def circuits_section(
         parts.append(
             page.fold("The same scores as a table", page.table(behaviour_table(behaviour, llc)))
         )
-        kinds = rules(behaviour_scores.__doc__)
-        for name, rule in rules(behaviour_scores.__doc__, table=1).items():
-            kinds[f"type: {name}"] = rule
+        kinds = MEANINGS | {f"type: {name}": rule for name, rule in TYPES.items()}
         parts.append(page.fold("What the scores and the types are", page.pairs(kinds)))
     return "".join(parts)
 

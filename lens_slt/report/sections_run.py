@@ -17,7 +17,6 @@ from lens_slt.report.first_screen import run_screen
 from lens_slt.report.page import Section
 from lens_slt.report.plots import plot_rllc, plot_rllc_map
 from lens_slt.report.plots_traces import plot_all_traces, plot_traces
-from lens_slt.report.rules import rules
 from lens_slt.report.run_results import RunResults, heads_of
 from lens_slt.report.sections_circuits import circuits_section
 from lens_slt.report.sections_development import development_sections, limits
@@ -146,7 +145,7 @@ def _health(draws: xr.DataTree, llc: xr.Dataset) -> str:
         summary
         + page.bullets(f"! {line}" for line in bad)
         + page.paragraph(words, "quiet")
-        + page.fold("The verdicts and their rules", page.pairs(rules(health.__doc__)))
+        + page.fold("The verdicts and their rules", page.pairs(health.RULES))
         + page.fold("The certificate and the step of every component", page.pairs(_choices(llc)))
         + page.table(rllc_table(llc, notes(draws)))
     )

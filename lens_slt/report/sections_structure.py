@@ -11,7 +11,6 @@ from lens_slt.data import patterns
 from lens_slt.report import page
 from lens_slt.report.plots_maps import plot_map
 from lens_slt.report.plots_modes import QUANTITIES, plot_enrichment, plot_modes
-from lens_slt.report.rules import rules
 from lens_slt.report.tables_modes import NAMES, modes_table, reliability_table
 from lens_slt.report.token_strips import token_strips
 from lens_slt.structure.contexts import contexts
@@ -38,7 +37,7 @@ def modes_section(views: Mapping[str, View]) -> str:
 
 
 def _pattern_rules() -> dict[str, str]:
-    return {name: f"the token {words}" for name, words in rules(patterns.__doc__).items()}
+    return {name: f"the token {words}" for name, words in patterns.PATTERNS.items()}
 
 
 def _view(view: View) -> str:

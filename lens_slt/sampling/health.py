@@ -1,33 +1,6 @@
 """Health verdicts in words for every chain and component, and the certificate.
 
-What the published sampling guides ask people to look for in loss traces, as stated rules:
-
-====================  ==========================================================  ==============
-verdict               rule                                                        consequence
-====================  ==========================================================  ==============
-diverged              a non-finite loss, or the chain is more than √10 times as   excluded
-                      far from the given weights as the prior allows
-never moved           the weights are the same at every draw                      excluded
-identical chains      the trace equals another chain's to the last bit, other     excluded
-                      than the antithetic one's of an even loss
-spiky                 a draw more than 20 standard deviations of the draws not    kept, named
-                      near it away from their mean
-still rising          the line fitted to the trace rises by more than 5           excluded
-                      standard errors and by more than a tenth of the mean
-still falling         it falls by as much                                         excluded
-chains disagree       the chain's mean is more than 5 standard errors and more    excluded
-                      than a tenth of the mean away from the median chain
-too short             fewer than 4 draws, or too few for a standard error         kept, named
-no effect             every loss equals that at the given weights: nothing that   kept, named
-                      the component does reaches the loss
-below start           mean paired loss below zero by more than 2 standard         kept, named
-                      errors: the given weights are not at a local minimum
-signal below noise    mean paired loss within 2 standard errors of zero           kept, named
-beyond the prior      mean squared distance from the given weights more than 5    kept, named
-                      standard errors and more than a tenth above the prior's:
-                      the step size is too large, and λ̂ too high
-healthy               none of these
-====================  ==========================================================  ==============
+``RULES`` states what the published sampling guides ask people to look for in loss traces.
 
 Those that are kept would bias the mean if they were left out, or are all there is. A component is
 *healthy* if the model knows something of the tokens (its loss is below a uniform guess's), its
@@ -57,6 +30,45 @@ EXCLUDED = (
     "diverged", "never moved", "identical chains", "still rising", "still falling",
     "chains disagree",
 )  # fmt: skip
+RULES: dict[str, str] = {  # verdict to rule and consequence
+    "diverged": (
+        "a non-finite loss, or the chain is more than √10 times as far from the given weights "
+        "as the prior allows; excluded"
+    ),
+    "never moved": "the weights are the same at every draw; excluded",
+    "identical chains": (
+        "the trace equals another chain's to the last bit, other than the antithetic one's of "
+        "an even loss; excluded"
+    ),
+    "spiky": (
+        "a draw more than 20 standard deviations of the draws not near it away from their mean;"
+        " kept, named"
+    ),
+    "still rising": (
+        "the line fitted to the trace rises by more than 5 standard errors and by more than a "
+        "tenth of the mean; excluded"
+    ),
+    "still falling": "it falls by as much; excluded",
+    "chains disagree": (
+        "the chain's mean is more than 5 standard errors and more than a tenth of the mean away"
+        " from the median chain; excluded"
+    ),
+    "too short": "fewer than 4 draws, or too few for a standard error; kept, named",
+    "no effect": (
+        "every loss equals that at the given weights: nothing that the component does reaches "
+        "the loss; kept, named"
+    ),
+    "below start": (
+        "mean paired loss below zero by more than 2 standard errors: the given weights are not "
+        "at a local minimum; kept, named"
+    ),
+    "signal below noise": "mean paired loss within 2 standard errors of zero; kept, named",
+    "beyond the prior": (
+        "mean squared distance from the given weights more than 5 standard errors and more than"
+        " a tenth above the prior's: the step size is too large, and λ̂ too high; kept, named"
+    ),
+    "healthy": "none of these",
+}
 LEAST_GAIN = 0.01  # of the uniform guess's loss, that a trained model is better by
 LEAST_MIXED = 100  # effective draws of an exact sampler that is certified
 LARGEST_RHAT = 1.05

@@ -83,7 +83,7 @@ def test_a_decoy_that_composes_is_listed_as_disagreement():
     pair = next(d for d in p.decoys if d.edges and "compos" in d.name)
     trial = ls.cross_check(p.model, p.tokens[:64], pair, patterns=p.patterns[:, :64], **FEW)
     assert trial.verdict == "contradicted"
-    assert any("composition speaks for it" in text for text in trial.disagreements)
+    assert any("composition speaks for it" in one.words for one in trial.disagreements)
 
 
 def test_a_backup_head_shows_as_self_repair_and_is_still_needed():

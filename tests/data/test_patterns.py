@@ -43,9 +43,9 @@ def test_the_result_is_a_named_array_one_position_shorter() -> None:
     assert (found.name, found.dtype) == ("patterns", np.dtype(bool))
     assert found.dims == ("pattern", "sequence", "position")
     assert found.shape == (17, 4, 15)
-    assert tuple(found["pattern"].values) == PATTERNS[:17]
+    assert list(found["pattern"].values) == list(PATTERNS)[:17]
     with_counts = label_patterns(tokens, counts=ngram_counts(tokens))
-    assert tuple(with_counts["pattern"].values) == PATTERNS
+    assert list(with_counts["pattern"].values) == list(PATTERNS)
     xr.testing.assert_equal(with_counts[:17], found)
     for same in (tokens.numpy(), tokens.tolist(), tokens.int()):
         xr.testing.assert_equal(label_patterns(same), found)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 import lens_slt as ls
+from lens_slt.circuits.trial_notes import Disagreement
 
 MARK = "attacked"
 HOSTILE = (
@@ -39,7 +40,7 @@ def hostile(result: Any) -> Any:
         settings = {k: v + HOSTILE if isinstance(v, str) else v for k, v in result.settings.items()}
         return replace(
             result, hypothesis=hostile(result.hypothesis), evidence=rows, settings=settings,
-            reasons=(HOSTILE,), disagreements=(HOSTILE,),
+            reasons=(HOSTILE,), disagreements=(Disagreement("outside", HOSTILE, HOSTILE),),
         )  # fmt: skip
     if isinstance(result, ls.Calibration):
         return replace(result, evidence=hostile(result.evidence), reason=HOSTILE)

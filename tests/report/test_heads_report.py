@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 import lens_slt as ls
+from lens_slt.circuits.trial_notes import Disagreement
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report.disagreements import disagreements_section
 from lens_slt.report.glossary import GLOSSARY
@@ -113,8 +114,8 @@ def test_a_word_is_defined_once():
 
 
 def test_disagreements_are_summed_up_and_folded(trial):
-    lines = tuple(f"L0H{i} is not in the circuit, but its ablation costs it" for i in range(9))
-    more = "L0H2→L1H2.K: by intervention it is needed (1.1 nats), composition speaks against it (0)"
+    lines = tuple(Disagreement("outside", f"L0H{i}", f"L0H{i} costs it 2 nats") for i in range(9))
+    more = Disagreement("needed", "L0H2→L1H2.K", "composition speaks against L0H2→L1H2.K (0)")
     many = [replace(trial, disagreements=(*lines, more)), replace(trial, disagreements=lines)]
     made = disagreements_section(None, {}, many)
     assert made.count("<details>") == 2 and made.count("<li>") == 19

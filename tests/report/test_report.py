@@ -13,7 +13,6 @@ import lens_slt as ls
 from lens_slt.circuits import behaviour
 from lens_slt.data import patterns
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.report.rules import rules
 from lens_slt.report.tables import with_error
 from lens_slt.sampling import health
 
@@ -104,19 +103,12 @@ def test_results_at_hand(tmp_path, draws, trial):
         ls.write_report(xr.DataTree(), tmp_path / "none.html")
 
 
-def test_rules_come_from_the_docstrings(text):
-    found = rules(patterns.__doc__)
-    assert list(found) == list(patterns.PATTERNS)
-    assert (
-        found["repeat_3"] == "ends three tokens that stood in this order earlier in this sequence"
-    )
-    verdicts = rules(health.__doc__)
-    assert {"diverged", "spiky", "still rising", "still falling", "beyond the prior"} < set(
-        verdicts
-    )
-    assert verdicts["diverged"].endswith("as the prior allows; excluded")
-    assert rules(behaviour.__doc__, table=1)["other"] == "none of these"
-    assert found["keyword"] in words(text)
+def test_rules_are_on_the_page(text):
+    """All verdicts, patterns, scores and types have theirs."""
+    assert set(health.EXCLUDED) < set(health.RULES)
+    there = words(text)
+    for rules in (health.RULES, patterns.PATTERNS, behaviour.MEANINGS, behaviour.TYPES):
+        assert all(words(rule) in there for rule in rules.values())
 
 
 def test_where_there_is_no_run(tmp_path):
