@@ -4,10 +4,13 @@
     python tutorials/execute.py 1_quickstart       # only these
     python tutorials/execute.py --jobs 2           # two at a time, one thread each
     python tutorials/execute.py --out executed     # keep the executed notebooks
+    python tutorials/execute.py --keep             # put what they show into the .ipynb files here
     python tutorials/execute.py --make             # write every .ipynb from its .py; run nothing
 
 Notebooks run with this Python and this checkout's ``lens_slt``, without a network, in an empty
-folder; the files here are not changed. Exit code 1 if a notebook fails or takes more than 300 s.
+folder. Exit code 1 if a notebook fails or takes more than 300 s. Only ``--keep`` and ``--make``
+change files here. ``--make`` leaves what a notebook shows where no code changed; ``--keep`` shows
+figures as small pictures, as a code host can draw them, which needs kaleido and a Chrome.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parent
@@ -38,8 +42,8 @@ def sources() -> list[Path]:
     return sorted(FOLDER.glob("[0-9]*_*.py"), key=lambda path: int(path.stem.split("_")[0]))
 
 
-def notebook_text(source: Path) -> str:
-    """The .ipynb of a tutorial: what jupytext makes of its .py, with the same bytes every time.
+def made(source: Path) -> NotebookNode:
+    """The notebook that jupytext makes of a .py, without outputs, the same every time.
 
     jupytext gives cells random names; here they follow from what a cell says.
     """
@@ -51,17 +55,50 @@ def notebook_text(source: Path) -> str:
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel})
-    return nbformat.writes(notebook) + "\n"
+    return notebook
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """In order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def show_as(notebook: NotebookNode, executed: NotebookNode) -> bool:
+    """Give a notebook the outputs of another, if all of their code is the same."""
+    cells, others = code_cells(notebook), code_cells(executed)
+    if [cell.source for cell in cells] != [cell.source for cell in others]:
+        return False
+    for cell, other in zip(cells, others, strict=True):
+        cell.outputs, cell.execution_count = other.outputs, other.execution_count
+    return True
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """With the same bytes every time."""
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
 def make(chosen: Sequence[Path]) -> None:
     """Write the .ipynb beside every .py."""
     for source in chosen:
-        source.with_suffix(".ipynb").write_text(notebook_text(source), encoding="utf-8")
-        print(f"wrote {source.stem}.ipynb")
+        notebook, path = made(source), source.with_suffix(".ipynb")
+        kept = path.exists() and show_as(notebook, nbformat.read(path, as_version=4))
+        write(notebook, path)
+        print(f"wrote {path.name}" + ("" if kept else ", without outputs: run it with --keep"))
 
 
-def execute(path: Path, out: Path | None, alone: bool = True) -> tuple[int, float, str]:
+def shown(executed: NotebookNode) -> NotebookNode:
+    """Outputs as they are kept: no progress, which lands on stderr, and no time of a cell."""
+    for cell in code_cells(executed):
+        cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+        for one in cell.outputs:
+            one.get("metadata", {}).clear()
+    return executed
+
+
+def execute(
+    path: Path, out: Path | None, keep: bool = False, alone: bool = True
+) -> tuple[int, float, str]:
     """Number of code cells, seconds, and what went wrong ("" if nothing did)."""
     # On use: the test that compares .py with .ipynb needs no kernel.
     from jupyter_client.manager import AsyncKernelManager
@@ -76,7 +113,7 @@ def execute(path: Path, out: Path | None, alone: bool = True) -> tuple[int, floa
             return [*command, "--log-level=ERROR", *(extra_arguments or [])]
 
     notebook = nbformat.read(path, as_version=4)
-    n_cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    n_cells = len(code_cells(notebook))
     problem = ""
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
@@ -87,7 +124,7 @@ def execute(path: Path, out: Path | None, alone: bool = True) -> tuple[int, floa
         )
         start = time.perf_counter()
         try:
-            client.execute(env=_environment() if alone else _environment() | ONE_THREAD)
+            client.execute(env=_environment(keep) if alone else _environment(keep) | ONE_THREAD)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             problem = str(error)
         seconds = time.perf_counter() - start
@@ -96,16 +133,20 @@ def execute(path: Path, out: Path | None, alone: bool = True) -> tuple[int, floa
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, out / path.name)
+    if keep and not problem:
+        clean = made(path.with_suffix(".py"))
+        show_as(clean, shown(notebook))
+        write(clean, path)
     return n_cells, seconds, problem
 
 
-def _environment() -> dict[str, str]:
+def _environment(keep: bool) -> dict[str, str]:
     """The kernel's environment: this checkout first, the Hugging Face hub never asked."""
     places = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return {
-        # A figure is kept as data and as HTML that draws it.
-        "PLOTLY_RENDERER": "plotly_mimetype+notebook_connected",
+        # A figure is a picture, or data and HTML that draws it.
+        "PLOTLY_RENDERER": "png" if keep else "plotly_mimetype+notebook_connected",
         **os.environ,
         **offline,
         "PYTHONPATH": os.pathsep.join(place for place in places if place),
@@ -129,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="tutorials; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="tutorials at a time")
     parser.add_argument("--out", type=Path, help="folder for the executed notebooks")
+    parser.add_argument("--keep", action="store_true", help="put outputs into the .ipynb files")
     parser.add_argument("--make", action="store_true", help="write the .ipynb files; run nothing")
     given = parser.parse_args(arguments)
     chosen = _chosen(given.names)
@@ -137,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     rows, problems = [], {}
     print(f"{'tutorial':<30} {'cells':>5} {'seconds':>8}  result", flush=True)
-    run = partial(execute, out=given.out, alone=given.jobs == 1)
+    run = partial(execute, out=given.out, keep=given.keep, alone=given.jobs == 1)
     pool = ThreadPoolExecutor(given.jobs)  # of waiting threads: each kernel is a process
     results = pool.map(run, [source.with_suffix(".ipynb") for source in chosen])
     for source, (n_cells, seconds, problem) in zip(chosen, results, strict=True):
