@@ -14,7 +14,14 @@ from lens_slt.circuits.slt_evidence import SltEvidence, evidence_of
 from lens_slt.circuits.trial import cross_check
 from lens_slt.circuits.trial_cost import trial_seconds
 from lens_slt.cli_commands import CrossCheck
-from lens_slt.cli_runs import Run, finish_run, sampled, show_structure, show_trials
+from lens_slt.cli_runs import (
+    Run,
+    finish_run,
+    sampled,
+    show_structure,
+    show_trials,
+    write_attention,
+)
 from lens_slt.cli_support import load, settings_from, show_estimate, show_health, weighted_text
 from lens_slt.data.inputs import read_inputs
 from lens_slt.data.patterns import label_patterns
@@ -75,6 +82,7 @@ def _suggested(
     if drawn is None:
         return None
     show_health(options, drawn.llc)
+    write_attention(options, model, probe)
     views = read_structure(
         drawn.draws, PROBE, probe, tokenizer=model.tokenizer, folder=options.out, maps=False
     )

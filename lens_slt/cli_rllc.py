@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lens_slt.cli_commands import Rllc
-from lens_slt.cli_runs import finish_run, sampled, show_rllc
+from lens_slt.cli_runs import finish_run, sampled, show_rllc, write_attention
 from lens_slt.cli_support import load, load_data, parse_probes, settings_from, weighted_text
 
 NOT_IN_IT = "loading the model, tables and figures"
@@ -23,5 +23,6 @@ def run(options: Rllc) -> None:
         weights=weights, pad_id=options.pad_id,
     )  # fmt: skip
     if drawn is not None:
+        write_attention(options, model, tokens)
         title = f"Refined LLCs of {options.model}"
         finish_run(options, drawn, title, options.data, show_rllc(options, drawn))

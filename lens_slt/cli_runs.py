@@ -6,19 +6,23 @@ Each of their results is written into the folder, shown, and made a part of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 import xarray as xr
 
+from lens_slt.arrays import write_zarr
+from lens_slt.circuits.attention import attention_patterns
 from lens_slt.circuits.trial import Trial
 from lens_slt.cli_commands import Sampled
 from lens_slt.cli_options import Resumed
 from lens_slt.cli_output import finish, say, seconds, show
 from lens_slt.cli_support import found_steps, is_usable, record_of, show_estimate, show_health
+from lens_slt.data.inputs import read_inputs
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.report.files import rllc_rows, write_about, write_rllc
+from lens_slt.report.files import ATTENDED, rllc_rows, write_about, write_rllc
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.files_structure import structure_records, write_structure
 from lens_slt.report.report import write_report
@@ -55,6 +59,15 @@ def sampled(
     before = found_steps(options)
     draws = sample(model, tokens, components, progress=not options.quiet, **given)
     return Run(draws, refined_llc(draws), before)
+
+
+def write_attention(options: Sampled, model: Any, tokens: Any) -> None:
+    """Where heads attend on the first sequence, for their pages of the report."""
+    with suppress(ValueError):  # some models' attention patterns cannot be read
+        found = attention_patterns(
+            model, read_inputs(tokens).ids[:1], pad_id=getattr(options, "pad_id", None)
+        )
+        write_zarr(found, options.out / ATTENDED)
 
 
 def show_rllc(options: Resumed, run: Run, how_to_read: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lens_slt.arguments import choice
 from lens_slt.cli_commands import Susceptibility
-from lens_slt.cli_runs import finish_run, sampled, show_structure
+from lens_slt.cli_runs import finish_run, sampled, show_structure, write_attention
 from lens_slt.cli_support import load, load_data, settings_from, show_health, weighted_text
 from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.structure.overview import read_structure
@@ -36,4 +36,5 @@ def run(options: Susceptibility) -> None:
     )  # fmt: skip
     show_health(options, drawn.llc)
     structure = show_structure(options, views)
+    write_attention(options, model, probe)
     finish_run(options, drawn, f"Structure of {options.model}", options.data, structure)

@@ -34,6 +34,7 @@ from lens_slt.circuits.trial_notes import (
     composition_evidence,
     disagreements,
     faithfulness_of,
+    summed_up,
 )
 from lens_slt.circuits.verdict import VERDICTS, after_correction, verdict_of
 from lens_slt.json_files import read_json
@@ -73,7 +74,8 @@ class Trial:
 
     def __str__(self) -> str:
         lines = [f"{self.verdict.upper()}: {self.hypothesis}", *(f"  {r}" for r in self.reasons)]
-        return "\n".join([*lines, *(f"  disagreement: {one}" for one in self.disagreements)])
+        notes = (f"  disagreement: {words}" for words in summed_up(self.disagreements))
+        return "\n".join([*lines, *notes])
 
     def table(self) -> pd.DataFrame:
         """One row per piece of evidence."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from lens_slt.circuits.roles import node_of
 from lens_slt.circuits.statistics import SIGNIFICANT
 from lens_slt.models.names import EMBEDDINGS, is_head
 
+MOST_LINES = 4  # of components outside of a circuit
 Disagrees = Literal["needed", "not needed", "outside"]
 
 
@@ -27,15 +29,27 @@ class Disagreement:
         kind: by intervention the part is ``needed`` or ``not needed``, and what is noted beside
             says otherwise; or it is ``outside`` of the circuit and its ablation costs much.
         part: a component or an edge.
+        effect: of its ablation.
         words: the whole of it, with numbers.
     """
 
     kind: Disagrees
     part: str
+    effect: float
     words: str
 
     def __str__(self) -> str:
         return self.words
+
+
+def summed_up(found: Sequence[Disagreement]) -> list[str]:
+    """In words, components outside of the circuit in one line if they are many."""
+    outside = sorted((one for one in found if one.kind == "outside"), key=lambda one: -one.effect)
+    if len(outside) <= MOST_LINES:
+        return list(map(str, found))
+    others = ", ".join(f"{one.part} {one.effect:.2f}" for one in outside[1:MOST_LINES])
+    words = f"{outside[0]}; so does that of {len(outside) - 1} others ({others}, …)"
+    return [*(str(one) for one in found if one.kind != "outside"), words]
 
 
 def disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> list[Disagreement]:
@@ -52,7 +66,7 @@ def disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> 
                 f"{one.part}: by intervention it is {kind} ({vote.effect:.2f} {vote.unit}), "
                 f"{one.test} speaks {says} it ({one.effect:.2f} {one.unit})"
             )
-            found.append(Disagreement(kind, one.part, words))
+            found.append(Disagreement(kind, one.part, vote.effect, words))
     cost = costs(case)
     mine = set(map(node_of, case.nodes))
     inside = [cost[node] for node in case.nodes if is_head(node_of(node))]
@@ -63,7 +77,7 @@ def disagreements(case: Case, voting: list[Evidence], noted: list[Evidence]) -> 
                 f"{head} is not in the circuit, but its ablation costs the pattern {effect:.2f} "
                 f"{case.unit} more than matched tokens"
             )
-            found.append(Disagreement("outside", head, words))
+            found.append(Disagreement("outside", head, effect, words))
     return found
 
 

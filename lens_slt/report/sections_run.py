@@ -50,7 +50,8 @@ def run_page(found: RunResults, about: dict[str, Any]) -> str:
         llc = llc.drop_sel(probe=[name for name in llc["probe"].values if name in read])
     title = str(about.pop("title", "") or f"Report on {_model(found)}")
     sections = []
-    if llc is not None and heads_of(llc["component"]):
+    control = draws is not None and settings_of(draws).n_beta == 0  # whose λ̂ are all 0
+    if llc is not None and heads_of(llc["component"]) and not control:
         sections.append(Section("ranking", "Heads", ranking_section(found, llc)))
     if ran := _run(draws, trials, about):
         sections.append(Section("run", "What was run", page.pairs(ran)))

@@ -23,6 +23,7 @@ from lens_slt.circuits.null_sets import (
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import refined_on_pattern
 from lens_slt.circuits.statistics import Contrast
+from lens_slt.circuits.trial_notes import Disagreement, summed_up
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.structure.pattern_enrichment import labels_of
 from tests.tiny_models import native
@@ -84,6 +85,16 @@ def test_a_decoy_that_composes_is_listed_as_disagreement():
     trial = ls.cross_check(p.model, p.tokens[:64], pair, patterns=p.patterns[:, :64], **FEW)
     assert trial.verdict == "contradicted"
     assert any("composition speaks for it" in one.words for one in trial.disagreements)
+
+
+def test_many_components_outside_are_one_line():
+    costly = [Disagreement("outside", f"L0H{i}", i, f"L0H{i} costs {i}") for i in range(6)]
+    other = Disagreement("needed", "L1H1", 1.0, "L1H1 is needed")
+    assert summed_up([*costly[:4], other]) == [*(one.words for one in costly[:4]), other.words]
+    assert summed_up([*costly, other]) == [
+        "L1H1 is needed",
+        "L0H5 costs 5; so does that of 5 others (L0H4 4.00, L0H3 3.00, L0H2 2.00, …)",
+    ]
 
 
 def test_a_backup_head_shows_as_self_repair_and_is_still_needed():

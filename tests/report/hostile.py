@@ -40,7 +40,7 @@ def hostile(result: Any) -> Any:
         settings = {k: v + HOSTILE if isinstance(v, str) else v for k, v in result.settings.items()}
         return replace(
             result, hypothesis=hostile(result.hypothesis), evidence=rows, settings=settings,
-            reasons=(HOSTILE,), disagreements=(Disagreement("outside", HOSTILE, HOSTILE),),
+            reasons=(HOSTILE,), disagreements=(Disagreement("outside", HOSTILE, 1.0, HOSTILE),),
         )  # fmt: skip
     if isinstance(result, ls.Calibration):
         return replace(result, evidence=hostile(result.evidence), reason=HOSTILE)

@@ -107,6 +107,7 @@ def test_the_control_is_called_one(tmp_path):
     text = ls.write_report(draws, tmp_path / "control.html").read_text("utf-8")
     first = text[text.index('<div class="verdict">') : text.index("</header>")]
     assert "This is the control, nβ = 0" in first
+    assert '<section id="ranking"' not in text
     assert "Believe it" not in first and "held the tightest" not in first
 
 

@@ -114,8 +114,10 @@ def test_a_word_is_defined_once():
 
 
 def test_disagreements_are_summed_up_and_folded(trial):
-    lines = tuple(Disagreement("outside", f"L0H{i}", f"L0H{i} costs it 2 nats") for i in range(9))
-    more = Disagreement("needed", "L0H2→L1H2.K", "composition speaks against L0H2→L1H2.K (0)")
+    lines = tuple(
+        Disagreement("outside", f"L0H{i}", 2.0, f"L0H{i} costs it 2 nats") for i in range(9)
+    )
+    more = Disagreement("needed", "L0H2→L1H2.K", 1.1, "composition speaks against L0H2→L1H2.K (0)")
     many = [replace(trial, disagreements=(*lines, more)), replace(trial, disagreements=lines)]
     made = disagreements_section(None, {}, many)
     assert made.count("<details>") == 2 and made.count("<li>") == 19
