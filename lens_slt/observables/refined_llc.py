@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.result import dataset, settings_of
@@ -99,38 +100,36 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
     )  # fmt: skip
     coords: dict[str, Any] = {"component": names}
     if "probes" in draws.children:
-        probes = {
-            name: dataset(draws, f"probes/{name}") for name in draws.children["probes"].children
-        }
+        kept = draws.children["probes"].children
+        probes = {name: dataset(draws, f"probes/{name}") for name in kept}
         coords["probe"] = list(probes)
-        values = np.array(
-            [
-                [
-                    mean_with_error(probe_trace(probe, i, counts[i]), loss[i], used[i], settings)
-                    for probe in probes.values()
-                ]
-                for i in range(len(names))
-            ]
-        )
-        data["probe_llc"] = (("component", "probe"), scale * values[:, :, 0])
-        data["probe_se"] = (("component", "probe"), scale * values[:, :, 1])
-        text = [
-            [_probe_text_error(probe, i, counts[i], used[i]) for probe in probes.values()]
-            for i in range(len(names))
-        ]
-        data["probe_text_se"] = (("component", "probe"), scale * np.array(text))
-        data["probe_blocks"] = (
-            ("block", "component", "probe"), scale * np.stack(
-                [
-                    _blocks(
-                        [probe_trace(probe, i, counts[i]) for i in range(len(names))], loss, used,
-                        settings, n_blocks,
-                    )
-                    for probe in probes.values()
-                ], -1,
-            ),
-        )  # fmt: skip
+        data |= _of_probes(list(probes.values()), loss, used, counts, settings, n_blocks)
     return stamped(xr.Dataset(data, coords=coords, attrs=dict(draws.attrs)), "refined_llc")
+
+
+def _of_probes(
+    probes: list[xr.Dataset],
+    loss: list[FloatArray],
+    used: BoolArray,
+    counts: NDArray[np.int64],
+    settings: Settings,
+    n_blocks: int,
+) -> dict[str, Any]:
+    """What probes add: λ̂ on other tokens or against a reference, with errors and blocks."""
+    scale, both, values, text, blocks = settings.n_beta, ("component", "probe"), [], [], []
+    for probe in probes:
+        traces = [probe_trace(probe, i, n) for i, n in enumerate(counts)]
+        rows = zip(traces, loss, used, strict=True)
+        values.append([mean_with_error(*row, settings) for row in rows])
+        text.append([_probe_text_error(probe, i, n, used[i]) for i, n in enumerate(counts)])
+        blocks.append(_blocks(traces, loss, used, settings, n_blocks))
+    estimates = np.array(values)  # [probe, component, …]
+    return {
+        "probe_llc": (both, scale * estimates[:, :, 0].T),
+        "probe_se": (both, scale * estimates[:, :, 1].T),
+        "probe_text_se": (both, scale * np.array(text).T),
+        "probe_blocks": (("block", *both), scale * np.stack(blocks, -1)),
+    }
 
 
 def probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
