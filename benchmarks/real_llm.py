@@ -43,7 +43,7 @@ TARGETS = {
 SEGMENT, SEQUENCES = 39, 8  # of the trial: 8 × 80 tokens with BOS and one more
 TEXT = (32, 32)  # sequences and tokens of the sampled text
 SETTINGS = ls.Settings(chains=2, draws=40, batch_size=4)
-PATIENCE = 150  # seconds in which ``estimate`` tries how steep the heads are
+PATIENCE = 150  # seconds in which ``estimate`` may measure curvature; first draws take longer
 N_NULL = 20
 
 
