@@ -423,10 +423,11 @@ if not TYPE_CHECKING:  # for a type checker every name would exist
 
 
 def _show_in_notebooks() -> None:
-    """In IPython, results show their table and main figure."""
+    """In IPython, results show their table and main figure, and a session is told to restart."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
+        import_module("lens_slt.versions").warn_of_restart()
         import_module("lens_slt.report.notebook").register(shell)
 
 

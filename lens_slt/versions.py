@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 
+LOADED_EARLY = ("numpy", "torch", "pandas")  # by notebooks, before lens_slt is installed in them
 PACKAGES = ("lens-slt", "torch", "transformer-lens")
 
 
@@ -18,3 +21,16 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def warn_of_restart() -> None:
+    """Warn where an installation replaced a package of which the old version is still loaded."""
+    loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in LOADED_EARLY}
+    stale = [
+        f"{name} {old} is loaded and {version_of(name)} installed"
+        for name, old in loaded.items()
+        if old is not None and str(old) != version_of(name)
+    ]
+    if stale:
+        words = f"{'; '.join(stale)}: restart the session (in Colab: Runtime, Restart session)"
+        warnings.warn(words, stacklevel=2)

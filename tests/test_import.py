@@ -6,12 +6,14 @@ import ast
 import json
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import lens_slt as ls
+from lens_slt.versions import warn_of_restart
 
 HEAVY = (
     "torch", "transformer_lens", "transformers", "datasets", "xarray", "pandas", "scipy", "sklearn",
@@ -88,3 +90,15 @@ def test_public_names_are_those_that_type_checkers_see() -> None:
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     seen = [alias.name for node in block.body for alias in node.names]
     assert sorted(seen) == sorted(ls.__all__)
+
+
+def test_a_session_with_an_old_package_is_told_to_restart(monkeypatch) -> None:
+    """As after an installation in a notebook that had loaded NumPy before."""
+    import numpy as np
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_restart()
+    monkeypatch.setattr(np, "__version__", "1.0.0")
+    with pytest.warns(UserWarning, match=r"numpy 1\.0\.0 is loaded and .* installed: restart"):
+        warn_of_restart()

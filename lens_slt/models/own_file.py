@@ -76,6 +76,8 @@ def load_own(path: Path, config: Any, *, hooked: bool, device: torch.device) -> 
         bias.detach().zero_()
         if "unembed.b_U" in given:
             places["unembed.b_U"] = bias.detach()
+    if not any(".b_" in key for key in given):  # a file of a model that has no biases
+        given |= {k: torch.zeros_like(place) for k, place in places.items() if ".b_" in k}
     no_bias = [k for k, w in given.items() if k not in places and ".b_" in k and not w.any()]
     _write({key: w for key, w in given.items() if key not in no_bias}, places, path)
     return model

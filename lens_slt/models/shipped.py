@@ -69,10 +69,11 @@ def load_model(
     TransformerLens knows, or a file of weights: .safetensors, or .pt and its like with a state
     dict. Such a file needs ``config``: a dict, a ``HookedTransformerConfig``, or the path of a JSON
     file; its names are those of TransformerLens (``blocks.0.attn.W_Q``), or of a native
-    TransformerBridge. ``checkpoint`` is a training step, ``revision`` a branch, tag or commit
-    of the Hugging Face Hub, of which a TransformerBridge is made. The result is a HookedTransformer
-    where TransformerLens has it and it knows the model, else a TransformerBridge; ``backend`` asks
-    for one of them. Both give equal logits on the shipped models.
+    TransformerBridge; without any bias in it, biases are zero. ``checkpoint`` is a training step,
+    ``revision`` a branch, tag or commit of the Hugging Face Hub, of which a TransformerBridge is
+    made. The result is a HookedTransformer where TransformerLens has it and it knows the model,
+    else a TransformerBridge; ``backend`` asks for one of them. Both give equal logits on the
+    shipped models.
 
     Raises ValueError for a misspelt name, an unknown checkpoint, weights that do not fit the
     config (it names them), ImportError for ``hooked`` on TransformerLens 4, OSError where a model

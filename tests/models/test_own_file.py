@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import lens_slt as ls
 from lens_slt.data.tokenizer import TokenizerWarning
+from lens_slt.models.shipped import shipped_weights
 from tests.tiny_models import SIZES, has_hooked_transformer, hooked, native
 
 TOKENS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -119,19 +121,41 @@ def test_a_native_bridge_comes_back_by_its_own_names_and_by_transformer_lens_s(
     torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-4, atol=1e-4)
 
 
-def test_the_shipped_weights_are_a_file_of_one_s_own(tmp_path: Path) -> None:
-    """Its tokenizer is on no hub: the model comes without, and says so."""
-    model = ls.load_model("attn-1l")
-    torch.save(dict(model.state_dict()), tmp_path / "mine.pt")
+def shipped_config(model: Any) -> dict[str, Any]:
+    """What a user would write down of a shipped model."""
     config = {k: getattr(model.cfg, k) for k in ("n_layers", "d_model", "n_heads", "d_head")}
     config |= dict(n_ctx=model.cfg.n_ctx, d_vocab=512, attn_only=True, normalization_type=None)
     keys = ("normalization_type", "positional_embedding_type", "rotary_dim", "eps")
     config |= {k: getattr(model.cfg, k) for k in keys}
     config |= {"tokenizer_name": "lens-slt", "act_fn": "relu"}
     config["rotary_adjacent_pairs"] = model.cfg.rotary_adjacent_pairs
+    return config
+
+
+def test_the_shipped_weights_are_a_file_of_one_s_own(tmp_path: Path) -> None:
+    """Its tokenizer is on no hub: the model comes without, and says so."""
+    model = ls.load_model("attn-1l")
+    torch.save(dict(model.state_dict()), tmp_path / "mine.pt")
+    config = shipped_config(model)
     with pytest.warns(TokenizerWarning, match=r"its tokenizer 'lens-slt' cannot be loaded, and"):
         loaded = ls.load_model(tmp_path / "mine.pt", config=config)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["bridge", pytest.param("hooked", marks=only_hooked)])
+def test_a_file_without_any_bias_is_of_a_model_without(backend: str, tmp_path: Path) -> None:
+    """As the training script writes them; one with some biases has to have all."""
+    model, weights = ls.load_model("attn-1l"), shipped_weights("attn-1l")
+    assert not any(".b_" in name for name in weights)
+    file = tmp_path / "mine.pt"
+    torch.save(weights, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TokenizerWarning)
+        loaded = ls.load_model(file, config=shipped_config(model), backend=backend)
+        torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+        torch.save(weights | {"blocks.0.attn.b_Q": torch.zeros(8, 32)}, file)
+        with pytest.raises(ValueError, match=r"the file lacks blocks\.0\.attn\.b_K"):
+            ls.load_model(file, config=shipped_config(model), backend=backend)
 
 
 class Evil:

@@ -9,6 +9,7 @@ import lens_slt as ls
 from lens_slt.arrays import write_zarr
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
+from lens_slt.circuits.trial_notes import Disagreement
 from lens_slt.report.files import ATTENDED, write_about
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.structure.overview import open_views, read_structure
@@ -71,8 +72,11 @@ def trial():
         },
         coords={"size": [0, 1, 2]},
     )  # fmt: skip
-    return Trial(hypothesis, "contradicted", ("edge of L0H2→L1H2.Q fails",), ("L0H6 matters",),
-                 evidence, curve, SETTINGS)  # fmt: skip
+    other = Disagreement("outside", "L0H6", 2.0, "L0H6 matters")
+    return Trial(
+        hypothesis, "contradicted", ("edge of L0H2→L1H2.Q fails",), (other,), evidence, curve,
+        SETTINGS,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
