@@ -283,6 +283,9 @@ class Phases(Options):
         str | None, typer.Option(help="Of a folder: whose λ̂; full by default.")
     ] = None
     pattern: Annotated[str | None, typer.Option(help="Cross on the data of this pattern.")] = None
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the crossings and a page with their figures.")
+    ] = None
     trust: Trust = False
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lens_slt.arrays import write_zarr
 from lens_slt.cli_commands import Phases
-from lens_slt.cli_output import finish, show
+from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import whole_numbers
 from lens_slt.development.develop import open_development
 from lens_slt.phases.free_energy import crossing
 from lens_slt.phases.phase import Phase, development_phases, read_phases
 from lens_slt.report.files import SWEEP
+from lens_slt.report.report import write_report
 from lens_slt.report.tables_phases import crossings_table, phases_table
 
 
@@ -27,12 +29,23 @@ def run(options: Phases) -> None:
         for one, other in pairwise(phases)
     ]
     show(options, phases_table(phases), crossings_table(found))
-    record = {
+    record: dict[str, Any] = {
         "phases": [_phase(one) for one in phases],
         "certificates": {one.name: one.certificate for one in phases},
         "crossings": [_record(one) for one in found],
     }
+    if options.out is not None:
+        record["files"] = _written(options.out.expanduser(), found)
+        say(options, f"written: {', '.join(record['files'].values())}")
     finish(options, record)
+
+
+def _written(folder: Path, found: list[xr.Dataset]) -> dict[str, str]:
+    """Every crossing, and a report on them all."""
+    files = {f"crossing_{i}": folder / f"crossing-{i}.zarr" for i in range(1, len(found) + 1)}
+    for one, file in zip(found, files.values(), strict=True):
+        write_zarr(one, file)
+    return {key: str(file) for key, file in files.items()} | {"report": str(write_report(folder))}
 
 
 def _phases(source: Path, steps: str | None, component: str | None) -> list[Phase]:

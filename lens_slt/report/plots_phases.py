@@ -58,7 +58,7 @@ def plot_crossing(result: xr.Dataset) -> go.Figure:
         title=f"Free energy of {other} above that of {one}<br><sup>band: 95 % of the errors of "
         "losses and λ̂; diamonds: crossings with intervals</sup>",
         xaxis=dict(title="number of data n", type="log"),
-        yaxis=dict(title="difference of free energies", range=[-shown, shown]),
+        yaxis=dict(title="difference of free energies (nats)", range=[-shown, shown]),
     )  # fmt: skip
     return figure
 

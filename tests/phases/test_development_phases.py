@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import lens_slt as ls
 from lens_slt import cli, cli_phases
+from lens_slt.arrays import read_zarr
 from lens_slt.development.sublosses import sublosses
 from lens_slt.schema import stamped
 from tests.cli_records import record_of
@@ -102,9 +103,16 @@ def test_the_command_on_a_file(tmp_path):
     file.write_text(json.dumps(rows), "utf-8")
     shown = CliRunner().invoke(cli.app, ["phases", str(file)])
     assert shown.exit_code == 0 and "601" in shown.stdout and "5, 6" in shown.stdout
-    done = CliRunner().invoke(cli.app, ["phases", str(file), "--json"])
-    (row,) = json.loads(done.stdout)["crossings"][0]["crossings"]
+    out = tmp_path / "kept"
+    done = CliRunner().invoke(cli.app, ["phases", str(file), "--json", "--out", str(out)])
+    whole = json.loads(done.stdout)
+    (row,) = whole["crossings"][0]["crossings"]
     assert row["n"] == pytest.approx(601, abs=1) and row["favoured"] == "6"
+    assert whole["files"] == {
+        "crossing_1": str(out / "crossing-1.zarr"), "report": str(out / "report.html"),
+    }  # fmt: skip
+    assert float(read_zarr(out / "crossing-1.zarr")["n"][0]) == row["n"]
+    assert "601" in (out / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
