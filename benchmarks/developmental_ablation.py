@@ -25,7 +25,7 @@ from benchmarks.patterning import GROUPS, LEVEL, PROBED, corpus, probes
 from lens_slt.training.retrainings import MeanLosses
 from lens_slt.training.train import Recipe
 
-START, STEPS = 1600, 1200
+START, STEPS = 1700, 1200
 HELD_OUT = [GROUPS.index("repeated text"), GROUPS.index("repeated random tokens")]
 LEVELS = {"previous token": 0.5, "prefix matching": 0.3, PROBED: LEVEL}
 
