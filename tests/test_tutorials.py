@@ -36,8 +36,8 @@ def runner() -> ModuleType:
     return module
 
 
-def test_there_are_ten_each_with_its_notebook() -> None:
-    assert sorted(NUMBERED) == list(range(1, 11))
+def test_there_are_eleven_each_with_its_notebook() -> None:
+    assert sorted(NUMBERED) == list(range(1, 12))
     notebooks = {path.stem for path in FOLDER.glob("*.ipynb")}
     assert notebooks == {path.stem for path in SOURCES}
 
