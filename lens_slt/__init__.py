@@ -11,7 +11,7 @@ Ten lines::
     short = ls.Settings(draws=160, batch_size=8, thin=4)  # short
     draws = ls.sample(model, tokens, "heads", settings=short, probes=probes)
     table = ls.refined_llc(draws)  # xarray.Dataset over component (and probe)
-    print(table[["llc", "se", "verdict"]].to_pandas())  # of every head, with a verdict in words
+    print(table[["llc", "se", "verdict"]].to_pandas().to_string())  # with a verdict in words
     print(table["probe_llc"].to_pandas())  # data-refined, per probe
     ls.write_report(draws, "report.html")  # all of it as one page that opens offline
 

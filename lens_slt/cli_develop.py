@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ PLAN = "plan.json"
 TRIAL_SEQUENCES, HYPOTHESES = 16, 2
 INFERRED, NONE = "inferred", "none"
 THIN = 4  # draws with probes
+MUCH_LONGER = 1.5  # than allowed, that a sweep is not begun
 
 
 def run(options: Develop) -> None:
@@ -127,10 +129,23 @@ def _planned(
             probes=_models(probes), workers=workers if isinstance(workers, int) else 1,
             device=options.device,
         )  # fmt: skip
+        if not options.dry_run:
+            _refuse_much_longer(plan)
     say(options, str(plan))
     if not options.dry_run:
         _keep_plan(file, asked, plan)
     return plan
+
+
+def _refuse_much_longer(plan: DevelopmentPlan) -> None:
+    """Raise ValueError where the least that a sweep can be is far from what was allowed."""
+    if plan.seconds > MUCH_LONGER * plan.budget:
+        least = math.ceil(plan.seconds / 60)
+        raise ValueError(
+            f"--minutes {plan.budget / 60:g} does not do: these checkpoints and components take "
+            f"about {least} min at the least. Allow --minutes {least}, or take fewer --components, "
+            "--sequences, --probe-sequences or --steps, or a smaller --length"
+        )
 
 
 def _loaded(run: Checkpoints, step: int, device: str | None) -> Any:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -23,6 +24,11 @@ from lens_slt.cli_exit import ExitCode
 from lens_slt.cli_options import Options
 from lens_slt.text import visible
 from lens_slt.versions import versions
+
+OPTIONS = {  # how a message names an argument, and the option that the command line has for it
+    r"^path: ": "--out: ", r"another path\b": "another --out", r"\btrust=True\b": "--trust",
+    r"\bn_sequences=": "--sequences ",
+}  # fmt: skip
 
 console = Console(markup=False, highlight=False)  # results
 _errors = Console(stderr=True, markup=False, highlight=False)  # everything else
@@ -75,8 +81,15 @@ def guarded(options: Options) -> Iterator[None]:
         _print(f"interrupted{word}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except _expected() as error:
-        _print("error: " + " ".join(str(error).split()))
+        _print("error: " + _in_options(" ".join(str(error).split())))
         raise typer.Exit(ExitCode.BAD_INPUT) from None
+
+
+def _in_options(words: str) -> str:
+    """An error in the words of the command line."""
+    for argument, option in OPTIONS.items():
+        words = re.sub(argument, option, words)
+    return words
 
 
 def _print(text: str) -> None:

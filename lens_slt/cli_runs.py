@@ -126,7 +126,8 @@ def finish_run(
     if run is not None:
         record["files"]["draws"] = str(options.kept)
         record |= record_of(run.llc) | {"resumed_from_step": run.resumed_from_step}
-    words = f"open {report}; tables and draws in {options.out}"
+    what = "tables" if run is None else "tables and draws"
+    words = f"open {report}; {what} in {options.out}"
     say(options, f"done in {seconds(options):.0f} s; {words}")
     usable = run is None or is_usable(run.llc)
     finish(options, record | {"title": title}, usable)

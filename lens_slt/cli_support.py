@@ -169,9 +169,13 @@ def load_data(
             f"--data {source!r} is text and the model has no tokenizer; give a token array "
             f"({', '.join(ARRAY_FILES)})"
         )
-    return load_tokens(
-        source, tokenizer, n_sequences=sequences or N_SEQUENCES, length=length, bos=bos, seed=seed
-    )
+    given: dict[str, Any] = dict(length=length, bos=bos, seed=seed)
+    try:
+        return load_tokens(source, tokenizer, n_sequences=sequences or N_SEQUENCES, **given)
+    except ValueError:
+        if sequences is not None:
+            raise
+        return load_tokens(source, tokenizer, **given)  # a short text: all of it
 
 
 def load_weighted(

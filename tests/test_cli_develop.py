@@ -33,6 +33,15 @@ def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_that_takes_much_longer_than_allowed_is_not_begun(tmp_path: Path) -> None:
+    result = develop(tmp_path / "out", "--minutes", "0.0001")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "error: --minutes 0.0001 does not do: these checkpoints and components take" in said
+    assert "fewer --components" in said
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
 def test_a_command_goes_on_with_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lens_slt.development.plan.MOST_DRAWS", 10)  # a plan of few
     monkeypatch.setattr("lens_slt.development.plan.FEWEST_DRAWS", 10)

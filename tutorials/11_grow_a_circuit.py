@@ -31,8 +31,9 @@ except ImportError:
 # %% [markdown]
 # ## Before the transition
 #
-# The induction circuit of `attn-2l` forms between steps 2100 and 2500 of its training: at 2100 no
-# head attends to what followed the last time (*prefix matching*).
+# The induction circuit of `attn-2l` forms between steps 2100 and 2500 of its training: L0H2 attends
+# to the previous token, and L1H2 to what followed the last time (*prefix matching*). At step 2200
+# it has hardly begun.
 
 # %%
 import tempfile
@@ -42,36 +43,42 @@ import numpy as np
 import pandas as pd
 import torch
 
-START = 2100
+START = 2200
+LENGTH, HALF = 49, 24  # tokens of a row, and of its half
 run = ls.checkpoints("attn-2l")
 SCORES = ("previous_token", "prefix_matching")
 
 
 def best(model):
-    """The largest score of any head."""
-    scores = ls.behaviour_scores(model, n_random=4)
-    return {name: float(scores[name].max()) for name in SCORES}
+    """The largest score of any head, and whose it is."""
+    scores = ls.behaviour_scores(model, n_random=4, length=HALF)[list(SCORES)].to_dataframe()
+    return {
+        word: value for name in SCORES
+        for word, value in ((name, scores[name].max()), (f"{name} in", scores[name].idxmax()))
+    }  # fmt: skip
 
 
-before = {step: best(run.load(step)) for step in (1800, START, 2500)}
-assert before[START]["prefix_matching"] < 0.2 < before[2500]["prefix_matching"]
-pd.DataFrame(before).round(2)
+before = pd.DataFrame({step: best(run.load(step)) for step in (1800, START, 2500)})
+assert before.loc["prefix_matching", START] < 0.5 < before.loc["prefix_matching", 2500]
+before
 
 # %% [markdown]
 # ## The data, and what is watched
 #
-# Eight parts of text, one of random tokens said twice, and one of such rows in shuffled order,
-# which have the *tokens* of repetition without the repetition. Watched are the second halves of
-# other random tokens said twice, which is what induction is for; their first halves; and text.
+# Half is text, a quarter random tokens that come again and again, after another distance in every
+# row, and a quarter such rows in shuffled order, which have the *tokens* of repetition without the
+# repetition. Watched are the second halves of other random tokens said twice, which is what
+# induction is for; their first halves; and text.
+
 
 # %%
-LENGTH, HALF = 49, 24
-
-
-def said_twice(n, seed):
+def said_again(n, seed, shortest=6):
+    """Rows of a BOS and of random tokens that come again after ``shortest`` to HALF tokens."""
     generator = torch.Generator().manual_seed(seed)
     segment = torch.randint(1, 512, (n, HALF), generator=generator)
-    return torch.cat([torch.zeros(n, 1, dtype=torch.long), segment, segment], 1)
+    period = torch.randint(shortest, HALF + 1, (n, 1), generator=generator)
+    rows = segment.gather(1, torch.arange(2 * HALF) % period)
+    return torch.cat([torch.zeros(n, 1, dtype=torch.long), rows], 1)
 
 
 def shuffled(tokens):
@@ -79,15 +86,14 @@ def shuffled(tokens):
     return torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, order.argsort(1))], 1)
 
 
-GROUPS = ("text", "said twice", "shuffled")
 parts = [
-    ls.load_tokens("mix", n_sequences=6400, length=LENGTH, seed=1),
-    said_twice(800, seed=2),
-    shuffled(said_twice(800, seed=3)),
+    ls.load_tokens("mix", n_sequences=4000, length=LENGTH, seed=1),
+    said_again(2000, seed=2),
+    shuffled(said_again(2000, seed=3)),
 ]
 data, group = torch.cat(parts), np.repeat(np.arange(3), [len(part) for part in parts])
 
-again = said_twice(32, seed=99)
+again = said_again(32, seed=99, shortest=HALF)
 second = torch.zeros(32, 2 * HALF)
 second[:, HALF:] = 1
 watched = {
@@ -100,12 +106,12 @@ watched = {
 # ## Three runs
 #
 # A weight says how often a sequence is drawn. Held back, shuffled rows take the place of repeats;
-# hurried, repeats take the place of the shuffled rows. So all runs see the same tokens as often, and
-# differ only in whether they come again. `ls.retrainings` gives all runs of a seed the same batches
-# as far as their weights allow: what differs is due to the weights.
+# hurried, repeats take the place of the shuffled rows. So all runs see the same tokens as often,
+# and differ only in whether they come again. `ls.retrainings` gives all runs of a seed the same
+# batches as far as their weights allow: what differs is due to the weights.
 
 # %%
-WEIGHTS = {  # of text, said twice, shuffled
+WEIGHTS = {  # of text, said again, shuffled
     "usual": (1, 1, 1), "held back": (1, 0, 2), "hurried": (1, 2, 0),
 }  # fmt: skip
 runs = {name: np.take(w, group).astype(float) for name, w in WEIGHTS.items()}
@@ -121,55 +127,54 @@ ls.plot(trained)
 # stays beyond a level; NaN where it never is.
 
 # %%
-LEVEL = 5.0  # nats; 5.8 at the start
+LEVEL = 4.5  # nats; 5.4 at the start
 steps = ls.reached(trained, {"second halves": LEVEL})["step"].sel(observable="second halves")
 steps = steps.isel(seed=0).to_series()
 last = trained["value"].isel(checkpoint=-1, seed=0).to_pandas().round(2)
 print(last.assign(**{f"below {LEVEL} from step": steps.round()}))
 
 # %% [markdown]
-# Hurried, the model predicts repeats long before the usual run does; held back, it never does, and
-# has not even begun. On text they differ by some hundredths of a nat: the price is small.
+# Hurried, the model predicts what comes again a hundred steps before the usual run; held back, it
+# loses what it had of it. On text the three differ by about a tenth of a nat. First halves, where
+# nothing comes again, are dearer for the hurried model: it looks for repeats there, too.
 
 # %%
-assert steps["hurried"] < 2200
-assert not steps["usual"] < steps["hurried"] + 50
-assert np.isnan(steps["held back"]) and last.loc["held back", "second halves"] > 5.7
-assert abs(last.loc["hurried", "text"] - last.loc["usual", "text"]) < 0.2
+assert steps["hurried"] + 50 < steps["usual"] and np.isnan(steps["held back"])
+assert last.loc["held back", "second halves"] > 5.5
+assert last["text"].max() - last["text"].min() < 0.25
 
 # %% [markdown]
 # ## Is it the circuit?
 #
-# A lower loss could have another cause. Every run lies in `path/RUN/seed-N`, for `ls.checkpoints`.
-# In the hurried model a head matches prefixes; and the circuit, previous-token head through the
-# keys of the induction head, can be put on trial.
+# A lower loss could have another cause. Where all repeats have one distance, a model learns to look
+# back that far, whatever the tokens are, and the loss falls even faster. So we look at the heads.
+# Every run lies in `path/RUN/seed-N`, for `ls.checkpoints`.
 
 # %%
 models = {name: ls.checkpoints(folder / name / "seed-0") for name in runs}
 models = {name: one.load(one.steps[-1]) for name, one in models.items()}
 after = pd.DataFrame({name: best(model) for name, model in models.items()})
-assert after.loc["prefix_matching", "hurried"] > 0.3 > after.loc["prefix_matching", "held back"]
-after.round(2)
+assert (
+    after.loc["prefix_matching", "hurried"] > 0.7 > 0.2 > after.loc["prefix_matching", "held back"]
+)
+assert after.loc["prefix_matching in", "hurried"] == "L1H2"
+after
+
+# %% [markdown]
+# The heads are those of the shipped model, only sooner: where the circuit will be was settled
+# before. The path from one to the other, through the keys, can be put on trial in each model.
 
 # %%
-scores = ls.behaviour_scores(models["hurried"], n_random=4)
-writer, reader = (str(scores["component"].values[int(scores[name].argmax())]) for name in SCORES)
-pattern = np.zeros((64, 2 * HALF), bool)
-pattern[:, HALF + 1 :] = True
-trials = {
-    name: ls.cross_check(
-        models[name],
-        said_twice(64, seed=7),
-        ls.circuit(f"{writer} -> {reader}.K", "repeats"),
-        patterns=pattern,
-        n_null=20,
-        verdict_only=True,
-        progress=False,
-    )
-    for name in ("hurried", "held back")
-}
-print(*trials.values(), sep="\n")
-assert trials["held back"].verdict != "supported"
+tokens = said_again(64, seed=7, shortest=HALF)
+repeats = np.zeros((64, 2 * HALF), bool)
+repeats[:, HALF + 1 :] = True
+for name, model in models.items():
+    trial = ls.cross_check(
+        model, tokens, ls.circuit("L0H2 -> L1H2.K", "repeats"), patterns=repeats, n_null=20,
+        verdict_only=True, progress=False,
+    )  # fmt: skip
+    print(f"{name}: {trial}", end="\n\n")
+    assert name != "held back" or trial.verdict != "supported"
 
 # %% [markdown]
 # ## From a wish to weights
@@ -188,5 +193,6 @@ assert trials["held back"].verdict != "supported"
 # ## Exercises
 #
 # 1. Hold back for 150 steps only (`{0: weights, 150: None}`). Does induction come as fast after it?
-# 2. Leave the shuffled rows out of all runs. Does held back still mean never?
+# 2. Give all repeats one distance (`shortest=HALF`). The loss on second halves falls as fast; which
+#    of the checks above tells that this is no induction?
 # 3. Sample L1 of the three models with `ls.sample`: which rLLC tells them apart first?

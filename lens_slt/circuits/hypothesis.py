@@ -255,7 +255,9 @@ def _read(part: str) -> Iterator[tuple[str, str, str]]:
         name, _, through = end.strip().partition(".")
         node, role = split_role(name)
         if through and not place:
-            raise ValueError(f"{part!r} begins with {end!r}: a source has no '.'")
+            raise ValueError(
+                f"{part!r} begins with {end!r}: a source has no '.'; an edge is written ->"
+            )
         if role and node == LOGITS:
             raise ValueError(f"{part!r}: what the logits read stands where its source does, not @")
         yield node, role, through.upper()

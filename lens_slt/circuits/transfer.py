@@ -84,8 +84,8 @@ def transfer(
 
     Returns:
         A :class:`Transfer`. Its ``summary`` has over circuit: ``original`` and ``mapped``, as text;
-        ``verdict``, of the trial, or ``no map`` with ``reason``, where a component has no partner
-        or the partners stand in another order; ``chance``, the share of maps whose circuit is
+        ``verdict``, of the trial, or ``no map`` where a component has no partner or the partners
+        stand in another order; ``reason`` of either; ``chance``, the share of maps whose circuit is
         supported in B, the match's own map among them; ``n_maps`` that were tried, of
         ``n_possible``. Over (circuit, map): ``map_circuit`` and ``map_verdict``, "" past the last
         one, where a map that makes an edge run backwards is ``no map``. Attributes:
@@ -137,7 +137,8 @@ def transfer(
     verdicts = {one: trial.verdict for one, trial in full.items()}
     verdicts |= {one: trial.verdict for one, trial in zip(others, quick, strict=True)}
     trials = (None if p.mapped is None else full[p.mapped] for p in plans)
-    return Transfer(_summary(plans, verdicts), tuple(trials))
+    reasons = {one: "; ".join(trial.reasons) for one, trial in full.items()}
+    return Transfer(_summary(plans, verdicts, reasons), tuple(trials))
 
 
 def _trials(model: Any, tokens: Any, circuits: list[CircuitHypothesis], **options: Any) -> Any:
@@ -260,7 +261,11 @@ def _each_once(drawn: Iterator[Any]) -> Iterator[Any]:
             yield one
 
 
-def _summary(plans: list[_Plan], verdicts: Mapping[CircuitHypothesis, str]) -> xr.Dataset:
+def _summary(
+    plans: list[_Plan],
+    verdicts: Mapping[CircuitHypothesis, str],
+    reasons: Mapping[CircuitHypothesis, str],
+) -> xr.Dataset:
     width = max(1, *(len(plan.others) for plan in plans))
     circuits, words = (np.full((len(plans), width), "", dtype=object) for _ in range(2))
     rows: dict[str, list[Any]] = {
@@ -274,7 +279,7 @@ def _summary(plans: list[_Plan], verdicts: Mapping[CircuitHypothesis, str]) -> x
         rows["original"].append(str(plan.original))
         rows["mapped"].append("" if plan.mapped is None else str(plan.mapped))
         rows["verdict"].append(NO_MAP if plan.mapped is None else verdicts[plan.mapped])
-        rows["reason"].append(plan.reason)
+        rows["reason"].append(plan.reason if plan.mapped is None else reasons[plan.mapped])
         rows["chance"].append(_chance(plan, words[i, :n]))
         rows["n_maps"].append(n)
     carried = sum(verdict == SUPPORTED for verdict in rows["verdict"])

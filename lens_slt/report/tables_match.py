@@ -8,6 +8,7 @@ from rich.table import Table
 
 from lens_slt.report.plain_table import PlainTable, cell
 from lens_slt.schema import require
+from lens_slt.structure.match import PARTNERED
 
 NOTHING = "–"
 STYLES = {
@@ -32,8 +33,11 @@ def match_table(result: xr.Dataset) -> Table:
         row = result.sel(component=name)
         verdict = str(row["verdict"].values)
         numbers = [_number(row[key]) for key in ("p", "stability", "runner_up")]
+        partner = str(row["partner"].values)
+        if partner and verdict not in PARTNERED:
+            partner = f"({partner})"  # the most alike, and not alike enough
         table.add_row(
-            str(name), str(row["partner"].values) or NOTHING, _interval(row), *numbers,
+            str(name), partner or NOTHING, _interval(row), *numbers,
             cell(verdict, STYLES.get(verdict, "")),
         )  # fmt: skip
     return table

@@ -14,7 +14,7 @@ def models_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row per shipped model, from records."""
     table = PlainTable("Shipped models", "load with --model NAME, --checkpoint STEP")
     table.add_column("model", no_wrap=True)
-    for name in ("layers", "heads", "d_model", "weights"):
+    for name in ("layers", "heads in all", "d_model", "weights"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("checkpoints")
     for row in rows:
