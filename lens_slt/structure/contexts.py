@@ -13,6 +13,7 @@ from lens_slt.arguments import integer
 from lens_slt.data.tokenizer import PASS_TOKENIZER, can_be_shipped, shipped_tokenizer
 from lens_slt.models.shipped import tokenizer_of
 from lens_slt.schema import require
+from lens_slt.schemas import MATRICES
 from lens_slt.text import CONTROLS
 
 VISIBLE = CONTROLS | str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "⏎"})
@@ -98,18 +99,20 @@ def visible_text(ids: NDArray[np.integer[Any]], tokenizer: Any) -> NDArray[np.ob
 def top_tokens(
     result: xr.Dataset, tokenizer: Any = None, *, n: int = 10, width: int = 12
 ) -> pd.DataFrame:
-    """The tokens at both ends of every mode, in context; at most one of each sequence and end.
+    """The tokens at both ends of every mode or component, in context.
 
-    One sequence that repeats itself would otherwise fill the list.
+    At most one of each sequence and end: one that repeats itself would otherwise fill the list.
 
     Args:
-        result: from :func:`lens_slt.modes`.
+        result: from :func:`lens_slt.modes`, or a matrix, such as per-token rLLCs: the tokens with
+            the largest and the smallest values of every component.
         tokenizer: of the model; may be left out for the shipped models' tokens.
         n: tokens of each end.
         width: tokens of context.
 
     Returns:
-        Columns ``mode``, ``end`` (high or low), ``score`` and ``context``.
+        Columns ``mode`` (``component``), ``end`` (high or low), ``score`` (of a matrix its value,
+        in its units) and ``context``.
 
     Example:
         >>> import lens_slt as ls
@@ -121,17 +124,18 @@ def top_tokens(
         ['high', 'low']
     """
     integer("n", n, at_least=1)
-    result = require(result, "modes", argument="result")
+    result = require(result, "modes", *MATRICES, argument="result")
     result = result.assign_coords(text=("token", token_texts(result, tokenizer)))
+    of = "mode" if "mode" in result.dims else "component"
+    values = result["score" if of == "mode" else result.attrs["quantity"]].transpose(of, "token")
     sequence = result["sequence"].values
     rows = []
-    for mode in result["mode"].values:
-        score = result["score"].sel(mode=mode).values
+    for name, score in zip(result[of].values.tolist(), values.values, strict=True):
         for end, order in (("high", np.argsort(-score)), ("low", np.argsort(score))):
             _, first = np.unique(sequence[order], return_index=True)
             best = order[np.sort(first)[:n]]
             rows += [
-                {"mode": int(mode), "end": end, "score": float(score[token]), "context": text}
+                {of: name, "end": end, "score": float(score[token]), "context": text}
                 for token, text in zip(best, contexts(result, width=width, rows=best), strict=True)
             ]
-    return pd.DataFrame(rows, columns=["mode", "end", "score", "context"])
+    return pd.DataFrame(rows, columns=[of, "end", "score", "context"])

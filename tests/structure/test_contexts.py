@@ -46,8 +46,11 @@ def test_top_tokens_are_the_extreme_ones_of_different_sequences():
     high = top[(top["mode"] == 1) & (top["end"] == "high")]["score"].values
     best = np.sort(found["score"].values[0].reshape(30, 20).max(1))[::-1][:5]
     np.testing.assert_allclose(high, best)
-    with pytest.raises(TypeError, match=r"found must come from modes\(…\); got what per_token"):
-        ls.top_tokens(matrix, Letters())
+    of_heads = ls.top_tokens(matrix, Letters(), n=1)
+    highest = of_heads[of_heads["end"] == "high"].set_index("component")["score"]
+    assert highest.to_dict() == matrix["llc"].max("token").to_series().to_dict()
+    with pytest.raises(TypeError, match=r"result must come from modes\(…\) or per_token_llc"):
+        ls.top_tokens(ls.label_patterns(np.zeros((2, 3), int)))
 
 
 def test_the_shipped_models_tokens_need_no_tokenizer():
