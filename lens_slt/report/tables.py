@@ -9,7 +9,7 @@ import xarray as xr
 from rich.table import Table
 from rich.text import Text
 
-from lens_slt.calibration import Calibration
+from lens_slt.calibration import BELOW_PRIOR, Calibration
 from lens_slt.report.plain_table import PlainTable, cell
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
@@ -85,7 +85,22 @@ def _worst(llc: xr.Dataset) -> str:
         return words
     low, high = f"{np.nanmin(prior):.2g}", f"{np.nanmax(prior):.2g}"
     span = low if low == high else f"{low} to {high}"
-    return f"{words}; the prior alone raises the loss by {span} nats"
+    words = f"{words}; the prior alone raises the loss by {span} nats"
+    same = _told_by_the_prior(llc)
+    if same:
+        words += f", and the draws of {few_words(same)} hardly by less: a higher nβ or lower γ"
+    return words
+
+
+def _told_by_the_prior(llc: xr.Dataset) -> list[str]:
+    """Components whose loss is not clearly below the prior's, as ``calibrate`` judges it."""
+    n_beta, prior = settings_of(llc).n_beta, llc["prior_loss"].values
+    if n_beta == 0:  # the control is the prior
+        return []
+    lowered = prior - llc["mean_paired_loss"].values
+    error = np.hypot(llc["prior_loss_se"].values, llc["se"].values / n_beta)
+    same = lowered <= np.maximum(2 * error, BELOW_PRIOR * prior)
+    return [str(name) for name in llc["component"].values[same]]
 
 
 def notes(draws: xr.DataTree) -> list[str]:

@@ -82,6 +82,11 @@ def test_health_in_words() -> None:
     all_well = health_summary(refined_llc(made_draws(prior_loss=[0.25, 0.5, 0.75, 1.0])))
     assert all_well.startswith("all 4 components are healthy and certified; largest R̂ 1.0")
     assert "the prior alone raises the loss by 0.25 to 1 nats" in all_well
+    assert "hardly" not in all_well
+    llc = refined_llc(made_draws(prior_loss=4 * [1.0], prior_loss_se=4 * [0.01]))
+    loss = llc["mean_paired_loss"].values
+    near = llc.assign(prior_loss=("component", [9.0, 1.05 * loss[1], 9.0, 9.0]))
+    assert "draws of L0H1 hardly by less: a higher nβ or lower γ" in health_summary(near)
     summary = health_summary(refined_llc(made_draws(bad={"L0H1": 4, "L1H0": 1})))
     assert summary.splitlines()[0].startswith("2 of 4 components are healthy")
     assert "L0H1: diverged (no chain can be used)" in summary
