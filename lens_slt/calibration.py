@@ -91,6 +91,13 @@ class Calibration:
     evidence: xr.Dataset
     reason: str
 
+    def __str__(self) -> str:
+        s = self.settings
+        chosen = "nothing chosen" if s is None else f"nβ {s.n_beta:g}, γ {s.gamma:g}"
+        refused = self.evidence["why"].to_series()
+        lines = [f"  nβ {n:g}, γ {g:g}: {why}" for (n, g), why in refused.items()]
+        return "\n".join([f"{chosen}: {self.reason}", *lines])
+
 
 @typed
 @plain_torch

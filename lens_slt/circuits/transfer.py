@@ -51,6 +51,21 @@ class Transfer:
     summary: xr.Dataset
     trials: tuple[Trial | None, ...]
 
+    def __str__(self) -> str:
+        about, lines = self.summary.attrs, []
+        for i in range(self.summary.sizes["circuit"]):
+            row = {key: str(self.summary[key].values[i]) for key in ("original", "mapped")}
+            verdict, reason = (str(self.summary[key].values[i]) for key in ("verdict", "reason"))
+            mapped = row["mapped"] or "nothing"
+            why = f" ({reason})" if reason else ""
+            lines.append(f"{row['original']} ⇒ {mapped}: {verdict}{why}")
+        return "\n".join(
+            [
+                *lines,
+                f"{about['transfer_rate']:.0%} carried over, {about['chance_rate']:.0%} by chance",
+            ]
+        )
+
 
 @typed
 def transfer(

@@ -107,7 +107,8 @@ def paper_modes(result: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) ->
         )  # fmt: skip
         axes.axvline(0, color="grey", linewidth=0.6)
         axes.set_title(
-            f"mode {int(mode['mode'])}: {100 * float(mode['explained']):.1f} %", fontsize=8
+            f"mode {int(mode['mode'])}: {100 * float(mode['explained']):.1f} % of variance",
+            fontsize=8,
         )
         axes.set_xlabel("loading")
         axes.set_xlim(-1.05, 1.05)

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import integer, location, typed
+from lens_slt.arguments import did_you_mean, integer, location, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.runs import Runs
 from lens_slt.data.tokenizer import TokenizerWarning
@@ -27,6 +27,7 @@ from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
 from lens_slt.training.retrain import prepare_retraining, retrain
 
+PASSED_ON = ("start", "save_at", "optimisation", "trainer", "pad_id")  # to retrain
 MODEL = "model"  # the folder of the checkpoint that all begin with
 
 Measure = Callable[[Any], Mapping[str, float]]
@@ -106,6 +107,13 @@ def run_schedules(
 ) -> xr.Dataset:
     """As :func:`retrainings`, of runs whose weights are given for every seed, the same seeds."""
     folder = location("path", path)
+    for name in options:
+        if name not in PASSED_ON:
+            hint = did_you_mean(name, (*PASSED_ON, "seeds"))
+            allowed = ", ".join(PASSED_ON)
+            raise TypeError(
+                f"there is no argument {name!r}; passed on to retrain are {allowed}{hint}"
+            )
     _check(runs)
     seeds = list(next(iter(runs.values())))
     measured = as_measure(measure)

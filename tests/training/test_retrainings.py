@@ -187,3 +187,8 @@ def test_bad_input_is_refused_before_training(model, tmp_path):
     with pytest.raises(ValueError, match=r"weights must hold 24 finite numbers"):
         ls.retrainings(model, data(), {"a": None, "b": np.ones(7)}, PROBES, **options)
     assert not (tmp_path / "x").exists()
+
+
+def test_an_argument_that_is_none_is_named_as_the_caller_gave_it(model, tmp_path):
+    with pytest.raises(TypeError, match=r"no argument 'n_seeds'; .*; did you mean 'seeds'\?"):
+        ls.retrainings(model, data(), {"all": None}, PROBES, path=tmp_path, steps=2, n_seeds=2)
