@@ -4,11 +4,12 @@ Cross-references (``:func:`lens_slt.sample```) become links where their target i
 code elsewhere; simple tables become Markdown tables; ``.. math::`` becomes a formula; the star of
 w* is no emphasis. What is returned becomes a paragraph, because the parser would take its first
 words for a type, and so do arguments that are described in a sentence. The one example becomes a
-section of examples, which the parser knows as code.
+section of examples, which the parser knows as code. Constants that explain names are tables.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from typing import Any
@@ -34,6 +35,14 @@ class Docstrings(griffe.Extension):
         """Called for every module, class, function and attribute."""
         if obj.docstring is not None:
             obj.docstring.value = to_markdown(obj.docstring.value)
+            if isinstance(obj, griffe.Attribute) and str(obj.annotation) == "dict[str, str]":
+                obj.docstring.value += _rows(ast.literal_eval(str(obj.value)))
+
+
+def _rows(values: dict[str, str]) -> str:
+    """Names with their words as a Markdown table."""
+    rows = (f"| {name} | {words.replace('|', '&#124;')} |" for name, words in values.items())
+    return "\n".join(["", "", "| | |", "|---|---|", *rows])
 
 
 def to_markdown(text: str) -> str:

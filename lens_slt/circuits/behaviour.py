@@ -43,7 +43,7 @@ from lens_slt.torch_state import plain_torch
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")
 DIRECT = ("induction", "ngram", "skip_gram")
 SCORES = (*ATTENTION, *DIRECT, "copying")
-MEANINGS: dict[str, str] = {  # of the scores
+MEANINGS: dict[str, str] = {
     "previous_token": "attention to the previous token, over all positions but the first",
     "current_token": "attention to the token itself, over the same positions",
     "first_token": "attention to position 0, over the same positions (where sinks rest)",
@@ -69,6 +69,7 @@ MEANINGS: dict[str, str] = {  # of the scores
         "that of the stream that its layer reads"
     ),
 }
+"""Scores, each with what is averaged."""
 TYPES: dict[str, str] = {
     "dead": "written_share is under 0.01: whatever it attends to, nothing comes of it",
     "previous token": "previous_token is at least 0.5",
@@ -79,6 +80,7 @@ TYPES: dict[str, str] = {
     "copying": "copying is at least 0.7",
     "other": "none of these",
 }
+"""Types of heads, each with its rule."""
 
 ATTENDS = {  # types by attention: which score, and the least of it
     "previous token": ("previous_token", 0.5), "current token": ("current_token", 0.5),

@@ -36,7 +36,7 @@ from lens_slt.schema import stamped
 
 __all__ = ["PATTERNS", "NgramCounts", "bracket_depth", "label_patterns", "ngram_counts"]
 
-PATTERNS: dict[str, str] = {  # the predicted token …
+PATTERNS: dict[str, str] = {
     "induction": "and the token before it stood next to each other earlier in this sequence",
     "repeat_3": "ends three tokens that stood in this order earlier in this sequence",
     "repeat_5": "ends five tokens that stood in this order earlier in this sequence",
@@ -70,6 +70,7 @@ PATTERNS: dict[str, str] = {  # the predicted token …
         "frequent in counts (at these distances), in 10 or more co-occurrences"
     ),
 }
+"""Patterns, with what the predicted token is or does."""
 
 _FRAGMENT = "\ufffd"  # what part of a UTF-8 character decodes to
 _REPEATS = {2: "induction", 3: "repeat_3", 5: "repeat_5"}

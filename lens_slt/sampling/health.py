@@ -30,7 +30,7 @@ EXCLUDED = (
     "diverged", "never moved", "identical chains", "still rising", "still falling",
     "chains disagree",
 )  # fmt: skip
-RULES: dict[str, str] = {  # verdict to rule and consequence
+RULES: dict[str, str] = {
     "diverged": (
         "a non-finite loss, or the chain is more than √10 times as far from the given weights "
         "as the prior allows; excluded"
@@ -69,6 +69,7 @@ RULES: dict[str, str] = {  # verdict to rule and consequence
     ),
     "healthy": "none of these",
 }
+"""Verdicts, each with its rule and what becomes of the chain."""
 LEAST_GAIN = 0.01  # of the uniform guess's loss, that a trained model is better by
 LEAST_MIXED = 100  # effective draws of an exact sampler that is certified
 LARGEST_RHAT = 1.05
