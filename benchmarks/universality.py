@@ -50,6 +50,7 @@ TOGETHER = "rllc and attention"  # what is reported; roles are behaviours themse
 ROLES = ("previous token", "induction")
 ATTENDED = 16  # sequences of attention patterns
 UNTRAINED = 3  # models of a false match
+UNTRAINED_DRAWS = 60  # such weights are steep, and a draw takes many steps
 
 
 class Subject:
@@ -117,7 +118,9 @@ def untrained(place: int, size: Any, args: argparse.Namespace) -> Subject:
         order = generator.permutation(len(flat)) if values.is_floating_point() else slice(None)
         shuffled[name] = flat[order].reshape(values.shape)
     model.load_state_dict(shuffled)
-    return Subject(f"untrained {place}", model, 50 + place, size, args.cache, args.seed)
+    draws = min(size["settings"].draws, UNTRAINED_DRAWS)
+    fewer = size | {"settings": size["settings"].but(draws=draws)}
+    return Subject(f"untrained {place}", model, 50 + place, fewer, args.cache, args.seed)
 
 
 def by_cosine(a: Subject, b: Subject) -> dict[str, str]:
