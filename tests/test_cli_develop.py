@@ -81,7 +81,7 @@ def test_a_command_goes_on_with_its_plan(tmp_path: Path, monkeypatch: pytest.Mon
     assert again | {"seconds": first["seconds"]} == first
     assert ran == done  # nothing is sampled again
     other = develop(tmp_path, "--hypothesis", "none", "--seed", "7", "--json")
-    assert other.exit_code == 2 and other.stderr.splitlines()[-1].startswith("error: path")
+    assert other.exit_code == 2 and other.stderr.splitlines()[-1].startswith("error: --out")
 
 
 @pytest.mark.parametrize(

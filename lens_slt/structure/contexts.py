@@ -69,7 +69,7 @@ def token_texts(result: xr.Dataset, tokenizer: Any = None) -> NDArray[np.object_
         return result["text"].values.astype(object)
     tokenizer = tokenizer_for(result) if tokenizer is None else tokenizer
     if tokenizer is None:
-        raise ValueError(f"the tokens of found cannot be read as text: {PASS_TOKENIZER}")
+        raise ValueError(f"the tokens of result cannot be read as text: {PASS_TOKENIZER}")
     return visible_text(result["token_id"].values, tokenizer)
 
 

@@ -110,7 +110,7 @@ def test_ladders_that_are_too_short():
     words = found["verdict"].values.ravel().tolist()  # at nβ 2 the flat component's prior has 1.2
     assert ["above 10) are 4; 6 are needed" in w for w in words] == [True, False]
     assert "above 10) are 3; 6 are needed" in words[1]
-    with pytest.raises(TypeError, match="found must come from spectrum"):
+    with pytest.raises(TypeError, match="result must come from spectrum"):
         ls.multiplicity(found)
 
 

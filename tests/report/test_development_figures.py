@@ -84,7 +84,7 @@ def test_what_has_no_curves_is_refused(llc):
         ls.plot_curves(llc.isel(checkpoint=0, drop=True))
     with pytest.raises(ValueError, match="quantity must be one of llc, probe_llc"):
         ls.plot_curves(llc, quantity="lcl")
-    with pytest.raises(TypeError, match="found must come from"):
+    with pytest.raises(TypeError, match="result must come from"):
         ls.plot_curves(xr.Dataset(attrs={"result": "modes"}))
     with pytest.raises(ValueError, match="checkpoint"):
         ls.plot(made("modes", quantity="llc"))

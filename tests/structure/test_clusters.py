@@ -276,7 +276,7 @@ def test_summary_messages(found):
     labels = patterns_of(np.zeros((1, 23, POSITIONS), dtype=bool))
     with pytest.raises(ValueError, match="patterns label 23 sequences of 25 positions; the matrix"):
         cluster_summary(found, labels, matrix)
-    with pytest.raises(ValueError, match="found has clusters of 600 tokens and matrix has 599"):
+    with pytest.raises(ValueError, match="result has clusters of 600 tokens and matrix has 599"):
         cluster_summary(found, labels, matrix.isel(token=slice(599)))
     with pytest.raises(ValueError, match="permutations must be an integer of at least 1; got 0"):
         cluster_summary(found, labels, matrix, permutations=0)

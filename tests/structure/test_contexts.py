@@ -30,7 +30,7 @@ def test_contexts():
     first = ls.contexts(matrix, Letters(), rows=[0])[0]
     assert first == f"«{Letters().decode([ids[0, 0]])}»"
     assert len(ls.contexts(matrix, Letters())) == 600
-    with pytest.raises(ValueError, match=r"of found cannot be read .* tokenizer=model\.token"):
+    with pytest.raises(ValueError, match=r"of result cannot be read .* tokenizer=model\.token"):
         ls.contexts(matrix)
     shipped = matrix.assign_attrs(model="attn-2l")  # the run's record knows the tokenizer
     assert ls.contexts(shipped, rows=[3 * 20 + 7], width=1) == ['Q«"»']
