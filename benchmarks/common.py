@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -119,16 +120,24 @@ def _save(file: Path, figures: dict[str, Any]) -> None:
     """Keep figures with what gave them; numbers in the documentation are checked against these."""
     given = zip(["", *sys.argv[1:]], sys.argv[1:], strict=False)
     places = {"--save", "--cache"}  # say nothing about the figures
-    options = [one for before, one in given if not {before, one} & places and one != "--json"]
+    options = [
+        "FOLDER" if Path(one).is_absolute() else one  # of this machine
+        for before, one in given if not {before, one} & places and one != "--json"
+    ]  # fmt: skip
     module = Path(sys.argv[0])
     name = module.parent.name if module.stem == "__main__" else module.stem
     record = {
         "command": " ".join(["python -m", f"benchmarks.{name}", *options]),
         "versions": versions(),
-        "figures": figures,
+        "figures": {name: _plain(value) for name, value in figures.items()},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no infinity and nothing that is not a number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def console() -> Console:
