@@ -68,6 +68,8 @@ def test_a_reader_sees_what_it_shows(source: Path) -> None:
 
 
 def test_outputs_go_where_the_code_changed(runner: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("nbclient")
     path = tmp_path / "1_few.py"
     path.write_text("# %% [markdown]\n# Text.\n\n# %%\nprint(1 + 1)\n")
     assert runner.execute(_made(runner, path), None, keep=True)[2] == ""
