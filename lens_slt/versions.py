@@ -29,8 +29,13 @@ def warn_of_restart() -> None:
     stale = [
         f"{name} {old} is loaded and {version_of(name)} installed"
         for name, old in loaded.items()
-        if old is not None and str(old) != version_of(name)
+        if old is not None and _public(str(old)) != _public(version_of(name))
     ]
     if stale:
         words = f"{'; '.join(stale)}: restart the session (in Colab: Runtime, Restart session)"
         warnings.warn(words, stacklevel=2)
+
+
+def _public(name: str) -> str:
+    """A version without what names its build: torch says +cu128, and its metadata do not."""
+    return name.partition("+")[0]

@@ -99,6 +99,8 @@ def test_a_session_with_an_old_package_is_told_to_restart(monkeypatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_restart()
+        monkeypatch.setattr(np, "__version__", f"{np.__version__.partition('+')[0]}+cu128")
+        warn_of_restart()  # another build of the same version is none
     monkeypatch.setattr(np, "__version__", "1.0.0")
     with pytest.warns(UserWarning, match=r"numpy 1\.0\.0 is loaded and .* installed: restart"):
         warn_of_restart()

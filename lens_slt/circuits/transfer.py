@@ -52,19 +52,15 @@ class Transfer:
     trials: tuple[Trial | None, ...]
 
     def __str__(self) -> str:
-        about, lines = self.summary.attrs, []
-        for i in range(self.summary.sizes["circuit"]):
-            row = {key: str(self.summary[key].values[i]) for key in ("original", "mapped")}
-            verdict, reason = (str(self.summary[key].values[i]) for key in ("verdict", "reason"))
-            mapped = row["mapped"] or "nothing"
-            why = f" ({reason})" if reason else ""
-            lines.append(f"{row['original']} ⇒ {mapped}: {verdict}{why}")
-        return "\n".join(
-            [
-                *lines,
-                f"{about['transfer_rate']:.0%} carried over, {about['chance_rate']:.0%} by chance",
-            ]
-        )
+        keys = ("original", "mapped", "verdict", "reason")
+        lines = [
+            f"{original} ⇒ {mapped or 'nothing'}: {verdict}" + (f" ({reason})" if reason else "")
+            for original, mapped, verdict, reason in zip(
+                *(self.summary[key].values for key in keys), strict=True
+            )
+        ]
+        rate, chance = (self.summary.attrs[key] for key in ("transfer_rate", "chance_rate"))
+        return "\n".join([*lines, f"{rate:.0%} carried over, {chance:.0%} by chance"])
 
 
 @typed

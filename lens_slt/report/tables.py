@@ -9,7 +9,7 @@ import xarray as xr
 from rich.table import Table
 from rich.text import Text
 
-from lens_slt.calibration import BELOW_PRIOR, Calibration
+from lens_slt.calibration import BELOW_PRIOR, ERRORS, Calibration
 from lens_slt.report.plain_table import PlainTable, cell
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
@@ -99,7 +99,7 @@ def _told_by_the_prior(llc: xr.Dataset) -> list[str]:
         return []
     lowered = prior - llc["mean_paired_loss"].values
     error = np.hypot(llc["prior_loss_se"].values, llc["se"].values / n_beta)
-    same = lowered <= np.maximum(2 * error, BELOW_PRIOR * prior)
+    same = lowered <= np.maximum(ERRORS * error, BELOW_PRIOR * prior)
     return [str(name) for name in llc["component"].values[same]]
 
 
