@@ -13,10 +13,8 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "tutorials"
 NUMBERED = {int(path.stem.split("_")[0]): path for path in FOLDER.glob("[0-9]*_*.py")}
 SOURCES = [NUMBERED[number] for number in sorted(NUMBERED)]
-REPOSITORY = "lens-slt/lens_slt"
-BADGE = re.compile(
-    r"https://colab\.research\.google\.com/github/(\S+?)/blob/main/tutorials/(\S+?)\)"
-)
+ADDRESS = "https://github.com/someone/lens_slt"
+BADGE = "https://colab.research.google.com/github/someone/lens_slt/blob/main/tutorials/{}.ipynb"
 each = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 
 
@@ -92,19 +90,37 @@ def _said(path: Path) -> list[str]:
 
 
 @each
-def test_the_first_cell_opens_this_notebook(source: Path) -> None:
-    first = cells_of(source, "markdown")[0].source
-    assert first.startswith(f"# {source.stem.split('_')[0]}. ")
-    assert BADGE.findall(first) == [(REPOSITORY, f"{source.stem}.ipynb")]
+def test_the_first_code_cell_installs_only_when_needed_and_asks_from_where(
+    source: Path, runner: ModuleType
+) -> None:
+    first = cells_of(source, "code")[0].source.splitlines()
+    assert first[:3] == ["try:", "    import lens_slt as ls", "except ImportError:"]
+    assert first[3:5] == [f"    source = {runner.ASKS}", '    %pip install -q "{source}"']
+    assert cells_of(source, "markdown")[0].source.startswith(f"# {source.stem.split('_')[0]}. ")
 
 
 @each
-def test_the_first_code_cell_installs_only_when_needed(source: Path) -> None:
-    first = cells_of(source, "code")[0].source.splitlines()
-    assert first[:3] == ["try:", "    import lens_slt as ls", "except ImportError:"]
-    assert first[3].startswith(
-        f'    %pip install -q "lens-slt @ git+https://github.com/{REPOSITORY}'
-    )
+def test_links_lead_to_files(source: Path, runner: ModuleType) -> None:
+    text = "".join(cell.source for cell in cells_of(source, "markdown"))
+    for up, target in runner.LINK.findall(text):
+        assert (FOLDER / f"{up}{target}").exists(), target
+
+
+@each
+def test_a_published_notebook_opens_in_colab_and_installs_from_where_it_is(
+    source: Path, runner: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "address", lambda: ADDRESS)
+    notebook = runner.made(source)
+    text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert BADGE.format(source.stem) in text[0]
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert f'    source = "lens-slt @ git+{ADDRESS}"' in code[0].splitlines()
+    targets = re.findall(r"\]\(([^)\s]+)\)", "".join(text))
+    assert all(target.startswith("https://") for target in targets)
+    for target in targets:
+        _, inside, place = target.partition(f"{ADDRESS}/blob/main/")
+        assert not inside or (FOLDER.parent / place).exists(), target
 
 
 @each
@@ -114,9 +130,7 @@ def test_the_text_is_python(source: Path) -> None:
 
 def test_the_readme_links_all() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert [name for _, name in BADGE.findall(text)] == [f"{path.stem}.ipynb" for path in SOURCES]
-    for path in SOURCES:
-        assert f"]({path.stem}.ipynb)" in text
+    assert re.findall(r"\]\((\d+_\w+)\.ipynb\)", text) == [path.stem for path in SOURCES]
 
 
 def test_an_unknown_name_is_refused(runner: ModuleType) -> None:

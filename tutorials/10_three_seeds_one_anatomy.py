@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 10. Three seeds, one anatomy
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/10_three_seeds_one_anatomy.ipynb)
-#
 # The same architecture, the same data, three seeds. Heads have other numbers in each model: which
 # head of one is which of another? And is a match more than a similar picture? Here we match heads
 # by what their refined LLCs say token by token and by where they attend, and then put the match on
@@ -26,7 +24,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]
@@ -152,6 +151,6 @@ shared[shared["models"] > 1]
 # %% [markdown]
 # ## Where to go from here
 #
-# - [Find the same heads in another model](https://github.com/lens-slt/lens_slt/blob/main/docs/how-to/two-models.md):
+# - [Find the same heads in another model](../docs/how-to/two-models.md):
 #   verdicts, other kinds of evidence, `lens-slt match`.
-# - [Choose data that grows a structure](https://github.com/lens-slt/lens_slt/blob/main/docs/how-to/patterning.md).
+# - [Choose data that grows a structure](../docs/how-to/patterning.md).

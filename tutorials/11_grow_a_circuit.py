@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 11. Hold back and hurry the induction circuit
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/11_grow_a_circuit.ipynb)
-#
 # Which data make a structure grow? From a checkpoint in which induction has not formed yet, we
 # train on three times, with the same randomness and other weights of the data: as they are, without
 # repeats, and with twice as many. Then we look into the three models.
@@ -25,7 +23,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]
@@ -187,8 +186,8 @@ for name, model in models.items():
 # `python -m benchmarks.patterning` takes the time for a response that can be seen, retrains over a
 # ladder of strengths with controls, and compares what was predicted with what came true.
 #
-# - [Choose data that grows a structure](https://github.com/lens-slt/lens_slt/blob/main/docs/how-to/patterning.md)
-# - [Benchmarks](https://github.com/lens-slt/lens_slt/blob/main/docs/benchmarks.md)
+# - [Choose data that grows a structure](../docs/how-to/patterning.md)
+# - [Benchmarks](../docs/benchmarks.md)
 #
 # ## Exercises
 #

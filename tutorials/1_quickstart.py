@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 1. Quickstart: how much has each head learned?
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/1_quickstart.ipynb)
-#
 # We measure the **refined local learning coefficient** (rLLC, λ̂) of all 16 heads of a small
 # transformer, check that the numbers can be trusted, break a run on purpose to see what that looks
 # like, and save a run so that it survives a crash.
@@ -25,7 +23,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]
@@ -231,7 +230,7 @@ assert (wrong["verdict"] == "beyond the prior").all()
 # further from the trained weights than the prior alone would put them (`beyond the prior`). Smaller
 # biases have no verdict: healthy chains are fine, which does not mean that the sampler is right.
 # How to tell is the subject of
-# [tutorial 2](https://github.com/lens-slt/lens_slt/blob/main/tutorials/2_choosing_settings.ipynb).
+# [tutorial 2](2_choosing_settings.ipynb).
 
 # %% [markdown]
 # ## Save and resume
@@ -274,7 +273,7 @@ except ValueError as error:
 # - λ̂ depends on nβ and γ: compare components, or checkpoints, at *one* setting, and quote it.
 # - The standard error is that of the sampling. Other tokens would give another λ̂.
 # - A healthy chain can sample the wrong distribution (above), and high λ̂ does not say *what* a head
-#   does: that takes [tutorial 3](https://github.com/lens-slt/lens_slt/blob/main/tutorials/3_susceptibilities.ipynb).
+#   does: that takes [tutorial 3](3_susceptibilities.ipynb).
 #
 # ## Exercises
 #

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 2. Choosing nβ, γ and the sampler
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/2_choosing_settings.ipynb)
-#
 # A run has three knobs: the inverse temperature nβ, the localization γ and the step size ε. Two of
 # them choose *what* is measured, the third should not matter, and often does. First we let the
 # method prove itself where the answer is known, then on heads of a transformer.
@@ -23,7 +21,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 3. Susceptibilities: which heads go with which tokens
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/3_susceptibilities.ipynb)
-#
 # λ̂ says how much a head has learned, not what. Here we look token by token: a matrix of **tokens ×
 # heads**, its **modes** (patterns over heads that go with patterns over tokens), and, with every
 # step, the question of what would come back if the draws were made again.
@@ -23,7 +21,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]
@@ -282,7 +281,7 @@ ls.plot_stability(maps=stability)
 # - Split-half first, then modes with a verdict and intervals, then patterns, then stories.
 # - Here, from draws alone: `L1H2` goes with induction tokens. Whether it *causes* the behaviour is
 #   for interventions to say:
-#   [tutorial 4](https://github.com/lens-slt/lens_slt/blob/main/tutorials/4_circuits_on_trial.ipynb).
+#   [tutorial 4](4_circuits_on_trial.ipynb).
 #
 # ## Limits
 #

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 4. Circuits on trial: from modes to a verdict
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/4_circuits_on_trial.ipynb)
-#
 # Draws suggest which heads work together. A suggestion is not a finding. Here we let lens_slt
 # **propose** circuits from draws alone, then **put them on trial** with ablations on other text,
 # beside guesses of our own, two of which fail. At the end, a model whose circuit is known because
@@ -26,7 +24,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]

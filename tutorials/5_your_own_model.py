@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 5. Your own model
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/5_your_own_model.ipynb)
-#
 # What changes when the model is not a shipped one: loading with unprocessed weights, tokens from
 # your own text, which components, what it will cost, which settings, and a run that survives
 # interruption.
@@ -26,7 +24,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %%
@@ -278,7 +277,7 @@ ls.plot(calibration)
 # %% [markdown]
 # **Look at** how λ̂ changes along the grid: the slower, the less a comparison of components hangs
 # on the choice. [Tutorial
-# 2](https://github.com/lens-slt/lens_slt/blob/main/tutorials/2_choosing_settings.ipynb) has more.
+# 2](2_choosing_settings.ipynb) has more.
 #
 # ## A run that survives
 #

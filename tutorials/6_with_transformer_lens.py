@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 6. Alongside TransformerLens
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/6_with_transformer_lens.ipynb)
-#
 # lens_slt says *where to look*; TransformerLens shows *what is there*. Here heads with high rLLC go
 # through the usual tools: caches and hooks, attention patterns, head detectors, `FactoredMatrix`,
 # activation patching. Where both have an answer to the same question, we compare.
@@ -26,7 +24,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %%
@@ -330,7 +329,7 @@ beyond.head(6).round(2)
 #   ablation.
 # - lens_slt adds standard errors, chance levels, and a measure of weights rather than activations.
 # - Patching depends on the direction; λ̂ on the layer. Neither is a verdict: that is [tutorial
-#   4](https://github.com/lens-slt/lens_slt/blob/main/tutorials/4_circuits_on_trial.ipynb).
+#   4](4_circuits_on_trial.ipynb).
 #
 # ## Limits
 #

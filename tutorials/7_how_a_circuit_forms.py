@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 7. How a circuit forms
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/7_how_a_circuit_forms.ipynb)
-#
 # The finished `attn-2l` has an induction circuit: `L0H2` looks at the previous token, `L1H2` reads
 # that through its keys and predicts what followed last time (tutorial 4). How did it come to be?
 # Was there a moment? Which part was first? What did these heads do before?
@@ -26,7 +24,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 8. A training run of your own
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/8_your_own_training_run.ipynb)
-#
 # We train a tiny transformer, keep the right checkpoints on the way, and let `ls.develop` say what
 # happened: into which stages the training falls, and which heads did what in each.
 #
@@ -24,7 +22,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]

@@ -13,8 +13,6 @@
 # %% [markdown]
 # # 9. Phases and spectra
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/lens-slt/lens_slt/blob/main/tutorials/9_phases_and_spectra.ipynb)
-#
 # Two things that the learning coefficient is *for*. First: with more data a Bayesian moves from
 # simple solutions to accurate ones, and λ says when. We look at that in a model whose phases are
 # known, the toy model of superposition. Second: what is λ̂ of a head at one temperature, and what
@@ -27,7 +25,8 @@
 try:
     import lens_slt as ls
 except ImportError:
-    # %pip install -q "lens-slt @ git+https://github.com/lens-slt/lens_slt"
+    source = input("Where is lens_slt? A folder, a wheel, or git+https://…: ")
+    # %pip install -q "{source}"
     import lens_slt as ls
 
 # %% [markdown]
@@ -224,8 +223,8 @@ pd.DataFrame(rows).T
 #
 # ## Where to go from here
 #
-# - [Phases and free energies](https://github.com/lens-slt/lens_slt/blob/main/docs/concepts/phases.md)
+# - [Phases and free energies](../docs/concepts/phases.md)
 #   for crossings with intervals, patterns and phase diagrams; `lens-slt phases` on a folder of
 #   `lens-slt develop`.
-# - [Spectra](https://github.com/lens-slt/lens_slt/blob/main/docs/concepts/spectrum.md) for
+# - [Spectra](../docs/concepts/spectrum.md) for
 #   what λ̂ over nβ can and cannot tell; `lens-slt spectrum` on the command line.

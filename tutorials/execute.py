@@ -11,6 +11,10 @@ Notebooks run with this Python and this checkout's ``lens_slt``, without a netwo
 folder. Exit code 1 if a notebook fails or takes more than 300 s. Only ``--keep`` and ``--make``
 change files here. ``--make`` leaves what a notebook shows where no code changed; ``--keep`` shows
 figures as small pictures, as a code host can draw them, which needs kaleido and a Chrome.
+
+Once pyproject.toml has the address of the repository (``project.urls.Repository``), ``--make``
+gives notebooks a badge that opens them in Colab, lets their first cell install from there, and
+makes links that work outside of the repository. Until then the first cell asks where lens_slt is.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,11 +41,36 @@ FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parent
 LONGEST = 300  # seconds that a tutorial may take
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+ASKS = 'input("Where is lens_slt? A folder, a wheel, or git+https://…: ")'  # in each first cell
+FROM = re.compile(r"^    source = .*$", re.MULTILINE)
+COLAB = "https://colab.research.google.com"
+LINK = re.compile(r"\]\((\.\./|(?=\d+_))([^)\s:]+)\)")  # to a file of the repository
 
 
 def sources() -> list[Path]:
     """The tutorials as text, in order."""
     return sorted(FOLDER.glob("[0-9]*_*.py"), key=lambda path: int(path.stem.split("_")[0]))
+
+
+def address() -> str | None:
+    """Of the repository, if somebody owns one."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    return project.get("urls", {}).get("Repository")
+
+
+def published(notebook: NotebookNode, name: str, there: str) -> None:
+    """Make it work where it stands alone, as in Colab."""
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    place = f"{there.removeprefix('https://github.com/')}/blob/main/tutorials/{name}.ipynb"
+    badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{place})"
+    notebook.cells[0].source = f"{title}\n\n{badge}\n{rest}"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = cell.source.replace(ASKS, f'"lens-slt @ git+{there}"')
+            continue
+        cell.source = LINK.sub(
+            lambda m: f"]({there}/blob/main/{'' if m[1] else 'tutorials/'}{m[2]})", cell.source
+        )
 
 
 def made(source: Path) -> NotebookNode:
@@ -48,6 +79,9 @@ def made(source: Path) -> NotebookNode:
     jupytext gives cells random names; here they follow from what a cell says.
     """
     notebook = jupytext.read(source, fmt="py:percent")
+    there = address()
+    if there is not None:
+        published(notebook, source.stem, there)
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
         name = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
@@ -64,9 +98,10 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def show_as(notebook: NotebookNode, executed: NotebookNode) -> bool:
-    """Give a notebook the outputs of another, if all of their code is the same."""
+    """Give a notebook the outputs of another, if their code is the same wherever it is from."""
     cells, others = code_cells(notebook), code_cells(executed)
-    if [cell.source for cell in cells] != [cell.source for cell in others]:
+    codes = [[FROM.sub("", cell.source) for cell in some] for some in (cells, others)]
+    if codes[0] != codes[1]:
         return False
     for cell, other in zip(cells, others, strict=True):
         cell.outputs, cell.execution_count = other.outputs, other.execution_count
