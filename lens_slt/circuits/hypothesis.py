@@ -118,7 +118,7 @@ class Edge:
         return self.source, self.target, self.through
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CircuitHypothesis:
     """Components and edges that are claimed to do what a pattern of tokens needs.
 
@@ -133,6 +133,8 @@ class CircuitHypothesis:
         >>> mine = ls.CircuitHypothesis(("L0H2", "L1H2"), (edge,), pattern="induction")
         >>> mine == ls.circuit("L0H2 -> L1H2.K", pattern="induction")
         True
+        >>> [mine]
+        [circuit('L0H2→L1H2.K', pattern='induction')]
     """
 
     components: tuple[str, ...]
@@ -173,6 +175,11 @@ class CircuitHypothesis:
 
     def __str__(self) -> str:
         return visible(f"{self.name or 'circuit'} for {self.pattern}: {self.words}")
+
+    def __repr__(self) -> str:
+        """How to write it by hand; without its provenance, which may be long."""
+        named = f", name={self.name!r}" if self.name else ""
+        return f"circuit({self.words!r}, pattern={self.pattern!r}{named})"
 
     @property
     def words(self) -> str:

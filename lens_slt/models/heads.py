@@ -366,7 +366,7 @@ def _low_rank_losses(
         d_w += d_m @ a.T
     loss -= p_best.log()
     unsure = p_best < SURE
-    for row in unsure.any(1).nonzero()[:, 0].tolist():
+    for row in unsure.any(1).nonzero()[:, 0].tolist():  # with a normaliser then
         at = unsure[row].nonzero()[:, 0]
         z_h, w_h = stars[owner[row]]
         x = final[at] - z_h[at] @ w_h + z[row, at] @ w_o[row]

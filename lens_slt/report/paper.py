@@ -22,15 +22,17 @@ from lens_slt.schema import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLUMN, PAGE = 3.3, 6.9  # inches
 ROW, FRAME = 0.16, 0.8  # inches
 MARKERS = ("o", "D", "s", "^", "P", "*", "X")  # in the order of colours.SYMBOLS
 OUTCOME_MARKERS = {"held": "o", "failed": "x", "undecided": "o", "noted": "D"}
+OPEN = ("undecided", "noted")
 
 
 def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
-    """Components ranked by λ̂ with 95 % intervals; open symbols are not healthy.
+    """Components ranked by λ̂ with 95 % intervals; open symbols, as the legend says, not healthy.
 
     Args:
         llc: from :func:`lens_slt.refined_llc`.
@@ -66,7 +68,10 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel(LLC_AXIS)
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
-    axes.legend(frameon=False, fontsize=7, loc="lower right")
+    handles = axes.get_legend_handles_labels()[0]
+    if (llc["verdict"].values != HEALTHY).any():
+        handles.append(_symbol("open: not healthy"))
+    axes.legend(handles=handles, frameon=False, fontsize=7, loc="lower right")
     return figure
 
 
@@ -92,6 +97,7 @@ def paper_modes(result: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) ->
     integer("n_modes", n_modes, at_least=1)
     n_modes = min(n_modes, result.sizes["mode"])
     figure, panels = _figure(width, len(names), n_modes)
+    all_stable = True
     for i, axes in enumerate(panels):
         mode = result.isel(mode=i)
         loading = mode["loading"].values
@@ -100,6 +106,7 @@ def paper_modes(result: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) ->
             stable = str(mode["verdict"].values).startswith("stable")
             low, high = mode["loading_low"].values, mode["loading_high"].values
             spread = np.abs([loading - low, high - loading])
+        all_stable &= stable
         axes.errorbar(
             loading, range(len(names)), xerr=spread, color=COLOURS[0], capsize=2, marker="o",
             markersize=4, linewidth=0.8, linestyle="none",
@@ -114,6 +121,8 @@ def paper_modes(result: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) ->
         axes.set_xlim(-1.05, 1.05)
     panels[0].set_yticks(range(len(names)), names, parse_math=False)
     panels[0].invert_yaxis()
+    if not all_stable:
+        _legend_above(figure, [_symbol("open: may be noise", colour=COLOURS[0])])
     return figure
 
 
@@ -121,7 +130,8 @@ def paper_modes(result: xr.Dataset, *, n_modes: int = 3, width: float = PAGE) ->
 def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     """Effects of a trial with 95 % intervals, beside the middle 95 % of their nulls.
 
-    Filled circles hold, crosses fail, open circles are undecided, open diamonds have no vote.
+    Filled circles hold, crosses fail, open circles are undecided, open diamonds have no vote; the
+    legend has those that occur.
 
     Args:
         trial: from :func:`lens_slt.cross_check`.
@@ -140,8 +150,8 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
         one for one in trial.evidence if one.unit == units and np.isfinite(one.effect)
     ]
     figure, (axes,) = _figure(width, len(shown))
-    for row, one in enumerate(shown):
-        look = look_of(one)
+    looks = [look_of(one) for one in shown]
+    for row, (one, look) in enumerate(zip(shown, looks, strict=True)):
         colour = VOTE_COLOURS[look]
         if np.isfinite(one.null_low):
             axes.plot(
@@ -151,7 +161,7 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
         axes.errorbar(
             one.effect, row, xerr=[[one.effect - one.low], [one.high - one.effect]], color=colour,
             marker=OUTCOME_MARKERS[look], markersize=4, capsize=2, linewidth=0.8,
-            markerfacecolor="white" if look in ("undecided", "noted") else colour,
+            markerfacecolor="white" if look in OPEN else colour,
         )  # fmt: skip
     axes.set_yticks(
         range(len(shown)),
@@ -161,7 +171,29 @@ def paper_evidence(trial: Trial, *, width: float = COLUMN) -> Figure:
     axes.invert_yaxis()
     axes.axvline(0, color="grey", linewidth=0.6)
     axes.set_xlabel(f"effect ({units} per token)", parse_math=False)
+    _legend_above(figure, [
+        _symbol(look, marker, VOTE_COLOURS[look], look in OPEN)
+        for look, marker in OUTCOME_MARKERS.items() if look in looks
+    ])  # fmt: skip
     return figure
+
+
+def _symbol(text: str, marker: str = "o", colour: str = "grey", hollow: bool = True) -> Line2D:
+    """A symbol in a legend."""
+    from matplotlib.lines import Line2D  # on use: as in _figure
+
+    return Line2D(
+        [], [], color=colour, marker=marker, markersize=4, linestyle="none", label=text,
+        markerfacecolor="white" if hollow else colour,
+    )  # fmt: skip
+
+
+def _legend_above(figure: Figure, symbols: list[Line2D]) -> None:
+    """Where it covers nothing."""
+    figure.legend(
+        handles=symbols, loc="outside upper right", ncols=2, frameon=False, fontsize=7,
+        columnspacing=1, handletextpad=0.1, borderpad=0,
+    )  # fmt: skip
 
 
 def _figure(width: float, rows: int, panels: int = 1) -> tuple[Figure, list[Axes]]:

@@ -98,8 +98,10 @@ def _axes(x: Callable[[float], float], y: Callable[[float], float], last: float,
 
 def model_card(models: list[Trained], size: int) -> str:
     """The model card in Markdown; ``size`` in bytes."""
-    recipe = models[0].recipe
-    kept = [model for model in models if model.stages]
+    return f"{_what_they_are(models)}{_what_they_do(models)}{_how_made(models[0].recipe, size)}"
+
+
+def _what_they_are(models: list[Trained]) -> str:
     return f"""# The shipped models
 
 Small transformers that come with lens_slt, so that everything works without a network.
@@ -125,7 +127,11 @@ biases, biases everywhere but in the unembedding. All: context 128 tokens, vocab
 and unembedding not tied. The same weights give the same logits as a HookedTransformer and as a
 native TransformerBridge.
 
-## Heads
+"""
+
+
+def _what_they_do(models: list[Trained]) -> str:
+    return f"""## Heads
 
 Of `behaviour_scores`. Previous-token score: share of attention on the token before.
 Prefix-matching score: share, in the second half of random tokens said twice, on the token that
@@ -149,8 +155,12 @@ passes through MLPs or heads in between stays.
 Of the checkpoints: loss on text, and on both halves of random tokens said twice; the heads with the
 largest previous-token and prefix-matching scores.
 
-{_lines(map(_stages, kept))}
-## Data
+{_lines(_stages(model) for model in models if model.stages)}
+"""
+
+
+def _how_made(recipe: dict[str, Any], size: int) -> str:
+    return f"""## Data
 
 The source of Python's standard library ({recipe["code_share"]:.0%}) and its documentation (the
 language reference and the long docstrings), as installed with Python. The tokenizer is a byte-level
