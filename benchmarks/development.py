@@ -1,7 +1,7 @@
 """Does the development of a model, as refined LLCs see it, agree with what its behaviour shows?
 
-Three two-layer runs (the shipped one and two trained here with other seeds, unless ``--cache`` has
-them) and the four-layer one. Of every run:
+Three two-layer runs (the shipped one and two trained here with other seeds and other shares of code
+and prose, unless ``--cache`` has them) and the four-layer one. Of every run:
 
 - *truth*, from behaviour alone: the transition of induction, with its interval, in the loss on the
   second half of random tokens said twice (minus that on the first) and in the prefix matching of
@@ -31,18 +31,19 @@ import xarray as xr
 import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
-from benchmarks.trained_runs import trained_run
-from lens_slt.training.train import Recipe, repeated_tokens
+from benchmarks.trained_runs import TRAINED, trained_run
+from lens_slt.training.train import repeated_tokens
 
 TARGETS = {
     "transitions_overlapping": Target(least=1.0), "transition_width_ratio": Target(most=2.0),
     "head_type_ari": Target(least=0.6), "difference_variance_ratio": Target(least=1.0),
 }  # fmt: skip
-RUNS = ("attn-2l", "seed 1", "seed 2", "gelu-4l")
-SETTINGS = ls.Settings(draws=100, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
-TEXT, PROBE, LENGTH = 256, 24, 128  # sequences to sample on, of the probe, tokens
+RUNS = ("attn-2l", *TRAINED, "gelu-4l")
+SETTINGS = ls.Settings(draws=60, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
+TEXT, PROBE, LENGTH = 256, 24, 64  # sequences to sample on, of the probe, tokens
 REPEATS = 32  # sequences of random tokens said twice
-DENSE = 150  # steps between checkpoints of the runs trained here, after the first ones
+EARLIEST = 30  # of checkpoints before it the first is enough: little but norms moves
+DENSE = 300  # steps between checkpoints of the runs trained here, after the first ones
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ QUICK = Size(SETTINGS.but(draws=8, burn_in=2, thin=2, chains=2), 16, 8, 32, "L1H
 
 
 def run_of(name: str, cache: Path) -> ls.Checkpoints:
-    """Checkpoints of a run; those of other seeds are trained where they are not yet there."""
-    if not name.startswith("seed"):
-        return ls.checkpoints(name)
-    dense = trained_run(name, Recipe(seed=int(name.split()[1])), cache)
-    steps = dense.steps
-    return dense.at([s for s in steps if s < 50 or s % DENSE == 0 or s == steps[-1]])
+    """Checkpoints of a run; those with other data are trained where they are not yet there."""
+    if name not in TRAINED:
+        run = ls.checkpoints(name)
+        return run.at([s for s in run.steps if not s or s >= EARLIEST])
+    dense = trained_run(name, cache)
+    steps = [s for s in dense.steps if not s or EARLIEST <= s < DENSE / 2 or not s % DENSE]
+    return dense.at(sorted({*steps, dense.steps[-1]}))
 
 
 def behaviour_curves(run: ls.Checkpoints) -> xr.Dataset:

@@ -33,17 +33,13 @@ from scipy.optimize import linear_sum_assignment
 import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
-from benchmarks.trained_runs import trained_run
-from lens_slt.training.train import Recipe
+from benchmarks.trained_runs import TRAINED, trained_run
 
 TARGETS = {
     "induction_transfer": Target(least=0.9), "match_accuracy": Target(least=0.9),
     "false_match": Target(most=0.05),
 }  # fmt: skip
 SHIPPED = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2")
-TRAINED = {  # other data: the shipped models have three quarters of code
-    "half code": Recipe(seed=11, code_share=0.5), "mostly prose": Recipe(seed=12, code_share=0.2),
-}  # fmt: skip
 SETTINGS = ls.Settings(draws=120, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
 KINDS = ("rllc", "attention", "behaviour")
 TOGETHER = "rllc and attention"  # what is reported; roles are behaviours themselves
@@ -98,8 +94,8 @@ def subjects(args: argparse.Namespace, size: Any, cache: Path) -> list[Subject]:
     if args.quick:
         models.pop(SHIPPED[-1])
     else:
-        for name, recipe in TRAINED.items():
-            run = trained_run(name, recipe, cache)
+        for name in TRAINED:
+            run = trained_run(name, cache)
             models[name] = run.load(run.steps[-1])
     return [
         Subject(name, model, i, size, args.cache, args.seed)
