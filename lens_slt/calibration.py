@@ -117,11 +117,7 @@ def calibrate(
 ) -> Calibration:
     """Choose nβ and γ for all components by the rule in :mod:`lens_slt.calibration`.
 
-    Sweep nβ and γ coarsely, each γ with its control at nβ = 0; accept settings at which every
-    chain is healthy, R̂ is small and λ̂ is at least 10 standard errors, and which the prior does not
-    dominate; take the one where λ̂ changes least towards its neighbours in the grid, of ties the
-    one furthest below the prior. If none is accepted, go on to higher nβ or higher γ, whichever the
-    refusals ask for.
+    Of settings at which all is healthy that where λ̂ changes least; higher ones if there is none.
 
     Args:
         model, tokens, components, weights, mask, pad_id, device: as for :func:`lens_slt.sample`.
