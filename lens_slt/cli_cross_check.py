@@ -73,8 +73,9 @@ def _suggested(
     options: CrossCheck, model: Any, settings: Any, propose: bool, not_in_it: str
 ) -> Suggested | None:
     """Sample, and read circuits off the draws; None where only the cost was asked for."""
-    tokens, weights = weighted_text(options, model, options.sequences)
-    probe, counts = weighted_text(options, model, options.probe_sequences, seed=1)
+    n_trial, n_probe = options.trial_sequences, options.probe_sequences
+    tokens, weights = weighted_text(options, model, options.sequences, skip=n_trial + n_probe)
+    probe, counts = weighted_text(options, model, n_probe, seed=1, skip=n_trial)
     drawn = sampled(
         options, model, tokens, "heads", not_in_it, settings=settings, weights=weights,
         probes={PROBE: Probe(probe, weights=counts)},

@@ -59,8 +59,9 @@ def run(options: Develop) -> None:
     training = _training(options)
     settings = settings_from(options, thin=THIN)
     last = _loaded(training, training.steps[-1], options.device)
-    tokens = text_of(options, last, options.sequences)
-    probe = text_of(options, last, options.probe_sequences, seed=1)
+    n_probe = options.probe_sequences
+    tokens = text_of(options, last, options.sequences, skip=n_probe + TRIAL_SEQUENCES)
+    probe = text_of(options, last, n_probe, seed=1)
     probes: dict[str, Any] = {PROBE: probe}
     if options.reference is not None:
         probes[REFERENCE] = Probe(probe[:8], reference=model_source(options.reference))
@@ -79,8 +80,9 @@ def run(options: Develop) -> None:
     circuits = _circuits(options, chosen, last, probe, labels)
     built = None
     if circuits:
+        tried = text_of(options, last, TRIAL_SEQUENCES, seed=2, skip=n_probe)
         built = construction(
-            chosen, text_of(options, last, TRIAL_SEQUENCES, seed=2), circuits,
+            chosen, tried, circuits,
             path=options.out / TRIED, seed=options.seed or 0, parallel=workers,
             device=options.device, progress=progress,
         )  # fmt: skip

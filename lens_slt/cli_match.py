@@ -21,7 +21,6 @@ from lens_slt.cli_support import (
     settings_from,
     text_of,
 )
-from lens_slt.data.tokens import ARRAY_FILES
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
@@ -77,19 +76,11 @@ def _tokens(options: Match, model: Any) -> tuple[Any, Any, Any]:
     """Sequences to sample on, to match on, and for trials: others each."""
     sequences, n_probe = options.sequences, options.probe_sequences
     n_trial = min(sequences or TRIED, TRIED)
-    if Path(options.data).suffix not in ARRAY_FILES:
-        sizes = (sequences, n_probe, n_trial)
-        made = [text_of(options, model, n, seed=i) for i, n in enumerate(sizes)]
-        return made[0], made[1], made[2]
-    rows = text_of(options, model, None)
-    left = len(rows) - n_probe - n_trial
-    if left < 1:
-        raise ValueError(
-            f"--data has {len(rows)} sequences; {n_probe} are matched on and {n_trial} are for "
-            "trials: give more, or fewer --probe-sequences"
-        )
-    probe, trial, rest = rows.split([n_probe, n_trial, left])
-    return rest[:sequences], probe, trial
+    return (
+        text_of(options, model, sequences, skip=n_probe + n_trial),
+        text_of(options, model, n_probe, seed=1),
+        text_of(options, model, n_trial, seed=2, skip=n_probe),
+    )
 
 
 def _circuits(given: list[str], pattern: str) -> list[CircuitHypothesis]:

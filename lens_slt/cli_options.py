@@ -87,7 +87,7 @@ Quiet = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say how long it takes and what it needs; write nothing.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Everything random follows from it.")]
+Seed = Annotated[int | None, typer.Option(help="Of all that is random but the choice of text.")]
 Chains = Annotated[int | None, typer.Option(help="Chains per component.")]
 Draws = Annotated[
     int | None, typer.Option(help="Draws per chain; by default 200, more where λ̂ needs them.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lens_slt.cli_commands import Rllc
 from lens_slt.cli_runs import finish_run, sampled, show_rllc, write_attention
 from lens_slt.cli_support import load, load_data, parse_probes, settings_from, weighted_text
+from lens_slt.sampling.prepare import Probe
 
 NOT_IN_IT = "loading the model, tables and figures"
 
@@ -15,7 +16,10 @@ def run(options: Rllc) -> None:
     model = load(options)
     tokens, weights = weighted_text(options, model, options.sequences)
     probes = {
-        name: load_data(source, model, options.probe_sequences, options.length, options.bos)
+        name: Probe(
+            load_data(source, model, options.probe_sequences, options.length, options.bos, seed=1),
+            pad_id=options.pad_id,
+        )
         for name, source in sources.items()
     }
     drawn = sampled(

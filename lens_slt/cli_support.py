@@ -42,18 +42,20 @@ def load(options: OfModel) -> Any:
     return load_quietly(options.model, checkpoint, options.device, options.config)
 
 
-def text_of(options: OfText, model: Any, sequences: int | None, seed: int = 0) -> Tensor:
-    """So many sequences of a command's text; other seeds give others."""
-    return load_data(options.data, model, sequences, options.length, options.bos, seed)
+def text_of(
+    options: OfText, model: Any, sequences: int | None, seed: int = 0, skip: int = 0
+) -> Tensor:
+    """So many sequences of a command's text: others with another seed, or with rows to skip."""
+    return load_data(options.data, model, sequences, options.length, options.bos, seed, skip)
 
 
 def weighted_text(
-    options: OfWeightedText, model: Any, sequences: int | None, seed: int = 0
+    options: OfWeightedText, model: Any, sequences: int | None, seed: int = 0, skip: int = 0
 ) -> tuple[Any, Any]:
     """Likewise, with position weights; None where all tokens count."""
     return load_weighted(
         options.data, options.positions, model, sequences, options.length, options.bos,
-        getattr(options, "pad_id", None), seed,
+        getattr(options, "pad_id", None), seed, skip,
     )  # fmt: skip
 
 
@@ -159,10 +161,26 @@ def load_data(
     length: int | None,
     bos: bool,
     seed: int = 0,
+    skip: int = 0,
 ) -> Tensor:
-    """Token sequences for a model; text is cut with the model's own tokenizer."""
+    """Token sequences for a model; text is cut with the model's own tokenizer.
+
+    What one command uses for several purposes should share no sequence: of text another ``seed``
+    cuts others, of an array's rows as many are left out as other purposes take (``skip``).
+    """
     if Path(source).suffix in ARRAY_FILES:
-        return load_tokens(source, n_sequences=sequences, length=length)
+        n = None if sequences is None else skip + sequences
+        rows = load_tokens(source, n_sequences=n, length=length)
+        if len(rows) <= skip:
+            raise ValueError(
+                f"--data has {len(rows)} sequences and {skip} of them are for probes and trials, "
+                "which leaves none to sample on: give more sequences, or a smaller "
+                "--probe-sequences or --trial-sequences"
+            )
+        return rows[skip:]
+    if holds_ids(source):
+        n = skip + (sequences or N_SEQUENCES)
+        return load_tokens(source, n_sequences=n, length=length)[skip:]
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError(
@@ -187,6 +205,7 @@ def load_weighted(
     bos: bool,
     pad_id: int | None = None,
     seed: int = 0,
+    skip: int = 0,
 ) -> tuple[Any, Any]:
     """Tokens of ``--data`` and the position weights of ``--positions``, None without.
 
@@ -199,7 +218,7 @@ def load_weighted(
     column = None if positions in (None, "last") or is_file else positions
     if holds_ids(source):
         more = [] if column is None else [column]
-        tokens: Any = dataset_columns(source, sequences or N_SEQUENCES, more)
+        tokens: Any = dataset_columns(source, sequences or N_SEQUENCES, more, skip=skip)
         given = tokens.pop(column) if column is not None else None
     elif column is not None:
         raise ValueError(
@@ -207,7 +226,7 @@ def load_weighted(
             "of a data set with token ids, --data hf:NAME:SPLIT:COLUMN"
         )
     else:
-        tokens = load_data(source, model, sequences, length, bos, seed)
+        tokens = load_data(source, model, sequences, length, bos, seed, skip)
         given = read_file(location("positions", positions), "weights") if is_file else None
     if positions is None:
         return tokens, None
@@ -218,13 +237,13 @@ def load_weighted(
     if positions == "last":
         place = ids.shape[1] - 1 - real.flip(1).int().argmax(1)
         return tokens, (torch.arange(1, ids.shape[1]) == place[:, None]).double()
-    return tokens, _weights_like(ids, given, positions)
+    return tokens, _weights_like(ids, given, positions, skip if is_file else 0)
 
 
-def _weights_like(ids: Tensor, given: Any, name: str) -> Tensor:
+def _weights_like(ids: Tensor, given: Any, name: str, skip: int) -> Tensor:
     """Weights of predicted tokens from those, or from a mask of all tokens; ragged rows end in 0.
 
-    Of more rows than there are sequences the first are taken, as they are of the tokens.
+    Of more rows than there are sequences those are taken that are taken of the tokens.
     """
     longest = ids.shape[1]
     if isinstance(given, list):
@@ -235,7 +254,7 @@ def _weights_like(ids: Tensor, given: Any, name: str) -> Tensor:
     except (TypeError, ValueError) as error:
         raise ValueError(f"--positions {name!r} must hold numbers: {error}") from None
     if weights.ndim == 2:
-        weights = weights[: len(ids)]
+        weights = weights[skip : skip + len(ids)]
     return weights[..., 1:] if weights.shape[-1:] == ids.shape[1:] else weights
 
 

@@ -18,7 +18,8 @@ def run(options: Susceptibility) -> None:
     choice("estimator", options.estimator, ESTIMATORS)
     settings = settings_from(options, n_beta=0.0 if options.control else options.n_beta)
     model = load(options)
-    tokens, weights = weighted_text(options, model, options.sequences)
+    skip = options.probe_sequences if options.probe is None else 0
+    tokens, weights = weighted_text(options, model, options.sequences, skip=skip)
     probe = load_data(
         options.probe or options.data, model, options.probe_sequences, options.length,
         options.bos, seed=1,

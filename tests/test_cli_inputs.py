@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import lens_slt as ls
 from lens_slt import cli
 from lens_slt.cli_support import load_weighted
+from lens_slt.data.inputs import read_inputs
 from tests.tiny_models import SIZES, native
 
 CONFIG = {**SIZES, "attn_only": True}
@@ -93,6 +94,29 @@ def test_weights_of_a_column(mine: Path) -> None:
     assert torch.equal(same, weights)
     settings = ls.Settings(batch_size=2, draws=2, burn_in=1, chains=2)
     ls.sample(model, tokens, "L1H2", weights=weights, settings=settings, progress=False)
+
+
+@pytest.mark.parametrize("source", ["tokens.npy", "data"])
+def test_no_sequence_serves_two_purposes(mine: Path, source: str) -> None:
+    """Nor where rows are given: a circuit's trial would be held where it was found."""
+    name = str(mine / source) if "." in source else f"hf:{mine / source}:train:input_ids"
+    model: Any = native(**CONFIG)
+    trial, _ = load_weighted(name, None, model, 2, None, True, None, 2)
+    probe, _ = load_weighted(name, None, model, 1, None, True, None, 1, 2)
+    n = None if "." in source else 3
+    rest, _ = load_weighted(name, None, model, n, None, True, None, 0, 3)
+    pieces = [read_inputs(one).ids for one in (trial, probe, rest)]
+    rows = [tuple(row[row != 0].tolist())[:4] for piece in pieces for row in piece]
+    assert [len(piece) for piece in pieces] == [2, 1, 3] and len(set(rows)) == 6
+    weights = torch.arange(54.0).reshape(6, 9)
+    torch.save(weights, mine / "ordered.pt")
+    if n is None:
+        _, found = load_weighted(
+            name, str(mine / "ordered.pt"), model, None, None, True, None, 0, 3
+        )
+        assert torch.equal(found, weights[3:].double())
+        with pytest.raises(ValueError, match="has 6 sequences and 6 of them are for probes and"):
+            load_weighted(name, None, model, None, None, True, None, 0, 6)
 
 
 def test_a_mask_of_all_tokens_loses_its_first_position(mine: Path) -> None:

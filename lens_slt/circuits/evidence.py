@@ -128,6 +128,10 @@ class Case:
         """Rise of the loss of every token under an ablation."""
         return self.runs.loss(nodes, paths) - self.runs.base
 
+    def beyond(self, given: frozenset[Edge], *paths: Edge) -> Losses:
+        """What ablating some paths adds where others are ablated already."""
+        return self.rise(paths=given | set(paths)) - self.rise(paths=given)
+
     def kept(self, nodes: Iterable[str]) -> Losses:
         """Losses where everything outside some nodes is ablated."""
         return self.runs.loss(outside_of(frozenset(nodes), self.runs, self.outside))
@@ -238,7 +242,8 @@ def edges(case: Case) -> list[Evidence]:
     """Ablating an edge's path alone hurts the pattern more than other paths between its layers.
 
     As for components, another edge of the hypothesis may do the same: each is tested in the whole
-    model, with one other edge ablated, and with all others.
+    model, with one other edge ablated, and with all others. The null paths are ablated in the
+    context that shows the edge's effect best.
     """
     parts = case.hypothesis.edges
     found = []
@@ -247,16 +252,14 @@ def edges(case: Case) -> list[Evidence]:
         contexts[frozenset(parts) - {edge}] = "without the other edges"
         contexts[frozenset()] = "in the whole model"
         estimates = [
-            (
-                case.contrast.matched(case.rise(paths=given | {edge}) - case.rise(paths=given)),
-                words,
-            )
+            (case.contrast.matched(case.beyond(given, edge)), words)
             for given, words in contexts.items()
         ]
+        clearest = list(contexts)[_clearest(estimates)]
         sets = other_paths(edge, parts, case.runs, case.n_null, case.seed)
-        null = np.array([case.contrast.value(case.rise(paths=one)) for one in sets.members])
-        largest = max(found.value for found, _ in estimates)
-        share = _reached(largest, null)
+        # In the same context, or other edges would be compared with what they do in another.
+        null = np.array([case.contrast.value(case.beyond(clearest, *one)) for one in sets.members])
+        share = _reached(estimates[_clearest(estimates)][0].value, null)
         best, outcome, words = _in_contexts(estimates, case.least_effect, share)
         found.append(
             _evidence("edge", str(edge), best, outcome, null, sets.words, share,
@@ -298,13 +301,14 @@ def completeness(case: Case) -> list[Evidence]:
         words = "share of the pattern's loss that the rest of the model keeps low"
         found.append(_noted("completeness", left, words, "share"))
     alone, model = (contrast.per_sequence(x) for x in (case.kept(case.nodes), runs.base))
-    better = int((alone <= model).sum())
-    p = float(stats.binomtest(better, len(model)).pvalue)
+    differing = alone != model  # the sign test leaves ties out
+    better, n = int((alone < model).sum()), int(differing.sum())
+    p = float(stats.binomtest(better, n).pvalue) if n else 1.0
     words = "differs from the model" if p < SIGNIFICANT else "not told from the model"
     found.append(
         Evidence(
-            "equivalence", "circuit", better / len(model), unit="of sequences", p=p,
-            words=f"sequences on which the circuit alone is no worse than the model: {words}",
+            "equivalence", "circuit", better / n if n else 0.5, unit="of sequences", p=p,
+            words=f"sequences on which the circuit alone does better than the model: {words}",
         )
     )  # fmt: skip
     rest = contrast.per_sequence(runs.base + case.rise(case.nodes))
@@ -385,6 +389,11 @@ def _outcome(found: Measured, least: float, null_share: float) -> Outcome:
     return "held" if found.value >= least and found.p < SIGNIFICANT and beats else "undecided"
 
 
+def _clearest(estimates: list[tuple[Measured, str]]) -> int:
+    """Which context shows the effect best: that with the highest lower limit."""
+    return max(range(len(estimates)), key=lambda i: estimates[i][0].low)
+
+
 def _in_contexts(
     estimates: list[tuple[Measured, str]], least: float, null_share: float
 ) -> tuple[Measured, Outcome, str]:
@@ -392,7 +401,7 @@ def _in_contexts(
 
     A part has failed only where no context leaves room for the least effect.
     """
-    best, words = max(estimates, key=lambda pair: pair[0].low)
+    best, words = estimates[_clearest(estimates)]
     best = Measured(best.value, best.low, best.high, min(1.0, best.p * len(estimates)))
     outcome = _outcome(best, least, null_share)
     if outcome == "failed" and any(found.high >= least for found, _ in estimates):

@@ -26,7 +26,8 @@ def shortlist(runs: Runs, contrast: Contrast, nodes: Iterable[str]) -> set[str]:
     nodes = set(nodes)
     if len(nodes) <= ALL_UP_TO:
         return nodes
-    size = runs.remembered(("node effects", contrast.members.tobytes()), lambda: {
+    asked = ("node effects", contrast.members.tobytes(), frozenset(nodes))
+    size = runs.remembered(asked, lambda: {
         node: abs(value) for node, value in node_effects(runs, contrast.members, nodes).items()
     })  # fmt: skip
     return set(sorted(nodes, key=lambda node: (-size[node], node))[:KEPT])

@@ -70,10 +70,13 @@ class Contrast:
         _refuse_few(self.members, self.others)
         self.n_sequences = len(base_loss)
         self.stratum = _strata(base_loss, self.members)
+        self._n_members = self._sums(None, self.members)
+        has = self._n_members.sum(1) > 0
+        self._freedom = int(has.sum()) - 1  # sequences without the pattern tell nothing of it
         generator = np.random.default_rng(seed)
         share = np.full(self.n_sequences, 1 / self.n_sequences)
-        self._counts = generator.multinomial(self.n_sequences, share, size=n_bootstrap)
-        self._n_members = self._sums(None, self.members)
+        counts = generator.multinomial(self.n_sequences, share, size=n_bootstrap)
+        self._counts = counts[(counts[:, has] > 0).any(1)]  # else there is nothing to average
         n_others = self._sums(None, self.others).sum(0)
         self._like = _nearest_with(n_others >= FEWEST_OTHERS, n_others)
         self._n_others = self._sums(None, self.others)[:, self._like]
@@ -117,7 +120,7 @@ class Contrast:
         """Mean of ``part`` over the mean of ``whole``, both on the pattern's tokens."""
         above = self._sums(part, self.members).sum(1)
         below = self._sums(whole, self.members).sum(1)
-        return self._measured(lambda n: (n @ above) / (n @ below))
+        return self._measured(lambda n: (n @ above) / np.where(n @ below == 0, np.nan, n @ below))
 
     def share_value(self, part: FloatArray, whole: FloatArray) -> float:
         """The value of :meth:`share` without its interval."""
@@ -137,9 +140,11 @@ class Contrast:
         assert callable(statistic)
         value = float(statistic(self._ones))
         draws = np.array(statistic(self._counts))
+        if not (np.isfinite(value) and np.isfinite(draws).all()):
+            return Measured(value, *[float("nan")] * 4)
         low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         se = float(draws.std(ddof=1))
-        p = stats.t.sf(value / se, self.n_sequences - 1) if se > 0 else float(value <= 0)
+        p = stats.t.sf(value / se, self._freedom) if se > 0 else float(value <= 0)
         return Measured(value, float(low), float(high), float(p), se)
 
     def _others(self, effect: FloatArray) -> FloatArray:

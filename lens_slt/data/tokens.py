@@ -194,17 +194,20 @@ def _mix(cut: _Cutter, n_sequences: int | None) -> Tensor:
     return cut.shuffled(torch.cat(rows))
 
 
-def dataset_columns(name: str, n: int, more: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
-    """The first ``n`` rows of ``hf:NAME:SPLIT:COLUMN`` whose column holds token ids.
+def dataset_columns(
+    name: str, n: int, more: Sequence[str] = (), *, seed: int = 0, skip: int = 0
+) -> dict[str, Any]:
+    """``n`` rows of ``hf:NAME:SPLIT:COLUMN`` whose column holds token ids, the first ones skipped.
 
     Returns ``input_ids``, ``attention_mask`` where there is one, and the columns in ``more``, each
     a list over rows. Raises as :func:`load_tokens`; ValueError for a column that is not there.
     """
     rows, column = _dataset(name, seed)
     wanted = {IDS: column, ATTENTION: ATTENTION} | {one: one for one in more}
-    taken = list(islice(rows, n))
+    taken = list(islice(rows, skip, skip + n))
     if len(taken) < n:
-        raise ValueError(f"the data set {name!r} has {len(taken)} rows; {n} were asked for")
+        after = f" after the first {skip}" if skip else ""
+        raise ValueError(f"the data set {name!r} has {len(taken)} rows{after}; {n} were asked for")
     for key in (column, *more):
         if key not in taken[0]:
             hint = did_you_mean(key, taken[0])

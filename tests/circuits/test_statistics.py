@@ -62,6 +62,30 @@ def test_errors_take_sequences_as_the_unit():
     assert 0.8 * np.sqrt(0.25 / 100) < width < 1.5 * np.sqrt(0.25 / 100 + 1 / pattern.sum())
 
 
+def test_p_values_of_a_pattern_in_few_sequences_are_no_surer_than_it():
+    """It is in 8 of 200 sequences: Student's t has 7 degrees of freedom, not 199."""
+    p = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        pattern = np.zeros((200, 12), bool)
+        pattern[:8, 2:9] = True
+        effect = rng.normal(size=(200, 1)) + 0.1 * rng.normal(size=pattern.shape)
+        base = rng.random(pattern.shape)
+        found = Contrast(base, pattern, n_bootstrap=200, seed=seed).on_pattern(effect)
+        assert found.p == pytest.approx(stats.t.sf(found.value / found.se, 7))
+        p.append(found.p)
+    assert np.mean(np.array(p) < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_share_of_nothing_is_no_evidence():
+    base, pattern, effect = made(7)
+    whole = np.zeros_like(effect)
+    assert np.isnan(Contrast(base, pattern).share(effect, whole).p)
+    whole[pattern.any(1).argmax()] = 1.0  # so that some resamples have none of it
+    found = Contrast(base, pattern).share(effect, whole)
+    assert np.isnan(found.p) and np.isnan(found.low)
+
+
 def test_tokens_without_like_others_are_compared_with_the_nearest():
     rng = np.random.default_rng(4)
     pattern = rng.random((30, 20)) < 0.3

@@ -294,7 +294,10 @@ def test_first_order_effects_are_the_slope_of_a_growing_ablation(monkeypatch):
     monkeypatch.setattr(shortlist, "KEPT", 1)
     contrast = Contrast(runs.base, pattern)
     best = max(nodes, key=lambda node: abs(effects[node]))
-    assert shortlist.shortlist(runs, contrast, nodes) == {best}
+    heads = [node for node in nodes if node.startswith("L") and "H" in node]
+    monkeypatch.setattr(shortlist, "ALL_UP_TO", 1)
+    assert shortlist.shortlist(runs, contrast, heads) <= set(heads)
+    assert shortlist.shortlist(runs, contrast, nodes) == {best}  # asked for more after fewer
 
 
 def ask(p, text="L0H1", pattern=None, **options):
