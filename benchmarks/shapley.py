@@ -45,9 +45,9 @@ import lens_slt as ls
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.null_sets import all_paths
 from lens_slt.circuits.runs import Runs
-from lens_slt.circuits.statistics import holm
 from lens_slt.models.adapter import adapt
 from lens_slt.models.names import is_head, layer_of
+from lens_slt.statistics import holm
 
 LEAST_STEP = 0.1  # of the work of all nodes together
 LEAST_PART = 0.25  # of the largest of its step

@@ -27,7 +27,6 @@ from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.attention import attention_pattern
 from lens_slt.circuits.replacements import context
-from lens_slt.circuits.statistics import ratio_of_sums
 from lens_slt.circuits.writes import Writes, array_of, copying, writes_of
 from lens_slt.data.checks import check_tokens
 from lens_slt.data.ngrams import ngram_counts
@@ -38,6 +37,7 @@ from lens_slt.models.components import head_names
 from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
+from lens_slt.statistics import ratio_of_sums
 from lens_slt.torch_state import plain_torch
 
 ATTENTION = ("previous_token", "current_token", "first_token", "duplicate_token", "prefix_matching")

@@ -45,6 +45,7 @@ from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.components import head_names, node_names
 from lens_slt.models.names import depth_of, head_name, head_place
 from lens_slt.schema import stamped
+from lens_slt.statistics import false_discovery
 from lens_slt.torch_state import plain_torch
 
 NULLS = ("random", "rotation")
@@ -108,7 +109,7 @@ def composition_scores(
     found: dict[str, tuple[tuple[str, ...], FloatArray]] = {"score": (DIMS, score)}
     for null in NULLS:
         z, p = nulls.against(score**2, nulls.cumulants(*by_null[null], adapted.d_model))
-        for name, value in (("z", z), ("p", p), ("q", nulls.false_discovery(p))):
+        for name, value in (("z", z), ("p", p), ("q", false_discovery(p))):
             found[f"{name}_{null}"] = (DIMS, value)
     scores = xr.Dataset(
         found,

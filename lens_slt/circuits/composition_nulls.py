@@ -98,15 +98,6 @@ def against(
     return z, stats.pearson3.sf(z, np.broadcast_to(skew, z.shape))
 
 
-def false_discovery(p: FloatArray) -> FloatArray:
-    """p after Benjamini–Hochberg over all that are no NaN."""
-    q = np.full_like(p, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known])
-    return q
-
-
 def _rising(x: float, k: int) -> float:
     """x·(x + 1)···(x + k − 1)."""
     return float(np.prod(x + np.arange(k)))

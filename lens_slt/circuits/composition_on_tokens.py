@@ -40,7 +40,6 @@ from lens_slt.circuits.attribution_gradients import (
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.circuits.replacements import context
-from lens_slt.circuits.statistics import ratio_of_sums
 from lens_slt.data.columns import moved
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
@@ -49,6 +48,7 @@ from lens_slt.models.components import node_names
 from lens_slt.models.padding import warn_of_padding
 from lens_slt.models.stream import Stream
 from lens_slt.schema import stamped
+from lens_slt.statistics import ratio_of_sums
 from lens_slt.torch_state import plain_torch
 
 LEAST_DRIVE = 0.3  # nats; a head that attends to nearly everything alike is driven by nothing

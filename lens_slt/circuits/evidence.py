@@ -34,8 +34,9 @@ from lens_slt.circuits.null_sets import (
 from lens_slt.circuits.paths import as_read
 from lens_slt.circuits.roles import apart, node_of, nodes_of, pieces
 from lens_slt.circuits.runs import Losses, Runs
-from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured, hsic_p
+from lens_slt.circuits.statistics import Contrast, Measured, hsic_p
 from lens_slt.models.names import is_head
+from lens_slt.statistics import SIGNIFICANT
 
 Outcome = Literal["held", "failed", "undecided", "noted"]
 
@@ -402,7 +403,7 @@ def _in_contexts(
     A part has failed only where no context leaves room for the least effect.
     """
     best, words = estimates[_clearest(estimates)]
-    best = Measured(best.value, best.low, best.high, min(1.0, best.p * len(estimates)))
+    best = replace(best, p=min(1.0, best.p * len(estimates)))
     outcome = _outcome(best, least, null_share)
     if outcome == "failed" and any(found.high >= least for found, _ in estimates):
         outcome = "undecided"

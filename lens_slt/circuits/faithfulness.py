@@ -16,9 +16,10 @@ from lens_slt.circuits.interventions import in_parts
 from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
-from lens_slt.circuits.statistics import Contrast, rank_p
+from lens_slt.circuits.statistics import Contrast
 from lens_slt.models.adapter import adapt
 from lens_slt.schema import stamped
+from lens_slt.statistics import rank_p
 from lens_slt.torch_state import plain_torch
 
 MOST_SIZES = 9  # of circuits along a curve

@@ -14,10 +14,11 @@ from lens_slt.arguments import integer, typed
 from lens_slt.circuits.composition_on_tokens import compositions_on_tokens
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge, circuit
 from lens_slt.circuits.slt_evidence import SltEvidence, refined_on_pattern
-from lens_slt.circuits.statistics import SIGNIFICANT, Measured
+from lens_slt.circuits.statistics import Measured
 from lens_slt.data.inputs import read_inputs
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head, is_mlp, layer_of
+from lens_slt.statistics import SIGNIFICANT, false_discovery
 from lens_slt.structure.pattern_enrichment import enrichment
 from lens_slt.structure.standardize import values_of
 
@@ -217,7 +218,7 @@ def _responding(
     pairs = [(pattern, head) for pattern, heads in refined.items() for head in heads]
     beyond = {name: _beyond_median(refined[name], levels[name]) for name in refined}
     p = [[refined[a][b].p for a, b in pairs], [beyond[a][b][1] for a, b in pairs]]
-    q = dict(zip(pairs, np.transpose([stats.false_discovery_control(one) for one in p]),
+    q = dict(zip(pairs, np.transpose([false_discovery(np.array(one)) for one in p]),
                  strict=True))  # fmt: skip
     found: dict[str, dict[str, dict[str, float]]] = {}
     for pattern, heads in refined.items():
@@ -228,11 +229,10 @@ def _responding(
             own = q[pattern, head][0] < SIGNIFICANT and one.value >= least
             relative = beyond[pattern][head][0]
             if own or (q[pattern, head][1] < SIGNIFICANT and relative >= LEAST_BEYOND):
-                width = max(one.high - one.low, 1e-12)
                 found.setdefault(pattern, {})[head] = {
                     "value": round(one.value, 4), "low": round(one.low, 4),
                     "high": round(one.high, 4), "q": float(q[pattern, head][0 if own else 1]),
-                    "z": round(2 * one.value / width, 3),
+                    "z": round(one.value / max(one.se, 1e-12), 3),
                 }  # fmt: skip
                 if np.isfinite(relative):
                     found[pattern][head]["beyond"] = round(relative, 3)
@@ -258,9 +258,12 @@ def _beyond_median(
         alike = [x for x in known if (layer_of(x), is_mlp(x)) == (layer_of(name), is_mlp(name))]
         largest = max(level[other] for other in alike)
         if level[name] >= ALIKE * largest:
-            se = (heads[name].high - heads[name].low) / both[name] / (2 * stats.norm.ppf(0.975))
+            se = heads[name].se / both[name]
             beyond = relative - middle[is_mlp(name)]
-            found[name] = beyond, float(stats.norm.sf(beyond / se)) if se > 0 else 1.0
+            found[name] = (
+                beyond,
+                float(stats.t.sf(beyond / se, heads[name].freedom)) if se > 0 else 1.0,
+            )
     return found
 
 

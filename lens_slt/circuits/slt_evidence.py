@@ -13,7 +13,7 @@ from lens_slt.arguments import integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.evidence import Case, Evidence, Outcome
 from lens_slt.circuits.roles import node_of
-from lens_slt.circuits.statistics import SIGNIFICANT, Contrast, Measured
+from lens_slt.circuits.statistics import Contrast, Measured
 from lens_slt.data.patterns import label_patterns
 from lens_slt.models.names import is_head
 from lens_slt.models.shipped import tokenizer_of
@@ -21,6 +21,7 @@ from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
 from lens_slt.schema import require
 from lens_slt.schemas import MATRICES
+from lens_slt.statistics import SIGNIFICANT
 from lens_slt.structure.modes import modes
 from lens_slt.structure.overview import View
 from lens_slt.structure.pattern_enrichment import labels_of
@@ -200,21 +201,21 @@ def refined_on_pattern(
             parts = [contrast.value(grid(block[i])) for block in blocks]
             if alone:  # a mean of what is never below zero, not a difference
                 one = replace(one, low=one.value, high=one.value)
-            one = _with_noise(one, np.array(parts), contrast.n_sequences)
+            one = _with_noise(one, np.array(parts))
         found[name] = one
     return found
 
 
-def _with_noise(found: Measured, blocks: FloatArray, n_sequences: int) -> Measured:
+def _with_noise(found: Measured, blocks: FloatArray) -> Measured:
     """A value whose error also holds the spread between blocks of draws."""
     reach = stats.norm.ppf(0.975)
     over_sequences = (found.high - found.low) / (2 * reach)
     over_draws = float(blocks.std(ddof=1)) / np.sqrt(len(blocks))
     se = float(np.hypot(over_sequences, over_draws))
-    freedom = min(n_sequences, len(blocks)) - 1
+    freedom = min(found.freedom, len(blocks) - 1)
     half = float(stats.t.ppf(0.975, freedom)) * se
     p = float(stats.t.sf(found.value / se, freedom)) if se > 0 else float(found.value <= 0)
-    return Measured(found.value, found.value - half, found.value + half, p)
+    return Measured(found.value, found.value - half, found.value + half, p, se, freedom)
 
 
 def _loadings(found_modes: xr.Dataset, labels: BoolArray, heads: list[str]) -> list[Evidence]:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.structure.modes import CONFIDENCE
+from lens_slt.statistics import CONFIDENCE, rank_p
 
-SIGNIFICANT = 0.05  # of corrected p-values and of ranks among random sets
 LOSS_BINS, POSITION_BINS = 6, 2  # strata of matched tokens
 FEWEST_TOKENS, FEWEST_SEQUENCES = 20, 8  # of a pattern, for a statement about it
 FEWEST_OTHERS = 5  # tokens to compare those of a stratum with
@@ -27,13 +26,17 @@ TINY = 1e-12  # no division by nothing
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its 95 % interval and its one-sided p-value against zero or less."""
+    """A value with its 95 % interval and its one-sided p-value against zero or less.
+
+    ``freedom`` are the degrees of freedom of its standard error ``se``.
+    """
 
     value: float
     low: float
     high: float
     p: float
-    se: float = float("nan")
+    se: float
+    freedom: float
 
 
 class Contrast:
@@ -72,7 +75,7 @@ class Contrast:
         self.stratum = _strata(base_loss, self.members)
         self._n_members = self._sums(None, self.members)
         has = self._n_members.sum(1) > 0
-        self._freedom = int(has.sum()) - 1  # sequences without the pattern tell nothing of it
+        self.freedom = int(has.sum()) - 1  # sequences without the pattern tell nothing of it
         generator = np.random.default_rng(seed)
         share = np.full(self.n_sequences, 1 / self.n_sequences)
         counts = generator.multinomial(self.n_sequences, share, size=n_bootstrap)
@@ -141,11 +144,12 @@ class Contrast:
         value = float(statistic(self._ones))
         draws = np.array(statistic(self._counts))
         if not (np.isfinite(value) and np.isfinite(draws).all()):
-            return Measured(value, *[float("nan")] * 4)
+            nan = float("nan")
+            return Measured(value, nan, nan, nan, nan, self.freedom)
         low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         se = float(draws.std(ddof=1))
-        p = stats.t.sf(value / se, self._freedom) if se > 0 else float(value <= 0)
-        return Measured(value, float(low), float(high), float(p), se)
+        p = stats.t.sf(value / se, self.freedom) if se > 0 else float(value <= 0)
+        return Measured(value, float(low), float(high), float(p), se, self.freedom)
 
     def _others(self, effect: FloatArray) -> FloatArray:
         """Sums over the tokens that each stratum is compared with."""
@@ -162,36 +166,6 @@ class Contrast:
             rows * n_strata + self.stratum[where], weights, self.n_sequences * n_strata
         )
         return flat.reshape(self.n_sequences, n_strata).astype(np.float64)
-
-
-def ratio_of_sums(total: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Σ total / Σ count over sequences and its standard error, whole sequences being the unit.
-
-    ``total [..., sequence]`` and ``count [..., sequence]`` are sums over the tokens of each
-    sequence, such as of an effect and of 1: then it is a mean over tokens. NaN where the counts add
-    up to 0; of a single sequence there is no error.
-    """
-    n, whole = count.shape[-1], np.asarray(count.sum(-1), dtype=np.float64)
-    whole = np.where(whole == 0, np.nan, whole)
-    value = total.sum(-1) / whole
-    rest = total - value[..., None] * count
-    spread = np.sqrt((rest**2).sum(-1) * (n / (n - 1) if n > 1 else np.nan))
-    return value, spread / np.abs(whole)
-
-
-def rank_p(value: float, null: FloatArray) -> float:
-    """p-value from a random sample of the null, the tested value counted in (Phipson & Smyth)."""
-    return (int((null >= value - 1e-12).sum()) + 1) / (len(null) + 1)
-
-
-def holm(p: FloatArray) -> FloatArray:
-    """p-values corrected by Holm's step-down rule; NaN stays NaN."""
-    corrected = np.full(len(p), np.nan)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known])]
-    steps = p[order] * np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
-    return corrected
 
 
 def hsic_p(x: FloatArray, y: FloatArray, *, n_permutations: int = 1000, seed: int = 0) -> float:

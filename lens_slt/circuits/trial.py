@@ -26,7 +26,7 @@ from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
-from lens_slt.circuits.statistics import Contrast, holm
+from lens_slt.circuits.statistics import Contrast
 from lens_slt.circuits.trial_cost import n_runs
 from lens_slt.circuits.trial_notes import (
     Disagreement,
@@ -41,6 +41,7 @@ from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.progress import track
 from lens_slt.schema import require
+from lens_slt.statistics import holm
 from lens_slt.torch_state import plain_torch
 
 LEAST_EFFECT = 0.05  # nats

@@ -14,8 +14,8 @@ from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.interventions import in_parts
 from lens_slt.circuits.neighbours import costs
 from lens_slt.circuits.roles import node_of
-from lens_slt.circuits.statistics import SIGNIFICANT
 from lens_slt.models.names import EMBEDDINGS, is_head
+from lens_slt.statistics import SIGNIFICANT
 
 MOST_LINES = 4  # of components outside of a circuit
 Disagrees = Literal["needed", "not needed", "outside"]

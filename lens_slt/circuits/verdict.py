@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lens_slt.circuits.evidence import Evidence
-from lens_slt.circuits.statistics import SIGNIFICANT
+from lens_slt.statistics import SIGNIFICANT
 
 VERDICTS = ("supported", "contradicted", "undecided")
 

@@ -12,13 +12,12 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.arguments import typed
-from lens_slt.arrays import FloatArray
 from lens_slt.circuits.trial import Trial, compare_trials
 from lens_slt.development.curves import CHECKPOINT, settings_differences
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import LEADING
+from lens_slt.statistics import CONFIDENCE, false_discovery
 
-LEVEL = 0.95
 LEAST_BLOCKS = 6  # that tell a standard error of a difference
 
 # Of every result that can be compared: its quantities, each with standard error and blocks.
@@ -152,24 +151,18 @@ def _difference(
     difference = other[quantity] - one[quantity]
     se = (one[error] ** 2 + other[error] ** 2) ** 0.5
     known = bool(blocks) and blocks in one and blocks in other
+    # Errors are known no better than the fewer blocks allow; without blocks, as if exactly.
+    freedom = min(one.sizes["block"], other.sizes["block"]) - 1 if known else np.inf
     if known and one.sizes["block"] == other.sizes["block"] >= LEAST_BLOCKS:
         apart = other[blocks] - one[blocks]
         own = apart.std("block", ddof=1) / apart.sizes["block"] ** 0.5
         se = xr.where(paired, own, se).transpose(*difference.dims)
-    wide = stats.norm.ppf((1 + LEVEL) / 2)
+    freedom = max(freedom, 1)
+    wide = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
     z = np.abs(difference.values) / np.where(se.values > 0, se.values, np.nan)
-    p = 2 * stats.norm.sf(z)
+    p = 2 * stats.t.sf(z, freedom)
     return {
         quantity: difference, f"{quantity}_se": se, f"{quantity}_low": difference - wide * se,
         f"{quantity}_high": difference + wide * se, f"{quantity}_p": difference.copy(data=p),
-        f"{quantity}_q": difference.copy(data=_corrected(p)),
+        f"{quantity}_q": difference.copy(data=false_discovery(p)),
     }  # fmt: skip
-
-
-def _corrected(p: FloatArray) -> FloatArray:
-    """Benjamini–Hochberg over all that are known."""
-    known = np.isfinite(p)
-    q = np.full_like(p, np.nan)
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known])
-    return q

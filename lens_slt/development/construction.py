@@ -43,10 +43,10 @@ from lens_slt.models.adapter import weights_hash
 from lens_slt.models.checkpoints import Checkpoints, refuse_single
 from lens_slt.sampling.jobs import run_jobs
 from lens_slt.schema import stamp, stamped
+from lens_slt.statistics import CONFIDENCE
 from lens_slt.torch_state import plain_torch
 
 DESCRIPTION = "construction.json"
-LEVEL = 0.95
 NEEDED, BEHAVES, ALONE, SUPPORTED = CRITERIA = ("needed", "behaves", "alone", "supported")
 
 
@@ -297,7 +297,7 @@ def _joined(sweep: _Sweep, asked: _Asked) -> xr.Dataset:
     found.attrs = {
         "run": sweep.checkpoints.name, "unit": sweep.checkpoints.unit, "units": asked.units,
         "least_effect": work.options["least_effect"], "sequences": asked.n_sequences,
-        "level": LEVEL,
+        "level": CONFIDENCE,
     }  # fmt: skip
     return stamped(found, "construction")
 
@@ -353,7 +353,8 @@ def _onsets(found: xr.Dataset, least: float, n: int) -> dict[str, Any]:
     k = found.sizes["part"]
     limits = np.concatenate([np.full(k, least), limit, np.full(k, least)])
     steps = found["checkpoint"].values.tolist()
-    three = onsets(steps, np.nan_to_num(value, nan=-np.inf) >= limits, at_most, at_least, LEVEL)
+    there = np.nan_to_num(value, nan=-np.inf) >= limits
+    three = onsets(steps, there, at_most, at_least, CONFIDENCE)
     supported = np.array([_supported(steps, words) for words in found["verdict"].values.T])
     every = np.concatenate([three.reshape(3, 3, k), supported.T[:, None]], axis=1)
     dims = ("part", "criterion")

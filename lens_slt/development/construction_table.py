@@ -14,7 +14,6 @@ from lens_slt.development.construction import (
     ALONE,
     BEHAVES,
     CRITERIA,
-    LEVEL,
     NEEDED,
     SUPPORTED,
 )
@@ -22,6 +21,7 @@ from lens_slt.development.construction_cells import CIRCUIT
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.onsets import boundaries_of
 from lens_slt.schema import require
+from lens_slt.statistics import CONFIDENCE
 
 NEVER, UNCLEAR = "not there at the end", "not clear"
 
@@ -116,7 +116,7 @@ def _at_the_end(
         return _interval(last, "alone"), least, unit
     if criterion == BEHAVES:
         value, se = float(last["behaviour"]), float(last["behaviour_se"])
-        wide = float(stats.norm.ppf((1 + LEVEL) / 2)) * se
+        wide = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * se
         return (value, value - wide, value + wide), float(last["behaves_least"]), "attention"
     return (np.nan, np.nan, np.nan), np.nan, ""
 

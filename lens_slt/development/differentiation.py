@@ -17,10 +17,10 @@ from scipy import stats
 
 from lens_slt.arguments import choice, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.circuits.statistics import SIGNIFICANT
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.head_curves import HeadCurves, first_lasting, read_head_curves
 from lens_slt.schema import stamped
+from lens_slt.statistics import SIGNIFICANT
 
 AGAINST = ("layer", "start")
 FEWEST_IN_LAYER = 5  # the others of a head need quartiles

@@ -23,6 +23,7 @@ from lens_slt.development.grafts import Grafts, Weights
 from lens_slt.development.head_curves import first_lasting
 from lens_slt.progress import track
 from lens_slt.schema import stamped
+from lens_slt.statistics import ratio_of_sums
 from lens_slt.torch_state import kept_random_state, plain_torch
 
 INTERVAL = (0.025, 0.975)
@@ -147,11 +148,8 @@ class Kept:
     @property
     def mean_gain(self) -> tuple[float, float]:
         """Nats per token, with its standard error over sequences."""
-        weight = self.grafts.weight[self.rows].sum(1)
-        mean = float(self.gain.sum() / weight.sum())
-        rest = self.gain - mean * weight
-        n = len(rest)
-        return mean, float(np.sqrt(n / (n - 1) * (rest**2).sum()) / weight.sum())
+        mean, error = ratio_of_sums(self.gain, self.grafts.weight[self.rows].sum(1))
+        return float(mean), float(error)
 
     def by(self, change: Weights) -> FloatArray:
         """What a graft brings to every sequence, ``[sequence]``."""

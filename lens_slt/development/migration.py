@@ -17,7 +17,6 @@ from scipy import stats
 
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.statistics import SIGNIFICANT, holm
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.head_curves import (
     WEIGHT_REFINED,
@@ -33,6 +32,7 @@ from lens_slt.development.multigram_effects import (
 )
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import SIGNIFICANT, holm
 from lens_slt.torch_state import plain_torch
 
 FEWEST_CHECKPOINTS = 5

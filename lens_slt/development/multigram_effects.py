@@ -13,11 +13,12 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.behaviour import Textless
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
-from lens_slt.circuits.statistics import FEWEST_TOKENS, ratio_of_sums
+from lens_slt.circuits.statistics import FEWEST_TOKENS
 from lens_slt.data.columns import moved_back
 from lens_slt.data.patterns import label_patterns, ngram_counts
 from lens_slt.models.adapter import adapt
 from lens_slt.models.names import read_part
+from lens_slt.statistics import ratio_of_sums
 
 MULTIGRAM, INDUCTION, OTHER = "multigram", "induction", "other"
 NEEDED = ("ngram", "skip_gram", "induction")  # patterns

@@ -24,7 +24,7 @@ import xarray as xr
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.circuits.statistics import holm
+from lens_slt.statistics import holm
 from lens_slt.text import visible
 
 

@@ -15,15 +15,15 @@ from scipy import stats
 
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.circuits.statistics import FEWEST_TOKENS, SIGNIFICANT, holm
+from lens_slt.circuits.statistics import FEWEST_TOKENS
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.develop import kept_draws
 from lens_slt.development.folder import read_patterns, source_of
-from lens_slt.observables.influence import negative_covariance
+from lens_slt.observables.influence import chosen_draws, negative_covariance
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.folder import folder_of
-from lens_slt.sampling.result import component_names
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import SIGNIFICANT, holm
 
 ENDS = (0.025, 0.975)
 HELPS, HURTS, UNCLEAR = "helps", "hurts", "unclear"
@@ -95,7 +95,7 @@ def pattern_influence(
     steps = sorted(draws)
     groups: dict[str, BoolArray] = {}
     tokens = None
-    rows = []
+    rows, fewest = [], []
     for step in steps:
         reader = open_probe(draws[step], probe)
         own = reader.probe["tokens"].values
@@ -104,9 +104,10 @@ def pattern_influence(
         elif not np.array_equal(own, tokens):
             raise ValueError(f"draws[{step}] has other tokens in its probe than step {steps[0]}")
         rows.append(_at(reader, groups, component))
+        fewest.append(reader.n_blocks)
     arrays = dict(zip(("influence", "se", "correlation", "correlation_se"),
                       np.stack(rows, 1), strict=True))  # fmt: skip
-    return _result(steps, list(groups), arrays, n_resamples, seed)
+    return _result(steps, list(groups), arrays, fewest, n_resamples, seed)
 
 
 def _of_sweep(
@@ -162,17 +163,13 @@ def _groups(patterns: xr.DataArray, reader: ProbeReader) -> dict[str, BoolArray]
 
 def _at(reader: ProbeReader, groups: Mapping[str, BoolArray], component: str | None) -> Any:
     """Influence, error, correlation, error ``[4, query, source]`` of one checkpoint."""
-    names = component_names(reader.draws)
-    if component is None and len(names) > 1:
-        raise ValueError(f"component must be one of {', '.join(names)}: the run has more than one")
-    component = names[0] if component is None else component
-    choice("component", component, names)
-    weight, _ = reader.weights(component)
-    if not weight.any():
-        raise ValueError(f"component {component!r}: no chain can be used (see draws['health'])")
+    component, weight = chosen_draws(reader, component)
     drawn = slice(reader.n_draws(component))
     loss = reader.probe["paired_loss"].sel(component=component)[:, drawn].values.astype(np.float64)
-    series = np.stack([loss[:, :, where].mean(-1) for where in groups.values()], -1)
+    counts = reader.probe["weight"].values
+    series = np.stack(
+        [np.average(loss[:, :, at], axis=-1, weights=counts[at]) for at in groups.values()], -1
+    )
     blocks = reader.blocks(component)
     return [
         one
@@ -182,11 +179,17 @@ def _at(reader: ProbeReader, groups: Mapping[str, BoolArray], component: str | N
 
 
 def _result(
-    steps: list[int], names: list[str], arrays: dict[str, FloatArray], n: int, seed: int
+    steps: list[int],
+    names: list[str],
+    arrays: dict[str, FloatArray],
+    blocks: list[int],
+    n: int,
+    seed: int,
 ) -> xr.Dataset:
     value, se = arrays["influence"], arrays["se"]
     z = np.divide(value, se, out=np.zeros_like(value), where=se > 0)
-    p = holm(2 * stats.norm.sf(np.abs(z)).ravel()).reshape(z.shape)
+    freedom = np.array(blocks)[:, None, None] - 1
+    p = holm(2 * stats.t.sf(np.abs(z), freedom).ravel()).reshape(z.shape)
     sign = np.where(p < SIGNIFICANT, np.sign(value), 0).astype(int)
     drawn = value + se * np.random.default_rng(seed).normal(size=(n, *value.shape))
     at = np.array(steps)

@@ -10,6 +10,7 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.spread import blocks_of, number_of_blocks, pseudo_values
 from lens_slt.schema import stamped
+from lens_slt.statistics import mean_over_tokens
 
 EVERYTHING = "all"  # the pattern of all tokens of a probe
 
@@ -47,7 +48,7 @@ def sublosses(
             weight = np.where(chosen, weights[probe], 0.0)
             if not weight.sum():
                 continue
-            found["loss"][i, j], found["se"][i, j] = _mean(np.nan_to_num(loss), weight)
+            found["loss"][i, j], found["se"][i, j] = mean_over_tokens(np.nan_to_num(loss), weight)
             blocks[:, i, j] = _blocks(np.nan_to_num(loss), weight, n_blocks)
     dims = ("probe", "pattern")
     data = xr.Dataset(
@@ -65,17 +66,6 @@ def _labels(patterns: xr.DataArray | None, name: str, shape: tuple[int, ...]) ->
     if patterns is None or name not in patterns["pattern"].values:
         return np.zeros(shape, dtype=bool)
     return patterns.sel(pattern=name).values.astype(bool)
-
-
-def _mean(loss: FloatArray, weight: FloatArray) -> tuple[float, float]:
-    """Weighted mean, and its standard error over sequences."""
-    per_sequence = weight.sum(1)
-    mean = float((weight * loss).sum() / weight.sum())
-    rest = (weight * (loss - mean)).sum(1)[per_sequence > 0]
-    n = len(rest)
-    if n < 2:
-        return mean, float("nan")
-    return mean, float(np.sqrt(n / (n - 1) * (rest**2).sum()) / weight.sum())
 
 
 def _blocks(loss: FloatArray, weight: FloatArray, n_blocks: int) -> FloatArray:

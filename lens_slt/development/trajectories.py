@@ -19,7 +19,6 @@ import xarray as xr
 
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.statistics import SIGNIFICANT, rank_p
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.distances import SCALINGS, distances, on_even_grid, scaled_curves
 from lens_slt.development.head_curves import HeadCurves, node_of, read_head_curves
@@ -35,6 +34,7 @@ from lens_slt.development.partitions import (
     together,
 )
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import SIGNIFICANT, rank_p
 
 METHODS = {  # of clustering: distance, and whether by k-means or a tree
     "k-means": ("euclidean", True), "k-means, warped": ("warped", True),

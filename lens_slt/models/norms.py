@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-def norm_weight(norm: Any, like: Float[Tensor, "d_model"]) -> tuple[Float[Tensor, "d_model"], bool]:
+def norm_weight(
+    norm: Any, like: Float[Tensor, " d_model"]
+) -> tuple[Float[Tensor, " d_model"], bool]:
     """Weight of a norm up to a factor, and whether the norm takes the mean out first.
 
     Read off what the norm does, because its parameter may be the weight, the weight less one
@@ -31,7 +33,7 @@ def norm_weight(norm: Any, like: Float[Tensor, "d_model"]) -> tuple[Float[Tensor
 
 
 def fold(
-    matrix: Float[Tensor, "*head d_model out"], scale: Float[Tensor, "d_model"], centres: bool
+    matrix: Float[Tensor, "*head d_model out"], scale: Float[Tensor, " d_model"], centres: bool
 ) -> Float[Tensor, "*head d_model out"]:
     """A matrix that reads a norm's output, as one that reads its input up to the norm's size."""
     folded = matrix * scale[:, None]

@@ -19,11 +19,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from lens_slt.arguments import choice, typed
+from lens_slt.arguments import typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.observables.response import Shift, shift_weight
-from lens_slt.sampling.result import component_names, dataset, settings_of
+from lens_slt.sampling.result import component_names, dataset, one_component, settings_of
 from lens_slt.sampling.spread import pseudo_of
 from lens_slt.schema import require, stamped
 
@@ -79,12 +79,8 @@ def data_response(
         ('observable', 'sequence')
     """
     draws = require(draws, "draws", argument="draws")
-    names = component_names(draws)
-    if component is None:
-        component = "full" if "full" in names else names[0] if len(names) == 1 else None
-        if component is None:
-            raise ValueError(f"component must be one of {', '.join(names)}: draws hold several")
-    choice("component", component, names)
+    everything = component is None and "full" in component_names(draws)
+    component = one_component(draws, "full" if everything else component)
     if not observables:
         raise ValueError("observables must name at least one")
     reader = open_probe(draws, candidates)

@@ -17,12 +17,14 @@ from scipy import stats
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.per_token import ProbeReader, open_probe
-from lens_slt.sampling.result import component_names
+from lens_slt.sampling.result import one_component
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import SIGNIFICANT, false_discovery
 
 KINDS = ("covariance", "correlation")
 UNITS = ("sequence", "token")
 LARGEST = 2**31  # bytes of the matrix
+LEAST_DRAWS = 4  # for a covariance with an error
 
 
 @typed
@@ -67,18 +69,8 @@ def influence(
     choice("unit", unit, UNITS)
     choice("kind", kind, KINDS)
     reader = open_probe(draws, query)
-    names = component_names(draws)
     other = reader if source in (None, query) else open_probe(draws, source)
-    if component is None and len(names) > 1:
-        raise ValueError(f"component must be one of {', '.join(names)}: the run has more than one")
-    component = names[0] if component is None else component
-    choice("component", component, names)
-    weight, _ = reader.weights(component)
-    if not weight.any():
-        raise ValueError(f"component {component!r}: no chain can be used (see draws['health'])")
-    n_draws = reader.n_draws(component)
-    if n_draws < 4:
-        raise ValueError(f"influence needs at least four draws with probes; got {n_draws}")
+    component, weight = chosen_draws(reader, component)
     sizes = [_n_units(r, unit) for r in (reader, other)]
     if 4 * sizes[0] * sizes[1] > LARGEST:
         raise ValueError(
@@ -137,7 +129,9 @@ def attribute(result: xr.Dataset, query: int, *, n: int = 5) -> pd.DataFrame:
     z = np.divide(value, se, out=np.zeros_like(value), where=se > 0)
     table["z"] = z
     p = 2 * stats.t.sf(np.abs(z), result.attrs["blocks"] - 1)
-    table["clear"] = stats.false_discovery_control(p) < 0.05
+    if result.attrs["same_probe"]:
+        p[query] = np.nan  # no part of the family
+    table["clear"] = false_discovery(p) < SIGNIFICANT
     if result.attrs["same_probe"]:
         table = table.drop(index=query)
     table["effect"] = np.where(table["influence"] < 0, "helps", "hurts")
@@ -162,9 +156,24 @@ def _series(reader: ProbeReader, component: str, unit: str) -> tuple[FloatArray,
             "sequence": sequence, "position": position,
         }  # fmt: skip
     rows = np.flatnonzero(reader.real.any(1))
-    real = np.where(reader.real, values.astype(np.float64), 0.0)
-    means = real.sum(-1)[:, :, rows] / reader.real.sum(-1)[rows]
-    return means, {"sequence": rows}
+    weight = np.where(reader.real, reader.probe["weight"].values, 0.0)
+    sums = (np.nan_to_num(values.astype(np.float64)) * weight).sum(-1)
+    return sums[:, :, rows] / weight.sum(-1)[rows], {"sequence": rows}
+
+
+def chosen_draws(reader: ProbeReader, component: str | None) -> tuple[str, FloatArray]:
+    """The component that is meant, and the weights of its draws.
+
+    Raises ValueError where no chain can be used, or there are fewer than four draws.
+    """
+    component = one_component(reader.draws, component)
+    weight, _ = reader.weights(component)
+    if not weight.any():
+        raise ValueError(f"component {component!r}: no chain can be used (see draws['health'])")
+    n_draws = reader.n_draws(component)
+    if n_draws < LEAST_DRAWS:
+        raise ValueError(f"influence needs at least {LEAST_DRAWS} draws with probes; got {n_draws}")
+    return component, weight
 
 
 def negative_covariance(

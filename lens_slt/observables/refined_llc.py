@@ -19,6 +19,7 @@ from lens_slt.sampling.spread import (
     weighted_mean,
 )
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import mean_over_tokens
 
 ROOT_COLUMNS = (
     "n_parameters", "n_draws", "step_size", "steps_per_draw", "curvature", "prior_loss",
@@ -121,7 +122,9 @@ def _of_probes(
         traces = [probe_trace(probe, i, n) for i, n in enumerate(counts)]
         rows = zip(traces, loss, used, strict=True)
         values.append([mean_with_error(*row, settings) for row in rows])
-        text.append([_probe_text_error(probe, i, n, used[i]) for i, n in enumerate(counts)])
+        text.append(
+            [_probe_text_error(probe, i, loss[i], used[i], settings) for i in range(len(counts))]
+        )
         blocks.append(_blocks(traces, loss, used, settings, n_blocks))
     estimates = np.array(values)  # [probe, component, …]
     return {
@@ -140,25 +143,26 @@ def probe_trace(probe: xr.Dataset, component: int, n_draws: int) -> FloatArray:
     return np.average(per_token[:, :, real], axis=-1, weights=probe["weight"].values[real])
 
 
-def _probe_text_error(probe: xr.Dataset, component: int, n_draws: int, used: BoolArray) -> float:
+def _probe_text_error(
+    probe: xr.Dataset, component: int, loss: FloatArray, used: BoolArray, settings: Settings
+) -> float:
     """Standard error over sequences of the probe's mean paired loss."""
     if not used.any():
         return float("nan")
-    drawn = probe["draw"].values < n_draws
+    drawn = probe["draw"].values < loss.shape[1]
     per_token = probe["paired_loss"][component, :, drawn].values.astype(np.float64)
     weight = np.where(np.isfinite(probe["base_loss"].values), probe["weight"].values, 0)
-    total = (np.nan_to_num(per_token[used].mean((0, 1))) * weight).sum(-1)
-    some = weight.sum(-1) > 0
-    return text_error(total[some] / weight.sum(-1)[some], weight.sum(-1)[some])
+    mean = mean_over_draws(np.nan_to_num(per_token), loss, used, settings)
+    return mean_over_tokens(mean, weight)[1]
 
 
-def text_error(means: FloatArray, weight: FloatArray) -> float:
-    """Standard error of a weighted mean of ``means [sequence]`` over the choice of sequences."""
-    n = len(means)
-    if n < 2:
-        return float("nan")
-    rest = weight * (means - np.average(means, weights=weight))
-    return float(np.sqrt(n / (n - 1) * (rest**2).sum()) / weight.sum())
+def mean_over_draws(
+    values: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
+) -> FloatArray:
+    """Mean of ``values [chain, draw, …]`` over the draws of used chains, as the sampler weighs."""
+    any_one = values.reshape(*values.shape[:2], -1)[..., 0]
+    weight = draw_weights(any_one, sampling_loss, used, settings)
+    return np.asarray(np.einsum("cd,cd...->...", weight / weight.sum(), values[used]))
 
 
 def _number_of_blocks(n_draws: int, thin: int) -> int:

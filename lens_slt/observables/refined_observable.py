@@ -6,9 +6,10 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arguments import choice, typed
-from lens_slt.observables.refined_llc import mean_with_error, text_error
+from lens_slt.observables.refined_llc import mean_over_draws, mean_with_error
 from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import ratio_of_sums
 
 
 @typed
@@ -68,8 +69,8 @@ def refined_observable(draws: xr.DataTree, probe: str | None = None) -> xr.Datas
             mean, error, _ = mean_with_error(values.mean(-1), loss, used[i], settings)
             found["expectation"][i, j], found["se"][i, j] = mean, error
             if used[i].any() and counted.sum() > 1:
-                each = values[used[i]].mean((0, 1)) - base[j]
-                found["text_se"][i, j] = text_error(each, np.ones(len(each)))
+                each = mean_over_draws(values, loss, used[i], settings) - base[j]
+                found["text_se"][i, j] = ratio_of_sums(each, np.ones(len(each)))[1]
     over = ("component", "observable")
     result = xr.Dataset(
         {

@@ -18,11 +18,11 @@ import xarray as xr
 from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 
-from lens_slt.arguments import choice, integer, number, numbers, typed
+from lens_slt.arguments import integer, number, numbers, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.phases.ladder import Losses, check_rungs, losses_on_all
 from lens_slt.sampling.certificate import CERTIFIED
-from lens_slt.sampling.result import component_names, dataset
+from lens_slt.sampling.result import dataset, one_component
 from lens_slt.sampling.spread import jackknife_error
 from lens_slt.schema import stamped
 
@@ -135,11 +135,7 @@ def _chosen(
 ) -> tuple[str, float, list[_Rung]]:
     """Rungs of one component at one γ, in the order of nβ."""
     settings = check_rungs(rungs, 2)
-    names = component_names(rungs[0])
-    if component is None and len(names) > 1:
-        raise ValueError(f"component is missing: choose one of {', '.join(names)}")
-    component = names[0] if component is None else component
-    choice("component", component, names)
+    component = one_component(rungs[0], component)
     gammas = sorted({one.gamma for one in settings})
     if gamma is None and len(gammas) > 1:
         raise ValueError(f"gamma is missing: choose one of {', '.join(f'{g:g}' for g in gammas)}")

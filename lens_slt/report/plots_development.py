@@ -11,7 +11,6 @@ import xarray as xr
 
 from lens_slt.arguments import choice, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.statistics import SIGNIFICANT
 from lens_slt.development.construction_table import construction_table
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.onsets import boundaries_of
@@ -30,6 +29,7 @@ from lens_slt.report.time_axis import (
     step_axis,
 )
 from lens_slt.schema import require
+from lens_slt.statistics import SIGNIFICANT
 from lens_slt.text import figure_text
 
 MOST_DIFFERENCES = 40

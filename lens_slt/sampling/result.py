@@ -32,6 +32,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
+from lens_slt.arguments import choice
 from lens_slt.arrays import FloatArray
 from lens_slt.sampling.folder import (
     DESCRIPTION,
@@ -244,6 +245,19 @@ def dataset(draws: xr.DataTree, group: str) -> xr.Dataset:
 def component_names(draws: xr.DataTree) -> list[str]:
     """The components of a run, in order."""
     return [str(name) for name in draws.to_dataset()["component"].values]
+
+
+def one_component(draws: xr.DataTree, component: str | None) -> str:
+    """The component of that name, or the only one.
+
+    Raises ValueError where there is no such, or more than one and no name.
+    """
+    names = component_names(draws)
+    if component is None and len(names) > 1:
+        raise ValueError(f"component must be one of {', '.join(names)}: the run has more than one")
+    component = names[0] if component is None else component
+    choice("component", component, names)
+    return component
 
 
 def n_draws(draws: xr.DataTree, component: str) -> int:

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.stats import false_discovery_control, hypergeom
+from scipy.stats import hypergeom
 
 from lens_slt.arguments import integer
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import MATRICES
+from lens_slt.statistics import false_discovery
 from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import standardized
 
@@ -96,7 +97,7 @@ def cluster_summary(
         "odds_low": (both, low),
         "odds_high": (both, high),
         "p": (both, p),
-        "q": (both, false_discovery_control(p.ravel()).reshape(p.shape) if p.size else p),
+        "q": (both, false_discovery(p)),
         "p_token": (both, _fisher(count, size[:, None], total, n_tokens)),
     }
     coords = {

@@ -17,11 +17,11 @@ from lens_slt.arguments import boolean, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.models.names import read_part
 from lens_slt.schema import stamped
+from lens_slt.statistics import SIGNIFICANT
 from lens_slt.structure.profiles import Profile, profile
 
 LEAST = 0.3  # corrected similarity of a match
 SURE = 0.5  # share of resamples in which the assignment gives the same partner
-LEVEL = 0.05
 MATCHED, AMBIGUOUS, NOBODY, NOISE = "matched", "ambiguous", "no partner", "too noisy"
 UNTESTED = "untested"
 PARTNERED = (MATCHED, AMBIGUOUS, UNTESTED)  # verdicts that name a partner
@@ -118,7 +118,7 @@ def match(
         | {"similarities": (("component", "other"), np.where(alive, whole, np.nan))}
         | kinds,
         coords={"component": names, "other": others},
-        attrs={"kinds": " ".join(each), "least": least, "level": LEVEL, "n_null": n_null},
+        attrs={"kinds": " ".join(each), "least": least, "level": SIGNIFICANT, "n_null": n_null},
     )
     return stamped(data, "match")
 
@@ -319,6 +319,6 @@ def _rows(
 
 def _verdict(row: dict[str, Any]) -> str:
     """Of a pair that is similar enough."""
-    if row["p"] > LEVEL:
+    if row["p"] > SIGNIFICANT:
         return NOBODY
     return MATCHED if row["stability"] >= SURE else AMBIGUOUS

@@ -16,9 +16,9 @@ from scipy.optimize import linear_sum_assignment
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import stamped
+from lens_slt.statistics import CONFIDENCE
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
-CONFIDENCE = 0.95  # of every interval
 STABLE_ANGLE = 30.0  # degrees
 LARGEST_SPAN = 3  # modes
 SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with

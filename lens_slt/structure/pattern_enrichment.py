@@ -10,7 +10,7 @@ from scipy import stats
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import MATRICES
-from lens_slt.structure.modes import CONFIDENCE
+from lens_slt.statistics import CONFIDENCE, false_discovery
 from lens_slt.structure.standardize import standardized
 
 FEWEST = 20  # tokens of a pattern, and tokens without it, for a statement about it
@@ -59,12 +59,8 @@ def enrichment(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     n_sequences = np.array([len(np.unique(sequence[row])) for row in labels])
     few = (labels.sum(1) < FEWEST) | ((~labels).sum(1) < FEWEST) | (n_sequences < 3)
     auc, se = np.where(few, np.nan, auc), np.where(few, np.nan, se)
-    freedom = max(1, int(sequence.max()))
+    freedom = np.maximum(n_sequences - 1, 1)  # the others tell nothing of the pattern's tokens
     p = 2 * stats.t.sf(np.abs(auc - 0.5) / se, freedom)
-    q = np.full_like(p, np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = stats.false_discovery_control(p[known])
     half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * se
     dims = (str(names.dims[0]), "pattern")
     enriched = xr.Dataset(
@@ -73,7 +69,7 @@ def enrichment(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
             "low": (dims, np.maximum(auc - half, 0)),
             "high": (dims, np.minimum(auc + half, 1)),
             "p": (dims, p),
-            "q": (dims, q),
+            "q": (dims, false_discovery(p)),
             "n_tokens": ("pattern", labels.sum(1)),
             "n_sequences": ("pattern", n_sequences),
         },

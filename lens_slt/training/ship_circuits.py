@@ -15,13 +15,13 @@ from lens_slt.arrays import BoolArray
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.circuits.hypothesis import THROUGH, Edge
 from lens_slt.circuits.interventions import ablate, ablate_path
-from lens_slt.circuits.statistics import ratio_of_sums
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokens import load_tokens
 from lens_slt.models import forward
 from lens_slt.models.forward import Weights
 from lens_slt.models.names import layer_of, mlp_name
 from lens_slt.models.shipped import architecture_of, build_model
+from lens_slt.statistics import ratio_of_sums
 from lens_slt.training.train import repeat_losses, repeated_tokens
 
 SEQUENCES = 16  # of random tokens said twice, and of text

@@ -18,6 +18,7 @@ from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import adapt
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import CONFIDENCE
 from lens_slt.torch_state import plain_torch
 from lens_slt.training.patterning import patterning
 from lens_slt.training.retrainings import Measure, check_measured, later, reached, run_schedules
@@ -26,7 +27,6 @@ WISH, SHUFFLED, SURFACE = KINDS = ("wish", "shuffled", "surface")
 USUAL = "usual"
 TOGETHER = 8  # sequences with the same surface, among which weights are exchanged
 STRENGTHS = (-1.0, -0.5, 0.5, 1.0)
-LEVEL = 0.95
 
 
 @typed
@@ -291,6 +291,6 @@ def _slopes(
         each = (predicted[:, None] * realised).sum(0) / (predicted**2).sum(0)  # [seed, observable]
     each = np.where(wished, each, np.nan)
     n = len(each)
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * _se(each, 0)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * _se(each, 0)
     mean = each.mean(0)
     return {"slope": mean, "slope_low": mean - half, "slope_high": mean + half}

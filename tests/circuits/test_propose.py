@@ -48,7 +48,7 @@ def test_what_is_not_clear_is_no_edge():
 
 
 def measured(value: float) -> Measured:
-    return Measured(value, value - 0.05, value + 0.05, 0.5)
+    return Measured(value, value - 0.05, value + 0.05, 0.5, 0.025, 40)
 
 
 def test_heads_that_share_the_work_stand_beyond_what_does_not_serve_the_pattern():

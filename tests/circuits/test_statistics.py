@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lens_slt.circuits.statistics import Contrast, holm, hsic_p, rank_p, ratio_of_sums
+from lens_slt.circuits.statistics import Contrast, hsic_p
+from lens_slt.statistics import holm, rank_p, ratio_of_sums
 
 
 def made(seed: int, n: int = 40, length: int = 30, share: float = 0.3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import lens_slt as ls
 from lens_slt.sampling.result import dataset
@@ -32,6 +33,16 @@ def test_padding_does_not_enter():
     loss = np.nanmean(_losses(draws), axis=2)
     np.testing.assert_allclose(found["influence"], -np.cov(loss.T, bias=True), rtol=1e-5)
     assert ls.influence(draws, "L0H0", unit="token").sizes["query"] == 6 * 7 - 3
+
+
+def test_a_sequence_is_the_mean_of_its_tokens_as_they_count():
+    draws = per_token_draws()
+    probe = dataset(draws, "probes/text")
+    weight = np.random.default_rng(0).random(probe["weight"].shape) + 0.1
+    draws["probes/text"] = type(draws)(probe.assign(weight=(probe["weight"].dims, weight)))
+    means = (_losses(draws) * weight).sum(2) / weight.sum(1)
+    found = ls.influence(draws, "L0H0")
+    np.testing.assert_allclose(found["influence"], -np.cov(means.T, bias=True), rtol=1e-5)
 
 
 def test_standard_errors():
@@ -68,6 +79,12 @@ def test_attribution_finds_what_is_planted():
         ("helps", 1), ("hurts", 2),
     ]  # fmt: skip
     assert 0 not in table["source_sequence"].values  # itself
+    # What a sequence says of itself is sure and no part of the family: others get no clearer by it.
+    made = ls.influence(draws, "L0H0").isel(query=[0]).copy(deep=True)
+    made["influence"][0], made["se"][0] = [-9.0, 0, 0, 0, 0, 2.35], [0.1, 1, 1, 1, 1, 1]
+    table = ls.attribute(made, 0).set_index("source_sequence")
+    freedom = made.attrs["blocks"] - 1
+    assert table.loc[5, "clear"] == (5 * 2 * stats.t.sf(2.35, freedom) < 0.05)
     with pytest.raises(ValueError, match="query must be an integer from 0 to 5; got 6"):
         ls.attribute(ls.influence(draws, "L0H0"), 6)
 
@@ -91,5 +108,5 @@ def test_no_usable_chain_and_too_few_draws():
     with pytest.raises(ValueError, match="component 'L0H1': no chain can be used"):
         ls.influence(per_token_draws(diverged="L0H1"), "L0H1")
     few = per_token_draws(settings=SETTINGS.but(draws=3, thin=1))
-    with pytest.raises(ValueError, match="at least four draws with probes; got 3"):
+    with pytest.raises(ValueError, match="at least 4 draws with probes; got 3"):
         ls.influence(few, "L0H0")

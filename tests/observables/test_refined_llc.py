@@ -97,6 +97,24 @@ def test_importance_reweights_towards_the_prior_result():
     assert (combined < 0.08 * exact["llc"]).all()
 
 
+def test_errors_of_the_text_weigh_draws_as_the_sampler_does():
+    """Against the weights of the draws themselves: rare draws near the minimum count most."""
+    tokens = torch.randint(1, 49, (6, 10), generator=torch.Generator().manual_seed(0))
+    settings = ls.Settings(sampler="importance", antithetic=False, draws=60, n_beta=20)
+    drawn = ls.sample(
+        native(), tokens, "L0H1", settings=settings, probes={"p": tokens}, progress=False
+    )
+    used = drawn["health"]["used"].values[0].astype(bool)
+    loss = drawn["posterior"]["paired_loss"].values[0].astype(float)[used].ravel()
+    weight, _ = settings.method.draw_weights(loss, 20.0)
+    assert weight.max() > 2 / len(weight)
+    each = drawn["probes/p"]["paired_loss"].values[0][used].astype(float).reshape(-1, 6, 9)
+    means = np.einsum("d,dsp->s", weight, each) / 9
+    error = means.std(ddof=1) / 6**0.5
+    found = ls.refined_llc(drawn)["probe_text_se"].item()
+    assert found == pytest.approx(20 * error, rel=1e-4)
+
+
 def test_blocks_have_the_mean_and_the_error(draws):
     """Of the weight-refined and of the data-refined coefficients."""
     table = ls.refined_llc(draws)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import lens_slt as ls
 from lens_slt.models.observable import Loss
-from lens_slt.observables.refined_llc import text_error
+from lens_slt.statistics import ratio_of_sums
 from tests.tiny_models import native
 
 SETTINGS = ls.Settings(
@@ -48,7 +48,7 @@ def test_the_error_of_the_text_is_the_spread_over_texts() -> None:
     for _ in range(2000):
         weight = generator.integers(1, 5, 20).astype(float)
         values = generator.normal(3, 2, 20) / np.sqrt(weight)
-        errors.append(text_error(values, weight))
+        errors.append(ratio_of_sums(values * weight, weight)[1])
         means.append(np.average(values, weights=weight))
     # The standard deviation of 2000 means is known to 1.6 %, and the estimate is a little low.
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.08)

@@ -83,7 +83,7 @@ def test_the_control_may_be_a_rung():
 
 
 def test_what_cannot_be_pooled(made, monkeypatch):
-    with pytest.raises(ValueError, match="component is missing: choose one of L0H0, L0H1"):
+    with pytest.raises(ValueError, match="component must be one of L0H0, L0H1"):
         ls.density_of_states(made)
     several = rungs([1.0, 3.0], (1.0, 4.0), [SPREAD])
     with pytest.raises(ValueError, match="gamma is missing: choose one of 1, 4"):
