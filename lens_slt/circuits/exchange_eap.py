@@ -31,7 +31,7 @@ def eap_from(path: Path) -> Graph:
     """The graph of a file; ValueError, naming it, for anything else."""
     try:
         return _from_json(read_json(path)) if path.suffix.lower() != ".pt" else _from_pt(path)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path} is no graph of EAP-IG or MIB: {error}") from None

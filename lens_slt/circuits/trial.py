@@ -293,8 +293,10 @@ def compare_trials(trials: Sequence[Trial]) -> pd.DataFrame:
     """Hypotheses side by side: verdicts and main effects, the best first.
 
     Supported ones come first, then undecided, then contradicted; within each by what the circuit
-    alone recovers.
+    alone recovers. Raises ValueError where there are none.
     """
+    if not trials:
+        raise ValueError("trials must hold at least one")
     rows = []
     for trial in trials:
         main = {(one.test, one.part): one for one in trial.evidence}

@@ -209,7 +209,7 @@ def migration(
     models = (checkpoints.load(step) for step in steps)
     options = {"weights": weights, "mask": mask, "pad_id": pad_id}
     if patterns is None:
-        patterns = multigram_patterns(tokens, checkpoints.load(steps[-1]), mask)
+        patterns = multigram_patterns(tokens, checkpoints.load(steps[-1]), mask, pad_id)
     patterns = require(patterns, "patterns", argument="patterns")
     effects = affected(models, tokens, curves.heads, found.curves.heads, patterns, how, options)
     result = result.assign(_of_ablation(effects))

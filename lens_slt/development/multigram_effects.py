@@ -14,7 +14,9 @@ from lens_slt.circuits.behaviour import Textless
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import FEWEST_TOKENS
+from lens_slt.data.checks import mask_from_pad_id
 from lens_slt.data.columns import moved_back
+from lens_slt.data.inputs import read_inputs
 from lens_slt.data.patterns import label_patterns, ngram_counts
 from lens_slt.models.adapter import adapt
 from lens_slt.models.names import read_part
@@ -39,12 +41,16 @@ class Effects:
     change_se: FloatArray
 
 
-def multigram_patterns(tokens: Any, model: Any, mask: Any) -> xr.DataArray:
+def multigram_patterns(
+    tokens: Any, model: Any, mask: Any, pad_id: int | None = None
+) -> xr.DataArray:
     """Labels of tokens with n-grams and skip-grams counted in them.
 
     Of a model without a tokenizer they are told by ids alone.
     """
     adapted = adapt(model)
+    if mask is None and pad_id is not None:
+        mask = mask_from_pad_id(read_inputs(tokens).ids, pad_id, "tokens")
     tokenizer = getattr(adapted.module, "tokenizer", None) or Textless(adapted.d_vocab)
     counts = ngram_counts(tokens, tokenizer, mask=mask)
     return label_patterns(tokens, tokenizer, mask=mask, counts=counts)

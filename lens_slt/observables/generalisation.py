@@ -327,9 +327,14 @@ def _check_training(training: xr.DataArray) -> None:
 
 
 def _check_same_draws(training: xr.DataArray, other: xr.DataArray) -> None:
+    if training.attrs.get("unit") != other.attrs.get("unit"):
+        raise ValueError(
+            f"held_out is of one {other.attrs.get('unit')} an observation and log_likelihood of "
+            f"one {training.attrs.get('unit')}: take both with the same unit="
+        )
     own = {dim: training.sizes[dim] for dim in ("component", "chain", "draw")}
     theirs = {dim: other.sizes[dim] for dim in own}
-    same = ("n_beta", "gamma", "settings", "model_hash", "tokens_hash")
+    same = ("n_beta", "gamma", "settings", "model_hash", "tokens_hash", "directions")
     if own != theirs or any(training.attrs.get(key) != other.attrs.get(key) for key in same):
         raise ValueError(
             f"held_out must be of the same draws as log_likelihood, {own}; got {theirs}"

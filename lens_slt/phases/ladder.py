@@ -194,7 +194,8 @@ def check_same(
                 f"rungs must be of the same components; got {', '.join(names[0])} and "
                 f"{', '.join(own)}"
             )
-        for key, words in (("model_hash", "models"), ("tokens_hash", "tokens")):
+        told = (("model_hash", "models"), ("tokens_hash", "tokens"), ("directions", "directions"))
+        for key, words in told:
             if one.attrs.get(key) != rungs[0].attrs.get(key):
                 raise ValueError(f"rungs are of different {words}")
 

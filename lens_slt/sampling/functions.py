@@ -59,7 +59,14 @@ class _FunctionTarget:
         return {}
 
     def _call(self, rows: Tensor, data: Tensor | None) -> Tensor:
-        return self.loss(rows) if data is None else self.loss(rows, data)
+        found = self.loss(rows) if data is None else self.loss(rows, data)
+        if not isinstance(found, Tensor) or found.shape != (len(rows),):
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"loss must return one number for each of the {len(rows)} rows of parameters it is "
+                f"given, [chain]; got {got}"
+            )
+        return found
 
 
 @typed
@@ -88,6 +95,10 @@ def sample_function(
         >>> draws = ls.sample_function(lambda w: w.square().sum(-1), torch.zeros(4), settings=few)
         >>> abs(ls.refined_llc(draws)["llc"].item() - 2) < 0.5  # λ = 4/2
         True
+
+    Raises:
+        TypeError, ValueError: no function, no flat point, fewer rows than a batch, or losses that
+            are not ``[chain]``.
     """
     if not callable(loss):
         raise TypeError(f"loss must be a function of [chain, parameter]; got {loss!r}")

@@ -247,6 +247,10 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
         ValueError, match="graph.json is no graph of EAP-IG or MIB: it has no edges"
     ):
         ls.read_circuit(path, "x")
+    for wrong in ('{"cfg": {"n_layers": 2, "n_heads": 8}, "nodes": {}, "edges": []}', "[]"):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=r"graph.json is no graph of EAP-IG or MIB"):
+            ls.read_circuit(path, "x")
     text = tmp_path / "edges.txt"
     for line, words in (
         ("blocks.1.hook_k_input[:, :, 2]", "line 1 must name two hooks"),

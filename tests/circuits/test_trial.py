@@ -244,6 +244,8 @@ def test_faithfulness_curve_ends_at_one_and_beats_random(induction):
 def test_results_as_values(planted_trials, tmp_path):
     table = ls.compare(planted_trials)
     assert table.loc[0, "verdict"] == "supported"
+    with pytest.raises(ValueError, match="trials must hold at least one"):
+        ls.compare([])
     record = json.loads(json.dumps(planted_trials[0].as_dict(), allow_nan=False))
     assert record["verdict"] == "supported"
     assert record["evidence"][0]["test"] == "necessity"

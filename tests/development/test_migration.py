@@ -22,6 +22,7 @@ from lens_slt.development.migration import (
     UNSHOWN,
     find_migration,
 )
+from lens_slt.development.multigram_effects import multigram_patterns
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.models.shipped import build_bridge, build_hooked, has_hooked_transformer
 from lens_slt.models.source import CalledModel
@@ -123,6 +124,21 @@ def test_what_only_peaks_by_noise_does_not_migrate() -> None:
         wrong += bool((found.after_peak.words != UNSHOWN).any())
     assert said == 0
     assert wrong <= 3
+
+
+def test_padding_is_in_no_pattern() -> None:
+    tokens = text()
+    padded = torch.cat([tokens, torch.zeros_like(tokens[:, :3])], dim=1)
+    model = run().load(526)
+    own, longer = (
+        multigram_patterns(tokens, model, None),
+        multigram_patterns(padded, model, None, 0),
+    )
+    assert not longer[:, :, tokens.shape[1] - 1 :].any()
+    xr.testing.assert_equal(
+        own.drop_vars("token_id", errors="ignore"),
+        longer[:, :, : tokens.shape[1] - 1].drop_vars("token_id", errors="ignore"),
+    )
 
 
 def test_curves_without_models_are_not_confirmed() -> None:

@@ -192,5 +192,11 @@ def test_draws_that_are_no_posterior_of_the_formulae(run: dict[str, object]) -> 
         ls.generalisation(other, prior="local")
     with pytest.raises(ValueError, match="n_beta is known.*leave it out"):
         ls.wbic(training, n_beta=3.0)
+    tokens = ls.log_likelihood(run["draws"], "test", unit="token")
+    with pytest.raises(ValueError, match="held_out is of one token an observation and log_like"):
+        ls.generalisation(training, tokens, prior="local")
+    elsewhere = other.assign_attrs(directions="3 directions 0123456789ab")
+    with pytest.raises(ValueError, match="of another run"):
+        ls.generalisation(training, elsewhere, prior="local")
     with pytest.raises(ValueError, match="unit must be"):
         ls.log_likelihood(run["draws"], "train", unit="word")

@@ -167,6 +167,10 @@ def test_other_rungs_are_refused():
     other.attrs["tokens_hash"] = "u"
     with pytest.raises(ValueError, match="rungs are of different tokens"):
         ls.spectrum([made[0], other])
+    other = made[1].copy()
+    other.attrs["directions"] = "3 directions 0123456789ab"
+    with pytest.raises(ValueError, match="rungs are of different directions"):
+        ls.spectrum([made[0], other])
 
 
 def test_a_model_over_a_ladder(tmp_path, monkeypatch):

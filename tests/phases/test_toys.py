@@ -148,3 +148,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="tolerance must be a finite number above 0"):
         find_critical_point(TOY.loss, torch.zeros(18), tolerance=0)
     assert np.isfinite(TOY.polygon(4, 2).loss)
+
+
+def test_losses_of_another_shape_are_refused():
+    words = r"one number for each of the \d+ rows.*\[chain\]; got \(\)"
+    with pytest.raises(ValueError, match=words):
+        ls.sample_function(lambda w: w.square().sum(), torch.zeros(3))
