@@ -15,7 +15,7 @@ _LONG_RUN = 4  # a run that counts although the id is doubled inside rows too, i
 _ROWS_PER_RUN = 16  # in a padded set at least one row of so many ends in a run
 
 
-def usable_device(device: torch.device | str, name: str = "device") -> torch.device:
+def usable_device(device: torch.device | str) -> torch.device:
     """A device that can hold a number; ValueError for what is none, or none of this machine's."""
     try:
         found = torch.device(device)
@@ -26,7 +26,7 @@ def usable_device(device: torch.device | str, name: str = "device") -> torch.dev
             there.append("mps")
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ValueError(
-            f"{name} must be a device of this machine: {', '.join(there)}; got {device!r} "
+            f"device must be a device of this machine: {', '.join(there)}; got {device!r} "
             f"({reason[:120]})"
         ) from None
     return found

@@ -53,7 +53,6 @@ class CornerPosterior:
     power: FloatArray  # [s] 0 where there is none
     power_weight: FloatArray  # [s]
     noise: FloatArray  # [s] standard deviation of the errors over what was given
-    distinct: int  # different particles before the last moves, of PARTICLES
 
     @property
     def count(self) -> FloatArray:
@@ -130,13 +129,12 @@ def sample_corners(curve: Curve, *, seed: int = 0) -> CornerPosterior:
         state, score = state.at(chosen), score[chosen]
         for _ in range(MOVES):
             state, score = _move(books, state, score, temperature, rng)
-    distinct = len(np.unique(np.sort(state.places, 1), axis=0))
     kept = []
     for i in range(LAST_MOVES):
         state, score = _move(books, state, score, 1.0, rng)
         if (i + 1) % (LAST_MOVES // SNAPSHOTS) == 0:
             kept.append(state)
-    return books.posterior(_State.joined(kept), rng, distinct)
+    return books.posterior(_State.joined(kept), rng)
 
 
 @dataclass(frozen=True)
@@ -270,7 +268,7 @@ class _Columns:
         near = (np.diff(self.index[places], axis=1) < BETWEEN) | (apart < wide)
         return ~(near & pair).any(1)
 
-    def posterior(self, state: _State, rng: np.random.Generator, distinct: int) -> CornerPosterior:
+    def posterior(self, state: _State, rng: np.random.Generator) -> CornerPosterior:
         """Coefficients and noise drawn for every particle."""
         columns = self.chosen(state)
         gram, weights, rest = self.fit(columns)
@@ -285,10 +283,10 @@ class _Columns:
         )
         left = left + noise[:, None] * rng.standard_normal(left.shape)
         line = np.linalg.solve(self.line, left.T).T
-        return self._curves(state, weights / self.scale[columns], line, noise, distinct)
+        return self._curves(state, weights / self.scale[columns], line, noise)
 
     def _curves(
-        self, state: _State, weights: FloatArray, line: FloatArray, noise: FloatArray, distinct: int
+        self, state: _State, weights: FloatArray, line: FloatArray, noise: FloatArray
     ) -> CornerPosterior:
         """The samples, corners in rising order."""
         used = state.places >= 0
@@ -300,9 +298,7 @@ class _Columns:
         corners, widths, changes = (
             np.take_along_axis(one, order, 1) for one in (corners, widths, changes)
         )
-        return CornerPosterior(
-            self.x, corners, widths, changes, line, power, weights[:, -1], noise, distinct
-        )
+        return CornerPosterior(self.x, corners, widths, changes, line, power, weights[:, -1], noise)
 
 
 def _per_checkpoint(n: int) -> int:

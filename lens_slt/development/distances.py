@@ -7,7 +7,6 @@ import numpy as np
 from lens_slt.arrays import FloatArray
 
 SCALINGS = ("none", "standardised", "min-max")
-DISTANCES = ("euclidean", "warped", "shape")
 BAND = 0.2  # of the length: how far warping may shift
 AT_ONCE = 2**17  # pairs whose paths are computed together
 TINY = 1e-12

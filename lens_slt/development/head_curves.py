@@ -111,24 +111,21 @@ def first_lasting(there: BoolArray) -> NDArray[np.int_]:
     return np.where(lasting[..., -1], lasting.argmax(-1), -1)
 
 
-def read_head_curves(
-    development: Any, refinements: Sequence[str] | None = None, argument: str = "development"
-) -> HeadCurves:
+def read_head_curves(development: Any, refinements: Sequence[str] | None = None) -> HeadCurves:
     """The heads' curves of what ``develop`` or ``join_checkpoints`` returned.
 
     Args:
         development: a DataTree of :func:`lens_slt.develop`, or curves of
             :func:`lens_slt.refined_llc`.
         refinements: ``"llc"`` and names of probes; by default all that are there.
-        argument: how the caller's argument is called.
 
     Raises:
         TypeError, ValueError: another result, no curves, no heads, an unknown refinement, gaps.
     """
-    found = refined_curves(development, argument)
+    found = refined_curves(development, "development")
     heads = [str(name) for name in found["component"].values if is_head(str(name))]
     if not heads:
-        raise ValueError(f"{argument} has no heads among its components")
+        raise ValueError("development has no heads among its components")
     found = found.sel(component=heads)
     probes = [str(name) for name in found["probe"].values] if "probe_llc" in found else []
     known = (WEIGHT_REFINED, *probes)

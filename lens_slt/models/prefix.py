@@ -16,6 +16,8 @@ from lens_slt.models import forward
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.loss import ReferenceState, unembed_loss
 
+BYTES = 4  # of a float32
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -82,7 +84,7 @@ def has_later_mlp(arch: Architecture) -> bool:
     return not (arch.attn_only or arch.parallel_attn_mlp)
 
 
-def prefix_bytes(arch: Architecture, n_tokens: int, n_layers_kept: int, itemsize: int = 4) -> int:
+def prefix_bytes(arch: Architecture, n_tokens: int, n_layers_kept: int) -> int:
     """Memory that a prefix keeps, in bytes."""
     per_layer = 2 * arch.d_model + arch.n_heads * arch.d_head
-    return n_tokens * n_layers_kept * per_layer * itemsize
+    return n_tokens * n_layers_kept * per_layer * BYTES

@@ -17,17 +17,13 @@ ENDS = 5  # tokens of each end
 WIDTH = 24  # tokens of context
 
 
-def token_strips(
-    result: xr.Dataset, score: FloatArray, *, n: int = ENDS, width: int = WIDTH
-) -> str:
+def token_strips(result: xr.Dataset, score: FloatArray) -> str:
     """The tokens at both ends of a score, with those before them, coloured by score.
 
     Args:
         result: modes with the coordinate ``text``, as in
             :class:`lens_slt.structure.overview.View`.
         score: of every token, in standard deviations.
-        n: tokens of each end; at most one of a sequence.
-        width: tokens of context.
     """
     sequence, position = result["sequence"].values, result["position"].values
     place = {(int(s), int(p)): i for i, (s, p) in enumerate(zip(sequence, position, strict=True))}
@@ -36,10 +32,10 @@ def token_strips(
     for end, order in (("Highest", np.argsort(-score)), ("Lowest", np.argsort(score))):
         _, first = np.unique(sequence[order], return_index=True)
         lines = []
-        for token in order[np.sort(first)[:n]]:
+        for token in order[np.sort(first)[:ENDS]]:
             before = [
                 place.get((int(sequence[token]), p))
-                for p in range(int(position[token]) - width, int(position[token]))
+                for p in range(int(position[token]) - WIDTH, int(position[token]))
             ]
             tokens = [_token(texts[i], score[i]) for i in before if i is not None]
             tokens.append(_token(texts[token], score[token], "token here"))

@@ -42,11 +42,6 @@ class MemoryWatch:
             self._thread.join()
 
     @property
-    def now(self) -> int:
-        """Bytes at this moment."""
-        return self._taken() - self._start
-
-    @property
     def peak(self) -> int:
         """The most so far."""
         if self._cuda is not None:
