@@ -78,7 +78,7 @@ def summary(found: Any) -> dict[str, Any]:
     runs = [str(run) for run in found["run"].values]
     rows = [
         [run, str(level), float(one["formed"]), ", ".join(f"{x:.0f}" for x in one["step"].values),
-         common.WithError(float(one["mean_delay"]), float(one["mean_delay_se"]))]
+         _with_error(one["mean_delay"], one["mean_delay_se"])]
         for run in runs for level in found["level"].values
         for one in [found.sel(run=run, level=level)]
     ]  # fmt: skip
@@ -88,18 +88,24 @@ def summary(found: Any) -> dict[str, Any]:
     )  # fmt: skip
     last = found["value"].isel(checkpoint=-1)
     rows = [
-        [run, *(common.WithError(float(v.mean()), float(v.std(ddof=1) / len(v) ** 0.5))
-                if len(v) > 1 else float(v[0]) for v in last.sel(run=run).values.T)]
+        [run, *(_with_error(v.mean(), v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else np.nan)
+                for v in last.sel(run=run).values.T)]
         for run in runs
     ]  # fmt: skip
     names = [str(name) for name in found["observable"].values]
     common.show_table("At the end", ["window", *names], rows)
-    delay = found["mean_delay"].sel(level=PROBED).values
-    formed = found["formed"].sel(level=PROBED).values
-    words = ("first", "second", "last", "whole")
-    return {f"delay_{w}": float(d) for w, d in zip(words, delay[1:], strict=True)} | {
-        f"formed_{w}": float(f) for w, f in zip(words, formed[1:], strict=True)
-    }
+    figures = {}
+    for window, run in zip(("first", "second", "last", "whole"), runs[1:], strict=True):
+        for level in LEVELS:
+            one, key = found.sel(run=run, level=level), f"{window}_{level.replace(' ', '_')}"
+            figures[f"formed_{key}"] = float(one["formed"])
+            figures[f"delay_{key}"] = float(one["mean_delay"])
+    return figures
+
+
+def _with_error(value: Any, error: Any) -> Any:
+    """A value with its error; of a single seed there is none."""
+    return common.WithError(float(value), float(error)) if np.isfinite(error) else float(value)
 
 
 if __name__ == "__main__":

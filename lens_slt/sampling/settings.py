@@ -30,8 +30,8 @@ class Settings:
         gamma: localization γ; the prior of every weight has variance 1/γ around its given value.
         step_size: ε. None: ``lm`` chooses it for every component, 0.8/γ or an integer fraction of
             that (:mod:`lens_slt.sampling.course`); 1e-3, the published value, for ``sgld`` and
-            ``rmsprop_sgld``. A number is obeyed; ``pcn``, whose step adapts during burn-in, and
-            ``importance``, which has none, take none.
+            ``rmsprop_sgld``. A number is obeyed by these; ``pcn``, whose step adapts during
+            burn-in, and ``importance``, which has none, have no use for it.
         steps_per_draw: k of ``lm``'s ε = 0.8/γ/k, for all components or by component: what would
             else be chosen; the bias is then measured only with ``check_step``. Runs
             with the same k share their noise step by step, so that differences between checkpoints
@@ -89,11 +89,6 @@ class Settings:
         if self.step_size is not None:
             number("step_size", self.step_size, above=0)
         choice("sampler", self.sampler, tuple(SAMPLERS))
-        if self.step_size is not None and self.method.EXACT:
-            raise ValueError(
-                f"step_size is none of sampler={self.sampler!r}, which has no step to choose; got "
-                f"{self.step_size!r}: leave it out"
-            )
         self._check_steps_per_draw()
         choice("drift_dtype", self.drift_dtype, DRIFT_DTYPES)
         for name in ("chains", "thin"):

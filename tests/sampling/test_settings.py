@@ -15,8 +15,6 @@ import lens_slt as ls
         (dict(n_beta=-2.0), "n_beta must be a finite number at least 0; got -2.0"),
         (dict(n_beta=float("nan")), "n_beta must be a finite number at least 0; got nan"),
         (dict(step_size=0.0), "step_size must be a finite number above 0; got 0.0"),
-        (dict(sampler="pcn", step_size=0.1), "step_size is none of sampler='pcn'.*leave it out"),
-        (dict(sampler="importance", step_size=0.1), "step_size is none of sampler='importance'"),
         (dict(step_size="big"), "step_size must be a finite number above 0; got 'big'"),
         (dict(sampler="smgld"), "sampler must be one of .*; got 'smgld'; did you mean 'sgld'"),
         (dict(chains=0), "chains must be an integer of at least 1; got 0"),
