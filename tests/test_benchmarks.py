@@ -373,4 +373,6 @@ def test_influence():
 
 @pytest.mark.slow
 def test_developmental_ablation():
-    assert {"delay_first", "formed_whole"} <= set(figures("developmental_ablation", "--quick"))
+    assert {"delay_first_prefix_matching", "formed_whole_prefix_matching"} <= set(
+        figures("developmental_ablation", "--quick")
+    )
