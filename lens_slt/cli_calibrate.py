@@ -40,7 +40,7 @@ def run(options: Calibrate) -> None:
     }
     model = load(options)
     tokens, weights = weighted_text(options, model, options.sequences)
-    given: dict[str, Any] = {"weights": weights, "pad_id": options.pad_id, "device": options.device}
+    given: dict[str, Any] = {"weights": weights, "device": options.device}
     if options.dry_run:
         runs = sweep(**grid, settings=short)
         found = _foreseen(model, tokens, options.components, runs, given)

@@ -31,7 +31,6 @@ from lens_slt.cli_options import (
     OfWeightedText,
     Options,
     Out,
-    PadId,
     Resumed,
     Sampler,
     TargetSe,
@@ -88,7 +87,6 @@ class Rllc(Sampled):
         list[str] | None, typer.Option(help="name=source, tokens for a data-refined column.")
     ] = None
     probe_sequences: Annotated[int, typer.Option(help="Sequences of every probe.")] = 16
-    pad_id: PadId = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +165,6 @@ class Calibrate(OfModel, OfWeightedText, OfDraws, Foreseen):
     n_betas: Annotated[str, typer.Option(help="Inverse temperatures to begin with.")] = "10,30,100"
     gammas: Annotated[str, typer.Option(help="Localizations to begin with.")] = "100,300"
     sampler: Sampler = None
-    pad_id: PadId = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +261,6 @@ class Pattern(Resumed, OfModel, OfText, OfDraws):
     parallel: Annotated[int | None, typer.Option(help="Processes for the retrainings.")] = None
     checkpoint: Checkpoint = None
     target_se: TargetSe = None
-    pad_id: PadId = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +301,6 @@ class Spectrum(Resumed, OfModel, OfWeightedText, OfDraws):
     )
     gammas: Annotated[str, typer.Option(help="Localizations of the rungs.")] = "200"
     target_se: TargetSe = None
-    pad_id: PadId = None
     trust: Trust = False
 
 

@@ -22,7 +22,14 @@ from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence
 from lens_slt.cli_commands import Develop
 from lens_slt.cli_output import finish, say, seconds, show
-from lens_slt.cli_support import is_usable, record_of_curves, settings_from, text_of, whole_numbers
+from lens_slt.cli_support import (
+    first_rows,
+    is_usable,
+    record_of_curves,
+    settings_from,
+    text_of,
+    whole_numbers,
+)
 from lens_slt.data.patterns import label_patterns
 from lens_slt.development.construction import construction
 from lens_slt.development.develop import develop, open_checkpoint
@@ -64,7 +71,7 @@ def run(options: Develop) -> None:
     probe = text_of(options, last, n_probe, seed=1)
     probes: dict[str, Any] = {PROBE: probe}
     if options.reference is not None:
-        probes[REFERENCE] = Probe(probe[:8], reference=model_source(options.reference))
+        probes[REFERENCE] = Probe(first_rows(probe, 8), reference=model_source(options.reference))
     labels = label_patterns(probe, last.tokenizer)
     _check(options, training, workers, last, labels)
     plan = _planned(options, training, tokens, settings, probes, workers)

@@ -14,6 +14,7 @@ from lens_slt.circuits.transfer import Transfer, transfer
 from lens_slt.cli_commands import Match
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
+    first_rows,
     is_usable,
     load_quietly,
     plain_records,
@@ -68,7 +69,7 @@ def _seen(options: Match, model: Any, drawn: xr.DataTree, probe: Any) -> dict[st
     """What components are matched by: attention patterns only where all of them are heads."""
     found = {"rllc": per_token_llc(drawn)}
     if options.components == "heads":
-        found["attention"] = attention_patterns(model, probe[:ATTENDED])
+        found["attention"] = attention_patterns(model, first_rows(probe, ATTENDED))
     return found
 
 

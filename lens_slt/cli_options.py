@@ -164,6 +164,7 @@ class OfText(Options):
     sequences: Sequences = None
     length: Length = None
     bos: Bos = True
+    pad_id: PadId = None
 
 
 @dataclass(frozen=True, kw_only=True)

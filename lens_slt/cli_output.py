@@ -27,7 +27,8 @@ from lens_slt.versions import versions
 
 OPTIONS = {  # how a message names an argument, and the option that the command line has for it
     r"^path: ": "--out: ", r"another path\b": "another --out", r"\btrust=True\b": "--trust",
-    r"\bn_sequences=": "--sequences ",
+    r"\bn_sequences=": "--sequences ", r"\bpad_id=(-?\d+)": r"--pad-id \1", r" or mask= to": " to",
+    r"\bpass bos=False": "pass --no-bos",
 }  # fmt: skip
 
 console = Console(markup=False, highlight=False)  # results

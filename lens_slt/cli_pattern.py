@@ -18,7 +18,6 @@ from lens_slt.cli_support import (
     plain_records,
     record_of,
     settings_from,
-    text_of,
 )
 from lens_slt.data.tokens import ARRAY_FILES
 from lens_slt.observables.data_response import data_response
@@ -42,7 +41,7 @@ def run(options: Pattern) -> None:
     settings = settings_from(options)
     sources, wishes = _asked(options)
     model = load(options)
-    tokens = text_of(options, model, options.sequences)
+    tokens = load_data(options.data, model, options.sequences, options.length, options.bos)
     pad_id = options.pad_id
     probes = {
         name: Probe(

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from lens_slt.cli_commands import Rllc
 from lens_slt.cli_runs import finish_run, sampled, show_rllc, write_attention
-from lens_slt.cli_support import load, load_data, parse_probes, settings_from, weighted_text
-from lens_slt.sampling.prepare import Probe
+from lens_slt.cli_support import (
+    load,
+    load_data,
+    parse_probes,
+    settings_from,
+    weighted_text,
+    without_padding,
+)
 
 NOT_IN_IT = "loading the model, tables and figures"
 
@@ -16,15 +22,15 @@ def run(options: Rllc) -> None:
     model = load(options)
     tokens, weights = weighted_text(options, model, options.sequences)
     probes = {
-        name: Probe(
+        name: without_padding(
             load_data(source, model, options.probe_sequences, options.length, options.bos, seed=1),
-            pad_id=options.pad_id,
+            options.pad_id,
         )
         for name, source in sources.items()
     }
     drawn = sampled(
         options, model, tokens, options.components, NOT_IN_IT, settings=settings, probes=probes,
-        weights=weights, pad_id=options.pad_id,
+        weights=weights,
     )  # fmt: skip
     if drawn is not None:
         write_attention(options, model, tokens)

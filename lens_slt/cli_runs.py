@@ -19,8 +19,14 @@ from lens_slt.circuits.trial import Trial
 from lens_slt.cli_commands import Sampled
 from lens_slt.cli_options import Resumed
 from lens_slt.cli_output import finish, say, seconds, show
-from lens_slt.cli_support import found_steps, is_usable, record_of, show_estimate, show_health
-from lens_slt.data.inputs import read_inputs
+from lens_slt.cli_support import (
+    first_rows,
+    found_steps,
+    is_usable,
+    record_of,
+    show_estimate,
+    show_health,
+)
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report.files import ATTENDED, rllc_rows, write_about, write_rllc
 from lens_slt.report.files_circuits import write_trials
@@ -64,9 +70,7 @@ def sampled(
 def write_attention(options: Sampled, model: Any, tokens: Any) -> None:
     """Where heads attend on the first sequence, for their pages of the report."""
     with suppress(ValueError):  # some models' attention patterns cannot be read
-        found = attention_patterns(
-            model, read_inputs(tokens).ids[:1], pad_id=getattr(options, "pad_id", None)
-        )
+        found = attention_patterns(model, first_rows(tokens, 1))
         write_zarr(found, options.out / ATTENDED)
 
 

@@ -35,7 +35,7 @@ TABLE, PAGE = "spectrum.csv", "spectrum.html"
 def run(options: Spectrum) -> None:
     """Sample a ladder at every checkpoint, and show what its rungs say."""
     settings = settings_from(options)
-    grid = {
+    grid: dict[str, Any] = {
         "n_betas": read_numbers("n-betas", options.n_betas),
         "gammas": read_numbers("gammas", options.gammas),
     }
@@ -48,7 +48,7 @@ def run(options: Spectrum) -> None:
         tokens, weights = weighted_text(options, model, options.sequences)
         rungs = sample_ladder(
             model, tokens, options.components, settings=settings, weights=weights,
-            pad_id=options.pad_id, path=options.kept / ("last" if step is None else str(step)),
+            path=options.kept / ("last" if step is None else str(step)),
             device=options.device, progress=not options.quiet, **grid,
         )  # fmt: skip
         found[step] = spectrum(rungs, trust=options.trust)

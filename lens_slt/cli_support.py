@@ -44,9 +44,24 @@ def load(options: OfModel) -> Any:
 
 def text_of(
     options: OfText, model: Any, sequences: int | None, seed: int = 0, skip: int = 0
-) -> Tensor:
+) -> Any:
     """So many sequences of a command's text: others with another seed, or with rows to skip."""
-    return load_data(options.data, model, sequences, options.length, options.bos, seed, skip)
+    found = load_data(options.data, model, sequences, options.length, options.bos, seed, skip)
+    return without_padding(found, options.pad_id)
+
+
+def without_padding(tokens: Any, pad_id: int | None) -> Any:
+    """Tokens with the mask that ``--pad-id`` tells; those that came with one have it already."""
+    ids, real = read_inputs(tokens)
+    if pad_id is None or real is not None:
+        return tokens
+    return {"input_ids": ids, "attention_mask": mask_from_pad_id(ids, pad_id, "--data").long()}
+
+
+def first_rows(tokens: Any, n: int) -> Any:
+    """The first sequences, with their mask where there is one."""
+    is_plain = isinstance(tokens, Tensor)
+    return tokens[:n] if is_plain else {key: rows[:n] for key, rows in tokens.items()}
 
 
 def weighted_text(
@@ -55,7 +70,7 @@ def weighted_text(
     """Likewise, with position weights; None where all tokens count."""
     return load_weighted(
         options.data, options.positions, model, sequences, options.length, options.bos,
-        getattr(options, "pad_id", None), seed, skip,
+        options.pad_id, seed, skip,
     )  # fmt: skip
 
 
@@ -227,13 +242,13 @@ def load_weighted(
         )
     else:
         tokens = load_data(source, model, sequences, length, bos, seed, skip)
+        tokens = without_padding(tokens, pad_id)
         given = read_file(location("positions", positions), "weights") if is_file else None
     if positions is None:
         return tokens, None
     ids, real = read_inputs(tokens)
     if real is None:
         real = torch.ones_like(ids, dtype=torch.bool)
-        real = real if pad_id is None else mask_from_pad_id(ids, pad_id, "tokens")
     if positions == "last":
         place = ids.shape[1] - 1 - real.flip(1).int().argmax(1)
         return tokens, (torch.arange(1, ids.shape[1]) == place[:, None]).double()

@@ -5,7 +5,14 @@ from __future__ import annotations
 from lens_slt.arguments import choice
 from lens_slt.cli_commands import Susceptibility
 from lens_slt.cli_runs import finish_run, sampled, show_structure, write_attention
-from lens_slt.cli_support import load, load_data, settings_from, show_health, weighted_text
+from lens_slt.cli_support import (
+    load,
+    load_data,
+    settings_from,
+    show_health,
+    weighted_text,
+    without_padding,
+)
 from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.structure.overview import read_structure
 
@@ -24,6 +31,7 @@ def run(options: Susceptibility) -> None:
         options.probe or options.data, model, options.probe_sequences, options.length,
         options.bos, seed=1,
     )  # fmt: skip
+    probe = without_padding(probe, options.pad_id)
     names = [options.components, "full"][: 2 if options.estimator == "two_posterior" else 1]
     drawn = sampled(
         options, model, tokens, names, NOT_IN_IT, settings=settings, probes={PROBE: probe},

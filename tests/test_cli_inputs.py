@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import lens_slt as ls
-from lens_slt import cli
+from lens_slt import cli, cli_commands
+from lens_slt.cli_options import OfText
 from lens_slt.cli_support import load_weighted
 from lens_slt.data.inputs import read_inputs
 from tests.tiny_models import SIZES, native
@@ -94,6 +96,28 @@ def test_weights_of_a_column(mine: Path) -> None:
     assert torch.equal(same, weights)
     settings = ls.Settings(batch_size=2, draws=2, burn_in=1, chains=2)
     ls.sample(model, tokens, "L1H2", weights=weights, settings=settings, progress=False)
+
+
+def test_every_command_on_text_can_leave_padding_out(mine: Path, tmp_path: Path) -> None:
+    for command in cli_commands.COMMANDS:
+        if issubclass(command, OfText):
+            assert "pad_id" in {one.name for one in fields(command)}, command
+    tokens = torch.from_numpy(np.load(mine / "tokens.npy"))
+    tokens[:, 7:] = 0
+    np.save(mine / "ends.npy", tokens.numpy())
+    how = [
+        "susceptibility", "--model", mine / "mine.pt", "--config", mine / "config.json",
+        "--components", "L1H2", "--estimator", "restricted", "--data", mine / "ends.npy",
+        "--probe-sequences", "3", "--json", "--batch-size", "2", "--draws", "6", "--chains", "2",
+    ]  # fmt: skip
+    found = call(*how, "--out", tmp_path / "refused")
+    assert found.exit_code == 2
+    assert "Pass --pad-id 0 to leave the padding out of the loss, or --pad-id -1" in found.stderr
+    found = call(*how, "--out", tmp_path / "out", "--pad-id", "0")
+    assert found.exit_code in (0, 1), found.stderr
+    draws = ls.open_draws(tmp_path / "out" / cli_commands.DRAWS)
+    counts = np.isfinite(draws["probes/probe"]["base_loss"].values)
+    assert counts[:, :6].all() and not counts[:, 6:].any()
 
 
 @pytest.mark.parametrize("source", ["tokens.npy", "data"])
