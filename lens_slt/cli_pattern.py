@@ -137,7 +137,7 @@ def _record(found: xr.Dataset, check: xr.Dataset | None) -> dict[str, Any]:
         "effective_sequences": found.attrs["effective_sequences"],
     }
     if check is not None:
-        shares = check[["share", "share_se", "excess", "excess_se", "z", "p"]]
+        shares = check[["share", "share_se", "excess", "excess_se", "z", "p", "corrected_p"]]
         known = shares.to_dataframe().dropna(subset="share")
         record["retrained"] = plain_records(known.reset_index())
     return record

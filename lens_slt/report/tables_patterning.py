@@ -44,7 +44,8 @@ def patterning_check_table(result: xr.Dataset) -> Table:
     table = PlainTable(
         "Did it come true?",
         f"share of the wish after {result.attrs['steps']} steps, ± one standard error over "
-        f"{result.sizes['seed']} seeds; z, p: the wish's share above this control's (one-sided t)",
+        f"{result.sizes['seed']} seeds; z, p: the wish's share above this control's "
+        "(one-sided t, Holm over all)",
     )
     for name in ("weights", "strength", "share", "z", "p"):
         table.add_column(name, justify="left" if name == "weights" else "right")
@@ -52,7 +53,7 @@ def patterning_check_table(result: xr.Dataset) -> Table:
         for strength in result["strength"].values:
             row = result.sel(kind=kind, strength=strength)
             if np.isfinite(float(row["share"])):
-                z, p = (float(row[key]) for key in ("z", "p"))
+                z, p = (float(row[key]) for key in ("z", "corrected_p"))
                 table.add_row(
                     str(kind), f"{strength:+g}",
                     with_error(float(row["share"]), float(row["share_se"])),

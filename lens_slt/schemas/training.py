@@ -143,7 +143,7 @@ SCHEMAS = (
         | over("level kind strength seed", "sooner")
         | over("strength observable", "predicted predicted_se realised realised_se")
         | over("observable", with_interval("slope") + " wish")
-        | over("kind strength", "share share_se excess excess_se z p")
+        | over("kind strength", "share share_se excess excess_se z p corrected_p")
         | over("strength", "clipped effective_sequences"),
     ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import adapt
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import require, stamped
-from lens_slt.statistics import CONFIDENCE
+from lens_slt.statistics import CONFIDENCE, holm
 from lens_slt.torch_state import plain_torch
 from lens_slt.training.patterning import patterning
 from lens_slt.training.retrainings import Measure, check_measured, later, reached, run_schedules
@@ -94,11 +94,11 @@ def verify_patterning(
         interval over seeds ``slope_low``, ``slope_high``, where a wish was made. Over (kind,
         strength): ``share``, the mean part of the wish (times the strength) that came true, and
         its ``share_se``; ``excess``, by how much the wish's share is above the control's,
-        ``excess_se`` over seeds, ``z``, their ratio, and ``p`` (one-sided t-test over seeds), NaN
-        for the wish itself. Over (level, kind, strength, seed): ``sooner``, steps by which a level
-        is reached before the usual run, negative if later; infinite where only one of the two
-        reaches it, NaN where neither does. Over strength: ``clipped`` and ``effective_sequences``,
-        as of :func:`lens_slt.patterning`.
+        ``excess_se`` over seeds, ``z``, their ratio, ``p`` (one-sided t-test over seeds) and
+        ``corrected_p`` (Holm, over all of them), NaN for the wish itself. Over (level, kind,
+        strength, seed): ``sooner``, steps by which a level is reached before the usual run,
+        negative if later; infinite where only one of the two reaches it, NaN where neither does.
+        Over strength: ``clipped`` and ``effective_sequences``, as of :func:`lens_slt.patterning`.
 
     Raises:
         ValueError: other tokens than the response's, observables that are not measured, what
@@ -258,10 +258,11 @@ def _summary(
     se = _se(excess, -1)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = excess.mean(-1) / se
+    p = stats.t.sf(z, n - 1)
     columns |= {
         "share": (over, part.mean(-1)), "share_se": (over, _se(part, -1)),
         "excess": (over, excess.mean(-1)), "excess_se": (over, se), "z": (over, z),
-        "p": (over, stats.t.sf(z, n - 1)),
+        "p": (over, p), "corrected_p": (over, holm(p.ravel()).reshape(p.shape)),
     }  # fmt: skip
     for key in ("clipped", "effective_sequences"):
         columns[key] = ("strength", [one.attrs[key] for one in chosen.values()])

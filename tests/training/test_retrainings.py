@@ -12,6 +12,7 @@ import xarray as xr
 import lens_slt as ls
 from lens_slt.models.saved import save_source
 from lens_slt.schema import stamped
+from lens_slt.statistics import holm
 from lens_slt.training.retrainings import MeanLosses, RetrainJob, last_crossing
 from lens_slt.training.verify_patterning import exchanged
 from tests.tiny_models import native
@@ -106,6 +107,8 @@ def test_a_wish_comes_true_and_shuffled_weights_do_not(checked):
     share = checked["share"].sel(kind="wish")
     np.testing.assert_allclose(share, -realised / checked["strength"], rtol=1e-6)
     assert (checked["excess"].sel(kind="shuffled") > 0).all()
+    p = checked["p"].values
+    np.testing.assert_array_equal(checked["corrected_p"], holm(p.ravel()).reshape(p.shape))
     # The change is against the usual run of the same seed.
     assert float(np.abs(checked["change"].sel(checkpoint=0)).max()) < 1e-6
     sooner = checked["sooner"].sel(level="three", kind="wish")
