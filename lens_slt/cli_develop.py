@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 from datetime import date
@@ -25,6 +23,7 @@ from lens_slt.cli_output import finish, say, seconds, show
 from lens_slt.cli_support import (
     first_rows,
     is_usable,
+    quiet_loading,
     record_of_curves,
     settings_from,
     text_of,
@@ -65,7 +64,8 @@ def run(options: Develop) -> None:
     workers = _workers(options.parallel)
     training = _training(options)
     settings = settings_from(options, thin=THIN)
-    last = _loaded(training, training.steps[-1], options.device)
+    with quiet_loading():
+        last = training.load(training.steps[-1], options.device)
     n_probe = options.probe_sequences
     tokens = text_of(options, last, options.sequences, skip=n_probe + TRIAL_SEQUENCES)
     probe = text_of(options, last, n_probe, seed=1)
@@ -155,12 +155,6 @@ def _refuse_much_longer(plan: DevelopmentPlan) -> None:
             f"about {least} min at the least. Allow --minutes {least}, or take fewer --components, "
             "--sequences, --probe-sequences or --steps, or a smaller --length"
         )
-
-
-def _loaded(run: Checkpoints, step: int, device: str | None) -> Any:
-    """A model, without what TransformerLens prints while loading."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return run.load(step, device)
 
 
 def _plan_before(

@@ -165,8 +165,13 @@ def load_quietly(
     """A model, without what TransformerLens prints while loading."""
     if device is not None:
         usable_device(device)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with quiet_loading():
         return load_model(name, config=config, checkpoint=checkpoint, device=device)
+
+
+def quiet_loading() -> contextlib.AbstractContextManager[Any]:
+    """Without what TransformerLens prints while it loads a model."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def load_data(

@@ -15,10 +15,10 @@ from lens_slt.development.cells import drawn_of
 from lens_slt.development.sweep import FINER
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.observables.refined_llc import refined_llc
-from lens_slt.sampling.estimate import duration
 from lens_slt.sampling.presets import preset
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
+from lens_slt.text import duration
 from lens_slt.torch_state import plain_torch
 
 TRIED_DRAWS = 24  # of the last checkpoint, from which the rest is foreseen

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import xarray as xr
 
+from lens_slt.circuits.slt_evidence import RELIABLE
 from lens_slt.circuits.trial import Trial
 from lens_slt.circuits.trial_notes import Disagrees
 from lens_slt.report import page
@@ -17,7 +18,6 @@ from lens_slt.report.tables_modes import NAMES
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.structure.overview import View
 
-RELIABLE = 0.5  # split-half
 KINDS: dict[Disagrees, str] = {
     "outside": "Outside of a circuit, but its ablation costs the pattern much",
     "not needed": "Not needed by intervention, but what is noted beside speaks for it",

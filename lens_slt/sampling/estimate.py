@@ -38,6 +38,7 @@ from lens_slt.sampling.timing import (
     time_steps,
     time_writes,
 )
+from lens_slt.text import duration
 from lens_slt.torch_state import plain_torch
 
 
@@ -227,21 +228,6 @@ def estimate(
     )  # fmt: skip
     at_once = disk + 2 * state  # a state is replaced after the next is written
     return replace(found, warnings=_shortages(found, available, folder, at_once))
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 40 ms, 2.5 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < 3570:
-        minutes, rest = divmod(round(seconds / 5) * 5, 60)
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, rest = divmod(round(seconds / 300) * 5, 60)
-    return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
 def size(n_bytes: float) -> str:
