@@ -166,11 +166,15 @@ def _found(trials: Sequence[Trial], best: Trial | None, llc: xr.Dataset | None) 
     places = [] if llc is None else ranking(llc)
     if llc is not None and places:
         sure = set(llc["component"].values[llc["verdict"].values == HEALTHY])
-        top = [p for p in places if p.name in sure][:TOP]
+        believed = [p for p in places if p.name in sure]
+        top = believed[:TOP]
+        whole = f"{len(places)} heads"
+        if len(believed) < len(places):  # one that is not believed may be held tighter
+            whole = f"the {len(believed)} to believe of {whole}"
         named = in_series([f"{p.name} (λ̂ {with_error(p.value, p.error)})" for p in top])
         are = "is" if len(top) == 1 else "are"
         parts.append(
-            f"{named} {are} held the tightest of {len(places)} heads"
+            f"{named} {are} held the tightest of {whole}"
             if top
             else "which heads matter cannot be said, none is healthy"
         )

@@ -58,6 +58,7 @@ def test_what_cannot_be_believed_is_named():
 def test_a_head_that_is_not_certified_is_not_called_one_that_matters():
     third = sentences(RunResults(made_draws(bad={"L1H0": 1})))[2]
     assert "L0H0" in third and "L1H0" not in third
+    assert "held the tightest of the 2 to believe of 3 heads" in third  # L1H0 is held tighter
 
 
 def test_the_number_that_decides(trial, supported):
