@@ -240,7 +240,7 @@ def main() -> None:
     common.one_thread()
     began = time.perf_counter()
     size: dict[str, Any] = dict(
-        text=256, probe=48, length=64, trial=64, n_null=20, maps=64, nulls=200, settings=SETTINGS,
+        text=256, probe=48, length=64, trial=64, n_null=20, maps=16, nulls=200, settings=SETTINGS,
         components="heads", repeats=32,
     )  # fmt: skip
     if args.quick:
