@@ -88,7 +88,10 @@ def _worst(llc: xr.Dataset) -> str:
     words = f"{words}; the prior alone raises the loss by {span} nats"
     same = _told_by_the_prior(llc)
     if same:
-        words += f", and the draws of {few_words(same)} hardly by less: a higher nβ or lower γ"
+        words += (
+            f", draws of {few_words(same)} hardly less, where λ̂ is little more than a mean "
+            "curvature: raise nβ or lower γ to learn more"
+        )
     return words
 
 

@@ -86,7 +86,9 @@ def test_health_in_words() -> None:
     llc = refined_llc(made_draws(prior_loss=4 * [1.0], prior_loss_se=4 * [0.01]))
     loss = llc["mean_paired_loss"].values
     near = llc.assign(prior_loss=("component", [9.0, 1.05 * loss[1], 9.0, 9.0]))
-    assert "draws of L0H1 hardly by less: a higher nβ or lower γ" in health_summary(near)
+    assert "nats, draws of L0H1 hardly less, where λ̂ is little more than a mean" in health_summary(
+        near
+    )
     summary = health_summary(refined_llc(made_draws(bad={"L0H1": 4, "L1H0": 1})))
     assert summary.splitlines()[0].startswith("2 of 4 components are healthy")
     assert "L0H1: diverged (no chain can be used)" in summary
