@@ -293,7 +293,7 @@ class Spectrum(Resumed, OfModel, OfWeightedText, OfDraws):
     kept_in = "rungs"
 
     components: Components = "heads"
-    checkpoints: Annotated[
+    steps: Annotated[
         str | None, typer.Option(help="Training steps with commas; the last by default.")
     ] = None
     n_betas: Annotated[str, typer.Option(help="Inverse temperatures of the rungs.")] = (

@@ -40,8 +40,8 @@ def run(options: Spectrum) -> None:
         "gammas": read_numbers("gammas", options.gammas),
     }
     steps: list[int | None] = [None]
-    if options.checkpoints is not None:
-        steps = [*whole_numbers("checkpoints", options.checkpoints)]
+    if options.steps is not None:
+        steps = [*whole_numbers("steps", options.steps)]
     found, runs = {}, []
     for step in steps:
         model = load_quietly(options.model, step, options.device, options.config)

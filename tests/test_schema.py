@@ -71,11 +71,11 @@ def of_a_run(results: dict[str, xr.Dataset | xr.DataArray | xr.DataTree]) -> dic
             run.load(0), run.load(10000), grown.truth.components[0], rank=1
         ),
         "weight_change": ls.weight_change(run.load(0), run.load(10000)),
-        "head_trajectories": ls.head_trajectories(curves, n_resamples=3),
-        "differentiation": ls.differentiation(curves, n_resamples=20),
+        "head_trajectories": ls.head_trajectories(curves, n_bootstrap=3),
+        "differentiation": ls.differentiation(curves, n_bootstrap=20),
         "migration": ls.migration(as_curves(migrating())),
         "mode_development": ls.mode_development(appearing(SIZES), n_modes=2, n_bootstrap=3),
-        "pattern_influence": ls.pattern_influence(influenced(), of_halves(), n_resamples=20),
+        "pattern_influence": ls.pattern_influence(influenced(), of_halves(), n_bootstrap=20),
         "construction": ls.construction(
             run, tokens, grown.truth, patterns=tokens[:, 1:] > 7, trials="none",
             n_bootstrap=100, progress=False,

@@ -60,18 +60,18 @@ def find_differentiation(
     *,
     against: str = "layer",
     margin: float = MARGIN,
-    n_resamples: int = 400,
+    n_bootstrap: int = 400,
     seed: int = 0,
 ) -> Differentiation:
     """When heads differentiate: the function under :func:`differentiation`, on arrays."""
     choice("against", against, AGAINST)
     number("margin", margin, at_least=0)
-    integer("n_resamples", n_resamples, at_least=20)
+    integer("n_bootstrap", n_bootstrap, at_least=20)
     integer("seed", seed, at_least=0)
     layers = curves.layers
     if against == "layer":
         _refuse_few(curves, layers)
-    drawn = curves.values + curves.noise(n_resamples, np.random.default_rng(seed))
+    drawn = curves.values + curves.noise(n_bootstrap, np.random.default_rng(seed))
     width = margin * _ranges(curves.values, layers)
     low, high = _bands(curves.values, layers, against, width)
     excess = _beyond(curves.values, low, high)
@@ -79,9 +79,9 @@ def find_differentiation(
     resampled = _beyond(drawn, *ends)
     se = resampled.std(0, ddof=1)
     z = _in_errors(excess, se)
-    largest = _in_errors(resampled - resampled.mean(0), se).reshape(n_resamples, -1).max(1)
+    largest = _in_errors(resampled - resampled.mean(0), se).reshape(n_bootstrap, -1).max(1)
     critical = float(np.quantile(largest, 1 - SIGNIFICANT))
-    p = (1 + (largest >= z[..., None] - 1e-12).sum(-1)) / (1 + n_resamples)
+    p = (1 + (largest >= z[..., None] - 1e-12).sum(-1)) / (1 + n_bootstrap)
     ends_above = (curves.values - high >= low - curves.values)[..., -1:]
     own = _in_errors(np.where(ends_above, curves.values - high, low - curves.values), se)
     again = _in_errors(np.where(ends_above, drawn - ends[1], ends[0] - drawn), se)
@@ -108,7 +108,7 @@ def differentiation(
     refinements: Sequence[str] | None = None,
     against: str = "layer",
     margin: float = MARGIN,
-    n_resamples: int = 400,
+    n_bootstrap: int = 400,
     seed: int = 0,
 ) -> xr.Dataset:
     """When each head differentiates, and in which refinement of its LLC.
@@ -126,7 +126,7 @@ def differentiation(
             below their lower quartile to as much above the upper one; a layer needs five heads.
             ``start``: the head's own value at the first checkpoint, give or take ``margin``.
         margin: as a share of the range of all curves of the layer; for ``start``.
-        n_resamples: curves with errors added, for errors and intervals.
+        n_bootstrap: curves with errors added, for errors and intervals.
         seed: of the resampling.
 
     Returns:
@@ -156,7 +156,7 @@ def differentiation(
     """
     curves = read_head_curves(development, refinements)
     found = find_differentiation(
-        curves, against=against, margin=margin, n_resamples=n_resamples, seed=seed
+        curves, against=against, margin=margin, n_bootstrap=n_bootstrap, seed=seed
     )
     steps = curves.steps
     step, low, high = (_steps(i, steps) for i in (found.onset, found.low, found.high))

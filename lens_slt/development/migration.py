@@ -77,7 +77,7 @@ def find_migration(
     *,
     before: int | None = None,
     after: int | None = None,
-    n_resamples: int = 400,
+    n_bootstrap: int = 400,
     seed: int = 0,
 ) -> Moved:
     """The migration in curves of one refinement: the function under :func:`migration`, on arrays.
@@ -85,11 +85,11 @@ def find_migration(
     Args:
         curves: of heads of two layers or more, in one refinement.
         before, after: indices of checkpoints; the peak of layer 0 and the last one by default.
-        n_resamples, seed: of errors that could have been.
+        n_bootstrap, seed: of errors that could have been.
 
     Raises ValueError for one layer, fewer than five checkpoints, an ``after`` that is not later.
     """
-    integer("n_resamples", n_resamples, at_least=20)
+    integer("n_bootstrap", n_bootstrap, at_least=20)
     integer("seed", seed, at_least=0)
     layers, n = np.unique(curves.layers), len(curves.steps)
     if len(layers) < 2 or n < FEWEST_CHECKPOINTS:
@@ -99,7 +99,7 @@ def find_migration(
         )
     both = _with_layers(curves, layers)
     first = len(curves.heads)  # index of the mean of the lowest layer
-    noise = both.noise(n_resamples, np.random.default_rng(seed))[:, 0]
+    noise = both.noise(n_bootstrap, np.random.default_rng(seed))[:, 0]
     values = both.values[0]
     after = n - 1 if after is None else after
     peak = int(values[first, :after].argmax()) if before is None else before
@@ -134,7 +134,7 @@ def migration(
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,
-    n_resamples: int = 400,
+    n_bootstrap: int = 400,
     seed: int = 0,
 ) -> xr.Dataset:
     """Whether multigrams leave the heads of the first layer for those of later ones.
@@ -154,7 +154,7 @@ def migration(
         patterns: labels of ``tokens`` from :func:`lens_slt.label_patterns` with ``ngram`` and
             ``skip_gram``; by default with counts of ``tokens`` themselves.
         how, weights, mask, pad_id: as for :func:`lens_slt.ablate`.
-        n_resamples, seed: of the curves' errors.
+        n_bootstrap, seed: of the curves' errors.
 
     Returns:
         Dataset over component: heads, and ``L0H*``, … for means over the heads of a layer. Of the
@@ -195,7 +195,7 @@ def migration(
     curves = read_head_curves(development, [_model_refined(development, probe)])
     where = [_index(curves, name, s) for name, s in (("before", before), ("after", after))]
     found = find_migration(
-        curves, before=where[0], after=where[1], n_resamples=n_resamples, seed=seed
+        curves, before=where[0], after=where[1], n_bootstrap=n_bootstrap, seed=seed
     )
     last = len(curves.steps) - 1 if where[1] is None else where[1]
     result = _of_curves(found, last)

@@ -36,7 +36,7 @@ def pattern_influence(
     component: str | None = None,
     *,
     probe: str | None = None,
-    n_resamples: int = 400,
+    n_bootstrap: int = 400,
     seed: int = 0,
 ) -> xr.Dataset:
     """Influence of the tokens of every pattern on those of every other, at every checkpoint.
@@ -53,7 +53,7 @@ def pattern_influence(
             fewer than 20 tokens are left out. A sweep has them already.
         component: whose draws; may be left out where there is one.
         probe: which one, where there are several.
-        n_resamples, seed: of errors that could have been, for the interval of the peak.
+        n_bootstrap, seed: of errors that could have been, for the interval of the peak.
 
     Returns:
         Dataset over (query, source), by checkpoint: ``influence`` in nats² and ``se``;
@@ -85,7 +85,7 @@ def pattern_influence(
         >>> ls.pattern_influence(sampled, ls.label_patterns(tokens))["influence"].dims
         ('checkpoint', 'query', 'source')
     """
-    integer("n_resamples", n_resamples, at_least=20)
+    integer("n_bootstrap", n_bootstrap, at_least=20)
     integer("seed", seed, at_least=0)
     if isinstance(draws, str | Path | xr.DataTree):
         draws, patterns, probe = _of_sweep(draws, patterns, component, probe)
@@ -107,7 +107,7 @@ def pattern_influence(
         fewest.append(reader.n_blocks)
     arrays = dict(zip(("influence", "se", "correlation", "correlation_se"),
                       np.stack(rows, 1), strict=True))  # fmt: skip
-    return _result(steps, list(groups), arrays, fewest, n_resamples, seed)
+    return _result(steps, list(groups), arrays, fewest, n_bootstrap, seed)
 
 
 def _of_sweep(

@@ -86,7 +86,7 @@ class Trajectories:
 
 
 def find_trajectories(
-    curves: HeadCurves, *, n_clusters: int | None = None, n_resamples: int = 50, seed: int = 0
+    curves: HeadCurves, *, n_clusters: int | None = None, n_bootstrap: int = 50, seed: int = 0
 ) -> Trajectories:
     """Clusters of heads: the function under :func:`head_trajectories`, on arrays.
 
@@ -98,13 +98,13 @@ def find_trajectories(
             f"clusters of trajectories need at least {FEWEST_HEADS} heads and {FEWEST_CHECKPOINTS} "
             f"checkpoints; got {heads} and {len(curves.steps)}"
         )
-    integer("n_resamples", n_resamples, at_least=2)
+    integer("n_bootstrap", n_bootstrap, at_least=2)
     integer("seed", seed, at_least=0)
     if n_clusters is not None:
         integer("n_clusters", n_clusters, at_least=2, at_most=heads - 1)
     generator = np.random.default_rng(seed)
     sets = curves.values + np.concatenate(
-        [np.zeros((1, *curves.values.shape)), curves.noise(n_resamples, generator)]
+        [np.zeros((1, *curves.values.shape)), curves.noise(n_bootstrap, generator)]
     )
     gridded = on_even_grid(curves.x, sets, GRID)
     chosen, p_continuum = _number_of_clusters(gridded[0], generator)
@@ -121,7 +121,7 @@ def head_trajectories(
     refinements: Sequence[str] | None = None,
     n_clusters: int | None = None,
     types: xr.Dataset | Mapping[str, str] | None = None,
-    n_resamples: int = 50,
+    n_bootstrap: int = 50,
     seed: int = 0,
 ) -> xr.Dataset:
     """Clusters of heads by how their refined LLCs develop, and whether there are any.
@@ -139,7 +139,7 @@ def head_trajectories(
             hierarchy over the three scales.
         types: what heads do, to compare with: of :func:`lens_slt.behaviour_scores`, or a type by
             head. By default those of the last checkpoint of ``development``, if it has them.
-        n_resamples: resampled curves.
+        n_bootstrap: resampled curves.
         seed: of the resampling.
 
     Returns:
@@ -174,11 +174,11 @@ def head_trajectories(
         ...     for step in run
         ... }
         >>> curves = ls.join_checkpoints({step: ls.refined_llc(one) for step, one in draws.items()})
-        >>> ls.head_trajectories(curves, n_resamples=10)["stability"].dims
+        >>> ls.head_trajectories(curves, n_bootstrap=10)["stability"].dims
         ('variant',)
     """
     curves = read_head_curves(development, refinements)
-    found = find_trajectories(curves, n_clusters=n_clusters, n_resamples=n_resamples, seed=seed)
+    found = find_trajectories(curves, n_clusters=n_clusters, n_bootstrap=n_bootstrap, seed=seed)
     names, variants = list(curves.heads), [str(v) for v in found.variants]
     labels = np.unique(found.cluster[found.cluster >= 0])
     means = curves.means_over_heads(
@@ -209,7 +209,7 @@ def head_trajectories(
         key: ("variant", [getattr(variant, key) for variant in found.variants])
         for key in ("method", "scaling", "scope")
     }
-    attrs = {"verdict": found.verdict, "n_clusters": found.n_clusters, "n_resamples": n_resamples}
+    attrs = {"verdict": found.verdict, "n_clusters": found.n_clusters, "n_bootstrap": n_bootstrap}
     return stamped(xr.Dataset(data, coords, attrs), "head_trajectories")
 
 

@@ -39,7 +39,7 @@ def plot_trajectories(result: xr.Dataset) -> go.Figure:
         >>> how = dict(settings=ls.Settings(draws=12, chains=2, steps_per_draw=1), progress=False)
         >>> draws = {step: ls.sample(run.load(step), text, "L1H*", **how) for step in run}
         >>> curves = ls.join_checkpoints({step: ls.refined_llc(one) for step, one in draws.items()})
-        >>> figure = ls.plot_trajectories(ls.head_trajectories(curves, n_resamples=10))
+        >>> figure = ls.plot_trajectories(ls.head_trajectories(curves, n_bootstrap=10))
         >>> figure.layout.title.text.split("<br>")[0]
         'Trajectories of heads'
     """

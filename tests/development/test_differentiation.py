@@ -65,7 +65,7 @@ def test_the_interval_holds_the_time_of_a_slow_change() -> None:
         others = np.delete(own, 3)
         lower, upper = np.quantile(others, [0.25, 0.75])
         truth = np.interp(upper + 1.5 * (upper - lower), values[3], U)
-        found = find_differentiation(curves, n_resamples=100)
+        found = find_differentiation(curves, n_bootstrap=100)
         low, high = U[found.low[0, 3]], U[found.high[0, 3]]
         assert high - low < 0.7
         held += low <= truth <= high
@@ -78,7 +78,7 @@ def test_noise_leaves_no_band(n_blocks: int) -> None:
     for seed in range(20):
         curves = curves_of(np.zeros((2, 16, 20)), 0.3, refinements=("llc", "a"), seed=seed,
                            n_blocks=n_blocks)  # fmt: skip
-        found = find_differentiation(curves, n_resamples=100, seed=seed)
+        found = find_differentiation(curves, n_bootstrap=100, seed=seed)
         said += bool((found.verdict != STAYS).any())
     assert said <= 3
 

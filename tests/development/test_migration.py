@@ -108,7 +108,7 @@ def test_a_planted_migration_is_found(n_blocks: int) -> None:
 def test_the_intervals_hold_the_true_changes_together() -> None:
     held = 0
     for seed in range(20):
-        found = find_migration(planted(seed=seed, noise=0.3), before=PEAK, n_resamples=100)
+        found = find_migration(planted(seed=seed, noise=0.3), before=PEAK, n_bootstrap=100)
         truth = planted(noise=0.0).values[0]
         change = truth[:, -1] - truth[:, PEAK]
         own = found.after_peak
@@ -119,7 +119,7 @@ def test_the_intervals_hold_the_true_changes_together() -> None:
 def test_what_only_peaks_by_noise_does_not_migrate() -> None:
     said = wrong = 0
     for seed in range(20):
-        found = find_migration(planted(moves=False, noise=0.3, seed=seed), n_resamples=100)
+        found = find_migration(planted(moves=False, noise=0.3, seed=seed), n_bootstrap=100)
         said += found.migrates
         wrong += bool((found.after_peak.words != UNSHOWN).any())
     assert said == 0

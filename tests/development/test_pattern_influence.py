@@ -79,7 +79,7 @@ def test_planted_signs_and_sizes() -> None:
 def test_unrelated_losses_have_no_sign() -> None:
     said = 0
     for seed in range(10):
-        pair = ls.pattern_influence(run((0.0,) * 4, 10 * seed), patterns(), n_resamples=20)
+        pair = ls.pattern_influence(run((0.0,) * 4, 10 * seed), patterns(), n_bootstrap=20)
         said += bool((pair["effect"].sel(query="second", source="first") != UNCLEAR).any())
     assert said <= 2
 

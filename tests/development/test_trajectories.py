@@ -125,7 +125,7 @@ def test_labels_are_renamed_like_others() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_planted_clusters_are_found_and_sure(seed: int) -> None:
     curves, kind = planted_clusters(seed=seed)
-    found = find_trajectories(curves, n_resamples=20)
+    found = find_trajectories(curves, n_bootstrap=20)
     assert found.verdict == CLUSTERS
     assert found.n_clusters == 4
     assert rand_index(found.cluster, kind) == 1
@@ -139,7 +139,7 @@ def test_a_head_between_two_clusters_is_less_sure() -> None:
     values[0, 0] = (shapes()[0] + shapes()[1]) / 2
     found = find_trajectories(
         HeadCurves(curves.steps, curves.heads, curves.refinements, values, curves.se),
-        n_clusters=4, n_resamples=20,
+        n_clusters=4, n_bootstrap=20,
     )  # fmt: skip
     assert found.sure.argmin() == 0
     assert found.sure[0] < np.median(found.sure) - 0.05
@@ -150,7 +150,7 @@ def test_heads_that_differ_by_noise_alone_are_too_noisy(n_blocks: int) -> None:
     values = np.repeat(shapes()[:1], 16, 0)[None]
     for seed in range(2):
         found = find_trajectories(
-            curves_of(values, 0.3, n_blocks=n_blocks, seed=seed), n_resamples=10
+            curves_of(values, 0.3, n_blocks=n_blocks, seed=seed), n_bootstrap=10
         )
         assert found.verdict == NOISY
         assert (found.cluster == -1).all()
@@ -160,7 +160,7 @@ def test_a_cloud_of_curves_is_no_clusters() -> None:
     u = part_of_run()
     ways = np.stack([u, np.sin(4 * u), u**3])
     values = np.random.default_rng(0).normal(size=(16, 3)) @ ways
-    found = find_trajectories(curves_of(values[None], 0.05), n_resamples=10)
+    found = find_trajectories(curves_of(values[None], 0.05), n_bootstrap=10)
     assert found.verdict == CONTINUUM
     assert found.cluster.min() == 0  # a way to cut it, all the same
 
@@ -173,9 +173,9 @@ def test_refinements_help_together() -> None:
         np.where((kind % 2)[:, None], rising, late), np.where((kind // 2)[:, None], rising, late),
     ])  # fmt: skip
     curves = curves_of(values, 0.2, refinements=("llc", "code"))
-    assert rand_index(find_trajectories(curves, n_resamples=5).cluster, kind) == 1
+    assert rand_index(find_trajectories(curves, n_bootstrap=5).cluster, kind) == 1
     result = as_result(curves)
-    alone = ls.head_trajectories(result, refinements=["llc"], n_resamples=5)
+    alone = ls.head_trajectories(result, refinements=["llc"], n_bootstrap=5)
     assert rand_index(alone["cluster"].values, kind % 2) == 1
 
 
@@ -183,7 +183,7 @@ def test_the_result_says_how_clusters_go_with_types() -> None:
     curves, kind = planted_clusters()
     result = as_result(curves)
     types = dict(zip(curves.heads, (f"type {k}" for k in kind), strict=True))
-    found = ls.head_trajectories(result, types=types, n_resamples=10)
+    found = ls.head_trajectories(result, types=types, n_bootstrap=10)
     assert found["type_ari"] == 1
     assert found["type_p"] < 0.01
     assert found["type_p_in_layers"] < 0.05
@@ -193,7 +193,7 @@ def test_the_result_says_how_clusters_go_with_types() -> None:
     assert (found["agreement"].values.diagonal() == 1).all()
     mixed = dict(zip(curves.heads, np.random.default_rng(0).permutation(kind), strict=True))
     other = ls.head_trajectories(
-        result, types={k: str(v) for k, v in mixed.items()}, n_resamples=10
+        result, types={k: str(v) for k, v in mixed.items()}, n_bootstrap=10
     )
     assert other["type_p"] > 0.05
 
@@ -202,7 +202,7 @@ def test_types_by_layer_alone_are_told() -> None:
     """Clusters that are the layers agree with types that are the layers, and say no more."""
     values = np.repeat(shapes()[[0, 3]], 8, 0)[None]
     types = {f"L{i // 8}H{i % 8}": f"layer {i // 8}" for i in range(16)}
-    found = ls.head_trajectories(as_result(curves_of(values, 0.3)), types=types, n_resamples=5)
+    found = ls.head_trajectories(as_result(curves_of(values, 0.3)), types=types, n_bootstrap=5)
     assert found["type_p"] < 0.01
     assert found["type_p_in_layers"] == 1
 

@@ -204,7 +204,7 @@ def test_the_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cli_spectrum, "sample_ladder", lambda *_, **__: rungs([1, 3, 10]))
     options = ["--model", "attn-2l", "--data", "code", "--sequences", "8", "--length", "16"]
-    options += ["--checkpoints", "600,5300", "--out", str(tmp_path), "--json"]
+    options += ["--steps", "600,5300", "--out", str(tmp_path), "--json"]
     done = CliRunner().invoke(cli.app, ["spectrum", *options])
     assert done.exit_code == 0, done.output
     record = record_of(done, "files")

@@ -29,9 +29,9 @@ def results() -> dict[str, xr.Dataset]:
     )
     migrating = as_result(planted_migration())
     return {
-        "head_trajectories": ls.head_trajectories(llc, types=types, n_resamples=4),
-        "differentiation": ls.differentiation(llc, n_resamples=20),
-        "migration": ls.migration(migrating, probe="llc", n_resamples=20),
+        "head_trajectories": ls.head_trajectories(llc, types=types, n_bootstrap=4),
+        "differentiation": ls.differentiation(llc, n_bootstrap=20),
+        "migration": ls.migration(migrating, probe="llc", n_bootstrap=20),
         "mode_development": ls.mode_development(planted_modes(SIZES), n_modes=2, n_bootstrap=8),
         "pattern_influence": ls.pattern_influence(planted_influence(), patterns()),
         "critical_checkpoints": ls.critical_checkpoints(rises),
