@@ -123,11 +123,16 @@ def make(chosen: Sequence[Path]) -> None:
 
 
 def shown(executed: NotebookNode) -> NotebookNode:
-    """Outputs as they are kept: no progress, which lands on stderr, and no time of a cell."""
+    """Outputs as they are kept: no progress, which lands on stderr, and no time of a cell.
+
+    Of pages with scripts, which no code host runs, the words remain.
+    """
     for cell in code_cells(executed):
         cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
         for one in cell.outputs:
             one.get("metadata", {}).clear()
+            if "<script" in one.get("data", {}).get("text/html", ""):
+                del one["data"]["text/html"]
     return executed
 
 

@@ -95,6 +95,9 @@ def _page(**props: Any) -> RenderedHTML:
         def _repr_html_(self) -> str:  # CircuitsVis's own asks a web site whether it is online
             return str(self.local_src)
 
+        def __repr__(self) -> str:  # where no page can be shown
+            return "attention patterns, an interactive page that a notebook shows"
+
     mark = "lens_slt puts the data here"
     html = render_local("AttentionHeads", mark=mark)
     html = html.replace(json.dumps({"mark": mark}), script_data(props))

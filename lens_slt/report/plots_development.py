@@ -289,7 +289,7 @@ def plot_construction(result: xr.Dataset, stages: Any = None) -> go.Figure:
     figure.update_yaxes(
         categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4]
     )
-    shaded = f"; {SHADED}" if stages is not None else ""
+    shaded = f";<br>{SHADED}" if stages is not None else ""
     figure.update_layout(
         template="plotly_white", height=230 + (ROW_PIXELS + 6) * len(names), margin=dict(t=110),
         title=f"Construction: {figure_text(', '.join(dict.fromkeys(table['circuit'])))}"

@@ -54,7 +54,7 @@ def plot_matrix(matrix: xr.Dataset) -> go.Figure:
         template="plotly_white", height=190 + ROW_PIXELS * len(names), margin=dict(t=100),
         title=f"Matrix of {QUANTITIES[quantity]}: {matrix.sizes['token']} tokens × {len(names)} "
         "components<br><sup>split-half: correlation over tokens between the two halves of the "
-        "draws; columns are comparable only after standardisation</sup>",
+        "draws;<br>columns are comparable only after standardisation</sup>",
     )  # fmt: skip
     return figure
 

@@ -91,7 +91,7 @@ def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
         >>> draws = ls.sample(model, text, "L0H0", **how)
         >>> figure = ls.plot_traces(draws, "L0H0")
         >>> figure.layout.title.text.split("<br>")[0]
-        'L0H0: chains disagree (R̂ 1.20), mean after burn-in 0.136 nats per token (line), R̂ 1.20'
+        'L0H0: chains disagree (R̂ 1.20)'
     """
     draws = require(draws, "draws", argument="draws")
     names = component_names(draws)
@@ -127,7 +127,7 @@ def plot_traces(draws: xr.DataTree, component: str) -> go.Figure:
         words.append(f"R̂ {rhat:.2f}")
     figure.update_layout(
         template="plotly_white", height=420,
-        title=", ".join(words),
+        title=words[0] + (f"<br><sup>{', '.join(words[1:])}</sup>" if words[1:] else ""),
         xaxis_title="step", yaxis_title=LOSS_AXIS, legend=dict(orientation="h", y=-0.2),
     )  # fmt: skip
     return figure
