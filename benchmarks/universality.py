@@ -131,7 +131,7 @@ def by_cosine(a: Subject, b: Subject) -> dict[str, str]:
 def partners(found: xr.Dataset) -> dict[str, str]:
     """Those that a match is sure of."""
     # Behaviours have no sequences to resample.
-    sure = np.isin(found["verdict"].values, ["matched", "untested"])
+    sure = np.isin(found["verdict"].values, ["matched", "shared", "untested"])
     return dict(
         zip(found["component"].values[sure].tolist(), found["partner"].values[sure].tolist(),
             strict=True)

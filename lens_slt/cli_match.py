@@ -123,7 +123,11 @@ def _written(options: Match, found: xr.Dataset, carried: Transfer | None) -> dic
         write_zarr(carried.summary, files["transfer"])
     write_csv(files["table"], rows)
     matched = int((found["verdict"] == "matched").sum())
-    lead = f"{matched} of {found.sizes['component']} components of the first have a partner."
+    shared = int((found["verdict"] == "shared").sum())
+    lead = (
+        f"{matched} of {found.sizes['component']} components of the first have a partner"
+        f"{f', {shared} more share one' if shared else ''}."
+    )
     text = page.page(
         f"Match of {options.model} and {options.other}", page.paragraph(lead, "lead"), sections
     )

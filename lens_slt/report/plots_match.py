@@ -15,7 +15,7 @@ from lens_slt.schema import require
 VERDICT_COLOURS = {
     "supported": COLOURS[2], "undecided": COLOURS[4], "contradicted": COLOURS[1], "no map": NONE,
 }  # fmt: skip
-MARKS = {"matched": "●", "ambiguous": "○"}
+MARKS = {"matched": "●", "shared": "◐", "ambiguous": "○"}
 
 
 def plot_match(result: xr.Dataset) -> go.Figure:
@@ -55,8 +55,9 @@ def plot_match(result: xr.Dataset) -> go.Figure:
     n = sum(verdict == "matched" for verdict in verdicts.values())
     titled(
         figure, f"{n} of {len(names)} components have a match",
-        "correlation on the same tokens, corrected for noise; ● matched, ○ ambiguous: resampled "
-        f"sequences give another partner; {result.attrs['kinds'].replace('_', ' ')}",
+        "correlation on the same tokens, corrected for noise; ● matched, ◐ shared: the "
+        "partner of another, too, ○ ambiguous: resampled sequences give another partner; "
+        f"{result.attrs['kinds'].replace('_', ' ')}",
         ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure

@@ -13,7 +13,7 @@ from lens_slt.structure.match import PARTNERED
 NOTHING = "–"
 STYLES = {
     "matched": "bold green", "supported": "bold green", "contradicted": "bold red",
-    "ambiguous": "bold yellow", "undecided": "bold yellow",
+    "shared": "green", "ambiguous": "bold yellow", "undecided": "bold yellow",
 }  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from lens_slt.structure.profiles import Profile, profile
 LEAST = 0.3  # corrected similarity of a match
 SURE = 0.5  # share of resamples in which the assignment gives the same partner
 MATCHED, AMBIGUOUS, NOBODY, NOISE = "matched", "ambiguous", "no partner", "too noisy"
-UNTESTED = "untested"
-PARTNERED = (MATCHED, AMBIGUOUS, UNTESTED)  # verdicts that name a partner
+SHARED, UNTESTED = "shared", "untested"
+PARTNERED = (MATCHED, SHARED, AMBIGUOUS, UNTESTED)  # verdicts that name a partner
 
 
 @typed
@@ -45,7 +45,8 @@ def match(
     be without noise. Values with a reliability under 0.2 are noise. Several kinds of values are
     averaged, over those that are no noise in either component. The assignment with the largest
     total similarity is found (:func:`scipy.optimize.linear_sum_assignment`), of heads to heads and
-    of MLPs to MLPs.
+    of MLPs to MLPs. It is one to one, and models have different numbers of heads of a kind: who is
+    left over shares the partner that it is most like.
 
     Correlated values do not show that two components are made alike: put circuits of the one model,
     mapped by the match, on trial in the other (:func:`lens_slt.transfer`).
@@ -67,7 +68,8 @@ def match(
         of the sequences in which any component finds a partner that is as similar, each
         standardised by what it finds there (corrected for all of them by that; NaN where nothing
         has sequences), ``stability``, the share of resamples with the same partner,
-        ``runner_up``, the largest similarity to another one, ``verdict``: ``matched``;
+        ``runner_up``, the largest similarity to another one, ``verdict``: ``matched``; ``shared``,
+        where its likest is as surely alike, and the partner of one that is liker;
         ``ambiguous``, where resamples give it another partner; ``untested``, where nothing has
         sequences to permute and resample (then intervals, p and stability are NaN);
         ``no partner``, where p > 0.05 or the similarity is under ``least``; ``too noisy``.
@@ -103,12 +105,12 @@ def match(
     if alive.any() and any(one.b.has_sequences for one in pairs):
         best = np.array([_best(_permuted(pairs, generator), alive) for _ in range(n_null)])
         resampled = np.array([_resampled(pairs, generator) for _ in range(n_bootstrap)])
-    found = _rows(whole, partner, alive, best, resampled, least)
+    found, partner = _rows(whole, partner, alive, best, resampled, least)
     noise = [np.all([getattr(one, side).is_noise for one in pairs], axis=0) for side in "ab"]
     found["verdict"] = np.where(noise[0], NOISE, found["verdict"])
     other = np.where(noise[1], NOISE, NOBODY).astype(object)
     for j, verdict in zip(partner, found["verdict"], strict=True):
-        if j >= 0 and verdict in PARTNERED:
+        if j >= 0 and verdict in PARTNERED and other[j] != MATCHED:
             other[j] = verdict
     partners = [others[j] if j >= 0 else "" for j in partner]
     kinds = {f"similarities_{kind}": (("component", "other"), v) for kind, v in each.items()}
@@ -292,33 +294,40 @@ def _rows(
     best: FloatArray,
     resampled: FloatArray,
     least: float,
-) -> dict[str, Any]:
-    """What is said of every component of a."""
-    again = np.array([_assigned(one, allowed) for one in resampled])
-    p = _corrected_p(whole, partner, best) if len(best) else np.full(len(whole), np.nan)
-    tested = len(again) > 0
-    nothing = dict.fromkeys(_COLUMNS, np.nan) | {"verdict": NOBODY}
-    rows: list[dict[str, Any]] = [dict(nothing) for _ in whole]
-    for i, j in enumerate(partner):
-        if j < 0:
-            continue
-        row, value = rows[i], whole[i, j]
-        row["similarity"] = value
-        rest = np.delete(whole[i], j)[np.delete(allowed[i], j)]
-        row["runner_up"] = rest.max() if len(rest) else np.nan
-        if tested:
-            row["similarity_low"], row["similarity_high"] = np.quantile(
-                resampled[:, i, j], (0.025, 0.975)
-            )
-            row["p"] = p[i]
-            row["stability"] = (again[:, i] == j).mean()
-        if value >= least:
-            row["verdict"] = _verdict(row) if tested else UNTESTED
-    return {key: np.array([row[key] for row in rows]) for key in nothing}
+) -> tuple[dict[str, Any], NDArray[np.int_]]:
+    """What is said of every component of a, and the partners with those that are shared."""
+    tested = len(best) > 0
+    # Of one to one partners, and of the likest: permutations tell how alike any is by chance.
+    ways = [(MATCHED, partner, np.array([_assigned(one, allowed) for one in resampled]))]
+    if tested:
+        likest = np.where(allowed, whole, -1.0).argmax(1)
+        again = np.where(allowed, resampled, -1.0).argmax(2)
+        ways.append((SHARED, np.where(allowed.any(1), likest, -1), again))
+    rows = [dict.fromkeys(_COLUMNS, np.nan) | {"verdict": NOBODY} for _ in whole]
+    chosen = partner.copy()
+    for word, places, again in ways:
+        p = _corrected_p(whole, places, best) if tested else np.full(len(whole), np.nan)
+        for i, j in enumerate(places):
+            if j < 0 or rows[i]["verdict"] != NOBODY:
+                continue
+            row: dict[str, Any] = {"similarity": whole[i, j], "verdict": NOBODY}
+            rest = np.delete(whole[i], j)[np.delete(allowed[i], j)]
+            row["runner_up"] = rest.max() if len(rest) else np.nan
+            if tested:
+                row["similarity_low"], row["similarity_high"] = np.quantile(
+                    resampled[:, i, j], (0.025, 0.975)
+                )
+                row |= {"p": p[i], "stability": (again[:, i] == j).mean()}
+            if whole[i, j] >= least:
+                row["verdict"] = _verdict(row, word) if tested else UNTESTED
+            if word == MATCHED or row["verdict"] != NOBODY:
+                rows[i] |= row
+                chosen[i] = j
+    return {key: np.array([row[key] for row in rows]) for key in rows[0]}, chosen
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _verdict(row: dict[str, Any], word: str) -> str:
     """Of a pair that is similar enough."""
     if row["p"] > SIGNIFICANT:
         return NOBODY
-    return MATCHED if row["stability"] >= SURE else AMBIGUOUS
+    return word if row["stability"] >= SURE else AMBIGUOUS
