@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -11,6 +10,7 @@ from lens_slt.arrays import write_zarr
 from lens_slt.cli_commands import Pattern
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
+    has_rows,
     is_usable,
     load,
     load_data,
@@ -19,7 +19,6 @@ from lens_slt.cli_support import (
     record_of,
     settings_from,
 )
-from lens_slt.data.tokens import ARRAY_FILES
 from lens_slt.observables.data_response import data_response
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
@@ -82,7 +81,7 @@ def _asked(options: Pattern) -> tuple[dict[str, str], dict[str, float]]:
     for name in wishes:
         if name not in sources:
             raise ValueError(f"--wish {name!r} is no --probe; there are {', '.join(sources)}")
-        if sources[name] == data and Path(data).suffix in ARRAY_FILES:
+        if sources[name] == data and has_rows(data):
             raise ValueError(f"--probe {name} must hold other sequences than --data, {data}")
     return sources, wishes
 

@@ -55,7 +55,12 @@ def without_padding(tokens: Any, pad_id: int | None) -> Any:
     ids, real = read_inputs(tokens)
     if pad_id is None or real is not None:
         return tokens
-    return {"input_ids": ids, "attention_mask": mask_from_pad_id(ids, pad_id, "--data").long()}
+    return {"input_ids": ids, "attention_mask": mask_from_pad_id(ids, pad_id, "tokens").long()}
+
+
+def has_rows(source: str) -> bool:
+    """Whether a source has sequences as they are, which no seed cuts anew."""
+    return Path(source).suffix in ARRAY_FILES or holds_ids(source)
 
 
 def first_rows(tokens: Any, n: int) -> Any:
@@ -189,15 +194,17 @@ def load_data(
     cuts others, of an array's rows as many are left out as other purposes take (``skip``).
     """
     if Path(source).suffix in ARRAY_FILES:
-        n = None if sequences is None else skip + sequences
-        rows = load_tokens(source, n_sequences=n, length=length)
-        if len(rows) <= skip:
+        if not skip:
+            return load_tokens(source, n_sequences=sequences, length=length)
+        rows = load_tokens(source, length=length)
+        left = max(0, len(rows) - skip)
+        if left < (sequences or 1):
+            wanted = "" if sequences is None else f", and {sequences} were asked for"
             raise ValueError(
-                f"--data has {len(rows)} sequences and {skip} of them are for probes and trials, "
-                "which leaves none to sample on: give more sequences, or a smaller "
-                "--probe-sequences or --trial-sequences"
+                f"--data has {len(rows)} sequences, of which {skip} are for probes and trials: "
+                f"{left} are left{wanted}; give more, or ask for fewer"
             )
-        return rows[skip:]
+        return rows[skip:] if sequences is None else rows[skip : skip + sequences]
     if holds_ids(source):
         n = skip + (sequences or N_SEQUENCES)
         return load_tokens(source, n_sequences=n, length=length)[skip:]
@@ -247,8 +254,8 @@ def load_weighted(
         )
     else:
         tokens = load_data(source, model, sequences, length, bos, seed, skip)
-        tokens = without_padding(tokens, pad_id)
         given = read_file(location("positions", positions), "weights") if is_file else None
+    tokens = without_padding(tokens, pad_id)
     if positions is None:
         return tokens, None
     ids, real = read_inputs(tokens)
@@ -257,7 +264,7 @@ def load_weighted(
     if positions == "last":
         place = ids.shape[1] - 1 - real.flip(1).int().argmax(1)
         return tokens, (torch.arange(1, ids.shape[1]) == place[:, None]).double()
-    return tokens, _weights_like(ids, given, positions, skip if is_file else 0)
+    return tokens, _weights_like(ids, given, positions, skip if is_file and has_rows(source) else 0)
 
 
 def _weights_like(ids: Tensor, given: Any, name: str, skip: int) -> Tensor:

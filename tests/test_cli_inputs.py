@@ -139,8 +139,34 @@ def test_no_sequence_serves_two_purposes(mine: Path, source: str) -> None:
             name, str(mine / "ordered.pt"), model, None, None, True, None, 0, 3
         )
         assert torch.equal(found, weights[3:].double())
-        with pytest.raises(ValueError, match="has 6 sequences and 6 of them are for probes and"):
-            load_weighted(name, None, model, None, None, True, None, 0, 6)
+        for rows, skip, words in (
+            (None, 6, "has 6 sequences, of which 6 are for probes and trials: 0 are left; give"),
+            (4, 3, "3 are left, and 4 were asked for; give more, or ask for fewer"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                load_weighted(name, None, model, rows, None, True, None, 0, skip)
+
+
+def test_weights_of_text_are_not_skipped(mine: Path) -> None:
+    """Its seeds cut other sequences: none are left out."""
+    model = ls.load_model("attn-1l")
+    torch.save(torch.ones(8, 15), mine / "text.pt")
+    tokens, weights = load_weighted(
+        "mix", str(mine / "text.pt"), model, 8, 16, True, None, seed=0, skip=5
+    )
+    assert len(tokens) == len(weights) == 8
+
+
+def test_padding_of_a_column_is_told_by_its_id(mine: Path) -> None:
+    (mine / "filled").mkdir()
+    rows = [{"input_ids": [5, 6, 7, 8, *[0] * 6]}, {"input_ids": [9, 8, 7, 6, 5, 4, *[0] * 4]}] * 3
+    lines = "\n".join(map(json.dumps, rows))
+    (mine / "filled" / "train.jsonl").write_text(lines)
+    name = f"hf:{mine / 'filled'}:train:input_ids"
+    model: Any = native(**CONFIG)
+    tokens, weights = load_weighted(name, "last", model, 6, None, True, 0)
+    assert sorted(read_inputs(tokens).real.sum(1).tolist()) == [4, 4, 4, 6, 6, 6]
+    assert sorted(weights.argmax(1).tolist()) == [2, 2, 2, 4, 4, 4]
 
 
 def test_a_mask_of_all_tokens_loses_its_first_position(mine: Path) -> None:

@@ -309,7 +309,8 @@ def completeness(case: Case) -> list[Evidence]:
     found.append(
         Evidence(
             "equivalence", "circuit", better / n if n else 0.5, unit="of sequences", p=p,
-            words=f"sequences on which the circuit alone does better than the model: {words}",
+            words="of the sequences that differ, those on which the circuit alone does better than "
+            f"the model: {words}",
         )
     )  # fmt: skip
     rest = contrast.per_sequence(runs.base + case.rise(case.nodes))

@@ -95,8 +95,9 @@ def transfer(
 
     Returns:
         A :class:`Transfer`. Its ``summary`` has over circuit: ``original`` and ``mapped``, as text;
-        ``verdict``, of the trial, or ``no map`` where a component has no partner or the partners
-        stand in another order; ``reason`` of either; ``chance``, the share of maps whose circuit is
+        ``verdict``, of the trial, or ``no map`` where a component has no partner, two share one, or
+        the partners stand in another order; ``reason`` of either; ``chance``, the share of maps
+        whose circuit is
         supported in B, the match's own map among them; ``n_maps`` that were tried, of
         ``n_possible``. Over (circuit, map): ``map_circuit`` and ``map_verdict``, "" past the last
         one, where a map that makes an edge run backwards is ``no map``. Attributes:
@@ -192,6 +193,10 @@ def _plan(
     if lonely:
         return _Plan(original, None, f"no partner of {', '.join(lonely)}", [], 0)
     partners = {name: partners[name] for name in nodes}  # embeddings stay what they are
+    for other in partners.values():
+        shared = [one for one in nodes if partners[one] == other]
+        if len(shared) > 1:
+            return _Plan(original, None, f"{' and '.join(shared)} share {other}", [], 0)
     mapped, reason = _renamed(original, partners)
     # Sources of one layer of A may have partners in several of B: each map keeps their layers.
     places: dict[tuple[int, bool], list[str]] = defaultdict(list)

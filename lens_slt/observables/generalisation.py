@@ -335,7 +335,9 @@ def _check_same_draws(training: xr.DataArray, other: xr.DataArray) -> None:
     own = {dim: training.sizes[dim] for dim in ("component", "chain", "draw")}
     theirs = {dim: other.sizes[dim] for dim in own}
     same = ("n_beta", "gamma", "settings", "model_hash", "tokens_hash", "directions")
-    if own != theirs or any(training.attrs.get(key) != other.attrs.get(key) for key in same):
+    if own != theirs or any(
+        (training.attrs.get(key) or "") != (other.attrs.get(key) or "") for key in same
+    ):
         raise ValueError(
             f"held_out must be of the same draws as log_likelihood, {own}; got {theirs}"
             f"{' of another run' if own == theirs else ''}"

@@ -196,7 +196,7 @@ def check_same(
             )
         told = (("model_hash", "models"), ("tokens_hash", "tokens"), ("directions", "directions"))
         for key, words in told:
-            if one.attrs.get(key) != rungs[0].attrs.get(key):
+            if (one.attrs.get(key) or "") != (rungs[0].attrs.get(key) or ""):
                 raise ValueError(f"rungs are of different {words}")
 
 

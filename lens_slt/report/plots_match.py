@@ -56,7 +56,7 @@ def plot_match(result: xr.Dataset) -> go.Figure:
     titled(
         figure, f"{n} of {len(names)} components have a match",
         "correlation on the same tokens, corrected for noise; ● matched, ◐ shared: the "
-        "partner of another, too, ○ ambiguous: resampled sequences give another partner; "
+        "partner of another, too; ○ ambiguous: resampled sequences give another partner; "
         f"{result.attrs['kinds'].replace('_', ' ')}",
         ROW_PIXELS * len(names),
     )  # fmt: skip

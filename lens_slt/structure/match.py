@@ -69,7 +69,7 @@ def match(
         standardised by what it finds there (corrected for all of them by that; NaN where nothing
         has sequences), ``stability``, the share of resamples with the same partner,
         ``runner_up``, the largest similarity to another one, ``verdict``: ``matched``; ``shared``,
-        where its likest is as surely alike, and the partner of one that is liker;
+        where its likest, as surely alike, is the partner of another;
         ``ambiguous``, where resamples give it another partner; ``untested``, where nothing has
         sequences to permute and resample (then intervals, p and stability are NaN);
         ``no partner``, where p > 0.05 or the similarity is under ``least``; ``too noisy``.
@@ -109,9 +109,8 @@ def match(
     noise = [np.all([getattr(one, side).is_noise for one in pairs], axis=0) for side in "ab"]
     found["verdict"] = np.where(noise[0], NOISE, found["verdict"])
     other = np.where(noise[1], NOISE, NOBODY).astype(object)
-    for j, verdict in zip(partner, found["verdict"], strict=True):
-        if j >= 0 and verdict in PARTNERED and other[j] != MATCHED:
-            other[j] = verdict
+    for word in reversed(PARTNERED):  # the surest last, which stays
+        other[[j for j, said in zip(partner, found["verdict"], strict=True) if said == word]] = word
     partners = [others[j] if j >= 0 else "" for j in partner]
     kinds = {f"similarities_{kind}": (("component", "other"), v) for kind, v in each.items()}
     data = xr.Dataset(
@@ -305,10 +304,12 @@ def _rows(
         ways.append((SHARED, np.where(allowed.any(1), likest, -1), again))
     rows = [dict.fromkeys(_COLUMNS, np.nan) | {"verdict": NOBODY} for _ in whole]
     chosen = partner.copy()
+    taken: set[int] = set()
     for word, places, again in ways:
         p = _corrected_p(whole, places, best) if tested else np.full(len(whole), np.nan)
         for i, j in enumerate(places):
-            if j < 0 or rows[i]["verdict"] != NOBODY:
+            # Of rivals for one partner, which the assignment gives it to may depend on sequences.
+            if j < 0 or (word == SHARED and (rows[i]["verdict"] == MATCHED or j not in taken)):
                 continue
             row: dict[str, Any] = {"similarity": whole[i, j], "verdict": NOBODY}
             rest = np.delete(whole[i], j)[np.delete(allowed[i], j)]
@@ -320,9 +321,10 @@ def _rows(
                 row |= {"p": p[i], "stability": (again[:, i] == j).mean()}
             if whole[i, j] >= least:
                 row["verdict"] = _verdict(row, word) if tested else UNTESTED
-            if word == MATCHED or row["verdict"] != NOBODY:
+            if word == MATCHED or row["verdict"] == SHARED:
                 rows[i] |= row
                 chosen[i] = j
+        taken = {int(j) for i, j in enumerate(places) if rows[i]["verdict"] in (MATCHED, AMBIGUOUS)}
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}, chosen
 
 

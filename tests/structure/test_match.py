@@ -81,6 +81,21 @@ def test_who_is_left_over_shares_the_partner_it_is_like():
     assert sum(mark == "◐" for row in figure.data[0].text for mark in row) == 1
 
 
+def test_of_equal_rivals_all_share_and_nobody_is_shared_without_an_owner():
+    z = latent(6)
+    three = [z[1] + 0.3 * z[3 + i] for i in range(3)]
+    found = ls.match(model_of(np.stack([z[0], *three]), 0.3, 1), model_of(z[:3], 0.3, 2))
+    verdicts = found["verdict"].values.tolist()
+    assert verdicts[0] == "matched" and "shared" in verdicts[1:]
+    assert "ambiguous" not in verdicts and "no partner" not in verdicts
+    assert set(found["partner"].values[1:].tolist()) == {"L0H1"}
+    assert str(found["other_verdict"][1].values) in ("matched", "shared")
+    # Alike, but the one it is like is nobody's partner: nothing to share.
+    for i in range(found.sizes["component"]):
+        owners = found["partner"].values[found["verdict"].values != "no partner"]
+        assert verdicts[i] != "shared" or (owners == str(found["partner"][i].values)).sum() > 1
+
+
 def test_noise_has_no_partner_and_twins_are_ambiguous():
     z = latent(4)
     one = model_of(np.stack([z[0], z[1], z[2], -SHARED]), 0.3, 1)  # nothing but noise is left
