@@ -72,8 +72,8 @@ for seed, (name, model) in enumerate(models.items()):
 #
 # Similarities are corrected for how reliable each head's values are (its two halves of the draws),
 # what all heads share is taken out, and p-values come from permuting whole sequences of one model.
-# A head without a partner is said to have none; one whose likest is the partner of another that is
-# liker shares it, as models have different numbers of heads of a kind.
+# A head without a partner is said to have none; one whose likest is the partner of another shares
+# it, as models have different numbers of heads of a kind.
 
 # %%
 matched = ls.match(measured[names[0]], measured[names[1]])

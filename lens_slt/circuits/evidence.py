@@ -256,11 +256,12 @@ def edges(case: Case) -> list[Evidence]:
             (case.contrast.matched(case.beyond(given, edge)), words)
             for given, words in contexts.items()
         ]
-        clearest = list(contexts)[_clearest(estimates)]
+        at = _clearest(estimates)
+        clearest = list(contexts)[at]
         sets = other_paths(edge, parts, case.runs, case.n_null, case.seed)
         # In the same context, or other edges would be compared with what they do in another.
         null = np.array([case.contrast.value(case.beyond(clearest, *one)) for one in sets.members])
-        share = _reached(estimates[_clearest(estimates)][0].value, null)
+        share = _reached(estimates[at][0].value, null)
         best, outcome, words = _in_contexts(estimates, case.least_effect, share)
         found.append(
             _evidence("edge", str(edge), best, outcome, null, sets.words, share,
