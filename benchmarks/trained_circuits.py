@@ -64,7 +64,7 @@ TASKS = (
     "induction", "copying", "skip_trigram", "brackets", "modular", "sorting",
 )  # fmt: skip
 SETTINGS = ls.Settings(n_beta=10, gamma=300, draws=60)  # published, cheaper: some are stiff
-TRUTH, PROBE, TRIAL = 256, 64, 64  # sequences
+TRUTH, PROBE, TRIAL = 256, 64, 256  # sequences; a trial of 20 edges needs more than 64 answers
 AGAIN = "one sample of the truth, by the other"
 LEARNT = 0.5  # of the loss of a uniform guess
 ATTEMPTS = 8  # at a model that learns

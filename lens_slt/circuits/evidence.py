@@ -34,7 +34,7 @@ from lens_slt.circuits.null_sets import (
 from lens_slt.circuits.paths import as_read
 from lens_slt.circuits.roles import apart, node_of, nodes_of, pieces
 from lens_slt.circuits.runs import Losses, Runs
-from lens_slt.circuits.statistics import Contrast, Measured, hsic_p
+from lens_slt.circuits.statistics import Contrast, Measured, hsic_p, p_in_any
 from lens_slt.models.names import is_head
 from lens_slt.statistics import SIGNIFICANT
 
@@ -202,8 +202,8 @@ def minimality(case: Case) -> list[Evidence]:
 
     Contexts: the whole model, the model without one other component of the circuit (a redundant
     one hides what this one does), without all others, and the circuit alone. The clearest effect
-    counts, its p-value times their number. The null: what a random component outside brings to the
-    circuit alone (Shi et al. 2410.13032); it does not vote.
+    counts, its p-value corrected for the choice. The null: what a random component outside brings
+    to the circuit alone (Shi et al. 2410.13032); it does not vote.
     """
     parts = case.hypothesis.components
     base_kept = case.kept(case.nodes)
@@ -400,12 +400,13 @@ def _clearest(estimates: list[tuple[Measured, str]]) -> int:
 def _in_contexts(
     estimates: list[tuple[Measured, str]], least: float, null_share: float
 ) -> tuple[Measured, Outcome, str]:
-    """The context that shows the effect best, its p-value corrected for their number.
+    """The context that shows the effect best, its p-value corrected for the choice of it.
 
     A part has failed only where no context leaves room for the least effect.
     """
-    best, words = estimates[_clearest(estimates)]
-    best = replace(best, p=min(1.0, best.p * len(estimates)))
+    at = _clearest(estimates)
+    best, words = estimates[at]
+    best = replace(best, p=p_in_any([found for found, _ in estimates], at))
     outcome = _outcome(best, least, null_share)
     if outcome == "failed" and any(found.high >= least for found, _ in estimates):
         outcome = "undecided"

@@ -8,7 +8,8 @@ part of the sequence, and says how many have found such others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -22,13 +23,16 @@ LOSS_BINS, POSITION_BINS = 6, 2  # strata of matched tokens
 FEWEST_TOKENS, FEWEST_SEQUENCES = 20, 8  # of a pattern, for a statement about it
 FEWEST_OTHERS = 5  # tokens to compare those of a stratum with
 TINY = 1e-12  # no division by nothing
+SMALL = 1e-4  # p-values that are not integrated: about the error of it
+RIDGE = 1e-6  # effects that repeat each other cannot be integrated over
 
 
 @dataclass(frozen=True)
 class Measured:
     """A value with its 95 % interval and its one-sided p-value against zero or less.
 
-    ``freedom`` are the degrees of freedom of its standard error ``se``.
+    ``freedom`` are the degrees of freedom of its standard error ``se``; ``resampled`` are the
+    values of the bootstrap, where it has any.
     """
 
     value: float
@@ -37,6 +41,7 @@ class Measured:
     p: float
     se: float
     freedom: float
+    resampled: FloatArray | None = field(default=None, repr=False, compare=False)
 
 
 class Contrast:
@@ -149,7 +154,7 @@ class Contrast:
         low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         se = float(draws.std(ddof=1))
         p = stats.t.sf(value / se, self.freedom) if se > 0 else float(value <= 0)
-        return Measured(value, float(low), float(high), float(p), se, self.freedom)
+        return Measured(value, float(low), float(high), float(p), se, self.freedom, draws)
 
     def _others(self, effect: FloatArray) -> FloatArray:
         """Sums over the tokens that each stratum is compared with."""
@@ -166,6 +171,25 @@ class Contrast:
             rows * n_strata + self.stratum[where], weights, self.n_sequences * n_strata
         )
         return flat.reshape(self.n_sequences, n_strata).astype(np.float64)
+
+
+def p_in_any(found: Sequence[Measured], at: int) -> float:
+    """p-value of one of several effects on the same sequences, that was chosen as the clearest.
+
+    Against the null that none is above zero: how often the largest of their t-statistics, which
+    move together as the bootstrap says, would reach this one (Hothorn, Bretz & Westfall 2008). It
+    lies between the effect's own p-value and that times their number.
+    """
+    best = found[at]
+    moving = [one for one in found if one.se > 0 and one.resampled is not None]
+    most = min(1.0, best.p * len(found))
+    if not (best.se > 0 and len(moving) > 1 and most > SMALL and best.p < 1):
+        return most
+    together = np.corrcoef([one.resampled for one in moving])
+    together = (1 - RIDGE) * together + RIDGE * np.eye(len(moving))
+    spread = stats.multivariate_t(shape=together, df=best.freedom, seed=0)
+    none = spread.cdf(np.full(len(moving), best.value / best.se))
+    return float(np.clip(1 - none, best.p, most))
 
 
 def hsic_p(x: FloatArray, y: FloatArray, *, n_permutations: int = 1000, seed: int = 0) -> float:

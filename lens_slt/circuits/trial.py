@@ -184,6 +184,10 @@ def cross_check(
     - *minimality* of every component: some context needs it;
     - every *edge*: ablating its path alone hurts the pattern's tokens more than matched others.
 
+    A component or an edge is looked at in several contexts (the whole model; without one other
+    part, which may hide what this one does; without all others) and counts where it shows best,
+    its p-value corrected for that choice by how the effects move together over sequences.
+
     A test **holds** if its effect is at least ``least_effect`` (or that tenth), its p-value,
     corrected by Holm over all voting tests of the trial, is under 0.05, and (except minimality) it
     beats 95 % of its null: sets of other components with as many of each layer, sets of as many

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import norm
 
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.statistics import SIGNIFICANT
 
 VERDICTS = ("supported", "contradicted", "undecided")
+HOPELESS = 0.3  # p-values from which nothing can be said about a longer trial
 
 
 def after_correction(one: Evidence, corrected_p: float) -> Evidence:
@@ -44,11 +46,20 @@ def _reason(one: Evidence) -> str:
     if one.effect < one.least:
         why.append(f"below {one.least:g}, but the interval is not")
     if not one.corrected_p < SIGNIFICANT:
-        why.append(f"corrected p {p_words(one.corrected_p)}")
+        why.append(f"corrected p {p_words(one.corrected_p)}{_what_would_tell(one)}")
     if one.test != "minimality" and not one.null_share <= SIGNIFICANT:
         share = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} % of "
         why.append(f"{share}{one.null}{' reach it' if share else ''}")
     return f"{name} is undecided: {effect}; {'; '.join(why)}"
+
+
+def _what_would_tell(one: Evidence) -> str:
+    """How many more sequences would make an effect of this size significant, in words."""
+    if not 0 < one.p < HOPELESS or one.effect < one.least:
+        return ""
+    needed = SIGNIFICANT * one.p / one.corrected_p
+    times = float((norm.isf(needed) / norm.isf(one.p)) ** 2)
+    return f" ({max(times, 1.1):.1f} times as many sequences would tell, if it stays as it is)"
 
 
 def p_words(p: float) -> str:

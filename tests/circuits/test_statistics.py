@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lens_slt.circuits.statistics import Contrast, hsic_p
+from lens_slt.circuits.statistics import Contrast, Measured, hsic_p, p_in_any
 from lens_slt.statistics import holm, rank_p, ratio_of_sums
 
 
@@ -53,6 +53,55 @@ def test_p_values_are_uniform_and_intervals_cover_without_an_effect():
         covered += found.low < 0 < found.high
     assert stats.kstest(p, "uniform").pvalue > 0.01
     assert abs(covered / 200 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 200)
+
+
+def seen_in(together: np.ndarray, t: list[float], freedom: float = 1e6) -> list[Measured]:
+    """Effects of unit standard errors whose bootstrap values have exactly these correlations."""
+    free = np.linalg.qr(np.random.default_rng(0).normal(size=(500, len(t))))[0]
+    values, vectors = np.linalg.eigh(together)
+    resampled = (free - free.mean(0)) @ (vectors * np.sqrt(values.clip(0))).T
+    return [
+        Measured(x, x - 2, x + 2, float(stats.t.sf(x, freedom)), 1.0, freedom, resampled[:, i])
+        for i, x in enumerate(t)
+    ]
+
+
+def test_the_clearest_of_several_independent_looks_has_the_p_value_of_their_maximum():
+    p = stats.norm.sf(2.5)
+    found = p_in_any(seen_in(np.eye(4), [1.0, 2.5, 0.3, 0.2]), 1)
+    assert found == pytest.approx(1 - (1 - p) ** 4, rel=0.02)
+
+
+def test_looks_that_show_the_same_cost_nothing():
+    found = seen_in(np.ones((3, 3)), [2.0, 2.0, 2.0])
+    assert p_in_any(found, 0) == pytest.approx(found[0].p, rel=0.02)
+
+
+@pytest.mark.parametrize("t", [[0.5], [9.0, 0.0], [np.inf, 0.0]])
+def test_the_p_value_of_several_looks_never_leaves_its_bounds(t):
+    found = seen_in(np.eye(len(t)), t)
+    assert found[0].p <= p_in_any(found, 0) <= min(1.0, found[0].p * len(t))
+
+
+def test_looks_without_a_spread_are_corrected_by_their_number():
+    still = [Measured(1.0, 1.0, 1.0, 0.0, 0.0, 9), Measured(0.0, 0.0, 0.0, 1.0, 0.0, 9)]
+    assert p_in_any(still, 0) == 0.0
+    assert p_in_any(still, 1) == 1.0
+
+
+def test_p_values_of_the_clearest_look_are_uniform_without_an_effect():
+    """Five looks at the same sequences that are alike: their number would be too severe."""
+    p, by_number = [], []
+    for seed in range(400):
+        base, pattern, shared = made(seed)
+        rng = np.random.default_rng(seed)
+        contrast = Contrast(base, pattern, n_bootstrap=200, seed=seed)
+        found = [contrast.on_pattern(shared + rng.normal(size=base.shape)) for _ in range(5)]
+        at = max(range(5), key=lambda i: found[i].value / found[i].se)
+        p.append(p_in_any(found, at))
+        by_number.append(min(1.0, 5 * found[at].p))
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert np.mean(by_number) > np.mean(p) + 0.1
 
 
 def test_errors_take_sequences_as_the_unit():

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from scipy.stats import norm
 
 import lens_slt as ls
 from lens_slt.circuits import shortlist
+from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.null_sets import (
     all_paths,
     kind_of,
@@ -24,6 +26,7 @@ from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import refined_on_pattern
 from lens_slt.circuits.statistics import Contrast
 from lens_slt.circuits.trial_notes import Disagreement, summed_up
+from lens_slt.circuits.verdict import verdict_of
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.structure.pattern_enrichment import labels_of
 from tests.tiny_models import native
@@ -148,6 +151,16 @@ def test_refined_values_single_out_the_circuit(induction, matrix):
     found = refined_on_pattern(matrix, labels[p.pattern])
     best = sorted(found, key=lambda name: -found[name].value)[:2]
     assert set(best) == set(p.truth.components)
+
+
+def test_an_undecided_effect_says_how_long_a_trial_would_tell():
+    seen = dict(part="L0H1", effect=0.4, low=0.1, high=0.7, least=0.05, outcome="undecided")
+    times = (norm.isf(0.005) / norm.isf(0.02)) ** 2  # ten times p < 0.05 asks for this
+    open_ = Evidence("minimality", p=0.02, corrected_p=0.2, **seen)
+    assert f"{times:.1f} times as many sequences" in verdict_of([open_])[1][0]
+    for p, effect in ((0.4, 0.4), (0.02, 0.01)):  # no more than noise; too small to count
+        open_ = Evidence("minimality", p=p, corrected_p=1.0, **{**seen, "effect": effect})
+        assert "as many sequences" not in verdict_of([open_])[1][0]
 
 
 def test_null_sets_have_the_shape_of_the_circuit():
