@@ -6,13 +6,14 @@ and prose, unless ``--cache`` has them) and the four-layer one. Of every run:
 - *truth*, from behaviour alone: the transition of induction, with its interval, in the loss on the
   second half of random tokens said twice (minus that on the first) and in the prefix matching of
   the head that matches most at the end;
-- *refined LLCs*: the transition of what all heads together hold on induction tokens (the mean of
-  their per-token rLLCs there, summed over heads), which knows of no behaviour but the pattern.
+- *refined LLCs*: the transition of what one head holds on induction tokens beyond other tokens (the
+  means of its per-token rLLCs), the head that holds most so at the end. It knows of no behaviour.
 
 The two overlap if their intervals do, from the lower end of the begin to the upper end of the end.
 Then heads are clustered by their trajectories and held against types by behaviour, beside the
-published variants; and differences between neighbouring checkpoints, with the noise that both
-share, are compared in variance with those of independent draws.
+published variants, and by what they hold on patterns beyond other tokens; and differences between
+neighbouring checkpoints, with the noise that both share, are compared in variance with those of
+independent draws.
 """
 
 from __future__ import annotations
@@ -90,28 +91,34 @@ def behaviour_curves(run: ls.Checkpoints) -> xr.Dataset:
         rows["matching"].append(scores["prefix_matching"].values)
         rows["matching_se"].append(scores["prefix_matching_se"].values)
     best = int(np.argmax(rows["matching"][-1]))
+    head = str(scores["component"].values[best])
     for key in ("matching", "matching_se"):
         rows[key] = [values[best] for values in rows[key]]
     return xr.Dataset(
         {key: ("checkpoint", np.array(values, dtype=float)) for key, values in rows.items()},
         coords={"checkpoint": list(run.steps)},
+        attrs={"head": head},
     )
 
 
-def held_on_induction(found: xr.DataTree, probe: torch.Tensor, folder: Path) -> xr.Dataset:
-    """What all heads hold on induction tokens, with its standard error over blocks of draws."""
-    labels = ls.label_patterns(probe).sel(pattern="induction").values
-    values, errors = [], []
-    for step in found["refined_llc"]["checkpoint"].values:
-        matrix = ls.open_checkpoint(folder, int(step))["per_token_llc/text"]
-        chosen = labels[matrix["sequence"].values, matrix["position"].values].astype(bool)
-        blocks = matrix["blocks"].values[:, :, chosen].mean(-1).sum(1)
-        values.append(float(matrix["llc"].values[:, chosen].mean(-1).sum()))
-        errors.append(blocks.std(ddof=1) / len(blocks) ** 0.5)
-    return xr.Dataset(
-        {"held": ("checkpoint", values), "held_se": ("checkpoint", errors)},
-        coords={"checkpoint": found["refined_llc"]["checkpoint"].values},
+def pattern_curves(run: ls.Checkpoints, probe: torch.Tensor, folder: Path) -> xr.Dataset:
+    """What every head holds on each pattern beyond other tokens, over checkpoints."""
+    labels = ls.label_patterns(probe)
+    return ls.join_checkpoints(
+        {
+            step: ls.pattern_llc(ls.open_checkpoint(folder, step)["per_token_llc/text"], labels)
+            for step in run.steps
+        }
     )
+
+
+def held_on_induction(curves: xr.Dataset) -> xr.Dataset:
+    """That of the head which holds most on induction tokens at the end."""
+    one = curves.sel(pattern="induction")
+    head = one["contrast"].isel(checkpoint=-1).idxmax("component").values
+    one = one.sel(component=head)
+    data = {"held": one["contrast"], "held_se": one["contrast_se"]}
+    return xr.Dataset(data, attrs={"head": str(head)}).reset_coords(drop=True)
 
 
 def largest(curves: xr.Dataset, name: str) -> dict[str, float]:
@@ -149,7 +156,10 @@ def one_run(name: str, size: Size, cache: Path) -> dict[str, Any]:
     behaviour = behaviour_curves(run)
     record: dict[str, Any] = {"name": name, "checkpoints": len(run)}
     record["behaviour"] = {key: largest(behaviour, key) for key in ("saved", "matching")}
-    record["held"] = largest(held_on_induction(found, probe, folder), "held")
+    by_pattern = pattern_curves(run, probe, folder)
+    held = held_on_induction(by_pattern)
+    record["held"] = largest(held, "held")
+    record["heads"] = [behaviour.attrs["head"], held.attrs["head"]]
     curves = found["refined_llc"].to_dataset()
     ratios = []
     for before, after in zip(run.steps, run.steps[1:], strict=False):
@@ -162,6 +172,10 @@ def one_run(name: str, size: Size, cache: Path) -> dict[str, Any]:
         clusters = ls.head_trajectories(found)
         record["ari"] = float(clusters["type_ari"])
         record["verdict"] = clusters.attrs["verdict"]
+        types = ls.open_checkpoint(folder, run.steps[-1])["behaviour_scores"]
+        contrasts = ls.head_trajectories(by_pattern, types=types)
+        record["contrast_ari"] = float(contrasts["type_ari"])
+        record["contrast_verdict"] = contrasts.attrs["verdict"]
         record["variants"] = {
             str(variant): float(value)
             for variant, value in zip(
@@ -181,13 +195,15 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
             overlapping.append(both and overlaps(truth, held))
             ratios.append(width(held) / width(truth) if both else float("nan"))
             rows.append([
-                record["name"], record["checkpoints"], key, _words(truth), _words(held),
-                "yes" if overlapping[-1] else "NO", ratios[-1],
+                record["name"], record["checkpoints"], key, record["heads"][0], _words(truth),
+                record["heads"][1], _words(held), "yes" if overlapping[-1] else "NO", ratios[-1],
             ])  # fmt: skip
-    columns = ["run", "checkpoints", "behaviour", "its transition", "of refined LLCs", "overlap",
-               "width ratio"]  # fmt: skip
+    columns = ["run", "checkpoints", "behaviour", "of", "its transition", "head", "of its rLLC",
+               "overlap", "width ratio"]  # fmt: skip
     common.show_table("The induction transition: begin – midpoint – end", columns, rows)
+    agree = [one == other for one, other in (record["heads"] for record in records)]
     figures = {
+        "same_head": float(np.mean(agree)),
         "transitions_overlapping": float(np.mean(overlapping)),
         "transition_width_ratio": float(np.nanmedian(ratios)),
         "difference_variance_ratio": float(np.median([r["variance_ratio"] for r in records])),
@@ -199,12 +215,15 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         rows += [
             [name, *(r["variants"].get(name, float("nan")) for r in clustered)] for name in names
         ]
+        for key, name in (("contrast_ari", ""), ("contrast_verdict", ", verdict")):
+            rows.append([f"of contrasts on patterns{name}", *(r[key] for r in clustered)])
         rows.append(["verdict", *(r["verdict"] for r in clustered)])
         common.show_table(
             "Adjusted Rand index of clusters of head trajectories with types by behaviour",
             ["variant", *(r["name"] for r in clustered)], rows,
         )  # fmt: skip
         figures["head_type_ari"] = float(np.mean([r["ari"] for r in clustered]))
+        figures["contrast_ari"] = float(np.mean([r["contrast_ari"] for r in clustered]))
         figures["best_published_ari"] = float(
             max(np.nanmean([r["variants"].get(n, np.nan) for r in clustered]) for n in names)
         )

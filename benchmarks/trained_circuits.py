@@ -64,7 +64,7 @@ TASKS = (
     "induction", "copying", "skip_trigram", "brackets", "modular", "sorting",
 )  # fmt: skip
 SETTINGS = ls.Settings(n_beta=10, gamma=300, draws=60)  # published, cheaper: some are stiff
-TRUTH, PROBE, TRIAL = 256, 64, 256  # sequences; a trial of 20 edges needs more than 64 answers
+SEQUENCES = 256  # for each purpose: an answer each, and a trial of 20 edges needs many
 AGAIN = "one sample of the truth, by the other"
 LEARNT = 0.5  # of the loss of a uniform guess
 ATTEMPTS = 8  # at a model that learns
@@ -143,8 +143,8 @@ def _untrained(seed: int, place: int, attempt: int) -> tuple[Subject, Shape]:
 
 def inferred(subject: Subject, settings: ls.Settings) -> tuple[Found, str]:
     """What singular learning theory proposes for the answer, and how many parts were certified."""
-    tokens, probe = subject.tokens(PROBE, 1), subject.tokens(PROBE, 2)
-    counts: dict[str, Any] = {"weights": subject.weights(PROBE), "pad_id": -1}
+    tokens, probe = subject.tokens(SEQUENCES, 1), subject.tokens(SEQUENCES, 2)
+    counts: dict[str, Any] = {"weights": subject.weights(SEQUENCES), "pad_id": -1}
     parts = "heads" if subject.model.cfg.attn_only else "heads, mlps"
     draws = ls.sample(
         subject.model, tokens, parts, settings=settings, progress=False,
@@ -159,7 +159,7 @@ def inferred(subject: Subject, settings: ls.Settings) -> tuple[Found, str]:
 
 def by_attribution(subject: Subject) -> Found:
     """Edges with a large effect by integrated gradients."""
-    tokens, counts = subject.tokens(TRIAL, 3), subject.weights(TRIAL)
+    tokens, counts = subject.tokens(SEQUENCES, 3), subject.weights(SEQUENCES)
     mask = counts > 0
     return attributed(ls.edge_attribution(subject.model, tokens, mask, weights=counts, pad_id=-1))
 
@@ -186,9 +186,9 @@ def one_subject(
 ) -> dict[str, Any]:
     """Truth, what methods find, and verdicts, as plain values."""
     truth = true_circuit(
-        subject.model, subject.tokens(TRUTH, 0), subject.weights(TRUTH), seed, n_orders
+        subject.model, subject.tokens(SEQUENCES, 0), subject.weights(SEQUENCES), seed, n_orders
     )
-    tokens, counts = subject.tokens(TRIAL, 4), subject.weights(TRIAL)
+    tokens, counts = subject.tokens(SEQUENCES, 4), subject.weights(SEQUENCES)
     composition = no_scores(subject.model)
 
     def trial(text: str) -> ls.Trial:

@@ -142,7 +142,7 @@ if TYPE_CHECKING:  # also read by _homes
         plot_mean_attention,
         plot_transfer,
     )
-    from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+    from lens_slt.report.plots_modes import plot_enrichment, plot_modes, plot_pattern_llc
     from lens_slt.report.plots_observables import plot_observables, plot_response
     from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
     from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
@@ -189,6 +189,7 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.structure.match_family import match_family
     from lens_slt.structure.modes import modes
     from lens_slt.structure.pattern_enrichment import enrichment
+    from lens_slt.structure.pattern_llc import pattern_llc
     from lens_slt.structure.standardize import halves
     from lens_slt.training.developmental_ablation import developmental_ablation
     from lens_slt.training.patterning import patterning
@@ -215,21 +216,22 @@ __all__ = [
     "locality", "log_likelihood", "make_prompts", "map_stability", "match", "match_family",
     "migration", "mode_development", "model_source", "modes", "moved_directions", "multiplicity",
     "ngram_counts", "open_checkpoint", "open_development", "open_draws", "paper_evidence",
-    "paper_modes", "paper_rllc", "pattern_influence", "patterning", "per_token_llc", "phase",
-    "phase_diagram", "plan_development", "plant", "planted_suite", "plot", "plot_all_traces",
-    "plot_behaviour", "plot_calibration", "plot_circuit", "plot_cluster_summary", "plot_clusters",
-    "plot_composition", "plot_construction", "plot_critical", "plot_crossing", "plot_curvatures",
-    "plot_curves", "plot_data_response", "plot_density_of_states", "plot_differences",
-    "plot_differentiation", "plot_directions", "plot_edges", "plot_effects", "plot_enrichment",
-    "plot_evidence", "plot_faithfulness", "plot_generalisation", "plot_influence", "plot_limit",
-    "plot_locality", "plot_log_likelihood", "plot_map", "plot_match", "plot_match_family",
-    "plot_matrix", "plot_mean_attention", "plot_migration", "plot_mode_development", "plot_modes",
-    "plot_moved_directions", "plot_multiplicity", "plot_observables", "plot_pattern_influence",
-    "plot_patterning", "plot_patterning_check", "plot_patterns", "plot_phase_diagram",
-    "plot_response", "plot_retrainings", "plot_rllc", "plot_rllc_map", "plot_shares",
-    "plot_spectrum", "plot_stability", "plot_stages", "plot_sublosses", "plot_traces",
-    "plot_trajectories", "plot_transfer", "plot_transitions", "plot_wbic", "plot_weight_change",
-    "preset", "propose_circuits", "reached", "read_circuit", "read_development", "read_hypotheses",
+    "paper_modes", "paper_rllc", "pattern_influence", "pattern_llc", "patterning", "per_token_llc",
+    "phase", "phase_diagram", "plan_development", "plant", "planted_suite", "plot",
+    "plot_all_traces", "plot_behaviour", "plot_calibration", "plot_circuit", "plot_cluster_summary",
+    "plot_clusters", "plot_composition", "plot_construction", "plot_critical", "plot_crossing",
+    "plot_curvatures", "plot_curves", "plot_data_response", "plot_density_of_states",
+    "plot_differences", "plot_differentiation", "plot_directions", "plot_edges", "plot_effects",
+    "plot_enrichment", "plot_evidence", "plot_faithfulness", "plot_generalisation",
+    "plot_influence", "plot_limit", "plot_locality", "plot_log_likelihood", "plot_map",
+    "plot_match", "plot_match_family", "plot_matrix", "plot_mean_attention", "plot_migration",
+    "plot_mode_development", "plot_modes", "plot_moved_directions", "plot_multiplicity",
+    "plot_observables", "plot_pattern_influence", "plot_pattern_llc", "plot_patterning",
+    "plot_patterning_check", "plot_patterns", "plot_phase_diagram", "plot_response",
+    "plot_retrainings", "plot_rllc", "plot_rllc_map", "plot_shares", "plot_spectrum",
+    "plot_stability", "plot_stages", "plot_sublosses", "plot_traces", "plot_trajectories",
+    "plot_transfer", "plot_transitions", "plot_wbic", "plot_weight_change", "preset",
+    "propose_circuits", "reached", "read_circuit", "read_development", "read_hypotheses",
     "read_slt_evidence", "read_trials", "refined_llc", "refined_observable", "response", "retrain",
     "retrainings", "sample", "sample_function", "sample_ladder", "shipped_checkpoints",
     "show_attention", "spectrum", "stages", "susceptibility", "to_dot", "token_map", "top_tokens",

@@ -132,6 +132,7 @@ def made(
         "modes": ls.modes(matrix, n_bootstrap=5),
         "patterns": ls.label_patterns(tokens, shipped_tokenizer()),
         "enrichment": ls.enrichment(matrix, labels),
+        "pattern_llc": ls.pattern_llc(matrix, labels),
         "token_map": token_map,
         "map_stability": ls.map_stability(token_map, token_map),
         "clusters": found,

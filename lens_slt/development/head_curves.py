@@ -116,19 +116,19 @@ def read_head_curves(development: Any, refinements: Sequence[str] | None = None)
 
     Args:
         development: a DataTree of :func:`lens_slt.develop`, or curves of
-            :func:`lens_slt.refined_llc`.
-        refinements: ``"llc"`` and names of probes; by default all that are there.
+            :func:`lens_slt.refined_llc` or :func:`lens_slt.pattern_llc` (their contrasts).
+        refinements: ``"llc"`` and names of probes, or patterns; by default all that are there.
 
     Raises:
         TypeError, ValueError: another result, no curves, no heads, an unknown refinement, gaps.
     """
-    found = refined_curves(development, "development")
+    found = _with_probes(refined_curves(development, "development", also=("pattern_llc",)))
     heads = [str(name) for name in found["component"].values if is_head(str(name))]
     if not heads:
         raise ValueError("development has no heads among its components")
     found = found.sel(component=heads)
     probes = [str(name) for name in found["probe"].values] if "probe_llc" in found else []
-    known = (WEIGHT_REFINED, *probes)
+    known = (WEIGHT_REFINED, *probes) if WEIGHT_REFINED in found else tuple(probes)
     refinements = known if refinements is None else tuple(refinements)
     if not refinements:
         raise ValueError(f"refinements must name some of {', '.join(known)}")
@@ -145,7 +145,9 @@ def read_head_curves(development: Any, refinements: Sequence[str] | None = None)
             [array.transpose(*order).values.astype(float) for array in arrays], len(order) - 2
         )
 
-    has_blocks = "blocks" in found and (not probes or "probe_blocks" in found)
+    has_blocks = all(
+        ("blocks" if name == WEIGHT_REFINED else "probe_blocks") in found for name in refinements
+    )
     return HeadCurves(
         found[CHECKPOINT].values.astype(float), tuple(heads), refinements,
         stacked("llc", "probe_llc"), stacked("se", "probe_se"),
@@ -153,12 +155,20 @@ def read_head_curves(development: Any, refinements: Sequence[str] | None = None)
     )  # fmt: skip
 
 
-def refined_curves(development: Any, argument: str) -> xr.Dataset:
-    """Curves of refined LLCs, of a sweep or as they are."""
+def _with_probes(found: xr.Dataset) -> xr.Dataset:
+    """Contrasts on patterns in the place of values of probes."""
+    if "contrast" not in found:
+        return found
+    names = {"contrast": "probe_llc", "contrast_se": "probe_se", "blocks": "probe_blocks"}
+    return found[list(names)].rename({**names, "pattern": "probe"})
+
+
+def refined_curves(development: Any, argument: str, also: tuple[str, ...] = ()) -> xr.Dataset:
+    """Curves of refined LLCs, of a sweep or as they are; or of ``also`` another result."""
     if isinstance(development, xr.DataTree):
         development = require(development, "development", argument=argument, leading=(CHECKPOINT,))
         development = development["refined_llc"].to_dataset()
-    found = require(development, "refined_llc", argument=argument, leading=(CHECKPOINT,))
+    found = require(development, "refined_llc", *also, argument=argument, leading=(CHECKPOINT,))
     if CHECKPOINT not in found.dims:
         raise ValueError(
             f"{argument} must be curves over checkpoints, from ls.develop(…) or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.differentiation import differentiation
 from lens_slt.development.folder import source_of
 from lens_slt.development.migration import migration
+from lens_slt.development.pattern_curves import pattern_curves, taken_up
 from lens_slt.development.pattern_influence import pattern_influence
 from lens_slt.development.stages import stages
 from lens_slt.development.sublosses import EVERYTHING
@@ -41,6 +43,8 @@ class DevelopmentView:
         critical: where sublosses and refined LLCs change fastest.
         trajectories, differentiation: of heads.
         migration: of multigrams by λ̂, where a probe has a reference.
+        held: rLLCs on the tokens of patterns, of the first probe, where a folder has the matrices.
+        taken_up: transitions of what the component holds that holds a pattern most at the end.
         modes: of the per-token rLLCs of the first probe, where there is one.
         influence: between patterns, where draws were kept: of ``full``, or of the component with
             the largest λ̂ at the end, :attr:`influential`.
@@ -64,6 +68,8 @@ class DevelopmentView:
     trajectories: xr.Dataset | None = None
     differentiation: xr.Dataset | None = None
     migration: xr.Dataset | None = None
+    held: xr.Dataset | None = None
+    taken_up: xr.Dataset | None = None
     modes: xr.Dataset | None = None
     influence: xr.Dataset | None = None
     construction: xr.Dataset | None = None
@@ -142,6 +148,10 @@ def _of_more(development: xr.DataTree, seed: int) -> dict[str, Callable[[], Any]
             if folder is None
             else mode_development(folder, read[0], seed=seed)
         )
+    if read and folder is not None:
+        steps = [int(step) for step in llc[CHECKPOINT].values]
+        held = cache(lambda: pattern_curves(folder, read[0], steps))
+        parts |= {"held": held, "taken_up": lambda: taken_up(held(), seed)}
     if read and folder is not None and any(folder.glob(f"step-*/{KEPT}")):
         parts["influence"] = lambda: pattern_influence(
             development, component=_largest(llc), probe=read[0], seed=seed

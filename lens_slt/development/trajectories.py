@@ -133,8 +133,9 @@ def head_trajectories(
     added, so they are noisier than the measured ones: stability is not flattered.
 
     Args:
-        development: from :func:`lens_slt.develop`, or curves of refined LLCs.
-        refinements: ``"llc"`` and names of probes; all by default, together.
+        development: from :func:`lens_slt.develop`, or curves of refined LLCs, or of rLLCs on the
+            tokens of patterns (:func:`lens_slt.pattern_llc`), whose contrasts are clustered.
+        refinements: ``"llc"`` and names of probes, or patterns; all by default, together.
         n_clusters: by default the number of 2 to 6 with the largest mean silhouette of Ward's
             hierarchy over the three scales.
         types: what heads do, to compare with: of :func:`lens_slt.behaviour_scores`, or a type by

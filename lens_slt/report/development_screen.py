@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -10,6 +11,7 @@ from lens_slt.development.construction import SUPPORTED
 from lens_slt.development.construction_table import construction_table
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView
+from lens_slt.development.pattern_curves import MOST_PATTERNS, holders
 from lens_slt.report import page
 from lens_slt.report.drawing import circuit_drawing
 from lens_slt.report.first_screen import TOP, counted, in_series, outcome, screen
@@ -60,12 +62,27 @@ def _found(view: DevelopmentView, llc: xr.Dataset) -> str:
         one = view.stages.isel(component=0)
         types = [str(word) for word in one["type"].values[: int(one["n_stages"])]]
         parts.append(f"training has {len(types)} stage{'s' * (len(types) > 1)}")
+    if view.held is not None and (held := holders(view.held)):
+        pattern, name = next(iter(held.items()))
+        parts.append(f"{name} holds {pattern.replace('_', ' ')} most{_since(view, pattern, name)}")
     if view.construction is not None:
         tried = _tried(construction_table(view.construction))
         n = int((tried["verdict"] == "supported").sum())
         parts.append(f"{n} of {len(tried)} circuits on trial held at the end" if len(tried) else
                      "no circuit was on trial")  # fmt: skip
     return f"Found: {', and '.join(parts) or 'nothing that stands out'}."
+
+
+def _since(view: DevelopmentView, pattern: str, name: str) -> str:
+    """Around which step it took the pattern up, where that is known."""
+    if view.taken_up is None:
+        return ""
+    one = view.taken_up.sel(observable=f"{pattern} in {name}")
+    rise = np.where(np.isfinite(one["midpoint"]), one["change"], np.nan)
+    if not (rise > 0).any():
+        return ""
+    middle = float(one["midpoint"][int(np.nanargmax(rise))])
+    return f", since about {view.curves.attrs['unit']} {middle:.0f}"
 
 
 def _tried(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,6 +122,10 @@ def _page(view: DevelopmentView, llc: xr.Dataset, name: str) -> str:
         page.table(heads_table(view, name)),
         page.figure(plot_curves(llc.sel(component=[name]), stages=first)),
     ]
+    if view.held is not None and name in view.held["component"].values:
+        mine = view.held.sel(component=[name])
+        most = np.argsort(-mine["contrast"].isel({CHECKPOINT: -1}).values.ravel())[:MOST_PATTERNS]
+        parts.append(page.figure(plot_curves(mine.isel(pattern=most), stages=first)))
     if view.stages is not None and name in view.stages["component"].values:
         parts.append(page.table(stages_table(view, name)))
     for gamma, node in view.curves.children.get("gamma", xr.DataTree()).children.items():

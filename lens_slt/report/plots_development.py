@@ -55,6 +55,7 @@ class Curve:
 CURVES = {
     "refined_llc": Curve({"llc": "se", "probe_llc": "probe_se"}, "component", "λ̂"),
     "per_token_llc": Curve({"mean": "mean_se"}, "component", "mean per-token λ̂"),
+    "pattern_llc": Curve({"contrast": "contrast_se"}, "component", "λ̂ beyond other tokens"),
     "susceptibility": Curve({"mean": "mean_se"}, "component", "mean χ"),
     "refined_observable": Curve({"shift": "se"}, "component", "E[φ] − φ(w*)"),
     "sublosses": Curve({"loss": "se"}, "pattern", "loss (nats per token)"),
@@ -75,10 +76,10 @@ def plot_curves(
     """Any result over checkpoints as small panels, with 95 % bands; stages are shaded.
 
     Args:
-        result: with the dimension ``checkpoint``: refined LLCs, matrices (their means), refined
-            observables, sublosses, behaviour scores (of attention), or quantities and standard
-            errors selected from these; or what :func:`lens_slt.develop` returned, of which it is
-            the refined LLCs.
+        result: with the dimension ``checkpoint``: refined LLCs, matrices (their means), rLLCs on
+            patterns (beyond other tokens), refined observables, sublosses, behaviour scores (of
+            attention), or quantities and standard errors selected from these; or what
+            :func:`lens_slt.develop` returned, of which it is the refined LLCs.
         stages: of one curve, from ``stages(…)``; or boundaries as steps, or as (step, low, high).
         quantity: the only one to draw, such as ``"llc"`` or ``"prefix_matching"``.
 

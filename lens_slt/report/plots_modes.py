@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from scipy import stats
 
 from lens_slt.arguments import integer, typed
 from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.schema import require
+from lens_slt.statistics import CONFIDENCE
 from lens_slt.text import figure_text
 
 CLEAR = 0.05  # of q
@@ -119,6 +121,53 @@ def plot_enrichment(enriched: xr.Dataset, *, title: str = "") -> go.Figure:
     figure.update_layout(
         template="plotly_white", height=220 + 26 * len(auc), margin=dict(t=110),
         title=f"{words}<br><sup>AUC over tokens; 0.5: no relation; *: q &lt; 0.05</sup>",
+        yaxis_title="pattern",
+    )  # fmt: skip
+    return figure
+
+
+@typed
+def plot_pattern_llc(result: xr.Dataset) -> go.Figure:
+    """What every component holds on each pattern's tokens beyond what it holds on others, as a map.
+
+    ``result`` is from :func:`lens_slt.pattern_llc`. Values with an interval that leaves out zero
+    are written in.
+
+    Example:
+        >>> import lens_slt as ls
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=32)
+        >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
+        >>> draws = ls.sample(model, text, "L1H1, L1H2", probes={"mix": text}, **how)
+        >>> held = ls.pattern_llc(ls.per_token_llc(draws), ls.label_patterns(text))
+        >>> ls.plot_pattern_llc(held).layout.title.text.split("<br>")[0]
+        'Refined LLC on the tokens of patterns'
+    """
+    result = require(result, "pattern_llc", argument="result")
+    contrast, error = (result[k].values.T for k in ("contrast", "contrast_se"))
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, result.sizes["block"] - 1) * error
+    names, patterns = (labels(result[dim].values) for dim in ("component", "pattern"))
+    most = float(np.nanmax(np.abs(contrast), initial=1e-9))
+    hover = [
+        [
+            f"{pattern}, {name}: λ̂ {level:.2f}, {value:+.2f} ± {wide:.2f} against other tokens"
+            for name, level, value, wide in zip(names, *rows, strict=True)
+        ]
+        for pattern, *rows in zip(patterns, result["llc"].values.T, contrast, half, strict=True)
+    ]
+    figure = Figure(
+        go.Heatmap(
+            z=contrast, x=names, y=[name.replace("_", " ") for name in patterns], zmin=-most,
+            zmax=most, colorscale="RdBu", reversescale=True, xgap=2, ygap=2,
+            text=np.where(np.abs(contrast) > half, np.char.mod("%.1f", contrast), ""),
+            texttemplate="%{text}", hovertext=hover, hovertemplate="%{hovertext}<extra></extra>",
+            colorbar=dict(title="λ̂ − λ̂<br>elsewhere"),
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(
+        template="plotly_white", height=220 + 26 * len(patterns), margin=dict(t=110),
+        title="Refined LLC on the tokens of patterns<br><sup>mean there − mean on other tokens; "
+        "written in where the 95 % interval of the draws leaves out 0</sup>",
         yaxis_title="pattern",
     )  # fmt: skip
     return figure

@@ -11,6 +11,7 @@ import xarray as xr
 
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView, with_whole
+from lens_slt.development.pattern_curves import MOST_PATTERNS, holders
 from lens_slt.report import page
 from lens_slt.report.development_screen import development_heads, development_screen
 from lens_slt.report.page import Section
@@ -30,6 +31,7 @@ from lens_slt.report.tables_development import (
     built_table,
     heads_table,
     stages_table,
+    taken_up_table,
     transitions_table,
 )
 from lens_slt.sampling.certificate import CERTIFIED
@@ -126,7 +128,9 @@ def _heads(view: DevelopmentView) -> str:
         ]
     if view.differentiation is not None:
         parts.append(page.figure(plot_differentiation(view.differentiation)))
-    for name in ("trajectories", "differentiation", "migration"):
+    if view.held is not None:
+        parts.append(_patterns(view, view.held))
+    for name in ("trajectories", "differentiation", "migration", "held"):
         if name in view.refused:
             parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
     parts.append(page.table(heads_table(view)))
@@ -140,6 +144,20 @@ def _heads(view: DevelopmentView) -> str:
         behaviour = view.curves["behaviour_scores"].to_dataset()
         parts.append(page.fold("What heads attend to", page.figure(plot_curves(behaviour))))
     return "".join(parts)
+
+
+def _patterns(view: DevelopmentView, held: xr.Dataset) -> str:
+    """What heads hold on patterns: figure of the surest ones, and when each was taken up."""
+    words = (
+        "Refined LLC of each component on the tokens of a pattern, minus that on all other tokens: "
+        "a head that works for a pattern stands out, whatever all heads do."
+    )
+    names = list(holders(held))[:MOST_PATTERNS]
+    if not names:
+        return page.paragraph("No component holds a pattern more than other tokens at the end.")
+    figure = plot_curves(held.sel(pattern=names), stages=_first(view))
+    table = page.table(taken_up_table(view)) if view.taken_up is not None else ""
+    return page.paragraph(words) + page.figure(figure) + table
 
 
 def _of_clusters(found: xr.Dataset) -> str:

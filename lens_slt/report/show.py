@@ -44,7 +44,7 @@ from lens_slt.report.plots_match import (
     plot_mean_attention,
     plot_transfer,
 )
-from lens_slt.report.plots_modes import plot_enrichment, plot_modes
+from lens_slt.report.plots_modes import plot_enrichment, plot_modes, plot_pattern_llc
 from lens_slt.report.plots_observables import plot_observables, plot_response
 from lens_slt.report.plots_patterning import plot_data_response, plot_patterning
 from lens_slt.report.plots_phases import plot_crossing, plot_limit, plot_phase_diagram
@@ -106,6 +106,7 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "susceptibility": plot_matrix,
     "modes": plot_modes,
     "enrichment": plot_enrichment,
+    "pattern_llc": plot_pattern_llc,
     "patterns": plot_patterns,
     "token_map": plot_map,
     "map_stability": lambda found: plot_stability(maps={"the two": found}),
@@ -186,10 +187,11 @@ def plot(result: Any) -> go.Figure:
     """The main figure of any result of lens_slt.
 
     Args:
-        result: draws, refined LLCs, a matrix, modes, patterns, enrichment, a map, clusters,
-            influence, losses under an intervention, composition or behaviour scores, attributed
-            edges, a faithfulness curve, a hypothesis, a trial, a calibration; refined LLCs,
-            matrices, observables, behaviour scores and sublosses also over checkpoints; what
+        result: draws, refined LLCs, a matrix, modes, patterns, enrichment, rLLCs on patterns, a
+            map, clusters, influence, losses under an intervention, composition or behaviour
+            scores, attributed edges, a faithfulness curve, a hypothesis, a trial, a calibration;
+            refined LLCs, matrices, rLLCs on patterns, observables, behaviour scores and sublosses
+            also over checkpoints; what
             ``develop``, ``compare``, ``crossing``, ``phase_diagram``, ``limit_llc``, ``spectrum``,
             ``multiplicity``, ``curvatures``, ``density_of_states`` and every function of
             ``lens_slt.development`` return.

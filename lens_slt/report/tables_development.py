@@ -44,14 +44,23 @@ def stages_table(view: DevelopmentView, component: str | None = None) -> Table:
 
 def transitions_table(view: DevelopmentView) -> Table:
     """Transitions of the loss of every pattern, in order of time."""
-    found = view.transitions
-    assert found is not None
+    assert view.transitions is not None
+    return _transitions(view.transitions, "Transitions of the loss of patterns", "pattern", "nats")
+
+
+def taken_up_table(view: DevelopmentView) -> Table:
+    """When the component that holds each pattern most at the end took it up, in order of time."""
+    assert view.taken_up is not None
+    title = "Who holds each pattern at the end, and since when"
+    return _transitions(view.taken_up, title, "pattern in component", "λ̂ beyond others")
+
+
+def _transitions(found: xr.Dataset, title: str, what: str, change: str) -> Table:
     table = PlainTable(
-        "Transitions of the loss of patterns",
-        f"steps with 95 % intervals; those of at least {CHANGED:.0%} of the pattern's range",
+        title, f"steps with 95 % intervals; those of at least {CHANGED:.0%} of the curve's range"
     )
-    table.add_column("pattern")
-    for column in ("begin", "midpoint", "end", "nats"):
+    table.add_column(what)
+    for column in ("begin", "midpoint", "end", change):
         table.add_column(column, justify="right")
     rows = []
     for name in found["observable"].values:

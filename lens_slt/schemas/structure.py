@@ -26,6 +26,11 @@ SCHEMAS = (
         | over("pattern", "n_tokens n_sequences"),
     ),
     Schema(
+        "pattern_llc", "pattern_llc",
+        needed=over("component pattern", "llc se contrast contrast_se")
+        | over("block component pattern", "blocks") | over("pattern", "n_tokens"),
+    ),
+    Schema(
         "clusters", "clusters",
         needed=over("token", "cluster sequence position")
         | over("label", "label size n_sequences conductance reference beyond_chance"),

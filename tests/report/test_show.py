@@ -72,6 +72,7 @@ def results(draws, views, trial, behaviour, tokens):
         "susceptibility": views["chi"].matrix,
         "modes": views["llc"].modes,
         "enrichment": views["llc"].by_mode,
+        "pattern_llc": ls.pattern_llc(matrix, patterns),
         "patterns": patterns,
         "token_map": views["llc"].map,
         "map_stability": ls.map_stability(views["llc"].map, views["llc"].map),
