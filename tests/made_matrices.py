@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+import lens_slt as ls
 from lens_slt.schema import stamped
 from lens_slt.schemas import SCHEMAS
 
 SEQUENCES, POSITIONS = 30, 20
+HELD_STEPS = np.unique(np.geomspace(10, 5000, 24).astype(int)).tolist()
 
 
 def matrix_of(
@@ -67,3 +69,21 @@ def planted(
         coords={"pattern": ["first", "chance"]},
     )
     return matrix, patterns, directions
+
+
+def grown(size: float, seed: int) -> tuple[xr.Dataset, xr.DataArray]:
+    """A matrix whose third component holds ``size`` more on the pattern ``first``."""
+    matrix, patterns, _ = planted(sizes=(0.1,))
+    noise = np.random.default_rng(seed).normal(size=matrix["blocks"].shape)
+    first = patterns.values[0].ravel()
+    blocks = 5 + 0.3 * noise + size * first * (np.arange(6) == 2)[:, None]
+    made = matrix.assign(
+        llc=(matrix["llc"].dims, blocks.mean(0)), blocks=(matrix["blocks"].dims, blocks)
+    )
+    return made, patterns
+
+
+def held_curves(sizes: np.ndarray) -> xr.Dataset:
+    """What components hold on ``first`` and ``chance`` at every step; the third, ``sizes``."""
+    pairs = zip(HELD_STEPS, sizes, strict=True)
+    return ls.join_checkpoints({step: ls.pattern_llc(*grown(x, step)) for step, x in pairs})

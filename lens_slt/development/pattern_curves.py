@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 from scipy import stats
 
@@ -28,19 +27,19 @@ def pattern_curves(folder: Path, probe: str, steps: list[int]) -> xr.Dataset:
 def holders(curves: xr.Dataset) -> dict[str, str]:
     """The component that holds most beyond other tokens at the end, by pattern, the surest first.
 
-    Patterns that no component holds beyond others are left out: the lower limits are those of all
-    components together (Bonferroni).
+    Patterns that it does not surely hold beyond others are left out: the lower limits are those of
+    all components together (Bonferroni), as it is the largest of them.
     """
     last = curves.isel({CHECKPOINT: -1})
     level = 1 - (1 - CONFIDENCE) / curves.sizes["component"]
     half = stats.t.ppf(level, curves.sizes["block"] - 1) * last["contrast_se"]
-    least = (last["contrast"] - half).transpose("pattern", "component")
-    found = {}
-    for i in np.argsort(-least.max("component").values):
-        row = least.isel(pattern=int(i))
-        if float(row.max()) > 0:
-            found[str(row["pattern"].values)] = str(row.idxmax("component").values)
-    return found
+    most = last["contrast"].idxmax("component")
+    least = (last["contrast"] - half).sel(component=most).reset_coords(drop=True)
+    least = least.sortby(-least)
+    return {
+        str(pattern): str(most.sel(pattern=pattern).values)
+        for pattern in least["pattern"].values[least.values > 0]
+    }
 
 
 def taken_up(curves: xr.Dataset, seed: int) -> xr.Dataset:

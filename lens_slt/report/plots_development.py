@@ -55,7 +55,9 @@ class Curve:
 CURVES = {
     "refined_llc": Curve({"llc": "se", "probe_llc": "probe_se"}, "component", "λ̂"),
     "per_token_llc": Curve({"mean": "mean_se"}, "component", "mean per-token λ̂"),
-    "pattern_llc": Curve({"contrast": "contrast_se"}, "component", "λ̂ beyond other tokens"),
+    "pattern_llc": Curve(
+        {"contrast": "contrast_se"}, "component", "λ̂ beyond others", one_scale=True
+    ),
     "susceptibility": Curve({"mean": "mean_se"}, "component", "mean χ"),
     "refined_observable": Curve({"shift": "se"}, "component", "E[φ] − φ(w*)"),
     "sublosses": Curve({"loss": "se"}, "pattern", "loss (nats per token)"),

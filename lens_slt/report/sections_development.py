@@ -152,9 +152,12 @@ def _patterns(view: DevelopmentView, held: xr.Dataset) -> str:
         "Refined LLC of each component on the tokens of a pattern, minus that on all other tokens: "
         "a head that works for a pattern stands out, whatever all heads do."
     )
-    names = list(holders(held))[:MOST_PATTERNS]
-    if not names:
+    surest: dict[str, str] = {}  # pattern of each component that holds one
+    for pattern, component in holders(held).items():
+        surest.setdefault(component, pattern)
+    if not surest:
         return page.paragraph("No component holds a pattern more than other tokens at the end.")
+    names = list(surest.values())[:MOST_PATTERNS]
     figure = plot_curves(held.sel(pattern=names), stages=_first(view))
     table = page.table(taken_up_table(view)) if view.taken_up is not None else ""
     return page.paragraph(words) + page.figure(figure) + table

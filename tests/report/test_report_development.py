@@ -14,11 +14,13 @@ from rich.console import Console
 import lens_slt as ls
 from lens_slt.arrays import write_zarr
 from lens_slt.development.overview import TOGETHER, with_whole
+from lens_slt.development.pattern_curves import taken_up
 from lens_slt.report.files_circuits import write_trials
 from lens_slt.report.tables_development import heads_table, stages_table, transitions_table
 from lens_slt.schema import stamped
 from tests.development.test_develop import developed
 from tests.made_curves import STEPS, as_result, curves_of, shapes
+from tests.made_matrices import HELD_STEPS, held_curves
 from tests.made_over_training import made_construction
 from tests.report.test_report import words
 
@@ -122,6 +124,17 @@ def test_the_first_screen_and_the_pages_of_heads(view, tmp_path):
     sheet = words(text[text.index('id="head-L0H1"') :].partition("</section>")[0])
     for part in ("L0H1 over training", "Stages of L0H1", "L0H1 in circuits"):
         assert part in sheet, part
+
+
+def test_the_page_says_who_took_a_pattern_up_and_when(view, tmp_path):
+    held = held_curves(3 / (1 + np.exp(-(np.array(HELD_STEPS) - 300.0) / 50)))
+    found = replace(view, held=held, taken_up=taken_up(held, 0))
+    text = ls.write_report(found, tmp_path / "report.html").read_text("utf-8")
+    seen = " ".join(words(text[text.index("<header>") :]).split())
+    since = re.search(r"L0H2 holds first most, since about step (\d+)", seen)
+    assert since and abs(int(since[1]) - 300) < 60
+    assert "first in L0H2" in seen and "on the tokens of a pattern, minus" in seen
+    assert "pattern LLC" in text[text.index('id="head-L0H2"') :]
 
 
 def test_a_head_whose_number_begins_another_s_is_part_of_the_circuit(view, tmp_path):

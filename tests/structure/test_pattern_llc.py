@@ -4,31 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import lens_slt as ls
 from lens_slt.development.pattern_curves import holders, taken_up
-from tests.made_matrices import planted
-
-STEPS = np.unique(np.geomspace(10, 5000, 24).astype(int)).tolist()
-
-
-def grown(size: float, seed: int) -> tuple[xr.Dataset, xr.DataArray]:
-    """A matrix whose third component holds ``size`` more on the pattern ``first``."""
-    matrix, patterns, _ = planted(sizes=(0.1,))
-    noise = np.random.default_rng(seed).normal(size=matrix["blocks"].shape)
-    first = patterns.values[0].ravel()
-    blocks = 5 + 0.3 * noise + size * first * (np.arange(6) == 2)[:, None]
-    made = matrix.assign(
-        llc=(matrix["llc"].dims, blocks.mean(0)), blocks=(matrix["blocks"].dims, blocks)
-    )
-    return made, patterns
-
-
-def curves(sizes: np.ndarray) -> xr.Dataset:
-    return ls.join_checkpoints(
-        {step: ls.pattern_llc(*grown(size, step)) for step, size in zip(STEPS, sizes, strict=True)}
-    )
+from tests.made_matrices import HELD_STEPS, grown, held_curves
 
 
 def test_contrasts_are_means_on_a_pattern_minus_means_elsewhere():
@@ -57,10 +36,11 @@ def test_errors_are_those_of_independent_draws():
 
 
 def test_the_head_that_takes_a_pattern_up_is_found_with_its_time():
-    found = curves(3 / (1 + np.exp(-(np.array(STEPS) - 300.0) / 50)))
+    found = held_curves(3 / (1 + (300 / np.array(HELD_STEPS)) ** 6))
     assert holders(found)["first"] == "L0H2"
     late = taken_up(found, 0).sel(observable="first in L0H2").isel(transition=0)
-    assert float(late["midpoint_low"]) < 300 < float(late["midpoint_high"])
+    error = np.log(float(late["midpoint_high"]) / float(late["midpoint_low"])) / 4
+    assert abs(np.log(float(late["midpoint"]) / 300)) < 4 * error < 0.3
     assert float(late["change"]) == pytest.approx(3, abs=0.3)
 
 
@@ -75,7 +55,7 @@ def test_a_pattern_that_nobody_holds_has_a_holder_as_often_as_the_level_says():
 
 def test_trajectories_of_contrasts_are_clustered():
     """Five heads hold nothing beyond others, one does: it is alone."""
-    found = curves(np.linspace(0, 8, len(STEPS)) ** 2)
+    found = held_curves(np.linspace(0, 8, len(HELD_STEPS)) ** 2)
     together = ls.head_trajectories(found, refinements=["first"], n_clusters=2, n_bootstrap=5)
     label = together["cluster"].values
     assert (label == label[2]).sum() == 1
