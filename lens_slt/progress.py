@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lens_slt.text import duration
+
 SECONDS = 60.0  # between lines, where there is no terminal that could show a bar
 
 
@@ -62,17 +64,10 @@ def _lines(label: str, total: int, console: Console) -> Callable[..., None]:
             return
         last = now
         all_of_them = max(all_of_them, done)
-        words = f"{label}: {done}/{all_of_them} done in {_duration(now - began)}"
+        words = f"{label}: {done}/{all_of_them} done in {duration(now - began)}"
         if done > first:
             left = (now - began) * (all_of_them - done) / (done - first)
-            words += f", about {_duration(left)} left"
+            words += f", about {duration(left)} left"
         console.print(words, soft_wrap=True)
 
     return tell
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -8,6 +8,8 @@ from scipy import stats
 from lens_slt.arrays import FloatArray
 
 CONFIDENCE = 0.95  # of every interval
+ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)  # of an interval, as quantiles
+HALF_WIDTH = float(stats.norm.ppf(ENDS[1]))  # of an interval, in standard errors
 SIGNIFICANT = 0.05  # of corrected p-values and of ranks among random sets
 
 

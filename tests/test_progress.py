@@ -29,8 +29,8 @@ def test_a_line_a_minute_where_there_is_no_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [  # at 75 and 150 s
-        "rungs [1]: 3/8 done in 1 min, about 2 min left",
-        "rungs [1]: 6/8 done in 2 min, about 50 s left",
+        "rungs [1]: 3/8 done in 1 min 15 s, about 2 min 5 s left",
+        "rungs [1]: 6/8 done in 2 min 30 s, about 50 s left",
     ]
 
 
@@ -39,7 +39,7 @@ def test_what_was_done_before_says_nothing_about_the_time_left(
 ) -> None:
     work(clock, total=14, seconds=61, first=10)
     assert capsys.readouterr().err.splitlines()[0] == (
-        "rungs [1]: 11/14 done in 1 min, about 3 min left"
+        "rungs [1]: 11/14 done in 1 min, about 3 min 5 s left"
     )
 
 

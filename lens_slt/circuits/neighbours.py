@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lens_slt.circuits.evidence import Case, Evidence
+from lens_slt.circuits.case import Case
+from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.hypothesis import Edge
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.runs import Losses

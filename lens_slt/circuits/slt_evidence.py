@@ -11,7 +11,8 @@ from scipy import stats
 
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.circuits.evidence import Case, Evidence, Outcome
+from lens_slt.circuits.case import Case
+from lens_slt.circuits.evidence import Evidence, Outcome
 from lens_slt.circuits.roles import node_of
 from lens_slt.circuits.statistics import Contrast, Measured
 from lens_slt.data.patterns import label_patterns
@@ -21,7 +22,7 @@ from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
 from lens_slt.schema import require
 from lens_slt.schemas import MATRICES
-from lens_slt.statistics import SIGNIFICANT
+from lens_slt.statistics import ENDS, HALF_WIDTH, SIGNIFICANT
 from lens_slt.structure.modes import modes
 from lens_slt.structure.overview import View
 from lens_slt.structure.pattern_enrichment import labels_of
@@ -208,12 +209,12 @@ def refined_on_pattern(
 
 def _with_noise(found: Measured, blocks: FloatArray) -> Measured:
     """A value whose error also holds the spread between blocks of draws."""
-    reach = stats.norm.ppf(0.975)
+    reach = HALF_WIDTH
     over_sequences = (found.high - found.low) / (2 * reach)
     over_draws = float(blocks.std(ddof=1)) / np.sqrt(len(blocks))
     se = float(np.hypot(over_sequences, over_draws))
     freedom = min(found.freedom, len(blocks) - 1)
-    half = float(stats.t.ppf(0.975, freedom)) * se
+    half = float(stats.t.ppf(ENDS[1], freedom)) * se
     p = float(stats.t.sf(found.value / se, freedom)) if se > 0 else float(found.value <= 0)
     return Measured(found.value, found.value - half, found.value + half, p, se, freedom)
 

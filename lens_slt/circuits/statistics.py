@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.statistics import CONFIDENCE, rank_p
+from lens_slt.statistics import ENDS, rank_p
 
 LOSS_BINS, POSITION_BINS = 6, 2  # strata of matched tokens
 FEWEST_TOKENS, FEWEST_SEQUENCES = 20, 8  # of a pattern, for a statement about it
@@ -151,7 +151,7 @@ class Contrast:
         if not (np.isfinite(value) and np.isfinite(draws).all()):
             nan = float("nan")
             return Measured(value, nan, nan, nan, nan, self.freedom)
-        low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        low, high = np.quantile(draws, ENDS)
         se = float(draws.std(ddof=1))
         p = stats.t.sf(value / se, self.freedom) if se > 0 else float(value <= 0)
         return Measured(value, float(low), float(high), float(p), se, self.freedom, draws)

@@ -13,8 +13,9 @@ import xarray as xr
 
 from lens_slt.arguments import choice, instance, integer, number, typed
 from lens_slt.circuits import evidence as tests
+from lens_slt.circuits.case import Case
 from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.evidence import NAN, Case, Evidence, Outcome
+from lens_slt.circuits.evidence import NAN, Evidence, Outcome
 from lens_slt.circuits.hypothesis import (
     CircuitHypothesis,
     check_hypothesis,

@@ -9,7 +9,8 @@ from typing import Literal
 import xarray as xr
 
 from lens_slt.circuits import faithfulness
-from lens_slt.circuits.evidence import Case, Evidence
+from lens_slt.circuits.case import Case
+from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.hypothesis import LOGITS, Edge
 from lens_slt.circuits.interventions import in_parts
 from lens_slt.circuits.neighbours import costs

@@ -25,12 +25,11 @@ from lens_slt.development.head_curves import first_lasting
 from lens_slt.sampling.folder import folder_of
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import MATRICES
-from lens_slt.statistics import CONFIDENCE
+from lens_slt.statistics import CONFIDENCE, ENDS
 from lens_slt.structure.modes import SPARE, STABLE_ANGLE, Decomposition
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
 STABLE_CORRELATION = 0.5  # over tokens
-ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 APPEARS, FROM_START, NOISE = "appears", "from the first checkpoint", "may be noise"
 
 

@@ -16,7 +16,7 @@ from lens_slt.circuits.trial import Trial, compare_trials
 from lens_slt.development.curves import CHECKPOINT, settings_differences
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import LEADING
-from lens_slt.statistics import CONFIDENCE, false_discovery
+from lens_slt.statistics import ENDS, false_discovery
 
 LEAST_BLOCKS = 6  # that tell a standard error of a difference
 
@@ -158,7 +158,7 @@ def _difference(
         own = apart.std("block", ddof=1) / apart.sizes["block"] ** 0.5
         se = xr.where(paired, own, se).transpose(*difference.dims)
     freedom = max(freedom, 1)
-    wide = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    wide = stats.t.ppf(ENDS[1], freedom)
     z = np.abs(difference.values) / np.where(se.values > 0, se.values, np.nan)
     p = 2 * stats.t.sf(z, freedom)
     return {

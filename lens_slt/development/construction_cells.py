@@ -17,9 +17,9 @@ import xarray as xr
 
 from lens_slt.arrays import BoolArray, FloatArray, write_zarr
 from lens_slt.circuits.behaviour import ATTENDS, behaviour_scores
+from lens_slt.circuits.case import Case
 from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.composition_on_tokens import composition_on_tokens
-from lens_slt.circuits.evidence import Case
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
 from lens_slt.circuits.pattern_masks import pattern_masks
 from lens_slt.circuits.replacements import Ablation

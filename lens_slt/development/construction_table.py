@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from lens_slt.arguments import typed
 from lens_slt.development.construction import (
@@ -21,7 +20,7 @@ from lens_slt.development.construction_cells import CIRCUIT
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.onsets import boundaries_of
 from lens_slt.schema import require
-from lens_slt.statistics import CONFIDENCE
+from lens_slt.statistics import HALF_WIDTH
 
 NEVER, UNCLEAR = "not there at the end", "not clear"
 
@@ -116,7 +115,7 @@ def _at_the_end(
         return _interval(last, "alone"), least, unit
     if criterion == BEHAVES:
         value, se = float(last["behaviour"]), float(last["behaviour_se"])
-        wide = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * se
+        wide = HALF_WIDTH * se
         return (value, value - wide, value + wide), float(last["behaves_least"]), "attention"
     return (np.nan, np.nan, np.nan), np.nan, ""
 

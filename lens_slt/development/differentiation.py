@@ -20,14 +20,13 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.head_curves import HeadCurves, first_lasting, read_head_curves
 from lens_slt.schema import stamped
-from lens_slt.statistics import SIGNIFICANT
+from lens_slt.statistics import ENDS, SIGNIFICANT
 
 AGAINST = ("layer", "start")
 FEWEST_IN_LAYER = 5  # the others of a head need quartiles
 FENCE = 1.5  # interquartile ranges beyond the quartiles (Tukey's fences)
 MARGIN = 0.1  # of the range of a layer's curves
 LEAST_SUPPORT = 0.5  # of resampled curves, for an interval
-INTERVAL = (0.025, 0.975)
 INSIDE = float(stats.norm.ppf(SIGNIFICANT))  # standard errors: clearly back in the band
 DIFFERENTIATES, FROM_START, RETURNS, STAYS = (
     "differentiates", "apart from the start", "leaves and comes back", "stays in the band",
@@ -242,7 +241,7 @@ def _interval(onsets: NDArray[np.int_]) -> tuple[NDArray[np.int_], NDArray[np.in
     there = onsets != NOWHERE
     known = np.where(there, onsets.astype(float), np.nan)
     known[:, ~there.any(0)] = NOWHERE
-    ends = [np.nanquantile(known, end, axis=0, method="inverted_cdf") for end in INTERVAL]
+    ends = [np.nanquantile(known, end, axis=0, method="inverted_cdf") for end in ENDS]
     return ends[0].astype(int), ends[1].astype(int)
 
 

@@ -23,10 +23,9 @@ from lens_slt.development.grafts import Grafts, Weights
 from lens_slt.development.head_curves import first_lasting
 from lens_slt.progress import track
 from lens_slt.schema import stamped
-from lens_slt.statistics import ratio_of_sums
+from lens_slt.statistics import ENDS, ratio_of_sums
 from lens_slt.torch_state import kept_random_state, plain_torch
 
-INTERVAL = (0.025, 0.975)
 REFINEMENTS = 5  # bisections of the smallest share
 N_BOOTSTRAP = 1000
 CLEAR = 3.0  # standard errors that a gain has to exceed
@@ -228,12 +227,12 @@ def _result(curves: dict[str, _Curve], kept: Kept, target: float, seed: int) -> 
     for i, curve in enumerate(curves.values()):
         one, drawn = curve.resampled(None), curve.resampled(np.random.default_rng(seed))
         columns = [place[share] for share in curve.shares]
-        values[:, i, columns] = one[0], *np.quantile(drawn, INTERVAL, axis=0)
+        values[:, i, columns] = one[0], *np.quantile(drawn, ENDS, axis=0)
         between = curve.ranking.refines
         smallest[0, i] = _crossing(curve.shares, one[0], target, between)
         ends = [_crossing(curve.shares, row, target, between) for row in drawn]
-        if np.isfinite(ends).mean() > INTERVAL[1]:
-            smallest[1:, i] = np.nanquantile(ends, INTERVAL)
+        if np.isfinite(ends).mean() > ENDS[1]:
+            smallest[1:, i] = np.nanquantile(ends, ENDS)
     null_kept = _null_at(curves[RANDOM], smallest[0, names.index(SIZE)])
     gain, se = kept.mean_gain
     variables = dict(zip(("kept", "kept_low", "kept_high"), values, strict=True))

@@ -32,11 +32,10 @@ from lens_slt.development.multigram_effects import (
 )
 from lens_slt.models.checkpoints import Checkpoints
 from lens_slt.schema import require, stamped
-from lens_slt.statistics import SIGNIFICANT, holm
+from lens_slt.statistics import ENDS, HALF_WIDTH, SIGNIFICANT, holm
 from lens_slt.torch_state import plain_torch
 
 FEWEST_CHECKPOINTS = 5
-INTERVAL = (0.025, 0.975)
 FALLS, RISES, UNSHOWN = "falls", "rises", "no change shown"
 BOTH, BY_LLC, BY_ABLATION, NONE, UNCONFIRMED = (
     "multigrams migrate", "by rLLC only", "by ablation only", "no migration shown",
@@ -109,7 +108,7 @@ def find_migration(
             f"{curves.steps[peak]:g}"
         )
     peaks = (values[first] + noise[:, first])[:, :after].argmax(1)
-    low, high = np.quantile(peaks, INTERVAL, method="inverted_cdf").astype(int)
+    low, high = np.quantile(peaks, ENDS, method="inverted_cdf").astype(int)
     to_peak = _change(values[[first]], noise[:, [first]], 0, peak, chosen=peak)
     change = _change(values, noise, peak, after, chosen=peak)
     rest = change.words[first + 1 :]
@@ -305,7 +304,7 @@ def _of_curves(found: Moved, last: int) -> xr.Dataset:
 def _of_ablation(effects: Effects) -> dict[str, Any]:
     over, each = ("when", "component", "pattern"), ("component", "pattern")
     change, se = effects.change, effects.change_se
-    wide = stats.norm.ppf(INTERVAL[1])
+    wide = HALF_WIDTH
     z = np.divide(np.abs(change), se, out=np.full_like(change, np.nan), where=se > 0)
     p = np.stack([holm(column) for column in (2 * stats.norm.sf(z)).T], 1)
     known = np.isfinite(p)

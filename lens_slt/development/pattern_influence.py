@@ -23,9 +23,8 @@ from lens_slt.observables.influence import chosen_draws, negative_covariance
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.folder import folder_of
 from lens_slt.schema import require, stamped
-from lens_slt.statistics import SIGNIFICANT, holm
+from lens_slt.statistics import ENDS, SIGNIFICANT, holm
 
-ENDS = (0.025, 0.975)
 HELPS, HURTS, UNCLEAR = "helps", "hurts", "unclear"
 
 

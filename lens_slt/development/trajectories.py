@@ -34,7 +34,7 @@ from lens_slt.development.partitions import (
     together,
 )
 from lens_slt.schema import require, stamped
-from lens_slt.statistics import SIGNIFICANT, rank_p
+from lens_slt.statistics import ENDS, SIGNIFICANT, rank_p
 
 METHODS = {  # of clustering: distance, and whether by k-means or a tree
     "k-means": ("euclidean", True), "k-means, warped": ("warped", True),
@@ -51,7 +51,6 @@ STABLE = 0.5  # mean adjusted Rand index with clusters of resampled curves
 NOISY, CONTINUUM, CLUSTERS = (
     "too noisy to cluster", "no clusters beyond a continuum", "clusters",
 )  # fmt: skip
-INTERVAL = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -366,7 +365,7 @@ def _against(found: Trajectories, kinds: Labels, layers: Labels, seed: int) -> d
     if found.verdict == NOISY:
         return data | dict.fromkeys(names, np.nan)
     value = float(rand_index(found.cluster, kinds))
-    low, high = np.quantile(rand_index(found.resampled, kinds), INTERVAL)
+    low, high = np.quantile(rand_index(found.resampled, kinds), ENDS)
     p = []
     for groups in (np.zeros_like(layers), layers):
         p.append(rank_p(value, rand_index(found.cluster, _permuted(kinds, groups, generator))))

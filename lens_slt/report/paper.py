@@ -14,10 +14,11 @@ from lens_slt.arguments import integer, number, typed
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.trial import Trial
 from lens_slt.report.colours import COLOURS
-from lens_slt.report.plots import INTERVAL, LLC_AXIS, group_label, group_of, group_place
+from lens_slt.report.plots import LLC_AXIS, group_label, group_of, group_place
 from lens_slt.report.plots_circuits import VOTE_COLOURS, look_of
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +60,7 @@ def paper_rllc(llc: xr.Dataset, *, width: float = COLUMN) -> Figure:
         place = groups.index(group)
         colour = COLOURS[place % len(COLOURS)]
         axes.errorbar(
-            float(one["llc"]), row, xerr=INTERVAL * float(one["se"]), color=colour, capsize=2,
+            float(one["llc"]), row, xerr=HALF_WIDTH * float(one["se"]), color=colour, capsize=2,
             marker=MARKERS[place % len(MARKERS)], markersize=4, linewidth=0.8, linestyle="none",
             markerfacecolor=colour if str(one["verdict"].values) == HEALTHY else "white",
             label="" if group in labelled else group_label(group),

@@ -15,9 +15,9 @@ from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
-INTERVAL = 1.96  # standard errors either side
 LLC_AXIS = "λ̂ (dimensionless)"
 ROW_PIXELS = 24
 
@@ -177,7 +177,7 @@ def _calibration_lines(
         lines.append(
             go.Scatter(
                 x=at["n_beta"].values, y=value[:, i].values, mode="lines+markers",
-                error_y=dict(array=INTERVAL * error[:, i].values, thickness=1, width=2),
+                error_y=dict(array=HALF_WIDTH * error[:, i].values, thickness=1, width=2),
                 line=dict(
                     color=COLOURS[place % len(COLOURS)], width=1, dash=DASHES[place % len(DASHES)]
                 ),
@@ -216,7 +216,7 @@ def _points(
     symbol = SYMBOLS[place % len(SYMBOLS)]
     return go.Scatter(
         x=value[rows], y=labels(llc["component"].values[rows]), mode="markers",
-        error_x=dict(array=INTERVAL * error[rows], thickness=1.2, width=3),
+        error_x=dict(array=HALF_WIDTH * error[rows], thickness=1.2, width=3),
         marker=dict(
             size=8, color=COLOURS[place % len(COLOURS)], line=dict(width=1.5),
             symbol=[symbol if word == HEALTHY else f"{symbol}-open" for word in verdicts],

@@ -16,7 +16,7 @@ from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.onsets import boundaries_of
 from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels
-from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.report.plots_traces import MOST_PANELS
 from lens_slt.report.time_axis import (
     MOST_TICKS,
@@ -29,7 +29,7 @@ from lens_slt.report.time_axis import (
     step_axis,
 )
 from lens_slt.schema import require
-from lens_slt.statistics import SIGNIFICANT
+from lens_slt.statistics import HALF_WIDTH, SIGNIFICANT
 from lens_slt.text import figure_text
 
 MOST_DIFFERENCES = 40
@@ -162,7 +162,7 @@ def _lines(row: xr.Dataset, there: dict[str, str]) -> list[tuple[str, FloatArray
 
 
 def _half(error: xr.DataArray) -> FloatArray:
-    return INTERVAL * np.nan_to_num(error.values)
+    return HALF_WIDTH * np.nan_to_num(error.values)
 
 
 def plot_sublosses(result: xr.Dataset) -> go.Figure:
@@ -192,7 +192,7 @@ def plot_sublosses(result: xr.Dataset) -> go.Figure:
                 marker=dict(
                     symbol=SYMBOLS[i % len(SYMBOLS)], size=9, color=COLOURS[i % len(COLOURS)]
                 ),
-                error_x=dict(array=INTERVAL * one["se"].values, thickness=1.2, width=3),
+                error_x=dict(array=HALF_WIDTH * one["se"].values, thickness=1.2, width=3),
                 hovertemplate="%{y}: %{x:.3f}<extra></extra>",
             )
         )  # fmt: skip
@@ -233,7 +233,7 @@ def plot_differences(result: xr.Dataset) -> go.Figure:
     figure = Figure(
         go.Scatter(
             x=[row[0] for row in shown], y=labels(row[3] for row in shown), mode="markers",
-            error_x=dict(array=[INTERVAL * row[1] for row in shown], thickness=1.2, width=3),
+            error_x=dict(array=[HALF_WIDTH * row[1] for row in shown], thickness=1.2, width=3),
             marker=dict(size=9, color=COLOURS[0],
                         symbol=["circle" if one else "circle-open" for one in clear]),
             hovertemplate="%{y}: %{x:.3g}<extra></extra>",

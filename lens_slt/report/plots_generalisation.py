@@ -7,8 +7,8 @@ import xarray as xr
 
 from lens_slt.report.colours import COLOURS
 from lens_slt.report.figure import Figure, labels
-from lens_slt.report.plots import INTERVAL
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
 LOSSES = {
@@ -93,7 +93,7 @@ def _dots(found: xr.Dataset, names: dict[str, str], title: str, axis: str) -> go
             go.Scatter(
                 x=found[name].values, y=components, mode="markers", name=words,
                 marker=dict(color=COLOURS[i % len(COLOURS)], size=9),
-                error_x=dict(array=INTERVAL * found[f"{name}_se"].values, width=0),
+                error_x=dict(array=HALF_WIDTH * found[f"{name}_se"].values, width=0),
             )
         )  # fmt: skip
     figure.update_layout(

@@ -8,8 +8,9 @@ import xarray as xr
 
 from lens_slt.report.colours import COLOURS, HEAD_TYPE_COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
-from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
 CLEAR = 0.05  # of q
@@ -104,7 +105,7 @@ def plot_shares(result: xr.Dataset) -> go.Figure:
         'Composition on tokens'
     """
     result = require(result, "composition_on_tokens", argument="result")
-    clear = result["share"] > 1.96 * result["se"]
+    clear = result["share"] > HALF_WIDTH * result["se"]
     figure = _pairs(result["share"], clear, result["se"], "± %{customdata:.3f}")
     figure.update_layout(
         coloraxis=dict(colorscale="RdBu_r", cmid=0, colorbar=dict(title="share")),
@@ -209,7 +210,7 @@ def plot_effects(result: xr.Dataset) -> go.Figure:
     sequences = result["effect"].mean("position").dropna("sequence").values
     what = f"change of the {figure_text(result.attrs['metric'].replace('_', ' '))}"
     mean = float(np.nanmean(values))
-    half = INTERVAL * sequences.std(ddof=1) / np.sqrt(len(sequences)) if len(sequences) > 1 else 0
+    half = HALF_WIDTH * sequences.std(ddof=1) / np.sqrt(len(sequences)) if len(sequences) > 1 else 0
     figure = Figure(
         go.Histogram(
             x=values[np.isfinite(values)], nbinsx=80, histnorm="probability",

@@ -12,7 +12,7 @@ from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
 from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.schema import require
-from lens_slt.statistics import CONFIDENCE
+from lens_slt.statistics import ENDS
 from lens_slt.text import figure_text
 
 CLEAR = 0.05  # of q
@@ -144,7 +144,7 @@ def plot_pattern_llc(result: xr.Dataset) -> go.Figure:
     """
     result = require(result, "pattern_llc", argument="result")
     contrast, error = (result[k].values.T for k in ("contrast", "contrast_se"))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, result.sizes["block"] - 1) * error
+    half = stats.t.ppf(ENDS[1], result.sizes["block"] - 1) * error
     names, patterns = (labels(result[dim].values) for dim in ("component", "pattern"))
     most = float(np.nanmax(np.abs(contrast), initial=1e-9))
     hover = [

@@ -8,8 +8,8 @@ import xarray as xr
 
 from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
-from lens_slt.report.plots import INTERVAL
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
 
@@ -40,7 +40,7 @@ def plot_observables(result: xr.Dataset) -> go.Figure:
                 go.Scatter(
                     x=one["shift"].values, y=components, mode="markers", showlegend=False,
                     marker=dict(color=COLOURS[0], size=9),
-                    error_x=dict(array=INTERVAL * error, thickness=width, width=0),
+                    error_x=dict(array=HALF_WIDTH * error, thickness=width, width=0),
                     hovertemplate="%{y}: %{x:.4g}<extra></extra>",
                 ),
                 row=1, col=column + 1,
@@ -82,7 +82,7 @@ def plot_response(result: xr.Dataset) -> go.Figure:
                 x=one["strength"].values, y=one["predicted"].values, mode="lines+markers",
                 name=figure_text(str(name)), line=dict(color=COLOURS[i % len(COLOURS)]),
                 marker=dict(symbol=[symbol if ok else f"{symbol}-open" for ok in reliable], size=9),
-                error_y=dict(array=INTERVAL * one["predicted_se"].values),
+                error_y=dict(array=HALF_WIDTH * one["predicted_se"].values),
             )
         )  # fmt: skip
     what = figure_text(

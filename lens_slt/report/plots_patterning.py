@@ -11,6 +11,7 @@ from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.report.stacked import stacked, titled
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 
 HEIGHT = 260  # pixels
 
@@ -55,7 +56,7 @@ def plot_patterning(result: xr.Dataset) -> go.Figure:
     figure.add_trace(
         go.Scatter(
             x=result["predicted"].values, y=names, name="predicted", mode="markers",
-            error_x=dict(array=1.96 * result["predicted_se"].values, thickness=1, width=3),
+            error_x=dict(array=HALF_WIDTH * result["predicted_se"].values, thickness=1, width=3),
             marker=dict(size=7, color=COLOURS[0]),
             hovertemplate="%{y}: %{x:.3f} nats<extra></extra>",
         ),

@@ -8,8 +8,8 @@ import xarray as xr
 
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.report.figure import Figure, labels
-from lens_slt.report.plots import INTERVAL
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
 BAND = "rgba(0,114,178,0.18)"
@@ -30,7 +30,7 @@ def plot_crossing(result: xr.Dataset) -> go.Figure:
     """
     result = require(result, "crossing", argument="result")
     n, value = result["n_grid"].values, result["difference"].values
-    wide = INTERVAL * result["difference_se"].values
+    wide = HALF_WIDTH * result["difference_se"].values
     figure = Figure()
     edge = dict(x=n, mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False)
     figure.add_trace(go.Scatter(y=value - wide, **edge))
@@ -108,7 +108,7 @@ def plot_limit(result: xr.Dataset) -> go.Figure:
             go.Scatter(
                 x=ratio, y=one["rung_llc"].values, mode="markers", name=name,
                 marker=dict(color=colour, symbol=SYMBOLS[i % len(SYMBOLS)], size=9),
-                error_y=dict(array=INTERVAL * one["rung_se"].values),
+                error_y=dict(array=HALF_WIDTH * one["rung_se"].values),
             )
         )  # fmt: skip
         line = dict(color=colour, width=1)

@@ -12,6 +12,7 @@ from lens_slt.report.colours import COLOURS
 from lens_slt.report.figure import labels
 from lens_slt.report.stacked import stacked, titled
 from lens_slt.schema import require
+from lens_slt.statistics import ENDS, HALF_WIDTH
 from lens_slt.training.verify_patterning import SHUFFLED, SURFACE, WISH
 
 HEIGHT = 230  # pixels of a panel
@@ -75,7 +76,7 @@ def plot_patterning_check(result: xr.Dataset) -> go.Figure:
         'Does data chosen for a wish bring it about?'
     """
     result = require(result, "patterning_check", argument="result")
-    reach = float(stats.t.ppf(0.975, result.sizes["seed"] - 1))  # of a mean over seeds
+    reach = float(stats.t.ppf(ENDS[1], result.sizes["seed"] - 1))  # of a mean over seeds
     wished = [str(o) for o in result["observable"].values[np.isfinite(result["wish"].values)]]
     titles = ["realised over predicted change", "share of the wish that came true"]
     titles += [f"change of {name} against the usual data" for name in wished]
@@ -86,7 +87,7 @@ def plot_patterning_check(result: xr.Dataset) -> go.Figure:
             go.Scatter(
                 x=one["predicted"].values, y=one["realised"].values, mode="markers",
                 name=labels([name])[0], legend="legend", marker=dict(size=7, color=COLOURS[i]),
-                error_x=dict(array=1.96 * one["predicted_se"].values, thickness=1, width=3),
+                error_x=dict(array=HALF_WIDTH * one["predicted_se"].values, thickness=1, width=3),
                 error_y=dict(array=reach * one["realised_se"].values, thickness=1, width=3),
             ),
             row=1, col=1,

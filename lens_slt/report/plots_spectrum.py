@@ -11,8 +11,8 @@ import xarray as xr
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.report.colours import COLOURS, DASHES, SYMBOLS
 from lens_slt.report.figure import Figure, labels, subplots
-from lens_slt.report.plots import INTERVAL
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
 MOST_PANELS = 6
@@ -55,7 +55,7 @@ def plot_spectrum(result: xr.Dataset) -> go.Figure:
             figure.add_trace(
                 go.Scatter(
                     x=row["n_beta"].values, y=row["llc"].values, mode="lines+markers", name=name,
-                    error_y=dict(array=INTERVAL * row["se"].values, thickness=1, width=2),
+                    error_y=dict(array=HALF_WIDTH * row["se"].values, thickness=1, width=2),
                     legendgroup=name, showlegend=column == 0, text=labels(row["why"].values),
                     hovertemplate=f"{figure_text(name)}, nβ %{{x}}: %{{y:.3g}}<br>%{{text}}"
                     "<extra></extra>", **_style(i),
@@ -110,8 +110,10 @@ def plot_curvatures(result: xr.Dataset) -> go.Figure:
             go.Scatter(
                 x=[float(one["stiffness"])], y=[float(one["effective_directions"])],
                 mode="markers+text", text=[name], textposition="top center", showlegend=False,
-                error_x=dict(array=[INTERVAL * float(one["stiffness_se"])], thickness=1),
-                error_y=dict(array=[INTERVAL * float(one["effective_directions_se"])], thickness=1),
+                error_x=dict(array=[HALF_WIDTH * float(one["stiffness_se"])], thickness=1),
+                error_y=dict(
+                    array=[HALF_WIDTH * float(one["effective_directions_se"])], thickness=1
+                ),
                 hovertemplate=f"{figure_text(name)}: {figure_text(str(one['verdict'].values))}"
                 "<extra></extra>",
                 marker=style["marker"], **common,
@@ -157,7 +159,7 @@ def plot_multiplicity(result: xr.Dataset) -> go.Figure:
         figure.add_trace(
             go.Scatter(
                 x=one["n_beta"].values, y=one["rung_llc"].values, mode="markers", name=shown,
-                error_y=dict(array=INTERVAL * one["rung_se"].values, thickness=1),
+                error_y=dict(array=HALF_WIDTH * one["rung_se"].values, thickness=1),
                 marker=style["marker"], text=labels([one["verdict"].item()]) * one.sizes["n_beta"],
                 hovertemplate="nβ %{x}: %{y:.3g}<br>%{text}<extra></extra>",
             )
@@ -205,11 +207,11 @@ def plot_density_of_states(result: xr.Dataset) -> go.Figure:
         figure.add_trace(
             go.Scatter(
                 x=x, y=result[key].values, name=name, mode="lines+markers", **style,
-                error_y=dict(array=INTERVAL * result[f"{key}_se"].values, thickness=1),
+                error_y=dict(array=HALF_WIDTH * result[f"{key}_se"].values, thickness=1),
             ), row=1, col=1,
         )  # fmt: skip
     loss, value = result["loss"].values, result["log_volume"].values
-    wide = INTERVAL * result["log_volume_se"].values
+    wide = HALF_WIDTH * result["log_volume_se"].values
     edge: dict[str, Any] = dict(
         x=loss, mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False
     )

@@ -14,7 +14,7 @@ from lens_slt.development.pattern_influence import UNCLEAR
 from lens_slt.report.colours import SYMBOLS
 from lens_slt.report.dots import dots
 from lens_slt.report.figure import labels
-from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.report.stacked import stacked, titled
 from lens_slt.report.time_axis import (
     AROUND,
@@ -27,6 +27,7 @@ from lens_slt.report.time_axis import (
     step_axis,
 )
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.structure.modes import STABLE_ANGLE
 
 SHORT = {FROM_START: "from the start"}
@@ -149,7 +150,7 @@ def plot_pattern_influence(result: xr.Dataset, *, quantity: str = "influence") -
             if not other[query, source]:
                 continue
             one = result.isel(query=query, source=source)
-            value, wide = one[quantity].values, INTERVAL * one[error].values
+            value, wide = one[quantity].values, HALF_WIDTH * one[error].values
             name = f"of {result['source'].values[source]}"
             drawn = band(steps, value, value - wide, value + wide, name, i, legend=i not in named)
             symbol = SYMBOLS[i % len(SYMBOLS)]

@@ -8,10 +8,11 @@ import xarray as xr
 
 from lens_slt.report.colours import COLOURS, SYMBOLS, pattern_colour
 from lens_slt.report.figure import Figure, labels, subplots
-from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.report.plots_modes import QUANTITIES
 from lens_slt.schema import require
 from lens_slt.schemas import MATRICES
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
 MEANS = {"chi": "mean susceptibility χ (nats²)", "llc": "mean λ̂ (dimensionless)"}
@@ -36,7 +37,7 @@ def plot_matrix(matrix: xr.Dataset) -> go.Figure:
     names = labels(matrix["component"].values)
     quantity = str(matrix.attrs["quantity"])
     figure = subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
-    error = dict(array=INTERVAL * matrix["mean_se"].values, thickness=1.2, width=3)
+    error = dict(array=HALF_WIDTH * matrix["mean_se"].values, thickness=1.2, width=3)
     for column, (key, bars) in enumerate((("mean", error), ("split_half", None)), 1):
         figure.add_trace(
             go.Scatter(

@@ -14,10 +14,11 @@ from lens_slt.models.names import is_head
 from lens_slt.report.colours import COLOURS
 from lens_slt.report.dots import dots
 from lens_slt.report.figure import Figure, labels
-from lens_slt.report.plots import INTERVAL, ROW_PIXELS
+from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.report.stacked import legend_below, stacked, titled
 from lens_slt.report.time_axis import DOUBT, PANEL_PIXELS, STEP_AXIS, band, step_axis
 from lens_slt.schema import require
+from lens_slt.statistics import HALF_WIDTH
 from lens_slt.text import figure_text
 
 SAMPLED_ON = {"llc": "sampling tokens"}  # what the refinement without a probe is called
@@ -53,7 +54,7 @@ def plot_trajectories(result: xr.Dataset) -> go.Figure:
     for row in range(len(names)):
         for i, label in enumerate(result["label"].values):
             one = result.isel(refinement=row, label=i)
-            value, wide = one["centre"].values, INTERVAL * one["centre_se"].values
+            value, wide = one["centre"].values, HALF_WIDTH * one["centre_se"].values
             size = int(one["size"])
             name = f"cluster {label} ({size} head{'s' if size > 1 else ''})"
             for trace in band(steps, value, value - wide, value + wide, name, i, legend=row == 0):
@@ -203,7 +204,7 @@ def plot_migration(result: xr.Dataset) -> go.Figure:
     steps = result[CHECKPOINT].values
     for i, name in enumerate(layers):
         one = result.sel(component=name)
-        value, wide = one["llc"].values, INTERVAL * one["se"].values
+        value, wide = one["llc"].values, HALF_WIDTH * one["se"].values
         for trace in band(steps, value, value - wide, value + wide, name, i, legend=True):
             figure.add_trace(trace, row=1, col=1)
     _mark_times(figure, result)

@@ -12,11 +12,9 @@ from lens_slt.arguments import integer
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import MATRICES
-from lens_slt.statistics import false_discovery
+from lens_slt.statistics import HALF_WIDTH, false_discovery
 from lens_slt.structure.pattern_enrichment import labels_of
 from lens_slt.structure.standardize import standardized
-
-INTERVAL = 1.96  # standard errors either side
 
 
 def cluster_summary(
@@ -146,7 +144,7 @@ def _odds(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     cells = np.stack([count, size - count, total - count, n_tokens - size - total + count]) + 0.5
     log = np.log(cells[0] * cells[3] / (cells[1] * cells[2]))
-    error = INTERVAL * np.sqrt((1 / cells).sum(0))
+    error = HALF_WIDTH * np.sqrt((1 / cells).sum(0))
     return np.exp(log), np.exp(log - error), np.exp(log + error)
 
 

@@ -17,7 +17,7 @@ from lens_slt.arguments import boolean, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.models.names import read_part
 from lens_slt.schema import stamped
-from lens_slt.statistics import SIGNIFICANT
+from lens_slt.statistics import ENDS, SIGNIFICANT
 from lens_slt.structure.profiles import Profile, profile
 
 LEAST = 0.3  # corrected similarity of a match
@@ -316,7 +316,7 @@ def _rows(
             row["runner_up"] = rest.max() if len(rest) else np.nan
             if tested:
                 row["similarity_low"], row["similarity_high"] = np.quantile(
-                    resampled[:, i, j], (0.025, 0.975)
+                    resampled[:, i, j], ENDS
                 )
                 row |= {"p": p[i], "stability": (again[:, i] == j).mean()}
             if whole[i, j] >= least:

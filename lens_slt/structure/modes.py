@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import stamped
-from lens_slt.statistics import CONFIDENCE
+from lens_slt.statistics import CONFIDENCE, ENDS
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
 STABLE_ANGLE = 30.0  # degrees
@@ -178,7 +178,7 @@ def _bootstrap(
         overlap = np.abs((whole.vectors[:, :k] * vectors).sum(0))
         angles.append(np.degrees(np.arccos(np.minimum(overlap, 1))))
         subspaces.append(_subspace_angles(whole.vectors, again.vectors, k))
-    low, high = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    low, high = ENDS
     angle = np.quantile(angles, CONFIDENCE, axis=0)
     subspace = np.quantile(subspaces, CONFIDENCE, axis=0)
     return {

@@ -10,7 +10,7 @@ from scipy import stats
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import MATRICES
-from lens_slt.statistics import CONFIDENCE, false_discovery
+from lens_slt.statistics import ENDS, false_discovery
 from lens_slt.structure.standardize import standardized
 
 FEWEST = 20  # tokens of a pattern, and tokens without it, for a statement about it
@@ -61,7 +61,7 @@ def enrichment(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     auc, se = np.where(few, np.nan, auc), np.where(few, np.nan, se)
     freedom = np.maximum(n_sequences - 1, 1)  # the others tell nothing of the pattern's tokens
     p = 2 * stats.t.sf(np.abs(auc - 0.5) / se, freedom)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * se
+    half = stats.t.ppf(ENDS[1], freedom) * se
     dims = (str(names.dims[0]), "pattern")
     enriched = xr.Dataset(
         {

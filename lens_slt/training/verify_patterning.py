@@ -18,7 +18,7 @@ from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import adapt
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import require, stamped
-from lens_slt.statistics import CONFIDENCE, holm
+from lens_slt.statistics import ENDS, holm
 from lens_slt.torch_state import plain_torch
 from lens_slt.training.patterning import patterning
 from lens_slt.training.retrainings import Measure, check_measured, later, reached, run_schedules
@@ -292,6 +292,6 @@ def _slopes(
         each = (predicted[:, None] * realised).sum(0) / (predicted**2).sum(0)  # [seed, observable]
     each = np.where(wished, each, np.nan)
     n = len(each)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * _se(each, 0)
+    half = stats.t.ppf(ENDS[1], n - 1) * _se(each, 0)
     mean = each.mean(0)
     return {"slope": mean, "slope_low": mean - half, "slope_high": mean + half}

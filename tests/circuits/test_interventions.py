@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lens_slt as ls
-from lens_slt.circuits.evidence import Case
+from lens_slt.circuits.case import Case
 from lens_slt.circuits.hypothesis import Edge
 from lens_slt.circuits.interventions import (
     ablate,

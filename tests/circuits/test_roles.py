@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lens_slt as ls
-from lens_slt.circuits.evidence import Case
+from lens_slt.circuits.case import Case
 from lens_slt.circuits.graph import circuit_graph, to_dot
 from lens_slt.circuits.hypothesis import CircuitHypothesis, Edge
 from lens_slt.circuits.null_sets import other_paths, random_paths, same_shape

@@ -36,7 +36,7 @@ def test_curves_are_drawn_over_log_steps_with_bands(llc):
     )
     upper, lower = figure.data[0], figure.data[1]
     np.testing.assert_allclose(
-        np.array(upper.y) - lower.y, 2 * 1.96 * llc["se"].sel(component="L0H1")
+        np.array(upper.y) - lower.y, 2 * 1.96 * llc["se"].sel(component="L0H1"), rtol=1e-4
     )
     assert lower.fill == "tonexty" and not upper.fill
     ticks = dict(zip(figure.layout.xaxis.ticktext, figure.layout.xaxis.tickvals, strict=True))

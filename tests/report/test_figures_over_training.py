@@ -67,6 +67,7 @@ def test_trajectories_are_means_of_clusters_with_bands(results):
     np.testing.assert_allclose(
         np.array(upper.y) - lower.y,
         2 * 1.96 * found["centre_se"].isel(label=1, refinement=0),
+        rtol=1e-4,
     )
     (shares,) = (trace for trace in figure.data if trace.type == "heatmap")
     one, other = shares.x[0], shares.x[1]

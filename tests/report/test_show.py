@@ -113,7 +113,7 @@ def test_figures_hold_the_numbers(results):
     figure = ls.plot(results["per_token_llc"])
     np.testing.assert_allclose(figure.data[0].x, results["per_token_llc"]["mean"])
     np.testing.assert_allclose(
-        figure.data[0].error_x.array, 1.96 * results["per_token_llc"]["mean_se"]
+        figure.data[0].error_x.array, 1.96 * results["per_token_llc"]["mean_se"], rtol=1e-4
     )
     edges = ls.plot(results["edge_attribution"]).data[0]
     effect = results["edge_attribution"]["effect"]
