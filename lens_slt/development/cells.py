@@ -48,7 +48,7 @@ FINISHED = "finished.json"  # a file that says that a checkpoint's results are w
 
 
 @dataclass(frozen=True)
-class Work:
+class SweepTask:
     """What every checkpoint gets: arguments of :func:`lens_slt.sample`, and what is read off.
 
     References of probes are sources of models: nothing here holds one.
@@ -143,7 +143,7 @@ class SampleCell:
 
     step: int
     source: ModelSource
-    work: Work
+    task: SweepTask
     components: tuple[str, ...]
     strides: Mapping[str, int] | None  # steps of one draw; None: as the settings say
     folder: Path
@@ -155,10 +155,10 @@ class SampleCell:
 
     def run(self) -> dict[str, Drawn]:
         """How every component was drawn."""
-        settings = self.work.settings
+        settings = self.task.settings
         if self.strides is not None:
             settings = settings.but(steps_per_draw=dict(self.strides))
-        draws = self.work.sampled(self.source, self.components, settings, self.folder)
+        draws = self.task.sampled(self.source, self.components, settings, self.folder)
         return drawn_of(draws)
 
 
@@ -168,7 +168,7 @@ class ReadCell:
 
     step: int
     source: ModelSource
-    work: Work
+    task: SweepTask
     parts: tuple[tuple[Path, tuple[str, ...]], ...]  # folders of draws, components to take of each
     components: tuple[str, ...]  # in the order of the result
     strides: Mapping[str, int]
@@ -182,7 +182,7 @@ class ReadCell:
 
     def run(self) -> None:
         """Write the results; a finished checkpoint has a file that says so."""
-        with one_device(self.work.device) as device:
+        with one_device(self.task.device) as device:
             self._run(self.source.load(device))
 
     def _run(self, model: Any) -> None:
@@ -196,9 +196,9 @@ class ReadCell:
             self._write(f"{MATRIX}-{probe}", rows)
         if self._next_token_probes():
             self._store(SUBLOSSES, self._sublosses(drawn[0][0]))
-        if self.work.behaviour:
-            options = {k: v for k, v in self.work.options.items() if k != "engine"}
-            self._store(BEHAVIOUR, behaviour_scores(model, self.work.tokens, **options))
+        if self.task.behaviour:
+            options = {k: v for k, v in self.task.options.items() if k != "engine"}
+            self._store(BEHAVIOUR, behaviour_scores(model, self.task.tokens, **options))
         if self.keep_draws:
             kept = {name: path.name for path, names in self.parts for name in names}
             (self.folder / KEPT).write_text(json.dumps(kept), "utf-8")
@@ -208,7 +208,7 @@ class ReadCell:
                 shutil.rmtree(path)
 
     def _next_token_probes(self) -> list[str]:
-        return [name for name, probe in self.work.probes.items() if probe.reference is None]
+        return [name for name, probe in self.task.probes.items() if probe.reference is None]
 
     def _write(self, name: str, rows: list[xr.Dataset]) -> None:
         joined = xr.concat(
@@ -220,7 +220,7 @@ class ReadCell:
             combine_attrs="drop_conflicts",
             join="override",
         )
-        settings = self.work.settings.but(steps_per_draw=dict(self.strides) or None).as_dict()
+        settings = self.task.settings.but(steps_per_draw=dict(self.strides) or None).as_dict()
         joined.attrs = rows[0].attrs | joined.attrs | {"settings": json.dumps(settings)}
         self._store(name, joined.sel(component=list(self.components)))
 
@@ -235,7 +235,7 @@ class ReadCell:
             losses[name] = probe["base_loss"].values.astype(np.float64)
             weights[name] = probe["weight"].values.astype(np.float64)
             digest.update(probe["tokens"].values.tobytes() + probe["weight"].values.tobytes())
-            labels[name] = self.work.patterns[name]
+            labels[name] = self.task.patterns[name]
         return sublosses(losses, weights, labels, digest.hexdigest())
 
 

@@ -29,10 +29,10 @@ from lens_slt.development.construction_cells import (
     MEASURES,
     N_RANDOM,
     SCORES,
+    ConstructionTask,
     MeasureCell,
     Part,
     TrialCell,
-    Work,
     circuit_names,
     parts_of,
 )
@@ -154,11 +154,13 @@ def construction(
         "least_effect": least_effect, "n_null": n_null, "n_bootstrap": n_bootstrap,
         "weights": weights, "mask": mask, "pad_id": pad_id, "seed": seed,
     }  # fmt: skip
-    work = Work(tokens, tuple(replace(one, model="") for one in given), options, slt, device)
-    asked = _prepare(checkpoints.load(checkpoints.steps[-1], device), work, given)
+    task = ConstructionTask(
+        tokens, tuple(replace(one, model="") for one in given), options, slt, device
+    )
+    asked = _prepare(checkpoints.load(checkpoints.steps[-1], device), task, given)
     with sweep_folder(path) as folder:
-        open_sweep(folder, DESCRIPTION, "construction", _identity(checkpoints, work, asked))
-        sweep = _Sweep(checkpoints, work, folder, parallel, progress)
+        open_sweep(folder, DESCRIPTION, "construction", _identity(checkpoints, task, asked))
+        sweep = _Sweep(checkpoints, task, folder, parallel, progress)
         sweep.measure()
         if trials != "none":
             (sweep.try_all if trials == "all" else sweep.bisect)()
@@ -174,35 +176,35 @@ class _Asked:
     units: str
 
 
-def _prepare(model: Any, work: Work, given: Sequence[CircuitHypothesis]) -> _Asked:
-    """Everything that can be wrong, found on the last model before the work starts."""
-    runs = work.runs(model)
+def _prepare(model: Any, task: ConstructionTask, given: Sequence[CircuitHypothesis]) -> _Asked:
+    """Everything that can be wrong, found on the last model before work starts."""
+    runs = task.runs(model)
     digest = weights_hash(runs.adapted)
     for one in given:
         check_hypothesis(one, runs.adapted, digest)
         nodes_of(one.components, runs.adapted)
         runs.roles.check(one.roles)
         runs.roles.check_apart(one.roles)
-    masks = work.masks(model, runs)
+    masks = task.masks(model, runs)
     for where in masks.values():
-        work.contrast(runs, where)
+        task.contrast(runs, where)
     arrays = [runs.tokens.numpy(), runs.weight, *masks.values()]
-    roles = {name: np.asarray(value) for name, value in (work.options["roles"] or {}).items()}
+    roles = {name: np.asarray(value) for name, value in (task.options["roles"] or {}).items()}
     rest = {
-        name: work.options[name]
+        name: task.options[name]
         for name in ("how", "metric", "least_effect", "n_null", "n_bootstrap", "seed")
     }
-    key = joblib.hash((arrays, roles, rest, sorted(work.slt)))
+    key = joblib.hash((arrays, roles, rest, sorted(task.slt)))
     return _Asked(str(key), len(runs.tokens), runs.metric.units)
 
 
-def _identity(checkpoints: Checkpoints, work: Work, asked: _Asked) -> dict[str, Any]:
+def _identity(checkpoints: Checkpoints, task: ConstructionTask, asked: _Asked) -> dict[str, Any]:
     """What makes two of these the same; checkpoints may join."""
     return {
         "schema": stamp("construction")["schema"],
         "run": checkpoints.name,
         "unit": checkpoints.unit,
-        "hypotheses": [one.as_dict() | {"provenance": {}} for one in work.hypotheses],
+        "hypotheses": [one.as_dict() | {"provenance": {}} for one in task.hypotheses],
         "tokens and options": asked.digest,
     }
 
@@ -212,7 +214,7 @@ class _Sweep:
     """Checkpoints and circuits, and the verdicts so far, by step and circuit."""
 
     checkpoints: Checkpoints
-    work: Work
+    task: ConstructionTask
     folder: Path
     parallel: Any
     progress: bool
@@ -228,18 +230,18 @@ class _Sweep:
                 continue
             shutil.rmtree(folder, ignore_errors=True)  # of another model, or half-written
             source = self.checkpoints.source(step)
-            jobs.append(MeasureCell(step, source, self.work, mark, folder))
+            jobs.append(MeasureCell(step, source, self.task, mark, folder))
         run_jobs(jobs, self.parallel, label="ablations", progress=self.progress)
 
     def try_all(self) -> None:
         """A trial of every circuit at every checkpoint."""
-        circuits = range(len(self.work.hypotheses))
+        circuits = range(len(self.task.hypotheses))
         self._try([(step, one) for step in self.checkpoints for one in circuits])
 
     def bisect(self) -> None:
         """Trials at the last checkpoint, then where support may begin, half by half."""
         steps = self.checkpoints.steps
-        places = {one: (-1, len(steps) - 1) for one in range(len(self.work.hypotheses))}
+        places = {one: (-1, len(steps) - 1) for one in range(len(self.task.hypotheses))}
         self._try([(steps[-1], one) for one in places])
         while True:
             middle = {
@@ -264,7 +266,7 @@ class _Sweep:
                 self.verdicts[step, one] = trial.verdict, "; ".join(trial.reasons)
             else:
                 source = self.checkpoints.source(step)
-                jobs.append(TrialCell(step, source, self.work, one, file))
+                jobs.append(TrialCell(step, source, self.task, one, file))
         done = run_jobs(jobs, self.parallel, label="trials", progress=self.progress)
         for job, outcome in zip(jobs, done, strict=True):
             self.verdicts[job.step, job.circuit] = outcome.value
@@ -278,11 +280,11 @@ class _Sweep:
 
 def _joined(sweep: _Sweep, asked: _Asked) -> xr.Dataset:
     """All measures over checkpoints, with onsets."""
-    steps, work = sweep.checkpoints.steps, sweep.work
-    parts = parts_of(work.hypotheses)
+    steps, task = sweep.checkpoints.steps, sweep.task
+    parts = parts_of(task.hypotheses)
     rows = [read_zarr(step_folder(sweep.folder, s) / f"{MEASURES}.zarr").load() for s in steps]
     found = xr.concat(rows, pd.Index(steps, name="checkpoint"))
-    names, patterns = circuit_names(work.hypotheses), [one.pattern for one in work.hypotheses]
+    names, patterns = circuit_names(task.hypotheses), [one.pattern for one in task.hypotheses]
     found = found.assign_coords(
         part=[part.label for part in parts], context=list(CONTEXTS), criterion=list(CRITERIA),
         kind=("part", [part.kind for part in parts]),
@@ -293,10 +295,10 @@ def _joined(sweep: _Sweep, asked: _Asked) -> xr.Dataset:
     found = found.assign(_final_behaviour(found))
     found = found.drop_vars(["scores", "scores_se"])
     found = found.assign(_verdicts(sweep, parts))
-    found = found.assign(_onsets(found, work.options["least_effect"], asked.n_sequences))
+    found = found.assign(_onsets(found, task.options["least_effect"], asked.n_sequences))
     found.attrs = {
         "run": sweep.checkpoints.name, "unit": sweep.checkpoints.unit, "units": asked.units,
-        "least_effect": work.options["least_effect"], "sequences": asked.n_sequences,
+        "least_effect": task.options["least_effect"], "sequences": asked.n_sequences,
         "level": CONFIDENCE,
     }  # fmt: skip
     return stamped(found, "construction")

@@ -77,7 +77,7 @@ def circuit_names(hypotheses: Sequence[CircuitHypothesis]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Work:
+class ConstructionTask:
     """What is asked at every checkpoint; ``options`` are those of :func:`lens_slt.cross_check`."""
 
     tokens: Any
@@ -109,7 +109,7 @@ class MeasureCell:
 
     step: int
     source: ModelSource
-    work: Work
+    task: ConstructionTask
     mark: Mapping[str, Any]
     folder: Path
 
@@ -119,10 +119,10 @@ class MeasureCell:
 
     def run(self) -> None:
         """Write the measures; a finished checkpoint has a file that says so."""
-        model = self.source.load(self.work.device)
+        model = self.source.load(self.task.device)
         with warnings.catch_warnings():  # early checkpoints guess: the curves say so
             warnings.simplefilter("ignore", TokenizerWarning)
-            found = measures(model, self.work)
+            found = measures(model, self.task)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_zarr(found, self.folder / f"{MEASURES}.zarr")
         (self.folder / FINISHED).write_text(json.dumps(self.mark), "utf-8")
@@ -134,7 +134,7 @@ class TrialCell:
 
     step: int
     source: ModelSource
-    work: Work
+    task: ConstructionTask
     circuit: int
     file: Path
 
@@ -144,12 +144,12 @@ class TrialCell:
 
     def run(self) -> tuple[str, str]:
         """Verdict and reasons; the whole trial is in the file."""
-        model = self.source.load(self.work.device)
+        model = self.source.load(self.task.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TokenizerWarning)
             trial = cross_check(
-                model, self.work.tokens, self.work.hypotheses[self.circuit],
-                slt=self.work.slt.get(self.step), progress=False, **self.work.options,
+                model, self.task.tokens, self.task.hypotheses[self.circuit],
+                slt=self.task.slt.get(self.step), progress=False, **self.task.options,
             )  # fmt: skip
         half = self.file.with_suffix(".part")
         half.write_text(json.dumps([trial.as_dict()], ensure_ascii=False), "utf-8")
@@ -157,19 +157,19 @@ class TrialCell:
         return trial.verdict, "; ".join(trial.reasons)
 
 
-def measures(model: Any, work: Work) -> xr.Dataset:
+def measures(model: Any, task: ConstructionTask) -> xr.Dataset:
     """What is measured at one checkpoint, over parts; NaN where it is no question to a part."""
-    runs = work.runs(model)
-    masks = work.masks(model, runs)
-    parts = parts_of(work.hypotheses)
-    contrasts = {name: work.contrast(runs, mask) for name, mask in masks.items()}
+    runs = task.runs(model)
+    masks = task.masks(model, runs)
+    parts = parts_of(task.hypotheses)
+    contrasts = {name: task.contrast(runs, mask) for name, mask in masks.items()}
     cases = [
-        Case(one, runs, contrasts[one.pattern], work.options["least_effect"], 0, 0)
-        for one in work.hypotheses
+        Case(one, runs, contrasts[one.pattern], task.options["least_effect"], 0, 0)
+        for one in task.hypotheses
     ]
     found = _effects([cases[part.circuit] for part in parts], parts)
-    found |= _behaviour(model, work, parts)
-    return xr.Dataset(found | _composition(model, work, parts, masks, runs))
+    found |= _behaviour(model, task, parts)
+    return xr.Dataset(found | _composition(model, task, parts, masks, runs))
 
 
 def _effects(cases: Sequence[Case], parts: Sequence[Part]) -> dict[str, Any]:
@@ -222,13 +222,13 @@ def _recovered(case: Case) -> tuple[FloatArray, FloatArray]:
     return empty - mine, empty - case.runs.base
 
 
-def _behaviour(model: Any, work: Work, parts: Sequence[Part]) -> dict[str, Any]:
+def _behaviour(model: Any, task: ConstructionTask, parts: Sequence[Part]) -> dict[str, Any]:
     """Scores of heads by attention, and the type of each."""
     shape = len(parts), len(SCORES)
     score, error = np.full(shape, np.nan), np.full(shape, np.nan)
     kinds = np.full(len(parts), "", dtype=object)
-    options = {name: work.options[name] for name in ("weights", "mask", "pad_id")}
-    seen = behaviour_scores(model, work.tokens, n_random=N_RANDOM, **options)
+    options = {name: task.options[name] for name in ("weights", "mask", "pad_id")}
+    seen = behaviour_scores(model, task.tokens, n_random=N_RANDOM, **options)
     heads = seen["component"].values.tolist()
     for row, part in enumerate(parts):
         if part.kind == COMPONENT and node_of(part.name) in heads:
@@ -241,15 +241,19 @@ def _behaviour(model: Any, work: Work, parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _composition(
-    model: Any, work: Work, parts: Sequence[Part], masks: Mapping[str, BoolArray], runs: Runs
+    model: Any,
+    task: ConstructionTask,
+    parts: Sequence[Part],
+    masks: Mapping[str, BoolArray],
+    runs: Runs,
 ) -> dict[str, Any]:
     """Composition of edges between heads and MLPs: of the weights, and on the pattern's tokens."""
     names = ("share", "share_se", "composition", "composition_q")
     found = {name: np.full(len(parts), np.nan) for name in names}
     wired = [(row, part) for row, part in enumerate(parts) if part.edge and composes(part.edge)]
     if wired:
-        scores = composition_scores(model, seed=work.options["seed"])
-    options = {name: work.options[name] for name in ("weights", "mask", "pad_id")}
+        scores = composition_scores(model, seed=task.options["seed"])
+    options = {name: task.options[name] for name in ("weights", "mask", "pad_id")}
     shares: dict[str, xr.Dataset] = {}
     for row, part in wired:
         assert part.edge is not None
@@ -257,10 +261,10 @@ def _composition(
         one = scores.sel(ends)
         found["composition"][row] = float(one["score"])
         found["composition_q"][row] = max(float(one["q_random"]), float(one["q_rotation"]))
-        pattern = work.hypotheses[part.circuit].pattern
+        pattern = task.hypotheses[part.circuit].pattern
         if pattern not in shares:
             where = moved_back(masks[pattern] & runs.real, runs.shift)
-            shares[pattern] = composition_on_tokens(model, work.tokens, where, **options)
+            shares[pattern] = composition_on_tokens(model, task.tokens, where, **options)
         one = shares[pattern].sel(ends)
         found["share"][row], found["share_se"][row] = float(one["share"]), float(one["se"])
     return {name: ("part", values) for name, values in found.items()}

@@ -15,7 +15,7 @@ import xarray as xr
 from lens_slt.arguments import boolean, choice, number, typed
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokenizer import TokenizerWarning
-from lens_slt.development.cells import FINISHED, KEPT, LLC, MATRIX, Work, read_result
+from lens_slt.development.cells import FINISHED, KEPT, LLC, MATRIX, SweepTask, read_result
 from lens_slt.development.curves import join_checkpoints
 from lens_slt.development.folder import (
     REFERENCES,
@@ -142,7 +142,9 @@ def develop(
     with sweep_folder(path) as folder:
         sweep = Sweep(
             checkpoints,
-            Work(tokens, _with_sources(given, folder), settings, options, labels, behaviour, where),
+            SweepTask(
+                tokens, _with_sources(given, folder), settings, options, labels, behaviour, where
+            ),
             tuple(tuple(members.names) for members in job.target.groups),
             tuple(component.name for component in job.components),
             folder,
@@ -229,10 +231,10 @@ def _at_gamma(sweep: Sweep, gamma: float) -> Sweep:
     """Refined LLCs alone, at another localization and a few checkpoints."""
     steps = sweep.checkpoints.steps
     few = {steps[round(share * (len(steps) - 1))] for share in np.linspace(0, 1, AT_OTHER_GAMMA)}
-    settings = sweep.work.settings.but(gamma=gamma)
+    settings = sweep.task.settings.but(gamma=gamma)
     return replace(
         sweep, checkpoints=sweep.checkpoints.at(sorted(few)), strides={}, drawn={}, scale={},
-        work=replace(sweep.work, settings=settings, probes={}, patterns={}, behaviour=False),
+        task=replace(sweep.task, settings=settings, probes={}, patterns={}, behaviour=False),
         folder=sweep.folder / f"{GAMMA}-{gamma:g}",
     )  # fmt: skip
 
@@ -294,7 +296,7 @@ def _identity(job: PreparedRun, sweep: Sweep) -> dict[str, Any]:
         "run": sweep.checkpoints.name,
         "unit": sweep.checkpoints.unit,
         "components": list(sweep.components),
-        "behaviour": sweep.work.behaviour,
+        "behaviour": sweep.task.behaviour,
         **known,
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lens_slt.development.cells import FINISHED, WEIGHTS, Drawn, ReadCell, SampleCell, Work
+from lens_slt.development.cells import FINISHED, WEIGHTS, Drawn, ReadCell, SampleCell, SweepTask
 from lens_slt.development.folder import step_folder
 from lens_slt.json_files import read_json
 from lens_slt.models.checkpoints import Checkpoints
@@ -38,7 +38,7 @@ class Sweep:
     """
 
     checkpoints: Checkpoints
-    work: Work
+    task: SweepTask
     groups: tuple[tuple[str, ...], ...]
     components: tuple[str, ...]
     folder: Path
@@ -52,7 +52,7 @@ class Sweep:
         file = self.folder / STRIDES
         if file.exists():
             self.strides = read_json(file)
-        elif self.work.settings.chooses_step and self.work.settings.steps_per_draw is None:
+        elif self.task.settings.chooses_step and self.task.settings.steps_per_draw is None:
             self._set_strides({name: 1 for group in self.groups for name in group})
         steps = self.checkpoints.steps
         some = {steps[round(share * (len(steps) - 1))] for share in PILOTS}
@@ -135,14 +135,14 @@ class Sweep:
     ) -> SampleCell:
         key = hashlib.sha256(json.dumps([names, strides]).encode()).hexdigest()[:12]
         place = step_folder(self.folder, step) / f"draws-{key}"
-        return SampleCell(step, self.checkpoints.source(step), self.work, names, strides, place)
+        return SampleCell(step, self.checkpoints.source(step), self.task, names, strides, place)
 
     def _reading(self, step: int, keep_draws: bool) -> ReadCell:
         parts: dict[Path, list[str]] = {}
         for name in self.components:
             parts.setdefault(self.drawn[step, name], []).append(name)
         return ReadCell(
-            step, self.checkpoints.source(step), self.work,
+            step, self.checkpoints.source(step), self.task,
             tuple((path, tuple(names)) for path, names in parts.items()), self.components,
             self.strides, self._mark(step), step_folder(self.folder, step), keep_draws,
         )  # fmt: skip

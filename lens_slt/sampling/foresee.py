@@ -35,8 +35,8 @@ from lens_slt.sampling.result import trace_specs
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units
 from lens_slt.sampling.store import DrawStore, open_store
+from lens_slt.sampling.timed_target import Enough, TimedTarget
 from lens_slt.sampling.timing import TRIAL_SECONDS, StepTimes, state_bytes
-from lens_slt.sampling.trial import Enough, Trial
 
 PATIENCE = 10.0  # seconds within which the first draws must come
 MOST_COURSE_STEPS = 2000
@@ -140,21 +140,21 @@ def _begun(job: PreparedRun, times: StepTimes, patience: float) -> Foreseen:
     """Courses that are really begun, and then continued on paper."""
     s = job.settings.but(full_loss=False)
     n = len(job.names)
-    trial, diary = Trial(job.target), _Diary([first_course(s, name) for name in job.names])
+    timed, diary = TimedTarget(job.target), _Diary([first_course(s, name) for name in job.names])
     store = open_store(None, trace_specs(n, s), {})
 
     def on_step(book: Book) -> None:
-        trial.end_step()
+        timed.end_step()
         diary.note(book)
         told = all(c.draws >= FIRST_DRAWS or c.done for c in book.courses)
-        spent = sum(trial.spent(trial.kind))
+        spent = sum(timed.spent(timed.kind))
         long = spent > TRIAL_SECONDS and (told or spent > patience)
         if long or book.step >= MOST_COURSE_STEPS:
             raise Enough
 
-    trial.start()
+    timed.start()
     with contextlib.suppress(Enough):
-        run_chains(trial, s, store, on_step)
+        run_chains(timed, s, store, on_step)
     seen = _seen(diary.courses, store, s)
     courses = [
         course if course.done else _on_paper(course, place, diary, seen.get(place), s)
@@ -165,10 +165,10 @@ def _begun(job: PreparedRun, times: StepTimes, patience: float) -> Foreseen:
         if courses[place].attempt == one.course.attempt and _has_half_steps(s, one.course):
             found = one.after(courses[place].draws)[0]
             half |= {place} if found is not None and rings(found, courses[place], s) else set()
-    steps, _ = trial.costs(n)  # with preconditioners
+    steps, _ = timed.costs(n)  # with preconditioners
     costs = replace(times.costs, fixed=steps.fixed, each=steps.each)
     return Foreseen(
-        tuple(courses), tuple(diary.stretches), tuple(sorted(half)), costs, trial.pilot,
+        tuple(courses), tuple(diary.stretches), tuple(sorted(half)), costs, timed.pilot,
         _vector_bytes(job),
     )  # fmt: skip
 

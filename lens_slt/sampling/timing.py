@@ -25,11 +25,11 @@ from lens_slt.sampling.prepare import PreparedRun
 from lens_slt.sampling.result import BURN_IN, TRACES
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import STATE_FILE, ArraySpec, DrawStore, open_store
-from lens_slt.sampling.trial import FULL, PLAIN, PROBES, Enough, Trial
+from lens_slt.sampling.timed_target import FULL, PLAIN, PROBES, Enough, TimedTarget
 
 TRIAL_SECONDS = 4.0  # for steps, probes and full losses together; each kind runs at least once
 MOST_TRIAL_STEPS = 200
-SCRATCH_BYTES = 2**26  # of every array, and of the chains' state, that is written as a trial
+SCRATCH_BYTES = 2**26  # of every array, and of the chains' state, that is written in a timed run
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def time_steps(job: PreparedRun) -> StepTimes:
     """Run a few real steps, plain, with probes and with full losses, for ``TRIAL_SECONDS``."""
     s = job.settings
     kinds = [PLAIN, *([PROBES] if job.target.probes else []), *([FULL] if s.full_loss else [])]
-    trial = Trial(job.target, tuple(kinds))
+    timed = TimedTarget(job.target, tuple(kinds))
     sink = _Sink({})
     # No burn-in, so that the first step may evaluate probes; a fixed step and draws enough, so that
     # nothing is decided.
@@ -68,18 +68,18 @@ def time_steps(job: PreparedRun) -> StepTimes:
     )  # fmt: skip
 
     def on_step(book: Book) -> None:
-        trial.end_step()
-        trial.kind = _next_kind(trial)
+        timed.end_step()
+        timed.kind = _next_kind(timed)
         if book.step >= MOST_TRIAL_STEPS:
             raise Enough
 
-    trial.start()
+    timed.start()
     with contextlib.suppress(Enough):
-        run_chains(trial, settings, sink, on_step)
-    fetch = trial.since_last()  # the driver saves at its end
+        run_chains(timed, settings, sink, on_step)
+    fetch = timed.since_last()  # the driver saves at its end
     base = _seconds(job.target.probe_base_losses)
-    costs, set_up = trial.costs(len(job.names))
-    return StepTimes(costs, trial.pilot, set_up, fetch, base, sink.one_draw(), sink.state)
+    costs, set_up = timed.costs(len(job.names))
+    return StepTimes(costs, timed.pilot, set_up, fetch, base, sink.one_draw(), sink.state)
 
 
 def time_nothing(job: PreparedRun) -> StepTimes:
@@ -164,9 +164,9 @@ class _Sink(DrawStore):
         return found | {BURN_IN: found["paired_loss"]}
 
 
-def _next_kind(trial: Trial) -> str:
+def _next_kind(timed: TimedTarget) -> str:
     """The next step's; every kind has its turn, then those that took the least time so far."""
-    spent = {kind: trial.spent(kind) for kind in trial.kinds}
+    spent = {kind: timed.spent(kind) for kind in timed.kinds}
     for kind, seconds in spent.items():
         # The first of a kind warms up, so a second is timed, unless the first was long already.
         if not seconds or (len(seconds) == 1 and seconds[0] <= TRIAL_SECONDS):

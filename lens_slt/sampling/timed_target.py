@@ -1,4 +1,4 @@
-"""A run's target with a clock: what the steps of a trial take, component by component."""
+"""A run's target with a clock: what the steps of a short run take, component by component."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PLAIN, PROBES, FULL = "plain", "probes", "full"  # kinds of steps
 
 
 class Enough(Exception):
-    """The trial has lasted long enough."""
+    """The run has lasted long enough."""
 
 
 @dataclass
-class Trial:
+class TimedTarget:
     """The target of a run. Probes and full losses are evaluated in steps of that kind only.
 
     The time of a group of components is that from its losses to the next group's: what a sampler
