@@ -20,7 +20,8 @@ def run(options: Rllc) -> None:
     """Sample, and show λ̂ of every component."""
     settings, sources = settings_from(options), parse_probes(options.probe or [])
     model = load(options)
-    tokens, weights = weighted_text(options, model, options.sequences)
+    skip = options.probe_sequences if options.data in sources.values() else 0
+    tokens, weights = weighted_text(options, model, options.sequences, skip=skip)
     probes = {
         name: without_padding(
             load_data(source, model, options.probe_sequences, options.length, options.bos, seed=1),

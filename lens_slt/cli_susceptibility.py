@@ -25,12 +25,10 @@ def run(options: Susceptibility) -> None:
     choice("estimator", options.estimator, ESTIMATORS)
     settings = settings_from(options, n_beta=0.0 if options.control else options.n_beta)
     model = load(options)
-    skip = options.probe_sequences if options.probe is None else 0
+    source = options.probe or options.data
+    skip = options.probe_sequences if source == options.data else 0
     tokens, weights = weighted_text(options, model, options.sequences, skip=skip)
-    probe = load_data(
-        options.probe or options.data, model, options.probe_sequences, options.length,
-        options.bos, seed=1,
-    )  # fmt: skip
+    probe = load_data(source, model, options.probe_sequences, options.length, options.bos, seed=1)
     probe = without_padding(probe, options.pad_id)
     names = [options.components, "full"][: 2 if options.estimator == "two_posterior" else 1]
     drawn = sampled(

@@ -147,6 +147,23 @@ def test_no_sequence_serves_two_purposes(mine: Path, source: str) -> None:
                 load_weighted(name, None, model, rows, None, True, None, 0, skip)
 
 
+@pytest.mark.parametrize("command", ["rllc", "susceptibility"])
+def test_a_probe_of_the_same_rows_leaves_its_own_to_it(
+    mine: Path, tmp_path: Path, command: str
+) -> None:
+    name = {"rllc": "own=", "susceptibility": ""}[command]
+    found = call(
+        command, "--model", mine / "mine.pt", "--config", mine / "config.json", "--components",
+        "L1H2", "--data", mine / "tokens.npy", "--probe", f"{name}{mine / 'tokens.npy'}",
+        "--probe-sequences", "2", "--out", tmp_path, "--json", "--batch-size", "2", "--draws", "8",
+        "--chains", "2",
+    )  # fmt: skip
+    assert found.exit_code in (0, 1), found.stderr
+    draws = ls.open_draws(tmp_path / cli_commands.DRAWS)
+    assert draws.attrs["tokens"] == "4 × 10"
+    assert next(iter(draws["probes"].values()))["base_loss"].sizes["sequence"] == 2
+
+
 def test_weights_of_text_are_not_skipped(mine: Path) -> None:
     """Its seeds cut other sequences: none are left out."""
     model = ls.load_model("attn-1l")
