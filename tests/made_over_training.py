@@ -21,7 +21,7 @@ def made(name, *, skip=(), **attrs):
     generator = np.random.default_rng(0)
     data = {}
     for key, dims in SCHEMAS[name].variables.items():
-        if key in skip or "block" in dims:
+        if key in skip or ("block" in dims and key in SCHEMAS[name].optional):
             continue
         shape = (len(STEPS), *(len(SIZES.get(dim, "four")) for dim in dims))
         data[key] = (("checkpoint", *dims), generator.uniform(0.1, 1, shape))

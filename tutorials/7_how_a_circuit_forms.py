@@ -32,6 +32,8 @@ except ImportError:
 # ## The training run as one value
 
 # %%
+import tempfile
+
 import numpy as np
 import pandas as pd
 import plotly.express as px
@@ -94,9 +96,11 @@ few = run.at([0, 600, 1700, 2200, 2300, 2600, 5300])
 tokens = ls.load_tokens("mix", n_sequences=64, length=48)
 probe = ls.load_tokens("mix", n_sequences=24, length=48, seed=1)
 settings = ls.Settings(draws=30, chains=2, burn_in=5, batch_size=4, thin=3)
+folder = tempfile.mkdtemp()  # keeps everything; a path of yours can be gone on with
 found = ls.develop(
-    few, tokens, "L0H2, L1H2, L1H7", settings=settings, probes={"text": probe}, progress=False
-)
+    few, tokens, "L0H2, L1H2, L1H7", settings=settings, probes={"text": probe}, path=folder,
+    progress=False,
+)  # fmt: skip
 llc = found["refined_llc"].to_dataset()
 value, error = (llc[name].to_pandas().round(1).astype(str) for name in ("llc", "se"))
 value + " ± " + error
@@ -133,6 +137,29 @@ print("standard errors if they had been independent:", *apart.values.round(2))
 assert float(change["llc"].sel(component="L1H2")) > 0
 
 # %% [markdown]
+# ## For which tokens?
+#
+# λ̂ says that a head came to matter, not for what. `ls.pattern_llc` says for which tokens: the mean
+# of a head's per-token rLLCs on the tokens of a pattern, minus that on all others. Whatever all
+# heads do as weights grow drops out.
+
+# %%
+labels = ls.label_patterns(probe)
+held = ls.join_checkpoints(
+    {
+        step: ls.pattern_llc(ls.open_checkpoint(folder, step)["per_token_llc/text"], labels)
+        for step in few
+    }
+)
+most = held["contrast"].sel(pattern="induction").idxmax("component")
+assert str(most.sel(checkpoint=5300).values) == "L1H2"
+ls.plot_curves(held.sel(pattern=["induction"]))
+
+# %% [markdown]
+# **Look at** `L1H2`: from 2200 on it holds induction tokens far beyond others, and keeps doing so.
+# `L0H2`, which it reads, does so around the moment only: at the end its weights serve all tokens
+# alike. The bystander never does.
+#
 # ## What the text says
 #
 # The sweep recorded the loss of every pattern of tokens in the probe, too. Induction is not all
@@ -168,9 +195,9 @@ assert refused
 #
 # ## Which part was first?
 #
-# λ̂ says that a head came to matter, not for what. `ls.construction` takes the finished circuit and
-# follows each part back, by ablation: at every checkpoint, what does it cost the *induction tokens*
-# of text, more than others, to take away this head, or this path?
+# λ̂ says what is held, not what it would cost to lose. `ls.construction` takes the finished circuit
+# and follows each part back, by ablation: at every checkpoint, what does it cost the *induction
+# tokens* of text, more than others, to take away this head, or this path?
 
 # %%
 text = ls.load_tokens("mix", n_sequences=16, length=64, seed=2)

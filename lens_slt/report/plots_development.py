@@ -122,7 +122,7 @@ def plot_curves(
     more = f"; {left} more are not shown" if left > 0 else ""
     title = (quantity or kind).replace("_", " ").replace("llc", "LLC")
     figure.update_layout(
-        title=f"Over training: {figure_text(title)}"
+        title=f"Over training: {figure_text(title + _only_line(result, there, curve.panel))}"
         f"<br><sup>95 % bands; {STEP_AXIS}{shaded}{more}</sup>",
     )  # fmt: skip
     return figure
@@ -159,6 +159,14 @@ def _lines(row: xr.Dataset, there: dict[str, str]) -> list[tuple[str, FloatArray
             label = str(values[rest[0]].values[i])
             lines.append((label, values.isel(one).values, _half(errors.isel(one))))
     return [line for line in lines if np.isfinite(line[1]).any()]
+
+
+def _only_line(result: xr.Dataset, there: dict[str, str], panel: str) -> str:
+    """The label of the lines, where all are of one and a legend would be none."""
+    dims = [dim for name in there for dim in result[name].dims if dim not in (CHECKPOINT, panel)]
+    if len(there) > 1 or len(dims) != 1 or result.sizes[dims[0]] != 1:
+        return ""
+    return f", {result[dims[0]].values[0]}"
 
 
 def _half(error: xr.DataArray) -> FloatArray:

@@ -138,8 +138,8 @@ def sweep(monkeypatch, tmp_path):
     def make(*names):
         run = Checkpoints("made", STEPS, tuple(map(Step, STEPS)))
         hypotheses = tuple(ls.circuit("L0H1", "induction", name=name) for name in names)
-        work = construction_cells.Work(None, hypotheses, {}, {}, None)
-        return _Sweep(run, work, tmp_path, None, False), tried
+        task = construction_cells.ConstructionTask(None, hypotheses, {}, {}, None)
+        return _Sweep(run, task, tmp_path, None, False), tried
 
     return make
 
