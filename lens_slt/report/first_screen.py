@@ -17,7 +17,9 @@ from lens_slt.observables.susceptibility import FULL
 from lens_slt.report import page
 from lens_slt.report.drawing import circuit_drawing
 from lens_slt.report.ranking import ranking
+from lens_slt.report.results_said import clauses
 from lens_slt.report.run_results import RunResults
+from lens_slt.report.sections_results import titles_of
 from lens_slt.report.tables import few_words, with_error
 from lens_slt.sampling.certificate import CERTIFIED, ERRORS, LARGEST_SHARE
 from lens_slt.sampling.health import HEALTHY
@@ -48,10 +50,12 @@ def run_screen(found: RunResults, llc: xr.Dataset | None, about: Mapping[str, An
     elif found.trials:
         first, second = _tried(found.trials)
     else:
-        first = "Measured: what the sections below hold; nothing was sampled here."
+        titles = [title.lower() for title in titles_of(found.others)]
+        first = f"Measured: {in_series(titles) or 'where heads attend'}."
         second = "There is no refined LLC to certify: each section says what its numbers rest on."
     shown = "" if best is None else _outcome(best, found.behaviour)
-    return screen(first, second, _found(found.trials, best, llc), shown)
+    said = clauses(found.others)
+    return screen(first, second, _found(found.trials, best, llc, said), shown)
 
 
 def screen(measured: str, believe: str, found: str, shown: str) -> str:
@@ -160,8 +164,10 @@ def _best(trials: Sequence[Trial]) -> Trial | None:
     return next(t for t in trials if (str(t.hypothesis), t.verdict) == wanted)
 
 
-def _found(trials: Sequence[Trial], best: Trial | None, llc: xr.Dataset | None) -> str:
-    """Which heads matter and which circuit held."""
+def _found(
+    trials: Sequence[Trial], best: Trial | None, llc: xr.Dataset | None, said: Sequence[str]
+) -> str:
+    """Which heads matter and which circuit held, and what other results say."""
     parts = []
     places = [] if llc is None else ranking(llc)
     if llc is not None and places:
@@ -188,9 +194,9 @@ def _found(trials: Sequence[Trial], best: Trial | None, llc: xr.Dataset | None) 
         counts = {word: sum(t.verdict == word for t in trials) for word in VERDICTS}
         said = in_series([f"{n} {word}" for word, n in counts.items() if n])
         parts.append(f"no circuit held on trial ({said})")
-    else:
+    elif not said:
         parts.append("no circuit was on trial here")
-    return f"Found: {', and '.join(parts)}."
+    return f"Found: {', and '.join([*parts, *said])}."
 
 
 def _outcome(trial: Trial, behaviour: xr.Dataset | None) -> str:

@@ -20,6 +20,7 @@ from lens_slt.text import figure_text
 
 LLC_AXIS = "λ̂ (dimensionless)"
 ROW_PIXELS = 24
+FEWEST_ROWS = 4  # a figure has the height of so many
 
 
 def plot_rllc(llc: xr.Dataset) -> go.Figure:
@@ -59,14 +60,14 @@ def plot_rllc(llc: xr.Dataset) -> go.Figure:
                 row=1, col=column + 1,
             )  # fmt: skip
         figure.update_xaxes(title_text=LLC_AXIS, rangemode="tozero", col=column + 1)
+    area = ROW_PIXELS * max(len(names), FEWEST_ROWS)
     figure.update_yaxes(categoryorder="array", categoryarray=names)
     figure.update_yaxes(title_text="component", col=1)
     figure.update_layout(
-        template="plotly_white", height=170 + ROW_PIXELS * len(names),
+        template="plotly_white", height=area + 200, showlegend=len(set(layers)) > 1,
         title="Refined LLC of every component, with 95 % intervals"
         "<br><sup>filled: healthy; open: see the verdict on hover</sup>",
-        legend=dict(orientation="h", y=-60 / (ROW_PIXELS * len(names)), yanchor="top"),
-        margin=dict(t=100),
+        legend=dict(orientation="h", y=-60 / area, yanchor="top"), margin=dict(t=100, b=100),
     )  # fmt: skip
     return figure
 

@@ -9,6 +9,7 @@ import xarray as xr
 from lens_slt.report.colours import COLOURS, NONE
 from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
+from lens_slt.report.results_said import carried_over
 from lens_slt.report.stacked import legend_below, titled
 from lens_slt.schema import require
 
@@ -154,8 +155,8 @@ def plot_transfer(result: xr.Dataset) -> go.Figure:
         ...     [mine], found, other, text, **few, verdict_only=True, progress=False
         ... )
         >>> figure = ls.plot_transfer(moved.summary)
-        >>> figure.layout.title.text.split("% ")[1].split("<br>")[0]
-        'of circuits are supported where the match maps them'
+        >>> figure.layout.title.text.split("<br>")[0]
+        '1 of 1 circuit is supported where the match maps them'
     """
     result = require(result, "transfer", argument="result")
     rows = []
@@ -178,7 +179,7 @@ def plot_transfer(result: xr.Dataset) -> go.Figure:
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     about = result.attrs
     titled(
-        figure, f"{about['transfer_rate']:.0%} of circuits are supported where the match maps them",
+        figure, carried_over(result).capitalize(),
         f"by chance {about['chance_rate']:.0%} (p {about['p']:.2g}); bars: verdicts of the same "
         "circuit under maps to the same layers",
         2 * ROW_PIXELS * len(rows),

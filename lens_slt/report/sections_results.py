@@ -33,6 +33,12 @@ KINDS = {  # sections: key, title, what it is, and the results that belong there
 SHOWN = tuple(kind for _, _, kinds in KINDS.values() for kind in kinds)
 
 
+def titles_of(results: Sequence[xr.Dataset]) -> list[str]:
+    """Titles of the sections that results have."""
+    kinds = {one.attrs["result"] for one in results}
+    return [title for title, _, own in KINDS.values() if kinds & set(own)]
+
+
 def results_sections(results: Sequence[xr.Dataset]) -> list[Section]:
     """A section for every kind of result that is there, of those named in ``KINDS``."""
     sections = []

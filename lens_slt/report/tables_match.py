@@ -7,6 +7,7 @@ import xarray as xr
 from rich.table import Table
 
 from lens_slt.report.plain_table import PlainTable, cell
+from lens_slt.report.results_said import carried_over
 from lens_slt.schema import require
 from lens_slt.structure.match import PARTNERED
 
@@ -49,9 +50,8 @@ def transfer_table(result: xr.Dataset) -> Table:
     about = result.attrs
     table = PlainTable(
         "Circuits carried over",
-        f"{about['transfer_rate']:.0%} are supported where the match maps them, "
-        f"{about['chance_rate']:.0%} by chance (p {about['p']:.2g}); chance: the share of maps to "
-        "the same layers whose circuit is supported",
+        f"{carried_over(result)}, {about['chance_rate']:.0%} by chance (p {about['p']:.2g}); "
+        "chance: the share of maps to the same layers whose circuit is supported",
     )
     for name in ("circuit", "mapped", "trial", "chance"):
         table.add_column(name, justify="right" if name == "chance" else "left")

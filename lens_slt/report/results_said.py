@@ -1,0 +1,70 @@
+"""What results of other functions say in a clause, for the first screen of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from lens_slt.report.tables import with_error
+from lens_slt.structure.match import PARTNERED
+
+
+def clauses(results: Sequence[xr.Dataset]) -> list[str]:
+    """One for every result that has something to say."""
+    said = [_SAYS[one.attrs["result"]](one) for one in results if one.attrs["result"] in _SAYS]
+    return [words for words in said if words]
+
+
+def carried_over(result: xr.Dataset) -> str:
+    """How many circuits hold where a match maps them, of what :func:`lens_slt.transfer` found."""
+    held, n = int((result["verdict"] == "supported").sum()), result.sizes["circuit"]
+    are = "is" if n == 1 else "are"
+    return f"{held} of {n} circuit{'s' * (n > 1)} {are} supported where the match maps them"
+
+
+def _partners(result: xr.Dataset) -> str:
+    n = int(np.isin(result["verdict"], PARTNERED).sum())
+    return f"{n} of {result.sizes['component']} components have a partner in the other model"
+
+
+def _transferred(result: xr.Dataset) -> str:
+    about = result.attrs
+    return f"{carried_over(result)} ({about['chance_rate']:.0%} by chance, p {about['p']:.2g})"
+
+
+def _wished(result: xr.Dataset) -> str:
+    asked = result.isel(observable=np.flatnonzero(np.isfinite(result["wish"].values)))
+    strength = result.attrs["strength"]
+    changes = [
+        f"{one['observable'].item()} by "
+        f"{with_error(float(one['predicted']), float(one['predicted_se']))} "
+        f"({strength * float(one['wish']):.3g} wished)"
+        for one in (asked.sel(observable=name) for name in asked["observable"].values)
+    ]
+    return f"weights of the data are predicted to change {', '.join(changes)}" if changes else ""
+
+
+def _came_true(result: xr.Dataset) -> str:
+    one = result.sel(kind="wish").sel(strength=result["strength"].max())
+    if not np.isfinite(float(one["share"])):
+        return ""
+    share = with_error(float(one["share"]), float(one["share_se"]))
+    return f"retraining for {result.attrs['steps']} steps made {share} of that come true"
+
+
+def _crossed(result: xr.Dataset) -> str:
+    at = [
+        f"n = {float(one['n']):.3g} ({float(one['n_low']):.3g}–{float(one['n_high']):.3g})"
+        for one in (result.isel(crossing=i) for i in range(result.sizes["crossing"]))
+    ]
+    about = result.attrs
+    where = f"cross at {' and '.join(at)}" if at else "do not cross"
+    return f"the phases {about['one']} and {about['other']} {where}"
+
+
+_SAYS: dict[str, Callable[[xr.Dataset], str]] = {
+    "match": _partners, "transfer": _transferred, "patterning": _wished,
+    "patterning_check": _came_true, "crossing": _crossed,
+}  # fmt: skip
