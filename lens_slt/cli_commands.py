@@ -188,7 +188,10 @@ class Develop(Resumed, OfModel, OfText, OfDraws, Foreseen):
     steps: Annotated[
         str | None, typer.Option(help="Training steps with commas; by default as time allows.")
     ] = None
-    minutes: Annotated[float, typer.Option(help="That sampling may take.")] = 10.0
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="That sampling may take; by default 15, or what the least takes."),
+    ] = None
     parallel: Annotated[str | None, typer.Option(help="Processes, or dask or ray.")] = None
     reference: Annotated[
         str | None,

@@ -53,6 +53,7 @@ from lens_slt.sampling.settings import Settings
 PROBE, REFERENCE = "text", "reference"
 TRIED = "construction"  # a folder
 PLAN = "plan.json"
+MINUTES = 15.0  # that a sweep takes where nobody says how long, if that is enough
 TRIAL_SEQUENCES, HYPOTHESES = 16, 2
 INFERRED, NONE = "inferred", "none"
 THIN = 4  # draws with probes
@@ -134,11 +135,12 @@ def _planned(
     if plan is None:
         say(options, "planning: the last checkpoint is sampled briefly")
         plan = plan_development(
-            training, tokens, options.components, minutes=options.minutes, settings=settings,
+            training, tokens, options.components,
+            minutes=MINUTES if options.minutes is None else options.minutes, settings=settings,
             probes=_models(probes), workers=workers if isinstance(workers, int) else 1,
             device=options.device,
         )  # fmt: skip
-        if not options.dry_run:
+        if options.minutes is not None and not options.dry_run:
             _refuse_much_longer(plan)
     say(options, str(plan))
     if not options.dry_run:

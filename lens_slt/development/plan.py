@@ -22,7 +22,7 @@ from lens_slt.text import duration
 from lens_slt.torch_state import plain_torch
 
 TRIED_DRAWS = 24  # of the last checkpoint, from which the rest is foreseen
-FEWEST_DRAWS, MOST_DRAWS = 60, 400
+FEWEST_DRAWS, MOST_DRAWS = 40, 400
 FEWEST_CHECKPOINTS = 20  # that stages are read off
 READING = 1.15  # of the time for draws, with what is read off them
 LOADING = 15.0  # seconds: a trial that took less is timed again, without loading libraries
@@ -91,7 +91,7 @@ def plan_development(
     """Choose checkpoints and draws of :func:`lens_slt.develop` so that they take some minutes.
 
     The last checkpoint is sampled with 24 draws, whose time and errors are continued to all others:
-    these may need smaller steps, or less. With little time draws go down to 60, then checkpoints to
+    these may need smaller steps, or less. With little time draws go down to 40, then checkpoints to
     20, evenly chosen among those that there are; a plan that still does not fit says so.
 
     Args:

@@ -21,7 +21,7 @@ from lens_slt.report.run_results import RunResults, heads_of
 from lens_slt.report.sections_circuits import circuits_section
 from lens_slt.report.sections_development import development_sections, limits
 from lens_slt.report.sections_heads import head_pages, ranking_section
-from lens_slt.report.sections_results import results_sections
+from lens_slt.report.sections_results import results_sections, titles_of
 from lens_slt.report.sections_structure import maps_section, modes_section
 from lens_slt.report.sections_tokens import tokens_section
 from lens_slt.report.tables import (
@@ -93,7 +93,9 @@ def _structure(views: Mapping[str, View]) -> list[Section]:
 def _model(found: RunResults) -> str:
     if found.draws is not None:
         return str(found.draws.attrs["model"])
-    return str(found.trials[0].settings["model"]) if found.trials else "results"
+    if found.trials:
+        return str(found.trials[0].settings["model"])
+    return " and ".join(titles_of(found.others)).lower() or "results"
 
 
 def _but_full(llc: xr.Dataset) -> xr.Dataset:
