@@ -115,7 +115,7 @@ def plan_development(
     adapts = tried.chooses_step and tried.steps_per_draw is None
     tried = tried.but(steps_per_draw=1) if adapts else tried
 
-    def trial() -> tuple[Any, float]:
+    def tried_once() -> tuple[Any, float]:
         began = time.perf_counter()
         draws = sample(
             model, tokens, components, settings=tried, probes=probes, weights=weights, mask=mask,
@@ -124,7 +124,7 @@ def plan_development(
         return draws, time.perf_counter() - began
 
     for _ in range(FINER):
-        draws, spent = trial()
+        draws, spent = tried_once()
         found = drawn_of(draws)
         coarse = any(one.is_coarse(abs(one.llc)) for one in found.values())
         if not adapts or not coarse:
@@ -135,7 +135,7 @@ def plan_development(
         }
         tried = tried.but(steps_per_draw=strides)
     if spent < LOADING:
-        draws, spent = trial()
+        draws, spent = tried_once()
     llc = refined_llc(draws.drop_nodes("probes", errors="ignore"))
     relative = float(np.nanmedian(np.abs(llc["se"] / llc["llc"])))
     per_draw = spent / (TRIED_DRAWS + tried.burn_in_steps)

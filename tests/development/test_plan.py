@@ -21,7 +21,7 @@ def cost(n, n_draws):
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
-    [(1e9, (40, MOST_DRAWS)), (40 * 110, (40, 100)), (30 * 70, (30, FEWEST_DRAWS)),
+    [(1e9, (40, MOST_DRAWS)), (40 * 110, (40, 100)), (30 * 50, (30, FEWEST_DRAWS)),
      (1, (FEWEST_CHECKPOINTS, FEWEST_DRAWS))],
 )  # fmt: skip
 def test_what_fits(budget, expected):
