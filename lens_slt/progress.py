@@ -65,7 +65,7 @@ def _lines(label: str, total: int, console: Console) -> Callable[..., None]:
         last = now
         all_of_them = max(all_of_them, done)
         words = f"{label}: {done}/{all_of_them} done in {duration(now - began)}"
-        if done > first:
+        if first < done < all_of_them:
             left = (now - began) * (all_of_them - done) / (done - first)
             words += f", about {duration(left)} left"
         console.print(words, soft_wrap=True)

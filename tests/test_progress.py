@@ -34,6 +34,11 @@ def test_a_line_a_minute_where_there_is_no_terminal(
     ]
 
 
+def test_nothing_is_left_at_the_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    work(clock, total=2, seconds=61)
+    assert capsys.readouterr().err.splitlines()[-1] == "rungs [1]: 2/2 done in 2 min"
+
+
 def test_what_was_done_before_says_nothing_about_the_time_left(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
