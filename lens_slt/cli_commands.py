@@ -192,7 +192,9 @@ class Develop(Resumed, OfModel, OfText, OfDraws, Foreseen):
         float | None,
         typer.Option(help="That sampling may take; by default 15, or what the least takes."),
     ] = None
-    parallel: Annotated[str | None, typer.Option(help="Processes, or dask or ray.")] = None
+    parallel: Annotated[
+        str | None, typer.Option(help="Processes, or dask or ray; by default one for each core.")
+    ] = None
     reference: Annotated[
         str | None,
         typer.Option(
@@ -261,7 +263,10 @@ class Pattern(Resumed, OfModel, OfText, OfDraws):
         int | None, typer.Option(help="Retrain for so many steps over a ladder of strengths.")
     ] = None
     n_seeds: Annotated[int, typer.Option(help="Seeds of the retrainings.")] = 3
-    parallel: Annotated[int | None, typer.Option(help="Processes for the retrainings.")] = None
+    parallel: Annotated[
+        int | None,
+        typer.Option(help="Processes for the retrainings; by default one for each core."),
+    ] = None
     checkpoint: Checkpoint = None
     target_se: TargetSe = None
 

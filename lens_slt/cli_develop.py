@@ -23,6 +23,7 @@ from lens_slt.cli_output import finish, say, seconds, show
 from lens_slt.cli_support import (
     first_rows,
     is_usable,
+    processes,
     quiet_loading,
     record_of_curves,
     settings_from,
@@ -62,7 +63,7 @@ MUCH_LONGER = 1.5  # than allowed, that a sweep is not begun
 
 def run(options: Develop) -> None:
     """Plan, sweep, follow circuits back, report."""
-    workers = _workers(options.parallel)
+    workers = processes(options.parallel, options.device)
     training = _training(options)
     settings = settings_from(options, thin=THIN)
     with quiet_loading():
@@ -97,10 +98,6 @@ def run(options: Develop) -> None:
         write_zarr(built, options.out / BUILT)
     view = read_development(curves, construction=built, seed=options.seed or 0, progress=progress)
     _finish(options, view, plan, training.name)
-
-
-def _workers(parallel: str | None) -> int | str | None:
-    return int(parallel) if parallel is not None and parallel.isdigit() else parallel
 
 
 def _training(options: Develop) -> Checkpoints:

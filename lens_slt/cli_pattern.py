@@ -16,6 +16,7 @@ from lens_slt.cli_support import (
     load_data,
     parse_probes,
     plain_records,
+    processes,
     record_of,
     settings_from,
 )
@@ -67,7 +68,8 @@ def run(options: Pattern) -> None:
             model, tokens, response, wishes, probes, steps=options.verify,
             path=options.out / RETRAININGS, strengths=[strength * s for s in STRENGTHS],
             hold_others=hold_others, seeds=range(options.n_seeds), start=options.checkpoint or 0,
-            pad_id=pad_id, parallel=options.parallel, progress=not options.quiet,
+            pad_id=pad_id, parallel=processes(options.parallel, options.device),
+            progress=not options.quiet,
         )  # fmt: skip
     files = _written(options, response, found, check)
     say(options, f"written: {', '.join(files.values())}")

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -34,6 +35,7 @@ from lens_slt.sampling.store import read_about
 from lens_slt.text import visible
 
 N_SEQUENCES = 256  # that text is cut into by default
+MOST_PROCESSES = 4  # that are started unasked: each holds a model
 
 
 def load(options: OfModel) -> Any:
@@ -311,6 +313,19 @@ def whole_numbers(name: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--{name} must be whole numbers with commas; got {text!r}") from None
+
+
+def processes(given: str | int | None, device: str | None) -> Any:
+    """What ``--parallel`` asks for; by default a process for each core of a CPU, but few.
+
+    Jobs compute with one thread each, so that results do not depend on how many run at a time.
+    """
+    if given is not None:
+        return int(given) if str(given).isdigit() else given
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = device == "cpu" or (device is None and not accelerated)
+    cores = min(joblib.cpu_count(), MOST_PROCESSES)
+    return cores if on_cpu and cores > 1 else None
 
 
 def parse_probes(given: list[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +38,18 @@ def plain_torch(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return inside
+
+
+@contextmanager
+def with_threads(n: int) -> Iterator[None]:
+    """Within the block torch and the libraries below compute with so many threads."""
+    before = torch.get_num_threads()
+    try:
+        with threadpool_limits(limits=n):
+            torch.set_num_threads(n)
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")  # commands start no processes of themselves
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core a worker, also for what it starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

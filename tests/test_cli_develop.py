@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
 import lens_slt as ls
-from lens_slt import cli, cli_develop
+from lens_slt import cli, cli_develop, cli_support
 from lens_slt.development.cells import SampleCell
 from tests.cli_records import record_of
 
@@ -31,6 +32,24 @@ def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert plan["fits"] and plan["seconds"] < 300
     assert "3 checkpoints (steps 600 to 5300)" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "cores", "expected"),
+    [
+        (None, None, 2, 2), (None, "cpu", 64, 4), (None, "cpu", 1, None), (None, "cuda:0", 8, None),
+        ("1", "cpu", 8, 1), (3, None, 8, 3), ("dask", "cpu", 8, "dask"),
+    ],
+)  # fmt: skip
+def test_a_cpu_is_used_whole_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: Any, device: str | None, cores: int, expected: Any
+) -> None:
+    monkeypatch.setattr(cli_support.joblib, "cpu_count", lambda: cores)
+    for one in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(one, "is_available", lambda: False)
+    assert cli_support.processes(given, device) == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cli_support.processes(None, None) is None
 
 
 def test_a_sweep_that_takes_much_longer_than_allowed_is_not_begun(tmp_path: Path) -> None:

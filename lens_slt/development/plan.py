@@ -19,12 +19,12 @@ from lens_slt.sampling.presets import preset
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
 from lens_slt.text import duration
-from lens_slt.torch_state import plain_torch
+from lens_slt.torch_state import plain_torch, with_threads
 
 TRIED_DRAWS = 24  # of the last checkpoint, from which the rest is foreseen
 FEWEST_DRAWS, MOST_DRAWS = 40, 400
 FEWEST_CHECKPOINTS = 20  # that stages are read off
-READING = 1.15  # of the time for draws, with what is read off them
+READING = 1.25  # of the time for draws, with what is read off them
 LOADING = 15.0  # seconds: a trial that took less is timed again, without loading libraries
 
 
@@ -117,10 +117,11 @@ def plan_development(
 
     def tried_once() -> tuple[Any, float]:
         began = time.perf_counter()
-        draws = sample(
-            model, tokens, components, settings=tried, probes=probes, weights=weights, mask=mask,
-            pad_id=pad_id, device=device, progress=False,
-        )  # fmt: skip
+        with with_threads(1):  # as every job of a sweep
+            draws = sample(
+                model, tokens, components, settings=tried, probes=probes, weights=weights,
+                mask=mask, pad_id=pad_id, device=device, progress=False,
+            )  # fmt: skip
         return draws, time.perf_counter() - began
 
     for _ in range(FINER):

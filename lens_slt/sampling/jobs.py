@@ -32,7 +32,7 @@ from lens_slt.sampling.worker_memory import (
     release_memory,
     released_afterwards,
 )
-from lens_slt.torch_state import kept_random_state
+from lens_slt.torch_state import kept_random_state, with_threads
 
 LOSSES_TOGETHER = 2  # of a job's worker, after which it runs alone
 MOST_LOSSES = 3
@@ -120,19 +120,15 @@ def run_jobs(
     options = backend_options(parallel)
     if not jobs:
         return []
-    before = torch.get_num_threads()
     release_memory()  # a model that arguments were checked with
-    try:
-        with (
-            kept_random_state(),
-            threadpool_limits(limits=threads),
-            tempfile.TemporaryDirectory(prefix="lens-slt-jobs-") as marks,
-            track(label, len(jobs), progress) as done,
-        ):
-            rounds = _Rounds(jobs, options, threads, Path(marks), done)
-            rounds.run()
-    finally:
-        torch.set_num_threads(before)
+    with (
+        kept_random_state(),
+        with_threads(threads),
+        tempfile.TemporaryDirectory(prefix="lens-slt-jobs-") as marks,
+        track(label, len(jobs), progress) as done,
+    ):
+        rounds = _Rounds(jobs, options, threads, Path(marks), done)
+        rounds.run()
     outcomes = [rounds.outcomes[i] for i in range(len(jobs))]
     _warn_of_repeats(outcomes)
     if on_error == "raise":
