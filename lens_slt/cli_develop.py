@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from lens_slt.report.tables_development import (
     built_table,
     heads_table,
     stages_table,
+    taken_up_table,
     transitions_table,
 )
 from lens_slt.sampling.jobs import backend_options
@@ -54,6 +56,7 @@ from lens_slt.sampling.settings import Settings
 PROBE, REFERENCE = "text", "reference"
 TRIED = "construction"  # a folder
 PLAN = "plan.json"
+NOTHING_PROPOSED = "the draws of the last checkpoint propose no circuit; more of them may, or --hypothesis names one"
 MINUTES = 15.0  # that a sweep takes where nobody says how long, if that is enough
 TRIAL_SEQUENCES, HYPOTHESES = 16, 2
 INFERRED, NONE = "inferred", "none"
@@ -97,6 +100,8 @@ def run(options: Develop) -> None:
         )  # fmt: skip
         write_zarr(built, options.out / BUILT)
     view = read_development(curves, construction=built, seed=options.seed or 0, progress=progress)
+    if options.hypothesis == INFERRED and not circuits:
+        view = replace(view, refused={**view.refused, "construction": NOTHING_PROPOSED})
     _finish(options, view, plan, training.name)
 
 
@@ -225,6 +230,8 @@ def _tables(view: DevelopmentView) -> list[RenderableType]:
     if view.transitions is not None:
         found.append(transitions_table(view))
     found.append(heads_table(view))
+    if view.taken_up is not None:
+        found.append(taken_up_table(view))
     if view.construction is not None:
         found.append(built_table(view))
     return found

@@ -208,12 +208,17 @@ def refined_on_pattern(
 
 
 def _with_noise(found: Measured, blocks: FloatArray) -> Measured:
-    """A value whose error also holds the spread between blocks of draws."""
+    """A value whose error also holds the spread between blocks of draws.
+
+    Few blocks know their spread badly, which matters as far as it is a part of the error: degrees
+    of freedom are Welch and Satterthwaite's.
+    """
     reach = HALF_WIDTH
     over_sequences = (found.high - found.low) / (2 * reach)
     over_draws = float(blocks.std(ddof=1)) / np.sqrt(len(blocks))
     se = float(np.hypot(over_sequences, over_draws))
-    freedom = min(found.freedom, len(blocks) - 1)
+    spread = over_sequences**4 / found.freedom + over_draws**4 / (len(blocks) - 1)
+    freedom = se**4 / spread if spread > 0 else found.freedom
     half = float(stats.t.ppf(ENDS[1], freedom)) * se
     p = float(stats.t.sf(found.value / se, freedom)) if se > 0 else float(found.value <= 0)
     return Measured(found.value, found.value - half, found.value + half, p, se, freedom)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from lens_slt.circuits.slt_evidence import _with_noise
 from lens_slt.circuits.statistics import Contrast, Measured, hsic_p, p_in_any
-from lens_slt.statistics import holm, rank_p, ratio_of_sums
+from lens_slt.statistics import HALF_WIDTH, holm, rank_p, ratio_of_sums
 
 
 def made(seed: int, n: int = 40, length: int = 30, share: float = 0.3):
@@ -210,3 +213,27 @@ def test_the_error_of_a_mean_over_tokens_is_that_of_its_sequences():
     assert se == pytest.approx(means.std(), rel=0.08)  # its own standard error is 1.6 %
     assert np.isnan(ratio_of_sums(total[:1], count[:1])[1])
     assert np.isnan(ratio_of_sums(total, np.zeros(400))[0])
+
+
+@pytest.mark.parametrize(("apart", "noise"), [(0.0, 1.0), (1.0, 0.1), (0.7, 0.7)])
+def test_few_blocks_of_draws_cost_what_they_contribute_to_the_error(apart: float, noise: float):
+    """A mean over 40 sequences, known from 4 blocks of draws: p-values are uniform, or above."""
+    p = []
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        of_sequences = apart / 40**0.5
+        value, drawn = of_sequences * rng.normal(), noise * rng.normal(size=4)
+        half = HALF_WIDTH * of_sequences * np.sqrt(rng.chisquare(39) / 39)
+        alone = Measured(value, value - half, value + half, 0.5, half / HALF_WIDTH, 39)
+        whole = replace(alone, value=value + drawn.mean() / 40**0.5)
+        p.append(_with_noise(whole, drawn / 40**0.5).p)
+    for level in (0.01, 0.05, 0.2):
+        assert np.mean(np.array(p) < level) < level + 4 * np.sqrt(level * (1 - level) / 600)
+
+
+def test_degrees_of_freedom_are_those_of_what_varies():
+    found = Measured(1.0, 1 - HALF_WIDTH, 1 + HALF_WIDTH, 0.2, 1.0, 39)
+    still = np.array([-1e-3, 1e-3, -1e-3, 1e-3])
+    assert _with_noise(found, still).freedom == pytest.approx(39, abs=0.1)
+    exact = Measured(1.0, 1.0, 1.0, 0.0, 0.0, 39)
+    assert _with_noise(exact, 1e3 * still).freedom == pytest.approx(3)
