@@ -56,7 +56,7 @@ from lens_slt.sampling.settings import Settings
 PROBE, REFERENCE = "text", "reference"
 TRIED = "construction"  # a folder
 PLAN = "plan.json"
-NOTHING_PROPOSED = "the draws of the last checkpoint propose no circuit; more of them may, or --hypothesis names one"
+NOTHING_PROPOSED = "the draws of the last checkpoint propose no circuit; --hypothesis names one"
 MINUTES = 15.0  # that a sweep takes where nobody says how long, if that is enough
 TRIAL_SEQUENCES, HYPOTHESES = 16, 2
 INFERRED, NONE = "inferred", "none"
