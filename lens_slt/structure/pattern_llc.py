@@ -42,7 +42,7 @@ def pattern_llc(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
 
     Example:
         >>> import lens_slt as ls
-        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=32)
+        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=8, length=64)
         >>> how = dict(settings=ls.Settings(draws=20, chains=2, steps_per_draw=1), progress=False)
         >>> draws = ls.sample(model, text, "L1H1, L1H2", probes={"mix": text}, **how)
         >>> held = ls.pattern_llc(ls.per_token_llc(draws), ls.label_patterns(text))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lens_slt as ls
-from lens_slt.sampling import estimate, foresee, lm, store, timing, trial
+from lens_slt.sampling import estimate, foresee, lm, store, timed_target, timing
 from lens_slt.sampling.estimate import size
 from lens_slt.sampling.half_step import DRAWS
 from lens_slt.sampling.metric import LANCZOS_STEPS
@@ -246,7 +246,7 @@ class FakeTime:
     def __init__(self, monkeypatch) -> None:
         self.now = 0.0
         fake = SimpleNamespace(perf_counter=lambda: self.now)
-        for module in (trial, timing, estimate):
+        for module in (timed_target, timing, estimate):
             monkeypatch.setattr(module, "time", fake)
         self.monkeypatch = monkeypatch
 
