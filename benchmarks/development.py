@@ -33,6 +33,7 @@ import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.trained_runs import TRAINED, trained_run
+from lens_slt.development.pattern_curves import pattern_curves
 from lens_slt.training.train import repeated_tokens
 
 TARGETS = {
@@ -101,17 +102,6 @@ def behaviour_curves(run: ls.Checkpoints) -> xr.Dataset:
     )
 
 
-def pattern_curves(run: ls.Checkpoints, probe: torch.Tensor, folder: Path) -> xr.Dataset:
-    """What every head holds on each pattern beyond other tokens, over checkpoints."""
-    labels = ls.label_patterns(probe)
-    return ls.join_checkpoints(
-        {
-            step: ls.pattern_llc(ls.open_checkpoint(folder, step)["per_token_llc/text"], labels)
-            for step in run.steps
-        }
-    )
-
-
 def held_on_induction(curves: xr.Dataset) -> xr.Dataset:
     """That of the head which holds most on induction tokens at the end."""
     one = curves.sel(pattern="induction")
@@ -156,7 +146,7 @@ def one_run(name: str, size: Size, cache: Path) -> dict[str, Any]:
     behaviour = behaviour_curves(run)
     record: dict[str, Any] = {"name": name, "checkpoints": len(run)}
     record["behaviour"] = {key: largest(behaviour, key) for key in ("saved", "matching")}
-    by_pattern = pattern_curves(run, probe, folder)
+    by_pattern = pattern_curves(folder, "text", list(run.steps))
     held = held_on_induction(by_pattern)
     record["held"] = largest(held, "held")
     record["heads"] = [behaviour.attrs["head"], held.attrs["head"]]

@@ -213,8 +213,7 @@ def _with_noise(found: Measured, blocks: FloatArray) -> Measured:
     Few blocks know their spread badly, which matters as far as it is a part of the error: degrees
     of freedom are Welch and Satterthwaite's.
     """
-    reach = HALF_WIDTH
-    over_sequences = (found.high - found.low) / (2 * reach)
+    over_sequences = (found.high - found.low) / (2 * HALF_WIDTH)
     over_draws = float(blocks.std(ddof=1)) / np.sqrt(len(blocks))
     se = float(np.hypot(over_sequences, over_draws))
     spread = over_sequences**4 / found.freedom + over_draws**4 / (len(blocks) - 1)

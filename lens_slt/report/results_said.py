@@ -60,7 +60,8 @@ def _crossed(result: xr.Dataset) -> str:
         for one in (result.isel(crossing=i) for i in range(result.sizes["crossing"]))
     ]
     about = result.attrs
-    where = f"cross at {' and '.join(at)}" if at else "do not cross"
+    unsure = "may cross" if result.sizes.get("undecided") else "do not cross"
+    where = f"cross at {' and '.join(at)}" if at else unsure
     return f"the phases {about['one']} and {about['other']} {where}"
 
 

@@ -63,6 +63,10 @@ CROSSED = result(
         ),
         (CHECKED, "retraining for 30 steps made 0.92 ± 0.11 of that come true"),
         (CROSSED, "the phases square and pentagon cross at n = 370 (330–420)"),
+        (
+            CROSSED.isel(crossing=[]).assign(from_n=("undecided", [100.0])),
+            "the phases square and pentagon may cross",
+        ),
         (CROSSED.isel(crossing=[]), "the phases square and pentagon do not cross"),
     ],
 )
