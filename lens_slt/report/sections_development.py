@@ -130,7 +130,10 @@ def _heads(view: DevelopmentView) -> str:
         parts.append(page.figure(plot_differentiation(view.differentiation)))
     if view.held is not None:
         parts.append(_patterns(view, view.held))
-    for name in ("trajectories", "differentiation", "migration", "held"):
+    elif "held" in view.refused:
+        words = f"What heads hold on patterns is not known: {view.refused['held']}."
+        parts.append(page.paragraph(words, "quiet"))
+    for name in ("trajectories", "differentiation", "migration"):
         if name in view.refused:
             parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
     parts.append(page.table(heads_table(view)))
