@@ -178,11 +178,11 @@ def per_token_matrix(
     keep_blocks = keep_blocks and blocks > 1
     n_tokens = int(reader.real.sum())
     arrays = _arrays(path, [*names, "se"], blocks * keep_blocks, len(components), n_tokens)
-    rows: dict[str, list[float]] = {key: [] for key in _COLUMNS}
+    rows: dict[str, list[float]] = {key: [] for key in SUMMARIES}
     for i, component in enumerate(components):
         moments = reader.moments(component)
         if moments is None:
-            summary = dict.fromkeys(_COLUMNS, float("nan"))
+            summary = dict.fromkeys(SUMMARIES, float("nan"))
         else:
             found, pseudo, summary = _one(moments, list(others), estimate, names[0])
             for key, values in found.items():
@@ -195,7 +195,7 @@ def per_token_matrix(
     return stamped(_labelled(reader, components, attrs, arrays, rows, path), result)
 
 
-_COLUMNS = ("split_half", "reliability", "mean", "mean_se", "rms_se")
+SUMMARIES = ("split_half", "reliability", "mean", "mean_se", "rms_se")
 
 
 def _one(
@@ -210,22 +210,33 @@ def _one(
     every = np.ones(n, dtype=bool)
     found = at(every)
     value = found[name]
-    summary = dict.fromkeys(_COLUMNS, float("nan")) | {"mean": float(value.mean())}
+    summary = dict.fromkeys(SUMMARIES, float("nan")) | {"mean": float(value.mean())}
     if n < 2:
         return found | {"se": np.full_like(value, np.nan)}, value[None], summary
     left_out = np.array([at(every & (np.arange(n) != b))[name] for b in range(n)])
     pseudo = pseudo_of(value, left_out)  # their mean is the estimate
-    se = pseudo.std(0, ddof=1) / np.sqrt(n)
     early = np.arange(n) < n // 2
-    halves = at(early)[name], at(~early)[name]
-    r = correlation(*halves)
-    summary |= {
+    se, errors = errors_of(pseudo, at(early)[name], at(~early)[name])
+    return found | {"se": se}, pseudo, summary | errors
+
+
+def errors_of(
+    blocks: FloatArray, first: FloatArray, second: FloatArray
+) -> tuple[FloatArray, dict[str, float]]:
+    """Standard errors per token, and summaries of one component.
+
+    ``blocks [block, token]`` are two or more; ``first`` and ``second`` are the values from the
+    first half of them and from the second.
+    """
+    n = len(blocks)
+    se = blocks.std(0, ddof=1) / np.sqrt(n)
+    r = correlation(first, second)
+    return se, {
         "split_half": r,
         "reliability": of_both_halves(r),
-        "mean_se": float(pseudo.mean(1).std(ddof=1) / np.sqrt(n)),
+        "mean_se": float(blocks.mean(1).std(ddof=1) / np.sqrt(n)),
         "rms_se": float(np.sqrt(np.mean(se**2))),
     }
-    return found | {"se": se}, pseudo, summary
 
 
 def of_both_halves(r: float) -> float:

@@ -6,9 +6,11 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import FloatArray
+from lens_slt.observables.per_token import SUMMARIES, errors_of
 from lens_slt.schema import require
 from lens_slt.schemas import MATRICES
 
+TERMS = ("mean_term", "covariance_term")  # of a susceptibility, which blocks do not tell
 CONSTANT = 1e-12  # of the largest value: a column that varies less is constant
 
 
@@ -76,8 +78,9 @@ def scaled(values: FloatArray, weight: FloatArray, centre_rows: bool) -> FloatAr
 def halves(matrix: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     """The matrix from the first half of the draws and from the second, to see what comes back.
 
-    Each is the mean of the matrix's ``blocks``, which for susceptibilities are pseudo-values: equal
-    to the estimate from that half up to terms of second order.
+    Each is the mean of its half of the matrix's ``blocks``, which for susceptibilities are
+    pseudo-values: equal to the estimate from that half up to terms of second order. It has those
+    blocks, and errors and summaries made of them; the two terms of a susceptibility are NaN.
 
     Raises ValueError where ``matrix`` was made with ``keep_blocks=False`` or of too few draws.
 
@@ -96,7 +99,28 @@ def halves(matrix: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
             "matrix has no blocks to halve: make it with keep_blocks=True and of four draws or more"
         )
     n = matrix.sizes["block"] // 2
-    quantity = matrix.attrs["quantity"]
-    parts = matrix["blocks"].isel(block=slice(0, n)), matrix["blocks"].isel(block=slice(n, None))
-    first, second = (matrix.assign({quantity: part.mean("block")}) for part in parts)
-    return first, second
+    return (
+        _half(matrix, matrix["blocks"].isel(block=slice(0, n))),
+        _half(matrix, matrix["blocks"].isel(block=slice(n, None))),
+    )
+
+
+def _half(matrix: xr.Dataset, blocks: xr.DataArray) -> xr.Dataset:
+    """The matrix of some of its blocks, with errors and summaries of these alone."""
+    dims = ("component", "token")
+    blocks = blocks.transpose("block", *dims)
+    every = blocks.values.astype(np.float64)
+    value, nothing = every.mean(0), np.full(matrix.sizes["component"], np.nan)
+    summaries = dict.fromkeys(SUMMARIES, nothing) | {"mean": value.mean(1)}
+    se = np.full_like(value, np.nan)
+    if len(every) > 1:
+        early = every[: len(every) // 2].mean(0), every[len(every) // 2 :].mean(0)
+        found = [errors_of(*one) for one in zip(every.swapaxes(0, 1), *early, strict=True)]
+        se = np.stack([of_token for of_token, _ in found])
+        summaries |= {key: np.array([one[key] for _, one in found]) for key in found[0][1]}
+    quantity = str(matrix.attrs["quantity"])
+    unknown = {name: (dims, se * np.nan) for name in TERMS if name in matrix}
+    known = {quantity: (dims, value), "se": (dims, se)}
+    known |= {key: ("component", of_one) for key, of_one in summaries.items()}
+    kept = {"blocks": blocks} if len(every) > 1 else {}
+    return matrix.drop_dims("block").assign(unknown | known | kept)

@@ -205,6 +205,13 @@ def test_halves_are_those_of_the_draws():
         part = draws.copy()
         part["probes/text"] = type(draws)(dataset(draws, "probes/text").isel(draw=keep))
         np.testing.assert_allclose(half["llc"], ls.per_token_llc(part)["llc"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(half["mean"], half["llc"].mean("token"), rtol=1e-5)
+        blocks = half["blocks"].values
+        assert len(blocks) == len(matrix["blocks"]) // 2
+        np.testing.assert_allclose(
+            half["se"], blocks.std(0, ddof=1) / len(blocks) ** 0.5, rtol=1e-4, atol=1e-7
+        )
+    assert float(ls.halves(first)[0]["mean"][0]) != float(first["mean"][0])  # of a half, its half
     r = np.corrcoef(first["llc"].values[0], second["llc"].values[0])[0, 1]
     assert r == pytest.approx(float(matrix["split_half"][0]), abs=1e-5)
     with pytest.raises(ValueError, match="no blocks to halve"):
