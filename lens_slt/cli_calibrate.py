@@ -15,8 +15,8 @@ from lens_slt.cli_support import (
     read_numbers,
     settings_from,
     show_estimate,
-    weighted_text,
 )
+from lens_slt.cli_text import weighted_text
 from lens_slt.report import page
 from lens_slt.report.files import write_csv
 from lens_slt.report.plots import plot_calibration

@@ -22,7 +22,8 @@ from lens_slt.cli_runs import (
     show_trials,
     write_attention,
 )
-from lens_slt.cli_support import load, settings_from, show_estimate, show_health, weighted_text
+from lens_slt.cli_support import load, settings_from, show_estimate, show_health
+from lens_slt.cli_text import weighted_text
 from lens_slt.data.inputs import read_inputs
 from lens_slt.data.patterns import label_patterns
 from lens_slt.sampling.prepare import Probe
@@ -51,7 +52,7 @@ def run(options: CrossCheck) -> None:
     not_in_it = _not_in_it(options, model, tokens, given) if options.dry_run else ""
     found = None
     if options.slt or given is None:
-        found = _suggested(options, model, settings, given is None, not_in_it)
+        found = _suggested(options, model, tokens, settings, given is None, not_in_it)
     elif options.dry_run:
         show_estimate(options, None, not_in_it)
     if options.dry_run:
@@ -70,12 +71,12 @@ def run(options: CrossCheck) -> None:
 
 
 def _suggested(
-    options: CrossCheck, model: Any, settings: Any, propose: bool, not_in_it: str
+    options: CrossCheck, model: Any, tried: Any, settings: Any, propose: bool, not_in_it: str
 ) -> Suggested | None:
-    """Sample, and read circuits off the draws; None where only the cost was asked for."""
-    n_trial, n_probe = options.trial_sequences, options.probe_sequences
-    tokens, weights = weighted_text(options, model, options.sequences, skip=n_trial + n_probe)
-    probe, counts = weighted_text(options, model, n_probe, seed=1, skip=n_trial)
+    """Sample on other text than that of the trials, and read circuits off the draws; None where
+    only the cost was asked for."""
+    probe, counts = weighted_text(options, model, options.probe_sequences, seed=1, without=[tried])
+    tokens, weights = weighted_text(options, model, options.sequences, without=[tried, probe])
     drawn = sampled(
         options, model, tokens, "heads", not_in_it, settings=settings, weights=weights,
         probes={PROBE: Probe(probe, weights=counts)},

@@ -22,15 +22,14 @@ from lens_slt.circuits.slt_evidence import SltEvidence
 from lens_slt.cli_commands import Develop
 from lens_slt.cli_output import finish, say, seconds, show
 from lens_slt.cli_support import (
-    first_rows,
     is_usable,
     processes,
     quiet_loading,
     record_of_curves,
     settings_from,
-    text_of,
     whole_numbers,
 )
+from lens_slt.cli_text import first_rows, text_of
 from lens_slt.data.patterns import label_patterns
 from lens_slt.development.construction import construction
 from lens_slt.development.develop import develop, open_checkpoint
@@ -72,8 +71,9 @@ def run(options: Develop) -> None:
     with quiet_loading():
         last = training.load(training.steps[-1], options.device)
     n_probe = options.probe_sequences
-    tokens = text_of(options, last, options.sequences, skip=n_probe + TRIAL_SEQUENCES)
     probe = text_of(options, last, n_probe, seed=1)
+    tried = text_of(options, last, TRIAL_SEQUENCES, seed=2, without=[probe])
+    tokens = text_of(options, last, options.sequences, without=[probe, tried])
     probes: dict[str, Any] = {PROBE: probe}
     if options.reference is not None:
         probes[REFERENCE] = Probe(first_rows(probe, 8), reference=model_source(options.reference))
@@ -92,7 +92,6 @@ def run(options: Develop) -> None:
     circuits = _circuits(options, chosen, last, probe, labels)
     built = None
     if circuits:
-        tried = text_of(options, last, TRIAL_SEQUENCES, seed=2, skip=n_probe)
         built = construction(
             chosen, tried, circuits,
             path=options.out / TRIED, seed=options.seed or 0, parallel=workers,

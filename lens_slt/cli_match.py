@@ -14,14 +14,13 @@ from lens_slt.circuits.transfer import Transfer, transfer
 from lens_slt.cli_commands import Match
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
-    first_rows,
     is_usable,
     load_quietly,
     plain_records,
     record_of,
     settings_from,
-    text_of,
 )
+from lens_slt.cli_text import first_rows, text_of
 from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
@@ -77,11 +76,9 @@ def _tokens(options: Match, model: Any) -> tuple[Any, Any, Any]:
     """Sequences to sample on, to match on, and for trials: others each."""
     sequences, n_probe = options.sequences, options.probe_sequences
     n_trial = min(sequences or TRIED, TRIED)
-    return (
-        text_of(options, model, sequences, skip=n_probe + n_trial),
-        text_of(options, model, n_probe, seed=1),
-        text_of(options, model, n_trial, seed=2, skip=n_probe),
-    )
+    probe = text_of(options, model, n_probe, seed=1)
+    trial = text_of(options, model, n_trial, seed=2, without=[probe])
+    return text_of(options, model, sequences, without=[probe, trial]), probe, trial
 
 
 def _circuits(given: list[str], pattern: str) -> list[CircuitHypothesis]:

@@ -27,6 +27,8 @@ from lens_slt.versions import versions
 
 OPTIONS = {  # how a message names an argument, and the option that the command line has for it
     r"^path: ": "--out: ", r"another path\b": "another --out", r"\btrust=True\b": "--trust",
+    r"n_sequences=(\d+) were asked for": r"\1 were asked for: ask for fewer, or a smaller --length",
+    r" that are not among the (\d+) in without": r" beside \1 for probes and trials",
     r"\bn_sequences=": "--sequences ", r"\bpad_id=(-?\d+)": r"--pad-id \1", r" or mask= to": " to",
     r"pass mask= or the attention_mask": "use a data set with an attention_mask",
     r"\bpass bos=False": "pass --no-bos",

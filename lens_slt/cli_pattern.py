@@ -10,16 +10,15 @@ from lens_slt.arrays import write_zarr
 from lens_slt.cli_commands import Pattern
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
-    has_rows,
     is_usable,
     load,
-    load_data,
     parse_probes,
     plain_records,
     processes,
     record_of,
     settings_from,
 )
+from lens_slt.cli_text import text_of
 from lens_slt.observables.data_response import data_response
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
@@ -41,19 +40,14 @@ def run(options: Pattern) -> None:
     settings = settings_from(options)
     sources, wishes = _asked(options)
     model = load(options)
-    tokens = load_data(options.data, model, options.sequences, options.length, options.bos)
-    pad_id = options.pad_id
     probes = {
-        name: Probe(
-            load_data(source, model, options.probe_sequences, options.length, options.bos, 1),
-            pad_id=pad_id,
-        )
+        name: text_of(options, model, options.probe_sequences, source=source, seed=1)
         for name, source in sources.items()
     }
+    tokens = text_of(options, model, options.sequences, without=list(probes.values()))
     drawn = sample(
-        model, tokens, options.component, settings=settings, pad_id=pad_id, path=options.kept,
-        probes={CANDIDATES: Probe(tokens, pad_id=pad_id), **probes}, device=options.device,
-        progress=not options.quiet,
+        model, tokens, options.component, settings=settings, path=options.kept,
+        probes={CANDIDATES: tokens, **probes}, device=options.device, progress=not options.quiet,
     )  # fmt: skip
     llc = refined_llc(drawn)
     if not is_usable(llc):
@@ -65,11 +59,11 @@ def run(options: Pattern) -> None:
     check = None
     if options.verify is not None:
         check = verify_patterning(
-            model, tokens, response, wishes, probes, steps=options.verify,
+            model, tokens, response, wishes, {name: Probe(one) for name, one in probes.items()},
+            steps=options.verify,
             path=options.out / RETRAININGS, strengths=[strength * s for s in STRENGTHS],
             hold_others=hold_others, seeds=range(options.n_seeds), start=options.checkpoint or 0,
-            pad_id=pad_id, parallel=processes(options.parallel, options.device),
-            progress=not options.quiet,
+            parallel=processes(options.parallel, options.device), progress=not options.quiet,
         )  # fmt: skip
     files = _written(options, response, found, check)
     say(options, f"written: {', '.join(files.values())}")
@@ -79,12 +73,9 @@ def run(options: Pattern) -> None:
 def _asked(options: Pattern) -> tuple[dict[str, str], dict[str, float]]:
     """Sources of the probes, and the wishes about them."""
     sources, wishes = parse_probes(options.probe), _wishes(options.wish)
-    data = options.data
     for name in wishes:
         if name not in sources:
             raise ValueError(f"--wish {name!r} is no --probe; there are {', '.join(sources)}")
-        if sources[name] == data and has_rows(data):
-            raise ValueError(f"--probe {name} must hold other sequences than --data, {data}")
     return sources, wishes
 
 

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from lens_slt.cli_commands import Rllc
 from lens_slt.cli_runs import finish_run, sampled, show_rllc, write_attention
-from lens_slt.cli_support import (
-    load,
-    load_data,
-    parse_probes,
-    settings_from,
-    weighted_text,
-    without_padding,
-)
+from lens_slt.cli_support import load, parse_probes, settings_from
+from lens_slt.cli_text import text_of, weighted_text
 
 NOT_IN_IT = "loading the model, tables and figures"
 
@@ -20,15 +14,13 @@ def run(options: Rllc) -> None:
     """Sample, and show λ̂ of every component."""
     settings, sources = settings_from(options), parse_probes(options.probe or [])
     model = load(options)
-    skip = options.probe_sequences if options.data in sources.values() else 0
-    tokens, weights = weighted_text(options, model, options.sequences, skip=skip)
     probes = {
-        name: without_padding(
-            load_data(source, model, options.probe_sequences, options.length, options.bos, seed=1),
-            options.pad_id,
-        )
+        name: text_of(options, model, options.probe_sequences, source=source, seed=1)
         for name, source in sources.items()
     }
+    tokens, weights = weighted_text(
+        options, model, options.sequences, without=list(probes.values())
+    )
     drawn = sampled(
         options, model, tokens, options.components, NOT_IN_IT, settings=settings, probes=probes,
         weights=weights,

@@ -20,13 +20,13 @@ from lens_slt.cli_commands import Sampled
 from lens_slt.cli_options import Resumed
 from lens_slt.cli_output import finish, say, seconds, show
 from lens_slt.cli_support import (
-    first_rows,
     found_steps,
     is_usable,
     record_of,
     show_estimate,
     show_health,
 )
+from lens_slt.cli_text import first_rows
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report.files import ATTENDED, rllc_rows, write_about, write_rllc
 from lens_slt.report.files_circuits import write_trials

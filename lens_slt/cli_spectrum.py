@@ -15,9 +15,9 @@ from lens_slt.cli_support import (
     read_numbers,
     record_of,
     settings_from,
-    weighted_text,
     whole_numbers,
 )
+from lens_slt.cli_text import weighted_text
 from lens_slt.development.curves import CHECKPOINT, join_checkpoints
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.phases.curvatures import curvatures

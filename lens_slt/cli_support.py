@@ -15,14 +15,11 @@ import pandas as pd
 import torch
 import xarray as xr
 from rich.text import Text
-from torch import Tensor
 
-from lens_slt.arguments import choice, instance, location
-from lens_slt.cli_options import OfModel, OfText, OfWeightedText, Options, Resumed
+from lens_slt.arguments import choice, instance
+from lens_slt.cli_options import OfModel, Options, Resumed
 from lens_slt.cli_output import console, finish, say, show
-from lens_slt.data.checks import mask_from_pad_id, usable_device
-from lens_slt.data.inputs import read_inputs
-from lens_slt.data.tokens import ARRAY_FILES, dataset_columns, holds_ids, load_tokens, read_file
+from lens_slt.data.checks import usable_device
 from lens_slt.json_files import read_json
 from lens_slt.models.shipped import load_model
 from lens_slt.report.tables import health_summary
@@ -34,7 +31,6 @@ from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import read_about
 from lens_slt.text import visible
 
-N_SEQUENCES = 256  # that text is cut into by default
 MOST_PROCESSES = 4  # that are started unasked: each holds a model
 
 
@@ -42,43 +38,6 @@ def load(options: OfModel) -> Any:
     """The model of a command, at its checkpoint if it takes one."""
     checkpoint = getattr(options, "checkpoint", None)
     return load_quietly(options.model, checkpoint, options.device, options.config)
-
-
-def text_of(
-    options: OfText, model: Any, sequences: int | None, seed: int = 0, skip: int = 0
-) -> Any:
-    """So many sequences of a command's text: others with another seed, or with rows to skip."""
-    found = load_data(options.data, model, sequences, options.length, options.bos, seed, skip)
-    return without_padding(found, options.pad_id)
-
-
-def without_padding(tokens: Any, pad_id: int | None) -> Any:
-    """Tokens with the mask that ``--pad-id`` tells; those that came with one have it already."""
-    ids, real = read_inputs(tokens)
-    if pad_id is None or real is not None:
-        return tokens
-    return {"input_ids": ids, "attention_mask": mask_from_pad_id(ids, pad_id, "tokens").long()}
-
-
-def has_rows(source: str) -> bool:
-    """Whether a source has sequences as they are, which no seed cuts anew."""
-    return Path(source).suffix in ARRAY_FILES or holds_ids(source)
-
-
-def first_rows(tokens: Any, n: int) -> Any:
-    """The first sequences, with their mask where there is one."""
-    is_plain = isinstance(tokens, Tensor)
-    return tokens[:n] if is_plain else {key: rows[:n] for key, rows in tokens.items()}
-
-
-def weighted_text(
-    options: OfWeightedText, model: Any, sequences: int | None, seed: int = 0, skip: int = 0
-) -> tuple[Any, Any]:
-    """Likewise, with position weights; None where all tokens count."""
-    return load_weighted(
-        options.data, options.positions, model, sequences, options.length, options.bos,
-        options.pad_id, seed, skip,
-    )  # fmt: skip
 
 
 def settings_from(options: Options, base: Settings | None = None, **more: Any) -> Settings:
@@ -179,112 +138,6 @@ def load_quietly(
 def quiet_loading() -> contextlib.AbstractContextManager[Any]:
     """Without what TransformerLens prints while it loads a model."""
     return contextlib.redirect_stdout(io.StringIO())
-
-
-def load_data(
-    source: str,
-    model: Any,
-    sequences: int | None,
-    length: int | None,
-    bos: bool,
-    seed: int = 0,
-    skip: int = 0,
-) -> Tensor:
-    """Token sequences for a model; text is cut with the model's own tokenizer.
-
-    What one command uses for several purposes should share no sequence: of text another ``seed``
-    cuts others, of an array's rows as many are left out as other purposes take (``skip``).
-    """
-    if Path(source).suffix in ARRAY_FILES:
-        if not skip:
-            return load_tokens(source, n_sequences=sequences, length=length)
-        rows = load_tokens(source, length=length)
-        left = max(0, len(rows) - skip)
-        if left < (sequences or 1):
-            wanted = "" if sequences is None else f", and {sequences} were asked for"
-            raise ValueError(
-                f"--data has {len(rows)} sequences, of which {skip} are for probes and trials: "
-                f"{left} are left{wanted}; give more, or ask for fewer"
-            )
-        return rows[skip:] if sequences is None else rows[skip : skip + sequences]
-    if holds_ids(source):
-        n = skip + (sequences or N_SEQUENCES)
-        return load_tokens(source, n_sequences=n, length=length)[skip:]
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise ValueError(
-            f"--data {source!r} is text and the model has no tokenizer; give a token array "
-            f"({', '.join(ARRAY_FILES)})"
-        )
-    given: dict[str, Any] = dict(length=length, bos=bos, seed=seed)
-    try:
-        return load_tokens(source, tokenizer, n_sequences=sequences or N_SEQUENCES, **given)
-    except ValueError:
-        if sequences is not None:
-            raise
-        return load_tokens(source, tokenizer, **given)  # a short text: all of it
-
-
-def load_weighted(
-    source: str,
-    positions: str | None,
-    model: Any,
-    sequences: int | None,
-    length: int | None,
-    bos: bool,
-    pad_id: int | None = None,
-    seed: int = 0,
-    skip: int = 0,
-) -> tuple[Any, Any]:
-    """Tokens of ``--data`` and the position weights of ``--positions``, None without.
-
-    ``last`` is the last token of every sequence that is no padding; a file holds weights of the
-    predicted tokens ``[position - 1]`` or ``[sequence, position - 1]``, or a mask with one position
-    more; anything else is a column of a data set with token ids. Padding of a data set's rows comes
-    with the tokens.
-    """
-    is_file = positions is not None and Path(positions).suffix in ARRAY_FILES
-    column = None if positions in (None, "last") or is_file else positions
-    if holds_ids(source):
-        more = [] if column is None else [column]
-        tokens: Any = dataset_columns(source, sequences or N_SEQUENCES, more, skip=skip)
-        given = tokens.pop(column) if column is not None else None
-    elif column is not None:
-        raise ValueError(
-            f"--positions {column!r} must be last, a file ({', '.join(ARRAY_FILES)}), or a column "
-            "of a data set with token ids, --data hf:NAME:SPLIT:COLUMN"
-        )
-    else:
-        tokens = load_data(source, model, sequences, length, bos, seed, skip)
-        given = read_file(location("positions", positions), "weights") if is_file else None
-    tokens = without_padding(tokens, pad_id)
-    if positions is None:
-        return tokens, None
-    ids, real = read_inputs(tokens)
-    if real is None:
-        real = torch.ones_like(ids, dtype=torch.bool)
-    if positions == "last":
-        place = ids.shape[1] - 1 - real.flip(1).int().argmax(1)
-        return tokens, (torch.arange(1, ids.shape[1]) == place[:, None]).double()
-    return tokens, _weights_like(ids, given, positions, skip if is_file and has_rows(source) else 0)
-
-
-def _weights_like(ids: Tensor, given: Any, name: str, skip: int) -> Tensor:
-    """Weights of predicted tokens from those, or from a mask of all tokens; ragged rows end in 0.
-
-    Of more rows than there are sequences those are taken that are taken of the tokens.
-    """
-    longest = ids.shape[1]
-    if isinstance(given, list):
-        longest = max(len(row) for row in given)
-        given = [[*row, *[0] * (longest - len(row))] for row in given]
-    try:
-        weights = torch.as_tensor(given).double()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"--positions {name!r} must hold numbers: {error}") from None
-    if weights.ndim == 2:
-        weights = weights[skip : skip + len(ids)]
-    return weights[..., 1:] if weights.shape[-1:] == ids.shape[1:] else weights
 
 
 def make_settings(

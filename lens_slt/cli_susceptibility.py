@@ -5,14 +5,8 @@ from __future__ import annotations
 from lens_slt.arguments import choice
 from lens_slt.cli_commands import Susceptibility
 from lens_slt.cli_runs import finish_run, sampled, show_structure, write_attention
-from lens_slt.cli_support import (
-    load,
-    load_data,
-    settings_from,
-    show_health,
-    weighted_text,
-    without_padding,
-)
+from lens_slt.cli_support import load, settings_from, show_health
+from lens_slt.cli_text import text_of, weighted_text
 from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.structure.overview import read_structure
 
@@ -25,11 +19,8 @@ def run(options: Susceptibility) -> None:
     choice("estimator", options.estimator, ESTIMATORS)
     settings = settings_from(options, n_beta=0.0 if options.control else options.n_beta)
     model = load(options)
-    source = options.probe or options.data
-    skip = options.probe_sequences if source == options.data else 0
-    tokens, weights = weighted_text(options, model, options.sequences, skip=skip)
-    probe = load_data(source, model, options.probe_sequences, options.length, options.bos, seed=1)
-    probe = without_padding(probe, options.pad_id)
+    probe = text_of(options, model, options.probe_sequences, source=options.probe, seed=1)
+    tokens, weights = weighted_text(options, model, options.sequences, without=[probe])
     names = [options.components, "full"][: 2 if options.estimator == "two_posterior" else 1]
     drawn = sampled(
         options, model, tokens, names, NOT_IN_IT, settings=settings, probes={PROBE: probe},

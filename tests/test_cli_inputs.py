@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 import lens_slt as ls
 from lens_slt import cli, cli_commands
-from lens_slt.cli_options import OfText
-from lens_slt.cli_support import load_weighted
-from lens_slt.data.inputs import read_inputs
+from lens_slt.cli_options import OfText, OfWeightedText
+from lens_slt.cli_text import text_of, weighted_text
+from lens_slt.data.datasets import dataset_columns
+from lens_slt.data.inputs import read_inputs, sequences_in
 from tests.tiny_models import SIZES, native
 
 CONFIG = {**SIZES, "attn_only": True}
@@ -40,13 +41,22 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = torch.rand(6, 9, generator=torch.Generator().manual_seed(1))
     torch.save(weights, folder / "weights.pt")
     rows = [
-        {"input_ids": row[: 4 + i].tolist(), "answer": [0] * (3 + i) + [1]}
+        {
+            "input_ids": row[: 4 + i].tolist(),
+            "answer": [0] * (3 + i) + [1],
+            "predicted": [1] * (3 + i),
+        }
         for i, row in enumerate(tokens)
     ]
     (folder / "data").mkdir()
     lines = "\n".join(map(json.dumps, rows))
     (folder / "data" / "train.jsonl").write_text(lines)
     return folder
+
+
+def made(**options: Any) -> OfWeightedText:
+    """What a command was told of text."""
+    return OfWeightedText(**options)
 
 
 def rllc(mine: Path, out: Path, *more: str | Path) -> Result:
@@ -75,12 +85,14 @@ def test_a_model_of_ones_own_with_weights_from_a_file(mine: Path, tmp_path: Path
 
 def test_weights_of_the_last_token(mine: Path) -> None:
     model: Any = native(**CONFIG)
-    _, weights = load_weighted(str(mine / "tokens.npy"), "last", model, None, None, True)
+    _, weights = weighted_text(made(data=str(mine / "tokens.npy"), positions="last"), model, None)
     assert torch.equal(weights.nonzero()[:, 1], torch.full((6,), 8))
     tokens = np.load(mine / "tokens.npy")
     tokens[1, 6:] = tokens[2, :4] = 49
     np.save(mine / "padded.npy", tokens)
-    _, weights = load_weighted(str(mine / "padded.npy"), "last", model, None, None, True, 49)
+    _, weights = weighted_text(
+        made(data=str(mine / "padded.npy"), positions="last", pad_id=49), model, None
+    )
     assert weights.sum(1).tolist() == [1] * 6
     assert weights.argmax(1).tolist() == [8, 4, 8, 8, 8, 8]
 
@@ -88,11 +100,11 @@ def test_weights_of_the_last_token(mine: Path) -> None:
 def test_weights_of_a_column(mine: Path) -> None:
     name = f"hf:{mine / 'data'}:train:input_ids"
     model: Any = native(**CONFIG)
-    tokens, weights = load_weighted(name, "answer", model, 6, None, True)
+    tokens, weights = weighted_text(made(data=name, positions="answer"), model, 6)
     assert sorted(map(len, tokens["input_ids"])) == [4, 5, 6, 7, 8, 9]
     last = torch.tensor([len(row) - 2 for row in tokens["input_ids"]])
     assert torch.equal(weights.argmax(1), last) and (weights.sum(1) == 1).all()
-    _, same = load_weighted(name, "last", model, 6, None, True)
+    _, same = weighted_text(made(data=name, positions="last"), model, 6)
     assert torch.equal(same, weights)
     settings = ls.Settings(batch_size=2, draws=2, burn_in=1, chains=2)
     ls.sample(model, tokens, "L1H2", weights=weights, settings=settings, progress=False)
@@ -120,31 +132,45 @@ def test_every_command_on_text_can_leave_padding_out(mine: Path, tmp_path: Path)
     assert counts[:, :6].all() and not counts[:, 6:].any()
 
 
-@pytest.mark.parametrize("source", ["tokens.npy", "data"])
+@pytest.mark.parametrize("source", ["tokens.npy", "data", "short.txt"])
 def test_no_sequence_serves_two_purposes(mine: Path, source: str) -> None:
-    """Nor where rows are given: a circuit's trial would be held where it was found."""
-    name = str(mine / source) if "." in source else f"hf:{mine / source}:train:input_ids"
-    model: Any = native(**CONFIG)
-    trial, _ = load_weighted(name, None, model, 2, None, True, None, 2)
-    probe, _ = load_weighted(name, None, model, 1, None, True, None, 1, 2)
-    n = None if "." in source else 3
-    rest, _ = load_weighted(name, None, model, n, None, True, None, 0, 3)
-    pieces = [read_inputs(one).ids for one in (trial, probe, rest)]
-    rows = [tuple(row[row != 0].tolist())[:4] for piece in pieces for row in piece]
-    assert [len(piece) for piece in pieces] == [2, 1, 3] and len(set(rows)) == 6
-    weights = torch.arange(54.0).reshape(6, 9)
-    torch.save(weights, mine / "ordered.pt")
-    if n is None:
-        _, found = load_weighted(
-            name, str(mine / "ordered.pt"), model, None, None, True, None, 0, 3
-        )
+    """A circuit's trial would be held where it was found."""
+    is_rows, model = source != "short.txt", native(**CONFIG)
+    if not is_rows:
+        model = ls.load_model("attn-1l")
+        (mine / source).write_text("".join(f"{i} and {i * i}\n" for i in range(60)))
+    name = f"hf:{mine / source}:train:input_ids" if source == "data" else str(mine / source)
+    options = made(data=name, length=None if is_rows else 32)
+    n_rest = 3 if source == "data" else None
+    trial, _ = weighted_text(options, model, 2, seed=2)
+    probe, _ = weighted_text(options, model, 1, seed=1, without=[trial])
+    rest, _ = weighted_text(options, model, n_rest, without=[trial, probe])
+    rows = [row for one in (trial, probe, rest) for row in sequences_in(one)]
+    every = 6 if is_rows else len(ls.load_tokens(name, length=32))
+    assert len(rows) == len(set(rows)) == every >= 6
+    if source == "tokens.npy":
+        weights = torch.arange(54.0).reshape(6, 9)
+        torch.save(weights, mine / "ordered.pt")
+        weighted = made(data=name, positions=str(mine / "ordered.pt"))
+        _, found = weighted_text(weighted, model, None, without=[trial, probe])
         assert torch.equal(found, weights[3:].double())
-        for rows, skip, words in (
-            (None, 6, "has 6 sequences, of which 6 are for probes and trials: 0 are left; give"),
-            (4, 3, "3 are left, and 4 were asked for; give more, or ask for fewer"),
+        for n, others, words in (
+            (None, [trial, probe, rest], "6 are for probes and trials: 0 are left; give more"),
+            (4, [trial, probe], "3 are left, and 4 were asked for; give more, or ask for fewer"),
         ):
             with pytest.raises(ValueError, match=words):
-                load_weighted(name, None, model, rows, None, True, None, 0, skip)
+                text_of(options, model, n, without=others)
+
+
+def test_a_short_text_is_said_to_be_short(mine: Path, tmp_path: Path) -> None:
+    (mine / "short.txt").write_text("".join(f"{i} and {i * i}\n" for i in range(60)))
+    found = call(
+        "susceptibility", "--model", "attn-1l", "--data", mine / "short.txt", "--length", "32",
+        "--probe-sequences", "8", "--sequences", "9", "--out", tmp_path,
+    )  # fmt: skip
+    assert found.exit_code == 2
+    words = "sequences of 32 tokens beside 8 for probes and trials; 9 were asked for: ask for fewer"
+    assert words in " ".join(found.stderr.split())
 
 
 @pytest.mark.parametrize("command", ["rllc", "susceptibility"])
@@ -164,14 +190,28 @@ def test_a_probe_of_the_same_rows_leaves_its_own_to_it(
     assert next(iter(draws["probes"].values()))["base_loss"].sizes["sequence"] == 2
 
 
-def test_weights_of_text_are_not_skipped(mine: Path) -> None:
-    """Its seeds cut other sequences: none are left out."""
+def test_weights_of_text_are_of_positions_alone(mine: Path) -> None:
+    """Which sequences are cut is not the caller's to know: a row for each would be of others."""
     model = ls.load_model("attn-1l")
-    torch.save(torch.ones(8, 15), mine / "text.pt")
-    tokens, weights = load_weighted(
-        "mix", str(mine / "text.pt"), model, 8, 16, True, None, seed=0, skip=5
-    )
-    assert len(tokens) == len(weights) == 8
+    torch.save(torch.ones(8, 15), mine / "rows.pt")
+    torch.save(torch.arange(15.0), mine / "places.pt")
+    options = made(data="mix", length=16, positions=str(mine / "rows.pt"))
+    with pytest.raises(ValueError, match=r"rows.pt' has a row for every sequence, and which seq"):
+        weighted_text(options, model, 8)
+    options = made(data="mix", length=16, positions=str(mine / "places.pt"))
+    tokens, weights = weighted_text(options, model, 8)
+    assert tokens.shape == (8, 16) and torch.equal(weights, torch.arange(15.0).double())
+
+
+def test_ids_of_a_data_set_are_cut_and_weighed(mine: Path) -> None:
+    torch.save(torch.arange(3.0), mine / "places.pt")
+    name = f"hf:{mine / 'data'}:train:input_ids"
+    options = made(data=name, length=4, positions=str(mine / "places.pt"))
+    tokens, weights = weighted_text(options, native(**CONFIG), 6)
+    assert set(map(len, tokens["input_ids"])) == {4}
+    assert torch.equal(weights, torch.arange(3.0).double())
+    found = dataset_columns(name, 6, ["answer", "predicted"], length=4)
+    assert set(map(len, found["answer"])) == {4} and set(map(len, found["predicted"])) == {3}
 
 
 def test_padding_of_a_column_is_told_by_its_id(mine: Path) -> None:
@@ -181,7 +221,7 @@ def test_padding_of_a_column_is_told_by_its_id(mine: Path) -> None:
     (mine / "filled" / "train.jsonl").write_text(lines)
     name = f"hf:{mine / 'filled'}:train:input_ids"
     model: Any = native(**CONFIG)
-    tokens, weights = load_weighted(name, "last", model, 6, None, True, 0)
+    tokens, weights = weighted_text(made(data=name, positions="last", pad_id=0), model, 6)
     assert sorted(read_inputs(tokens).real.sum(1).tolist()) == [4, 4, 4, 6, 6, 6]
     assert sorted(weights.argmax(1).tolist()) == [2, 2, 2, 4, 4, 4]
 
@@ -191,8 +231,8 @@ def test_a_mask_of_all_tokens_loses_its_first_position(mine: Path) -> None:
     mask[:, [0, 4]] = True
     np.save(mine / "mask.npy", mask)
     model: Any = native(**CONFIG)
-    _, weights = load_weighted(
-        str(mine / "tokens.npy"), str(mine / "mask.npy"), model, None, None, True
+    _, weights = weighted_text(
+        made(data=str(mine / "tokens.npy"), positions=str(mine / "mask.npy")), model, None
     )
     assert torch.equal(weights, torch.from_numpy(mask[:, 1:]).double())
 
@@ -216,7 +256,7 @@ def test_bad_columns_and_configs(mine: Path, tmp_path: Path) -> None:
     name = f"hf:{mine / 'data'}:train:input_ids"
     found = rllc(mine, tmp_path, "--data", name, "--sequences", "6", "--positions", "anser")
     assert found.exit_code == 2
-    assert "has no column 'anser': input_ids, answer; did you mean 'answer'?" in found.stderr
+    assert "has no column 'anser': input_ids, answer, predicted; did you mean 'answer'?" in found.stderr
     found = call("rllc", "--model", mine / "mine.pt", "--data", name, "--out", tmp_path)
     assert found.exit_code == 2 and "needs config=" in found.stderr
     found = rllc(mine, tmp_path, "--data", "code")

@@ -18,7 +18,7 @@ from lens_slt import cli, cli_commands, cli_options, demo
 from lens_slt.circuits.replacements import AUTO, HOWS
 from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL
 from lens_slt.cli_exit import ExitCode
-from lens_slt.data.tokens import SOURCES
+from lens_slt.data.corpora import SOURCES
 from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.phases.ladder import GAMMAS, N_BETAS
 from lens_slt.sampling.registry import SAMPLERS

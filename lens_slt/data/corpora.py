@@ -13,6 +13,7 @@ from pathlib import Path
 from lens_slt.arguments import choice
 
 CORPORA = ("code", "prose")
+SOURCES = (*CORPORA, "mix")
 _LEFT_OUT = {  # tests, generated tables and bundled packages: not the code people write
     "test", "tests", "idlelib", "lib2to3", "encodings", "site-packages", "dist-packages",
     "pydoc_data", "turtledemo", "ensurepip", "__pycache__", "msilib", "_pyrepl",

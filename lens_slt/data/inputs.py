@@ -82,6 +82,25 @@ def token_array(tokens: Any, name: str = "tokens") -> Tensor:
     return tokens.detach().to("cpu", torch.int64)
 
 
+def sequences_in(tokens: Any) -> set[tuple[int, ...]]:
+    """Sequences of ids to look up: of a token array, a mapping with ``input_ids``, or a list of
+    these."""
+    if isinstance(tokens, list | tuple):
+        return set().union(*map(sequences_in, tokens))
+    if isinstance(tokens, Mapping):
+        tokens = tokens[IDS]
+        rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    else:
+        rows = token_array(tokens, "without").tolist()
+    return set(map(tuple, rows))
+
+
+def others(rows: Tensor, without: Any) -> list[int]:
+    """Places of the rows that are not among these sequences."""
+    known = sequences_in(without)
+    return [i for i, row in enumerate(rows.tolist()) if tuple(row) not in known]
+
+
 def text_encoder(model: Any) -> Encode | None:
     """How a TransformerLens model turns a text into ids; None without a tokenizer.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,21 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lens_slt.arguments import did_you_mean, integer, location, typed
-from lens_slt.data.checks import check_tokens, loss_mask
-from lens_slt.data.corpora import CORPORA, corpus
-from lens_slt.data.inputs import ATTENTION, IDS, read_inputs, texts_in, token_array
+from lens_slt.data.corpora import CORPORA, SOURCES, corpus
+from lens_slt.data.datasets import dataset_columns, dataset_documents, holds_ids
+from lens_slt.data.inputs import others, read_inputs, sequences_in, texts_in, token_array
 from lens_slt.data.tokenizer import shipped_tokenizer
 
-__all__ = ["SOURCES", "check_tokens", "load_tokens", "loss_mask"]
-
-SOURCES = (*CORPORA, "mix")
 ARRAY_FILES = (".npy", ".pt", ".safetensors")
 DEFAULT_LENGTH = 128
 _CODE_SHARE = 0.75  # of "mix"
 _MOST_PER_DOCUMENT = 16
 _FEWEST_DOCUMENTS = 32  # that a set is drawn from, where there are so many
 _BLOCK = 2**16  # characters of a text file that count as one document
-_SHUFFLE_BUFFER = 1000  # documents of a streamed data set that are shuffled at a time
 
 
 @typed
@@ -41,6 +36,7 @@ def load_tokens(
     length: int | None = None,
     seed: int = 0,
     bos: bool = True,
+    without: Tensor | Sequence[Tensor] = (),
 ) -> Tensor:
     """Token sequences ``[sequence, position]``, int64 on the CPU.
 
@@ -59,6 +55,10 @@ def load_tokens(
     is the shipped models' unless another one is given. ``n_sequences=None`` takes all there are.
     Of token arrays the first ``n_sequences`` rows and ``length`` columns are taken as they are.
 
+    Two seeds may take the same sequence of a text. What should be *other* text, such as that of a
+    circuit's trial, is loaded ``without=[tokens, probe]``: sequences that are among these are left
+    out, whichever source they came from; all have one ``length``.
+
     Raises ValueError where there is too little text, FileNotFoundError for a path that is none,
     ConnectionError for a data set that cannot be reached.
 
@@ -66,9 +66,12 @@ def load_tokens(
         >>> import lens_slt as ls
         >>> ls.load_tokens("code", n_sequences=4, length=16).shape
         torch.Size([4, 16])
-        >>> ls.load_tokens([[1, 2, 3], [4, 5, 6]])
+        >>> tokens = ls.load_tokens([[1, 2, 3], [4, 5, 6]])
+        >>> tokens
         tensor([[1, 2, 3],
                 [4, 5, 6]])
+        >>> ls.load_tokens([[7, 8, 9], [4, 5, 6]], without=tokens)
+        tensor([[7, 8, 9]])
     """
     if n_sequences is not None:
         integer("n_sequences", n_sequences, at_least=1)
@@ -78,15 +81,16 @@ def load_tokens(
     if not isinstance(source, str | Path):
         texts = texts_in(source)
         if texts is None:
-            return _without_padding(source, n_sequences, length)
-        cut = _Cutter(tokenizer, length or DEFAULT_LENGTH, bos, seed)
+            return _without_padding(source, n_sequences, length, without)
+        cut = _Cutter(tokenizer, length or DEFAULT_LENGTH, bos, seed, without)
         return cut(tuple(texts), n_sequences, "source")
     name = str(source)
     if name not in SOURCES and not name.startswith("hf:"):
         path = _existing_file(name)
         if path.suffix in ARRAY_FILES:
-            return _cut(_read_array(path), n_sequences, length, name)
-    cut = _Cutter(tokenizer, length or DEFAULT_LENGTH, bos, seed)
+            rows = _cut(_read_array(path), length, name)
+            return rows[_first(rows, n_sequences, without, name)]
+    cut = _Cutter(tokenizer, length or DEFAULT_LENGTH, bos, seed, without)
     if name == "mix":
         return _mix(cut, n_sequences)
     if name in CORPORA:
@@ -95,8 +99,9 @@ def load_tokens(
         if n_sequences is None:
             raise ValueError(f"n_sequences must be given for a Hugging Face data set ({name!r})")
         if holds_ids(name):
-            return _without_padding(dataset_columns(name, n_sequences, seed=seed), None, length)
-        return cut.stream(_dataset_documents(name, seed), n_sequences, f"the data set {name!r}")
+            found = dataset_columns(name, n_sequences, seed=seed, length=length, without=without)
+            return _without_padding(found, None, length)
+        return cut.stream(dataset_documents(name, seed), n_sequences, f"the data set {name!r}")
     blocks = _blocks(path.read_text(encoding="utf-8", errors="replace"))
     return cut(blocks, n_sequences, f"the file {name!r}", most=None)
 
@@ -104,7 +109,9 @@ def load_tokens(
 class _Cutter:
     """Cuts documents into sequences; all its random choices come from one private generator."""
 
-    def __init__(self, tokenizer: Any, length: int, bos: bool, seed: int) -> None:
+    def __init__(
+        self, tokenizer: Any, length: int, bos: bool, seed: int, without: Any = ()
+    ) -> None:
         if tokenizer is None:
             tokenizer = shipped_tokenizer()
         if not callable(tokenizer) or not hasattr(tokenizer, "bos_token_id"):
@@ -114,6 +121,13 @@ class _Cutter:
             )
         self.encode: Callable[..., Any] = tokenizer
         self.length = length
+        self.known = sequences_in(without)
+        for row in self.known:
+            if len(row) != length:
+                raise ValueError(
+                    f"without has sequences of {len(row)} tokens, and length is {length}: "
+                    "sequences are told apart where they have one length"
+                )
         self.generator = torch.Generator().manual_seed(seed)
         self.start: list[int] = []
         if bos:
@@ -156,15 +170,17 @@ class _Cutter:
             if n_sequences is not None and len(taken) >= n_sequences:
                 break
         rows = (taken + spare)[:n_sequences]
-        if not rows:
+        beside = f" that are not among the {len(self.known)} in without" if self.known else ""
+        if not rows and not beside:
             raise ValueError(
                 f"{what} has no document that is long enough for one sequence of {self.length} "
                 "tokens; pass a smaller length"
             )
-        if n_sequences is not None and len(rows) < n_sequences:
+        if not rows or (n_sequences is not None and len(rows) < n_sequences):
+            wanted = 1 if n_sequences is None else n_sequences
             raise ValueError(
-                f"{what} gives {len(rows)} sequences of {self.length} tokens; "
-                f"n_sequences={n_sequences} were asked for"
+                f"{what} gives {len(rows)} sequences of {self.length} tokens{beside}; "
+                f"n_sequences={wanted} were asked for"
             )
         return self.shuffled(torch.tensor(rows))
 
@@ -177,7 +193,8 @@ class _Cutter:
         body = self.length - len(self.start)
         n_pieces = len(ids) // body
         order = torch.randperm(n_pieces, generator=self.generator).tolist()
-        return [self.start + ids[i * body : (i + 1) * body] for i in order]
+        pieces = [self.start + ids[i * body : (i + 1) * body] for i in order]
+        return [piece for piece in pieces if tuple(piece) not in self.known]
 
 
 def _mix(cut: _Cutter, n_sequences: int | None) -> Tensor:
@@ -192,79 +209,6 @@ def _mix(cut: _Cutter, n_sequences: int | None) -> Tensor:
         counts = {"code": n_code, "prose": n_sequences - n_code}
         rows = [cut(corpus(k), n, f"the corpus {k!r}") for k, n in counts.items() if n]
     return cut.shuffled(torch.cat(rows))
-
-
-def dataset_columns(
-    name: str, n: int, more: Sequence[str] = (), *, seed: int = 0, skip: int = 0
-) -> dict[str, Any]:
-    """``n`` rows of ``hf:NAME:SPLIT:COLUMN`` whose column holds token ids, the first ones skipped.
-
-    Returns ``input_ids``, ``attention_mask`` where there is one, and the columns in ``more``, each
-    a list over rows. Raises as :func:`load_tokens`; ValueError for a column that is not there.
-    """
-    rows, column = _dataset(name, seed)
-    wanted = {IDS: column, ATTENTION: ATTENTION} | {one: one for one in more}
-    taken = list(islice(rows, skip, skip + n))
-    if len(taken) < n:
-        after = f" after the first {skip}" if skip else ""
-        raise ValueError(f"the data set {name!r} has {len(taken)} rows{after}; {n} were asked for")
-    for key in (column, *more):
-        if key not in taken[0]:
-            hint = did_you_mean(key, taken[0])
-            raise ValueError(
-                f"the data set {name!r} has no column {key!r}: {', '.join(taken[0])}{hint}"
-            )
-    return {
-        key: [row[there] for row in taken] for key, there in wanted.items() if there in taken[0]
-    }
-
-
-def holds_ids(name: str) -> bool:
-    """Whether ``hf:NAME:SPLIT:COLUMN`` names a column of token ids."""
-    if not name.startswith("hf:") or name.count(":") < 3:
-        return False
-    rows, column = _dataset(name, 0)
-    return isinstance(next(rows).get(column), list)
-
-
-def _dataset_documents(name: str, seed: int) -> Iterator[str]:
-    """Texts of a Hugging Face data set, streamed and shuffled."""
-    rows, column = _dataset(name, seed)
-    first = next(rows)
-    texts = [key for key, value in first.items() if isinstance(value, str)]
-    if not column:
-        column = "text" if "text" in texts else next(iter(texts), "")
-    if column not in texts:
-        raise ValueError(
-            f"the data set {name!r} has no text column {column!r}; "
-            f"its text columns: {', '.join(texts) or 'none'}"
-        )
-    return (row[column] for row in chain([first], rows))
-
-
-def _dataset(name: str, seed: int) -> tuple[Iterator[dict[str, Any]], str]:
-    """Rows of a Hugging Face data set, streamed and shuffled, at least one; the column named."""
-    parts = name.split(":")
-    if not 2 <= len(parts) <= 4 or not all(parts):
-        raise ValueError(
-            f"source must read hf:NAME, hf:NAME:SPLIT or hf:NAME:SPLIT:COLUMN; got {name!r}"
-        )
-    dataset_name, split = parts[1], parts[2] if len(parts) > 2 else "train"
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(dataset_name, split=split, streaming=True)
-    except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConnectionError(
-            f"the Hugging Face data set {dataset_name!r} could not be loaded ({reason}). Without a "
-            f"network use a built-in corpus: {', '.join(SOURCES)}."
-        ) from error
-    rows = iter(rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER))
-    first = next(rows, None)
-    if first is None:
-        raise ValueError(f"the data set {name!r} is empty")
-    return chain([first], rows), parts[3] if len(parts) > 3 else ""
 
 
 def _blocks(text: str) -> tuple[str, ...]:
@@ -321,12 +265,15 @@ def read_file(path: Path, what: str) -> Any:
     return next(iter(found.values()))
 
 
-def _without_padding(source: Any, n_sequences: int | None, length: int | None) -> Tensor:
+def _without_padding(
+    source: Any, n_sequences: int | None, length: int | None, without: Any = ()
+) -> Tensor:
     """Rows of ids that have the whole length asked for."""
     ids, real = read_inputs(source, "source")
-    found = _cut(ids, n_sequences, length, "source")
-    if real is not None and not bool(_cut(real, n_sequences, length, "source").all()):
-        n_padded = int((~real[:n_sequences, :length]).any(1).sum())
+    taken = _first(_cut(ids, length, "source"), n_sequences, without, "source")
+    found = ids[taken, :length]
+    if real is not None and not bool(real[taken, :length].all()):
+        n_padded = int((~real[taken, :length]).any(1).sum())
         raise ValueError(
             f"source has {n_padded} rows that are padded, or shorter than {found.shape[1]} tokens, "
             "and token sequences come without a mask: pass it as it is where tokens are asked for "
@@ -335,12 +282,19 @@ def _without_padding(source: Any, n_sequences: int | None, length: int | None) -
     return found
 
 
-def _cut(tokens: Tensor, n_sequences: int | None, length: int | None, name: str) -> Tensor:
-    for argument, asked, there in zip(
-        ("n_sequences", "length"), (n_sequences, length), tokens.shape, strict=True
-    ):
-        if asked is not None and asked > there:
-            raise ValueError(
-                f"{argument}={asked} was asked for; {name} has shape {tuple(tokens.shape)}"
-            )
-    return tokens[:n_sequences, :length]
+def _cut(tokens: Tensor, length: int | None, name: str) -> Tensor:
+    if length is not None and length > tokens.shape[1]:
+        raise ValueError(f"length={length} was asked for; {name} has shape {tuple(tokens.shape)}")
+    return tokens[:, :length]
+
+
+def _first(rows: Tensor, n_sequences: int | None, without: Any, name: str) -> list[int]:
+    """Places of so many of the rows that are not among other sequences."""
+    places = others(rows, without)
+    if not places or (n_sequences or 0) > len(places):
+        known = len(rows) - len(places)
+        left = f", of which {known} are in without" if known else ""
+        raise ValueError(
+            f"n_sequences={n_sequences} was asked for; {name} has shape {tuple(rows.shape)}{left}"
+        )
+    return places[:n_sequences]

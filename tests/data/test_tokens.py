@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lens_slt.data.corpora import corpus
+from lens_slt.data.inputs import sequences_in
 from lens_slt.data.tokenizer import BOS_ID, shipped_tokenizer
 from lens_slt.data.tokens import load_tokens
 
@@ -198,3 +199,31 @@ def test_tokenizer_without_bos() -> None:
     tokenizer.bos_token = None
     with pytest.raises(ValueError, match="no BOS token; pass bos=False"):
         load_tokens("code", tokenizer, n_sequences=1)
+
+
+def test_other_text_is_other_text(text_file: Path) -> None:
+    """Two seeds share sequences; what is left out is found in no set, whatever its source."""
+    first = load_tokens(text_file, n_sequences=12, length=32)
+    again = load_tokens(text_file, n_sequences=12, length=32, seed=1)
+    assert sequences_in(first) & sequences_in(again)
+    other = load_tokens(text_file, n_sequences=12, length=32, seed=1, without=first)
+    rest = load_tokens(text_file, length=32, without=[first, other])
+    every = load_tokens(text_file, length=32)
+    parts = [*map(sequences_in, (first, other, rest))]
+    assert set.union(*parts) == sequences_in(every)
+    assert sum(map(len, parts)) == len(sequences_in(every))
+    code = load_tokens("code", n_sequences=8, length=32, without=load_tokens("mix", length=32))
+    assert not sequences_in(code) & sequences_in(load_tokens("mix", length=32))
+    with pytest.raises(ValueError, match=r"gives 0 sequences of 32 tokens that are not among the"):
+        load_tokens(text_file, length=32, without=every)
+    with pytest.raises(ValueError, match=r"without has sequences of 32 tokens, and length is 16"):
+        load_tokens(text_file, length=16, without=first)
+
+
+def test_rows_are_left_out_of_arrays(tmp_path: Path) -> None:
+    rows = torch.arange(12).reshape(4, 3)
+    torch.save(rows, tmp_path / "rows.pt")
+    for source in (rows, rows.numpy(), rows.tolist(), tmp_path / "rows.pt"):
+        assert torch.equal(load_tokens(source, n_sequences=2, without=rows[1:2]), rows[[0, 2]])
+        with pytest.raises(ValueError, match=r"shape \(4, 3\), of which 1 are in without"):
+            load_tokens(source, n_sequences=4, without=[rows[1:2]])
