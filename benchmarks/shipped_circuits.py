@@ -61,11 +61,11 @@ def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Proposals, trials and their tables for one seed."""
     model = ls.load_model(name)
     few, length = (12, 32) if args.quick else (32, 128)
-    probe = ls.load_tokens("mix", n_sequences=few, length=length, seed=1)
+    text = ls.load_tokens("mix", n_sequences=16 if args.quick else 512, length=length)
+    probe = ls.load_tokens("mix", n_sequences=few, length=length, seed=1, without=text)
     settings = demo_settings(seed=args.seed)
     draws = ls.sample(
-        model, ls.load_tokens("mix", n_sequences=16 if args.quick else 512, length=length),
-        ["heads", "full"], settings=common.toy(settings) if args.quick else settings,
+        model, text, ["heads", "full"], settings=common.toy(settings) if args.quick else settings,
         probes={"mix": probe}, path=None if args.cache is None else args.cache / name,
         progress=False,
     )  # fmt: skip
@@ -77,7 +77,7 @@ def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
     ours = next((h for h in proposed if h.pattern == "induction" and h.edges), None)
     if ours is None:
         return {"proposed": 0.0, "supported": 0.0, "false_supported": 0.0, "seconds": 0.0}
-    tokens = ls.load_tokens("mix", n_sequences=few, length=length, seed=2)
+    tokens = ls.load_tokens("mix", n_sequences=few, length=length, seed=2, without=[text, probe])
     false = false_hypotheses(ours, model, args.seed)
     began = time.perf_counter()
     trials = ls.cross_check(model, tokens, [ours, *false], slt=slt, progress=False)

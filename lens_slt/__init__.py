@@ -6,7 +6,7 @@ Ten lines::
 
     model = ls.load_model("attn-2l")  # or any HookedTransformer / TransformerBridge
     tokens = ls.load_tokens("mix", n_sequences=512)  # or your own [sequence, position] integers
-    probes = {name: ls.load_tokens(name, n_sequences=8, seed=1) for name in ("code", "prose")}
+    probes = {p: ls.load_tokens(p, n_sequences=8, without=tokens) for p in ("code", "prose")}
 
     short = ls.Settings(draws=160, batch_size=8, thin=4)  # short
     draws = ls.sample(model, tokens, "heads", settings=short, probes=probes)

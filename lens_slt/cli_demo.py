@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lens_slt import demo
 from lens_slt.cli_commands import Demo
 from lens_slt.cli_output import say
@@ -16,14 +18,12 @@ def run(options: Demo) -> None:
     settings = demo.demo_settings(options.draws, options.seed)
     say(options, demo.WHAT)
     before = found_steps(options)
-    draws, views = demo.run_demo(
-        options.kept, settings, sequences=options.sequences, length=options.length,
-        progress=progress,
-    )  # fmt: skip
+    text: dict[str, Any] = {"sequences": options.sequences, "length": options.length}
+    draws, views = demo.run_demo(options.kept, settings, progress=progress, **text)
     drawn = Run(draws, refined_llc(draws).drop_sel(probe=demo.STRUCTURE), before)
     llc = show_rllc(options, drawn, demo.HOW_TO_READ)
     structure = show_structure(options, views, demo.HOW_TO_READ_MODES)
-    trials, behaviour = demo.run_trials(views, length=options.length, progress=progress)
+    trials, behaviour = demo.run_trials(views, progress=progress, **text)
     tried = show_trials(options, trials, behaviour, drawn, demo.HOW_TO_READ_CIRCUITS)
     title = "The shipped model, from refined LLCs to circuits"
     finish_run(options, drawn, title, "mix", llc, structure, tried)

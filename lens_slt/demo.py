@@ -76,12 +76,12 @@ def run_demo(
     Beside them come matrices with their modes, and where heads attend on one sequence.
     """
     model = load_model(MODEL)
-    tokens = load_tokens("mix", n_sequences=sequences, length=length)
+    structure = _structure_tokens(length)
+    tokens = _sampled_tokens(sequences, length)
 
     def few(source: str) -> Tensor:
-        return load_tokens(source, n_sequences=PROBE_SEQUENCES, length=length, seed=1)
+        return load_tokens(source, n_sequences=PROBE_SEQUENCES, length=length, without=tokens)
 
-    structure = _structure_tokens(length)
     probes = {
         "code": few("code"),
         "prose": few("prose"),
@@ -97,7 +97,7 @@ def run_demo(
 
 
 def run_trials(
-    views: dict[str, View], *, length: int, progress: bool
+    views: dict[str, View], *, sequences: int, length: int, progress: bool
 ) -> tuple[list[Trial], xr.Dataset]:
     """Circuits that the modes and per-token rLLCs shown suggest, tried on other text; heads by
     behaviour."""
@@ -105,7 +105,8 @@ def run_trials(
     probe = _structure_tokens(length)
     slt = evidence_of(views["llc"], label_patterns(probe, model.tokenizer))
     hypotheses = propose_circuits(slt, model, probe, most=HYPOTHESES)
-    tokens = load_tokens("mix", n_sequences=TRIAL_SEQUENCES, length=length, seed=2)
+    known = [probe, _sampled_tokens(sequences, length)]
+    tokens = load_tokens("mix", n_sequences=TRIAL_SEQUENCES, length=length, seed=2, without=known)
     trials = cross_check(model, tokens, hypotheses, slt=slt, progress=progress)
     return trials, behaviour_scores(model, tokens)
 
@@ -113,3 +114,9 @@ def run_trials(
 def _structure_tokens(length: int) -> Tensor:
     """The probe that modes are read from."""
     return load_tokens("mix", n_sequences=STRUCTURE_SEQUENCES, length=length, seed=1)
+
+
+def _sampled_tokens(sequences: int, length: int) -> Tensor:
+    """The text of the loss."""
+    known = _structure_tokens(length)
+    return load_tokens("mix", n_sequences=sequences, length=length, without=known)

@@ -256,7 +256,10 @@ def test_bad_columns_and_configs(mine: Path, tmp_path: Path) -> None:
     name = f"hf:{mine / 'data'}:train:input_ids"
     found = rllc(mine, tmp_path, "--data", name, "--sequences", "6", "--positions", "anser")
     assert found.exit_code == 2
-    assert "has no column 'anser': input_ids, answer, predicted; did you mean 'answer'?" in found.stderr
+    assert (
+        "has no column 'anser': input_ids, answer, predicted; did you mean 'answer'?"
+        in found.stderr
+    )
     found = call("rllc", "--model", mine / "mine.pt", "--data", name, "--out", tmp_path)
     assert found.exit_code == 2 and "needs config=" in found.stderr
     found = rllc(mine, tmp_path, "--data", "code")

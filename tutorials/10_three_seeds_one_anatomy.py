@@ -55,7 +55,7 @@ pd.DataFrame(roles)
 
 # %%
 text = ls.load_tokens("mix", n_sequences=128, length=48)
-probe = ls.load_tokens("mix", n_sequences=24, length=48, seed=1)
+probe = ls.load_tokens("mix", n_sequences=24, length=48, without=text)
 measured = {}
 for seed, (name, model) in enumerate(models.items()):
     settings = ls.Settings(draws=30, batch_size=8, thin=2, seed=seed)
@@ -123,7 +123,7 @@ best = {
     for score in ("previous_token", "prefix_matching")
 }
 circuit = ls.circuit(f"{best['previous_token']} -> {best['prefix_matching']}.K", "induction")
-tokens = ls.load_tokens("mix", n_sequences=32, length=48, seed=2)
+tokens = ls.load_tokens("mix", n_sequences=32, length=48, without=[text, probe])
 carried = ls.transfer([circuit], matched, models[names[1]], tokens, n_null=20, progress=False)
 done = carried.summary.isel(circuit=0)
 print(f"{circuit}  ⇒  {done['mapped'].values}: {done['verdict'].values}")

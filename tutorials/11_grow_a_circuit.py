@@ -98,7 +98,7 @@ second[:, HALF:] = 1
 watched = {
     "second halves": ls.Probe(again, weights=second),
     "first halves": ls.Probe(again, weights=1 - second),
-    "text": ls.Probe(ls.load_tokens("mix", n_sequences=32, length=LENGTH, seed=98)),
+    "text": ls.Probe(ls.load_tokens("mix", n_sequences=32, length=LENGTH, without=parts[0])),
 }
 
 # %% [markdown]

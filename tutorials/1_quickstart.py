@@ -47,7 +47,8 @@ import plotly.express as px
 model = ls.load_model("attn-2l")
 tokens = ls.load_tokens("mix", n_sequences=256, length=64)  # defines the loss
 probes = {
-    name: ls.load_tokens(name, n_sequences=8, length=64, seed=1) for name in ("code", "prose")
+    name: ls.load_tokens(name, n_sequences=8, length=64, without=tokens)
+    for name in ("code", "prose")
 }
 print(f"{type(model).__name__}, {model.cfg.n_layers} layers × {model.cfg.n_heads} heads")
 print("tokens:", tuple(tokens.shape), " each probe:", tuple(probes["code"].shape))

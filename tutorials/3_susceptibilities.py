@@ -39,7 +39,7 @@ import plotly.express as px
 
 model = ls.load_model("attn-2l")
 tokens = ls.load_tokens("mix", n_sequences=256, length=64)
-probe = ls.load_tokens("mix", n_sequences=24, length=64, seed=1)
+probe = ls.load_tokens("mix", n_sequences=24, length=64, without=tokens)
 settings = ls.Settings(n_beta=30, gamma=200, draws=120, batch_size=8, thin=4)
 draws = ls.sample(
     model, tokens, ["heads", "full"], settings=settings, probes={"mix": probe}, progress=False

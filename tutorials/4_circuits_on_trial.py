@@ -39,7 +39,7 @@ import pandas as pd
 
 model = ls.load_model("attn-2l")
 tokens = ls.load_tokens("mix", n_sequences=256, length=64)
-probe = ls.load_tokens("mix", n_sequences=24, seed=1)
+probe = ls.load_tokens("mix", n_sequences=48, length=64, without=tokens)
 settings = ls.Settings(draws=60, batch_size=8, thin=2)
 draws = ls.sample(model, tokens, "heads", settings=settings, probes={"text": probe}, progress=False)
 print(draws["health"]["summary"].to_pandas().to_string())
@@ -155,7 +155,7 @@ assert scores["head_type"].sel(component="L1H3") == "induction"
 # lies below the least effect that counts (0.05 nats, or a tenth). Anything else is **undecided**.
 
 # %%
-other = ls.load_tokens("mix", n_sequences=24, seed=2)
+other = ls.load_tokens("mix", n_sequences=48, length=64, without=[tokens, probe])
 trials = ls.cross_check(
     model, other, [found, wrong_input, another_writer, another_reader],
     slt=slt, composition=composition, n_null=20, n_bootstrap=500, progress=False,

@@ -94,7 +94,7 @@ ls.plot(moment)
 # %%
 few = run.at([0, 600, 1700, 2200, 2300, 2600, 5300])
 tokens = ls.load_tokens("mix", n_sequences=64, length=48)
-probe = ls.load_tokens("mix", n_sequences=24, length=48, seed=1)
+probe = ls.load_tokens("mix", n_sequences=24, length=48, without=tokens)
 settings = ls.Settings(draws=30, chains=2, burn_in=5, batch_size=4, thin=3)
 folder = tempfile.mkdtemp()  # keeps everything; a path of yours can be gone on with
 found = ls.develop(
@@ -200,7 +200,7 @@ assert refused
 # tokens* of text, more than others, to take away this head, or this path?
 
 # %%
-text = ls.load_tokens("mix", n_sequences=16, length=64, seed=2)
+text = ls.load_tokens("mix", n_sequences=24, length=48, without=[tokens, probe])
 mine = ls.circuit("L0H2 -> L1H2.K", pattern="induction")
 built = ls.construction(few, text, mine, trials="none", n_bootstrap=300, progress=False)
 boundary = [float(moment[name].item()) for name in ("midpoint", "midpoint_low", "midpoint_high")]
