@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lens_slt.circuits.behaviour import behaviour_scores
-from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
+from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit
 from lens_slt.circuits.pattern_masks import every_prediction
 from lens_slt.circuits.propose import propose_circuits
 from lens_slt.circuits.slt_evidence import SltEvidence, evidence_of
@@ -22,7 +21,7 @@ from lens_slt.cli_runs import (
     show_trials,
     write_attention,
 )
-from lens_slt.cli_support import load, settings_from, show_estimate, show_health
+from lens_slt.cli_support import circuits_of, load, settings_from, show_estimate, show_health
 from lens_slt.cli_text import weighted_text
 from lens_slt.data.inputs import read_inputs
 from lens_slt.data.patterns import label_patterns
@@ -45,7 +44,9 @@ class Suggested:
 
 def run(options: CrossCheck) -> None:
     """Infer circuits if none is given, and put them on trial."""
-    given = _hypotheses(options.hypothesis, options.pattern)
+    given = None
+    if options.hypothesis != INFERRED:
+        given = circuits_of("hypothesis", options.hypothesis, options.pattern)
     settings = settings_from(options)
     model = load(options)
     tokens, weights = weighted_text(options, model, options.trial_sequences, seed=2)
@@ -110,24 +111,3 @@ def _not_in_it(
     runs, seconds = trial_seconds(model, tokens, likely, options.null_sets)
     trials = f"the trials (up to {runs} runs of the model, {seconds:.0f} s)"
     return f"loading the model, tables and figures, and {trials}"
-
-
-def _hypotheses(given: str, pattern: str | None) -> list[CircuitHypothesis] | None:
-    """Hypotheses of a file or of the text itself; None where they are to be inferred."""
-    if given == INFERRED:
-        return None
-    if Path(given).suffix == ".json":
-        found = read_hypotheses(given)
-    elif pattern is None:
-        raise ValueError(
-            f"--hypothesis {given!r} needs --pattern, the tokens that the circuit is for"
-        )
-    else:
-        found = [circuit(given, pattern)]
-    roles = sorted({role for one in found for role in one.roles})
-    if roles:
-        raise ValueError(
-            f"--hypothesis names roles ({', '.join(roles)}), and the command line knows no "
-            "positions of roles: use lens_slt.cross_check with roles= in Python"
-        )
-    return found

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from lens_slt.arrays import write_zarr
 from lens_slt.circuits.attention import attention_patterns
-from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
 from lens_slt.circuits.transfer import Transfer, transfer
 from lens_slt.cli_commands import Match
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
+    circuits_of,
     is_usable,
     load_quietly,
     plain_records,
@@ -39,7 +38,11 @@ TRIED = 64  # sequences of trials, at most
 def run(options: Match) -> None:
     """Sample both models, match their components, carry circuits over."""
     settings = settings_from(options)
-    circuits = _circuits(options.hypotheses or [], options.pattern)
+    circuits = [
+        one
+        for given in options.hypotheses or []
+        for one in circuits_of("hypotheses", given, options.pattern)
+    ]
     a = load_quietly(options.model, options.checkpoint, options.device)
     b = load_quietly(options.other, options.other_checkpoint, options.device)
     _refuse_other_tokenizers(a, b)
@@ -79,14 +82,6 @@ def _tokens(options: Match, model: Any) -> tuple[Any, Any, Any]:
     probe = text_of(options, model, n_probe, seed=1)
     trial = text_of(options, model, n_trial, seed=2, without=[probe])
     return text_of(options, model, sequences, without=[probe, trial]), probe, trial
-
-
-def _circuits(given: list[str], pattern: str) -> list[CircuitHypothesis]:
-    found: list[CircuitHypothesis] = []
-    for text in given:
-        is_file = text.endswith(".json")
-        found += read_hypotheses(Path(text).expanduser()) if is_file else [circuit(text, pattern)]
-    return found
 
 
 def _refuse_other_tokenizers(a: Any, b: Any) -> None:

@@ -17,6 +17,7 @@ import xarray as xr
 from rich.text import Text
 
 from lens_slt.arguments import choice, instance
+from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
 from lens_slt.cli_options import OfModel, Options, Resumed
 from lens_slt.cli_output import console, finish, say, show
 from lens_slt.data.checks import usable_device
@@ -192,6 +193,25 @@ def parse_probes(given: list[str]) -> dict[str, str]:
             raise ValueError(f"--probe names {name!r} twice")
         probes[name] = source
     return probes
+
+
+def circuits_of(option: str, given: str, pattern: str | None) -> list[CircuitHypothesis]:
+    """Hypotheses of a JSON file, or the one that is written out, for the tokens of a pattern."""
+    if Path(given).suffix == ".json":
+        found = read_hypotheses(Path(given).expanduser())
+    elif pattern is None:
+        raise ValueError(
+            f"--{option} {given!r} needs --pattern, the tokens that the circuit is for"
+        )
+    else:
+        found = [circuit(given, pattern)]
+    roles = sorted({role for one in found for role in one.roles})
+    if roles:
+        raise ValueError(
+            f"--{option} names roles ({', '.join(roles)}), and the command line knows no "
+            "positions of roles: use lens_slt.cross_check with roles= in Python"
+        )
+    return found
 
 
 def _read_settings(file: Path) -> Settings:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lens_slt.arguments import choice
 from lens_slt.cli_commands import Susceptibility
 from lens_slt.cli_runs import finish_run, sampled, show_structure, write_attention
 from lens_slt.cli_support import load, settings_from, show_health
 from lens_slt.cli_text import text_of, weighted_text
 from lens_slt.observables.susceptibility import ESTIMATORS
+from lens_slt.sampling.prepare import Probe
 from lens_slt.structure.overview import read_structure
 
 NOT_IN_IT = "loading the model, matrices, modes and figures"
@@ -19,12 +22,12 @@ def run(options: Susceptibility) -> None:
     choice("estimator", options.estimator, ESTIMATORS)
     settings = settings_from(options, n_beta=0.0 if options.control else options.n_beta)
     model = load(options)
-    probe = text_of(options, model, options.probe_sequences, source=options.probe, seed=1)
+    probe, counts = _probe(options, model)
     tokens, weights = weighted_text(options, model, options.sequences, without=[probe])
     names = [options.components, "full"][: 2 if options.estimator == "two_posterior" else 1]
     drawn = sampled(
-        options, model, tokens, names, NOT_IN_IT, settings=settings, probes={PROBE: probe},
-        weights=weights,
+        options, model, tokens, names, NOT_IN_IT, settings=settings, weights=weights,
+        probes={PROBE: Probe(probe, weights=counts)},
     )  # fmt: skip
     if drawn is None:
         return
@@ -36,3 +39,10 @@ def run(options: Susceptibility) -> None:
     structure = show_structure(options, views)
     write_attention(options, model, probe)
     finish_run(options, drawn, f"Structure of {options.model}", options.data, structure)
+
+
+def _probe(options: Susceptibility, model: Any) -> tuple[Any, Any]:
+    """Sequences that the matrix has rows of; ``--positions`` are of ``--data`` alone."""
+    if options.probe is None:
+        return weighted_text(options, model, options.probe_sequences, seed=1)
+    return text_of(options, model, options.probe_sequences, source=options.probe, seed=1), None
