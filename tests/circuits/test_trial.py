@@ -155,9 +155,11 @@ def test_refined_values_single_out_the_circuit(induction, matrix):
 
 def test_an_undecided_effect_says_how_long_a_trial_would_tell():
     seen = dict(part="L0H1", effect=0.4, low=0.1, high=0.7, least=0.05, outcome="undecided")
-    times = (norm.isf(0.005) / norm.isf(0.02)) ** 2  # ten times p < 0.05 asks for this
-    open_ = Evidence("minimality", p=0.02, corrected_p=0.2, **seen)
-    assert f"{times:.1f} times as many sequences" in verdict_of([open_])[1][0]
+    # Four tests and eight contexts ask of its own p-value, 0.03, that it be under 0.05 / 32.
+    times = (norm.isf(0.05 / 32) / norm.isf(0.03)) ** 2
+    open_ = Evidence("minimality", p=0.24, looks=8, corrected_p=0.96, **seen)
+    others = [Evidence("edge", "", 1.0, p=p, outcome="held") for p in (0.5, 0.6, 0.7, 0.001)]
+    assert f"{times:.1f} times as many sequences" in verdict_of([open_, *others])[1][0]
     for p, effect in ((0.4, 0.4), (0.02, 0.01)):  # no more than noise; too small to count
         open_ = Evidence("minimality", p=p, corrected_p=1.0, **{**seen, "effect": effect})
         assert "as many sequences" not in verdict_of([open_])[1][0]
