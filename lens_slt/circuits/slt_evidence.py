@@ -126,13 +126,16 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
 
     None of them votes: the verdict rests on interventions, and what disagrees is listed with it.
     """
-    matrix, names = slt.matrix, set(slt.matrix["component"].values.tolist())
+    known = slt.matrix[slt.matrix.attrs["quantity"]].notnull().all("token")
+    matrix = slt.matrix.sel(component=known)  # without components of which no chain can be used
+    names = set(matrix["component"].values.tolist())
     there = dict.fromkeys(node_of(name) for name in case.hypothesis.components)
     heads = [name for name in there if name in names]  # a matrix knows no roles
     labels = slt.labels
     pattern = case.hypothesis.pattern
     if pattern not in labels or not heads:
         return []
+    matrix = matrix.sel(component=heads)
     refined = refined_on_pattern(matrix, labels[pattern], seed=case.seed)
     found = []
     for name in heads:

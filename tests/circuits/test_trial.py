@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from lens_slt.circuits.null_sets import (
     same_shape,
 )
 from lens_slt.circuits.runs import Runs
-from lens_slt.circuits.slt_evidence import refined_on_pattern
+from lens_slt.circuits.slt_evidence import refined_on_pattern, slt_evidence
 from lens_slt.circuits.statistics import Contrast
 from lens_slt.circuits.trial_notes import Disagreement, summed_up
 from lens_slt.circuits.verdict import verdict_of
@@ -141,6 +142,27 @@ def test_slt_evidence_is_noted_and_changes_no_verdict(induction, matrix, planted
     # The rest is the same to the last bit: seeds decide everything.
     votes, before = ([e for e in t.evidence if e.votes] for t in (trial, planted_trials[0]))
     assert votes == before
+
+
+def test_slt_evidence_leaves_out_components_without_usable_chains(induction, matrix):
+    p = induction
+    first, *rest = p.truth.components
+    other = next(name for name in matrix["component"].values if name not in p.truth.components)
+    holes = matrix.copy(deep=True)
+    holes["llc"].loc[{"component": [first, other]}] = np.nan
+    case = SimpleNamespace(hypothesis=p.truth, seed=0)
+    found = slt_evidence(case, ls.SltEvidence(holes, p.patterns[:, 64:]))
+    assert {one.part for one in found} == set(rest)
+
+
+def test_what_is_wrong_with_slt_evidence_is_said_before_the_trial(induction, matrix, monkeypatch):
+    p = induction
+    monkeypatch.setattr("lens_slt.circuits.trial._trial", lambda *_: pytest.fail("too late"))
+    of_others = ls.SltEvidence(matrix, p.patterns[:, :64])
+    with pytest.raises(ValueError, match="label other tokens than the matrix has"):
+        ls.cross_check(
+            p.model, p.tokens[:64], p.truth, patterns=p.patterns[:, :64], slt=of_others, **FEW
+        )
 
 
 def test_refined_values_single_out_the_circuit(induction, matrix):
