@@ -16,7 +16,11 @@ from lens_slt.circuits import evidence as tests
 from lens_slt.circuits.case import Case
 from lens_slt.circuits.composition import composition_scores
 from lens_slt.circuits.evidence import NAN, Evidence, Outcome
-from lens_slt.circuits.hypothesis import CircuitHypothesis, check_hypothesis, from_record
+from lens_slt.circuits.hypothesis import (
+    CircuitHypothesis,
+    check_hypothesis,
+    from_record,
+)
 from lens_slt.circuits.neighbours import neighbours
 from lens_slt.circuits.pattern_masks import pattern_masks
 from lens_slt.circuits.replacements import Ablation
