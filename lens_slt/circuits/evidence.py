@@ -45,7 +45,8 @@ class Evidence:
     """One test of one part of a hypothesis.
 
     ``part`` is ``circuit``, a component or an edge. ``null_low`` to ``null_high`` holds the middle
-    95 % of what the null gives. ``votes`` says whether the verdict rests on it.
+    95 % of what the null gives. ``votes`` says whether the verdict rests on it. ``looks`` is how
+    many times its own p-value ``p`` is, as it was looked at in several contexts.
     """
 
     test: str
@@ -64,6 +65,7 @@ class Evidence:
     outcome: Outcome = "noted"
     votes: bool = False
     words: str = ""
+    looks: float = 1.0
 
 
 def necessity(case: Case) -> list[Evidence]:
@@ -153,12 +155,12 @@ def minimality(case: Case) -> list[Evidence]:
         ]
         alone = case.contrast.on_pattern(case.kept(case.nodes - mine) - base_kept)
         estimates.append((alone, "in the circuit alone"))
-        best, outcome, words = _in_contexts(estimates, case.least_effect, 0.0)
+        best, looks, outcome, words = _in_contexts(estimates, case.least_effect, 0.0)
         null_words = f"each of {len(inflated)} components added to the circuit"
         share = _reached(alone.value, inflated)
         found.append(
             _evidence("minimality", part, best, outcome, inflated, null_words, share,
-                      case.least_effect, f"clearest {words}", case.unit)
+                      case.least_effect, f"clearest {words}", case.unit, looks)
         )  # fmt: skip
     return found
 
@@ -186,10 +188,10 @@ def edges(case: Case) -> list[Evidence]:
         # In the same context, or other edges would be compared with what they do in another.
         null = np.array([case.contrast.value(case.beyond(clearest, *one)) for one in sets.members])
         share = _reached(estimates[at][0].value, null)
-        best, outcome, words = _in_contexts(estimates, case.least_effect, share)
+        best, looks, outcome, words = _in_contexts(estimates, case.least_effect, share)
         found.append(
             _evidence("edge", str(edge), best, outcome, null, sets.words, share,
-                      case.least_effect, f"clearest {words}", case.unit)
+                      case.least_effect, f"clearest {words}", case.unit, looks)
         )  # fmt: skip
     return found
 
@@ -291,12 +293,12 @@ def _against(
 
 def _evidence(
     test: str, part: str, found: Measured, outcome: Outcome, null: FloatArray, null_words: str,
-    null_share: float, least: float, words: str, unit: str,
+    null_share: float, least: float, words: str, unit: str, looks: float = 1.0,
 ) -> Evidence:  # fmt: skip
     low, high = np.quantile(null, ENDS) if len(null) else (NAN, NAN)
     return Evidence(
         test, part, found.value, found.low, found.high, unit, found.p, NAN, null_words,
-        float(low), float(high), null_share, least, outcome, True, words,
+        float(low), float(high), null_share, least, outcome, True, words, looks,
     )  # fmt: skip
 
 
@@ -318,20 +320,22 @@ def _outcome(found: Measured, least: float, null_share: float) -> Outcome:
 
 def _clearest(estimates: list[tuple[Measured, str]]) -> int:
     """Which context shows the effect best: that with the highest lower limit."""
-    return max(range(len(estimates)), key=lambda i: estimates[i][0].low)
+    lows = [np.nan_to_num(found.low, nan=-np.inf) for found, _ in estimates]
+    return int(np.argmax(lows))
 
 
 def _in_contexts(
     estimates: list[tuple[Measured, str]], least: float, null_share: float
-) -> tuple[Measured, Outcome, str]:
-    """The context that shows the effect best, its p-value corrected for the choice of it.
+) -> tuple[Measured, float, Outcome, str]:
+    """The context that shows the effect best, its p-value corrected for that choice, and how much.
 
     A part has failed only where no context leaves room for the least effect.
     """
     at = _clearest(estimates)
-    best, words = estimates[at]
-    best = replace(best, p=p_in_any([found for found, _ in estimates], at))
+    own, words = estimates[at]
+    best = replace(own, p=p_in_any([found for found, _ in estimates], at))
+    looks = best.p / own.p if own.p > 0 else 1.0
     outcome = _outcome(best, least, null_share)
-    if outcome == "failed" and any(found.high >= least for found, _ in estimates):
+    if outcome == "failed" and not all(found.high < least for found, _ in estimates):
         outcome = "undecided"
-    return best, outcome, words
+    return best, looks, outcome, words

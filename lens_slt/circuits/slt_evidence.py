@@ -22,7 +22,7 @@ from lens_slt.observables.per_token_llc import per_token_llc
 from lens_slt.sampling.result import component_names
 from lens_slt.schema import require
 from lens_slt.schemas import MATRICES
-from lens_slt.statistics import ENDS, HALF_WIDTH, SIGNIFICANT
+from lens_slt.statistics import ENDS, SIGNIFICANT
 from lens_slt.structure.modes import modes
 from lens_slt.structure.overview import View
 from lens_slt.structure.pattern_enrichment import labels_of
@@ -126,13 +126,16 @@ def slt_evidence(case: Case, slt: SltEvidence) -> list[Evidence]:
 
     None of them votes: the verdict rests on interventions, and what disagrees is listed with it.
     """
-    matrix, names = slt.matrix, set(slt.matrix["component"].values.tolist())
+    known = slt.matrix[slt.matrix.attrs["quantity"]].notnull().all("token")
+    matrix = slt.matrix.sel(component=known)  # without components of which no chain can be used
+    names = set(matrix["component"].values.tolist())
     there = dict.fromkeys(node_of(name) for name in case.hypothesis.components)
     heads = [name for name in there if name in names]  # a matrix knows no roles
     labels = slt.labels
     pattern = case.hypothesis.pattern
     if pattern not in labels or not heads:
         return []
+    matrix = matrix.sel(component=heads)
     refined = refined_on_pattern(matrix, labels[pattern], seed=case.seed)
     found = []
     for name in heads:
@@ -201,7 +204,7 @@ def refined_on_pattern(
         if blocks:
             parts = [contrast.value(grid(block[i])) for block in blocks]
             if alone:  # a mean of what is never below zero, not a difference
-                one = replace(one, low=one.value, high=one.value)
+                one = replace(one, se=0.0)
             one = _with_noise(one, np.array(parts))
         found[name] = one
     return found
@@ -213,13 +216,12 @@ def _with_noise(found: Measured, blocks: FloatArray) -> Measured:
     Few blocks know their spread badly, which matters as far as it is a part of the error: degrees
     of freedom are Welch and Satterthwaite's.
     """
-    over_sequences = (found.high - found.low) / (2 * HALF_WIDTH)
     over_draws = float(blocks.std(ddof=1)) / np.sqrt(len(blocks))
-    se = float(np.hypot(over_sequences, over_draws))
-    spread = over_sequences**4 / found.freedom + over_draws**4 / (len(blocks) - 1)
+    se = float(np.hypot(found.se, over_draws))
+    spread = found.se**4 / found.freedom + over_draws**4 / (len(blocks) - 1)
     freedom = se**4 / spread if spread > 0 else found.freedom
     half = float(stats.t.ppf(ENDS[1], freedom)) * se
-    p = float(stats.t.sf(found.value / se, freedom)) if se > 0 else float(found.value <= 0)
+    p = float(found.value <= 0) if se == 0 else float(stats.t.sf(found.value / se, freedom))
     return Measured(found.value, found.value - half, found.value + half, p, se, freedom)
 
 

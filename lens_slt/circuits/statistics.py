@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.statistics import ENDS, rank_p
+from lens_slt.statistics import ENDS, HALF_WIDTH, rank_p
 
 LOSS_BINS, POSITION_BINS = 6, 2  # strata of matched tokens
 FEWEST_TOKENS, FEWEST_SEQUENCES = 20, 8  # of a pattern, for a statement about it
@@ -25,6 +25,7 @@ FEWEST_OTHERS = 5  # tokens to compare those of a stratum with
 TINY = 1e-12  # no division by nothing
 SMALL = 1e-4  # p-values that are not integrated: about the error of it
 RIDGE = 1e-6  # effects that repeat each other cannot be integrated over
+POINTS = 5000  # of that integral; scipy's own number grows with the effects, to many seconds
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,11 @@ class Contrast:
         if not (np.isfinite(value) and np.isfinite(draws).all()):
             nan = float("nan")
             return Measured(value, nan, nan, nan, nan, self.freedom)
-        low, high = np.quantile(draws, ENDS)
-        se = float(draws.std(ddof=1))
+        # Resamples spread by as little as a variance over n, not n - 1, and know no Student's t.
+        unbiased = np.sqrt((self.freedom + 1) / self.freedom)
+        wider = unbiased * stats.t.ppf(ENDS[1], self.freedom) / HALF_WIDTH
+        low, high = value + wider * (np.quantile(draws, ENDS) - value)
+        se = float(unbiased * draws.std(ddof=1))
         p = stats.t.sf(value / se, self.freedom) if se > 0 else float(value <= 0)
         return Measured(value, float(low), float(high), float(p), se, self.freedom, draws)
 
@@ -178,17 +182,17 @@ def p_in_any(found: Sequence[Measured], at: int) -> float:
 
     Against the null that none is above zero: how often the largest of their t-statistics, which
     move together as the bootstrap says, would reach this one (Hothorn, Bretz & Westfall 2008). It
-    lies between the effect's own p-value and that times their number.
+    lies between the effect's own p-value and that times their number; NaN where that is.
     """
     best = found[at]
     moving = [one for one in found if one.se > 0 and one.resampled is not None]
-    most = min(1.0, best.p * len(found))
+    most = float(np.minimum(1.0, best.p * len(found)))
     if not (best.se > 0 and len(moving) > 1 and most > SMALL and best.p < 1):
         return most
     together = np.corrcoef([one.resampled for one in moving])
     together = (1 - RIDGE) * together + RIDGE * np.eye(len(moving))
     spread = stats.multivariate_t(shape=together, df=best.freedom, seed=0)
-    none = spread.cdf(np.full(len(moving), best.value / best.se))
+    none = spread.cdf(np.full(len(moving), best.value / best.se), maxpts=POINTS)
     return float(np.clip(1 - none, best.p, most))
 
 

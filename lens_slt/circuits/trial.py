@@ -281,15 +281,18 @@ def cross_check(
         "reference": runs.ablation.reference is not None,
         "roles": sorted(roles or {}), "verdict_only": verdict_only,
     }  # fmt: skip
-    trials = []
+    cases = [
+        Case(one, runs, contrasts[one.pattern], least_effect, n_null, seed) for one in hypotheses
+    ]
+    # Before the runs, which what is wrong with it would otherwise throw away.
+    beside = [[] if slt is None or verdict_only else slt_evidence(case, slt) for case in cases]
     with track("Trial", n_runs(hypotheses, runs, n_null), progress) as advance:
         runs.on_run = advance
-        for one in hypotheses:
-            case = Case(one, runs, contrasts[one.pattern], least_effect, n_null, seed)
-            trials.append(
-                _shortest(case, settings) if verdict_only
-                else _trial(case, slt, composition, settings)
-            )  # fmt: skip
+        trials = [
+            _shortest(case, settings) if verdict_only
+            else _trial(case, noted, composition, settings)
+            for case, noted in zip(cases, beside, strict=True)
+        ]  # fmt: skip
     return trials[0] if one_only else trials
 
 
@@ -383,13 +386,11 @@ def _corrected(case: Case) -> list[Evidence]:
 
 
 def _trial(
-    case: Case, slt: SltEvidence | None, composition: xr.Dataset | None, settings: dict[str, Any]
+    case: Case, beside: list[Evidence], composition: xr.Dataset | None, settings: dict[str, Any]
 ) -> Trial:
     voting = _corrected(case)
     noted = [*tests.faithfulness(case), *tests.self_repair(case), *tests.completeness(case)]
-    noted += neighbours(case)
-    noted += composition_evidence(case, composition)
-    noted += slt_evidence(case, slt) if slt is not None else []
+    noted += [*neighbours(case), *composition_evidence(case, composition), *beside]
     verdict, reasons = verdict_of(voting)
     if verdict == "supported":
         share = 100 * noted[0].effect

@@ -25,15 +25,15 @@ def verdict_of(voting: list[Evidence]) -> tuple[str, list[str]]:
     failed = [one for one in voting if one.outcome == "failed"]
     open_ = [one for one in voting if one.outcome == "undecided"]
     if failed:
-        return "contradicted", [_reason(one) for one in failed]
+        return "contradicted", [_reason(one, voting) for one in failed]
     if open_:
-        return "undecided", [_reason(one) for one in open_]
-    return "supported", [_reason(one) for one in voting[:2]] + [
+        return "undecided", [_reason(one, voting) for one in open_]
+    return "supported", [_reason(one, voting) for one in voting[:2]] + [
         f"all {len(voting) - 2} tests of single components and edges hold"
     ]
 
 
-def _reason(one: Evidence) -> str:
+def _reason(one: Evidence, voting: list[Evidence]) -> str:
     name = one.test if one.part == "circuit" else f"{one.test} of {one.part}"
     effect = f"{one.effect:.2f} [{one.low:.2f}, {one.high:.2f}] {one.unit}"
     if not np.isfinite(one.effect):
@@ -46,22 +46,28 @@ def _reason(one: Evidence) -> str:
     if one.effect < one.least:
         why.append(f"below {one.least:g}, but the interval is not")
     if not one.corrected_p < SIGNIFICANT:
-        why.append(f"corrected p {p_words(one.corrected_p)}{_what_would_tell(one)}")
+        why.append(f"corrected p {p_words(one.corrected_p)}{_what_would_tell(one, voting)}")
     if one.test != "minimality" and not one.null_share <= SIGNIFICANT:
         share = "" if np.isnan(one.null_share) else f"{100 * one.null_share:.0f} % of "
         why.append(f"{share}{one.null}{' reach it' if share else ''}")
     return f"{name} is undecided: {effect}; {'; '.join(why)}"
 
 
-def _what_would_tell(one: Evidence) -> str:
-    """How many more sequences would make an effect of this size significant, in words."""
-    if not 0 < one.p < HOPELESS or one.effect < one.least:
+def _what_would_tell(one: Evidence, voting: list[Evidence]) -> str:
+    """How many more sequences would make an effect of this size significant, in words.
+
+    They raise the t of the effect; what several contexts and tests ask of it stays.
+    """
+    own = one.p / one.looks
+    if not 0 < own < HOPELESS or one.effect < one.least:
         return ""
-    needed = SIGNIFICANT * one.p / one.corrected_p
-    times = float((norm.isf(needed) / norm.isf(one.p)) ** 2)
+    tests = sum(other.p >= one.p for other in voting)  # Holm's factor
+    times = float((norm.isf(SIGNIFICANT / (tests * one.looks)) / norm.isf(own)) ** 2)
     return f" ({max(times, 1.1):.1f} times as many sequences would tell, if it stays as it is)"
 
 
 def p_words(p: float) -> str:
     """A p-value as text."""
+    if np.isnan(p):
+        return "unknown"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

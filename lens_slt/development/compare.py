@@ -152,12 +152,12 @@ def _difference(
     se = (one[error] ** 2 + other[error] ** 2) ** 0.5
     known = bool(blocks) and blocks in one and blocks in other
     # Errors are known no better than the fewer blocks allow; without blocks, as if exactly.
-    freedom = min(one.sizes["block"], other.sizes["block"]) - 1 if known else np.inf
+    freedom = (np.minimum(_n_blocks(one), _n_blocks(other)) - 1).clip(1) if known else np.inf
+    freedom = xr.DataArray(freedom).broadcast_like(difference).transpose(*difference.dims).values
     if known and one.sizes["block"] == other.sizes["block"] >= LEAST_BLOCKS:
         apart = other[blocks] - one[blocks]
         own = apart.std("block", ddof=1) / apart.sizes["block"] ** 0.5
         se = xr.where(paired, own, se).transpose(*difference.dims)
-    freedom = max(freedom, 1)
     wide = stats.t.ppf(ENDS[1], freedom)
     z = np.abs(difference.values) / np.where(se.values > 0, se.values, np.nan)
     p = 2 * stats.t.sf(z, freedom)
@@ -166,3 +166,8 @@ def _difference(
         f"{quantity}_high": difference + wide * se, f"{quantity}_p": difference.copy(data=p),
         f"{quantity}_q": difference.copy(data=false_discovery(p)),
     }  # fmt: skip
+
+
+def _n_blocks(result: xr.Dataset) -> xr.DataArray:
+    """How many blocks tell something: of the loss of a pattern, those that it is in."""
+    return result.get("n_blocks", xr.DataArray(result.sizes["block"]))

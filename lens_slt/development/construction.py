@@ -173,6 +173,7 @@ class _Asked:
 
     digest: str  # of tokens, patterns and options
     n_sequences: int
+    n_having: dict[str, int]  # sequences that have some of a pattern: it is in no others
     units: str
 
 
@@ -186,8 +187,7 @@ def _prepare(model: Any, task: ConstructionTask, given: Sequence[CircuitHypothes
         runs.roles.check(one.roles)
         runs.roles.check_apart(one.roles)
     masks = task.masks(model, runs)
-    for where in masks.values():
-        task.contrast(runs, where)
+    n_having = {name: task.contrast(runs, mask).freedom + 1 for name, mask in masks.items()}
     arrays = [runs.tokens.numpy(), runs.weight, *masks.values()]
     roles = {name: np.asarray(value) for name, value in (task.options["roles"] or {}).items()}
     rest = {
@@ -195,7 +195,7 @@ def _prepare(model: Any, task: ConstructionTask, given: Sequence[CircuitHypothes
         for name in ("how", "metric", "least_effect", "n_null", "n_bootstrap", "seed")
     }
     key = joblib.hash((arrays, roles, rest, sorted(task.slt)))
-    return _Asked(str(key), len(runs.tokens), runs.metric.units)
+    return _Asked(str(key), len(runs.tokens), n_having, runs.metric.units)
 
 
 def _identity(checkpoints: Checkpoints, task: ConstructionTask, asked: _Asked) -> dict[str, Any]:
@@ -295,7 +295,8 @@ def _joined(sweep: _Sweep, asked: _Asked) -> xr.Dataset:
     found = found.assign(_final_behaviour(found))
     found = found.drop_vars(["scores", "scores_se"])
     found = found.assign(_verdicts(sweep, parts))
-    found = found.assign(_onsets(found, task.options["least_effect"], asked.n_sequences))
+    n_having = np.array([asked.n_having[one] for one in found["pattern"].values])
+    found = found.assign(_onsets(found, task.options["least_effect"], asked.n_sequences, n_having))
     found.attrs = {
         "run": sweep.checkpoints.name, "unit": sweep.checkpoints.unit, "units": asked.units,
         "least_effect": task.options["least_effect"], "sequences": asked.n_sequences,
@@ -334,11 +335,11 @@ def _verdicts(sweep: _Sweep, parts: Sequence[Part]) -> dict[str, Any]:
     return {"verdict": (dims, words[0].astype(str)), "reasons": (dims, words[1].astype(str))}
 
 
-def _onsets(found: xr.Dataset, least: float, n: int) -> dict[str, Any]:
+def _onsets(found: xr.Dataset, least: float, n: int, n_having: np.ndarray) -> dict[str, Any]:
     """Onsets of all parts by all criteria, corrected together; of verdicts by their words."""
     effect, error = found["effect"].values, found["effect_se"].values
     n_contexts = np.maximum(np.isfinite(effect).sum(-1), 1)
-    at_most, at_least = one_sided(effect, error, least, n)
+    at_most, at_least = one_sided(effect, error, least, n_having[:, None])
     needed = (
         _over_contexts(np.fmax, effect),
         np.minimum(1.0, n_contexts * _over_contexts(np.fmin, at_most)),
@@ -348,7 +349,7 @@ def _onsets(found: xr.Dataset, least: float, n: int) -> dict[str, Any]:
     fewest = min(n, N_RANDOM)
     behaves = behaviour, *one_sided(behaviour, found["behaviour_se"].values, limit, fewest)
     alone = found["alone"].values
-    recovers = alone, *one_sided(alone, found["alone_se"].values, least, n)
+    recovers = alone, *one_sided(alone, found["alone_se"].values, least, n_having)
     value, at_most, at_least = (
         np.concatenate(columns, axis=1) for columns in zip(needed, behaves, recovers, strict=True)
     )

@@ -28,8 +28,9 @@ from lens_slt.statistics import holm
 from lens_slt.text import visible
 
 
-def one_sided(value: FloatArray, se: FloatArray, least: Any, n: int) -> tuple[FloatArray, ...]:
-    """p-values of "at most ``least``" and of "at least ``least``", from means over ``n`` units.
+def one_sided(value: FloatArray, se: FloatArray, least: Any, n: Any) -> tuple[FloatArray, ...]:
+    """p-values of "at most ``least``" and of "at least ``least``", from means over ``n`` units,
+    which, like ``least``, may differ between values.
 
     Values without any spread are taken as they are; NaN stays NaN.
     """

@@ -31,6 +31,7 @@ def holders(curves: xr.Dataset) -> dict[str, str]:
     all components together (Bonferroni), as it is the largest of them.
     """
     last = curves.isel({CHECKPOINT: -1})
+    last = last.sel(pattern=last["contrast"].notnull().any("component"))
     level = 1 - (1 - CONFIDENCE) / curves.sizes["component"]
     half = stats.t.ppf(level, curves.sizes["block"] - 1) * last["contrast_se"]
     most = last["contrast"].idxmax("component")

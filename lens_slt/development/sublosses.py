@@ -31,15 +31,17 @@ def sublosses(
 
     Returns:
         Dataset over (probe, pattern): ``loss``, its standard error over sequences ``se``, and
-        ``n_tokens``; ``blocks`` over groups of sequences are the jackknife's values. NaN where a
-        probe has no token of the pattern.
+        ``n_tokens``; ``blocks`` over groups of sequences are the jackknife's values, and
+        ``n_blocks`` says in how many of these groups the pattern is. NaN where a probe has no token
+        of the pattern.
     """
     names = list(dict.fromkeys(str(n) for one in patterns.values() for n in one["pattern"].values))
     names = [EVERYTHING, *names]
     n_blocks = min(number_of_blocks(5 * len(one)) for one in losses.values())
     shape = (len(losses), len(names))
     found = {key: np.full(shape, np.nan) for key in ("loss", "se")}
-    counts, blocks = np.zeros(shape, dtype=int), np.full((n_blocks, *shape), np.nan)
+    counts, held = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
+    blocks = np.full((n_blocks, *shape), np.nan)
     for i, (probe, loss) in enumerate(losses.items()):
         real = np.isfinite(loss)
         for j, name in enumerate(names):
@@ -49,11 +51,12 @@ def sublosses(
             if not weight.sum():
                 continue
             found["loss"][i, j], found["se"][i, j] = mean_over_tokens(np.nan_to_num(loss), weight)
-            blocks[:, i, j] = _blocks(np.nan_to_num(loss), weight, n_blocks)
+            blocks[:, i, j], held[i, j] = _blocks(np.nan_to_num(loss), weight, n_blocks)
     dims = ("probe", "pattern")
     data = xr.Dataset(
         {key: (dims, values) for key, values in found.items()}
-        | {"n_tokens": (dims, counts), "blocks": (("block", *dims), blocks)},
+        | {"n_tokens": (dims, counts), "n_blocks": (dims, held)}
+        | {"blocks": (("block", *dims), blocks)},
         coords={"probe": list(losses), "pattern": names},
         attrs={"tokens_hash": tokens_hash},
     )
@@ -68,11 +71,13 @@ def _labels(patterns: xr.DataArray | None, name: str, shape: tuple[int, ...]) ->
     return patterns.sel(pattern=name).values.astype(bool)
 
 
-def _blocks(loss: FloatArray, weight: FloatArray, n_blocks: int) -> FloatArray:
-    """The jackknife's values over groups of consecutive sequences; NaN if one holds all tokens."""
+def _blocks(loss: FloatArray, weight: FloatArray, n_blocks: int) -> tuple[FloatArray, int]:
+    """The jackknife's values over groups of consecutive sequences, NaN if one holds all tokens; and
+    how many hold any."""
     per_sequence = weight.sum(1)
     means = np.zeros(len(loss))
     np.divide((weight * loss).sum(1), per_sequence, out=means, where=per_sequence > 0)
-    if any(not np.delete(per_sequence, np.r_[b]).sum() for b in blocks_of(len(loss), n_blocks)):
-        return np.full(n_blocks, np.nan)
-    return pseudo_values(means[None], per_sequence[None], n_blocks)
+    held = sum(bool(per_sequence[b].sum()) for b in blocks_of(len(loss), n_blocks))
+    if held < 2:
+        return np.full(n_blocks, np.nan), held
+    return pseudo_values(means[None], per_sequence[None], n_blocks), held

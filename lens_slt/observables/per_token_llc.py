@@ -22,8 +22,9 @@ def per_token_llc(
 ) -> xr.Dataset:
     """Per-token rLLC λ̂_xy = nβ·E_C[ℓ_xy(w) − ℓ_xy(w*)] of every component and probe token.
 
-    Averaged over the tokens of a probe it is the data-refined LLC. It needs the component's own
-    draws only, unlike the two-posterior susceptibility.
+    Averaged over the tokens of a probe it is the data-refined LLC, where all of them have the same
+    weight; here every token counts alike, in ``probe_llc`` of :func:`lens_slt.refined_llc` as much
+    as its weight. It needs the component's own draws only, unlike the two-posterior susceptibility.
 
     Args:
         draws: from :func:`lens_slt.sample` with a probe.

@@ -15,7 +15,7 @@ SCHEMAS = (
     Schema(
         "sublosses", "develop", attrs=("tokens_hash",),
         needed=over("probe pattern", "loss se n_tokens"),
-        optional=over("block probe pattern", "blocks"),
+        optional=over("block probe pattern", "blocks") | over("probe pattern", "n_blocks"),
     ),
     Schema("differences", "compare", attrs=("compared", "differs", "left_out"), needed={}),
     Schema(

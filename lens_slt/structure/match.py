@@ -306,6 +306,7 @@ def _rows(
     chosen = partner.copy()
     taken: set[int] = set()
     for word, places, again in ways:
+        before = [dict(row) for row in rows]
         p = _corrected_p(whole, places, best) if tested else np.full(len(whole), np.nan)
         for i, j in enumerate(places):
             # Of rivals for one partner, which the assignment gives it to may depend on sequences.
@@ -325,6 +326,10 @@ def _rows(
                 rows[i] |= row
                 chosen[i] = j
         taken = {int(j) for i, j in enumerate(places) if rows[i]["verdict"] in (MATCHED, AMBIGUOUS)}
+    held = [j for j, row in zip(chosen, rows, strict=True) if row["verdict"] in PARTNERED]
+    for i, row in enumerate(rows):
+        if row["verdict"] == SHARED and held.count(chosen[i]) == 1:  # with itself, or who moved on
+            rows[i], chosen[i] = before[i], partner[i]
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}, chosen
 
 

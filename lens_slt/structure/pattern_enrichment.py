@@ -34,7 +34,7 @@ def enrichment(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
         Dataset over (mode or component, pattern): ``auc``, ``low``, ``high`` (95 %), ``p`` against
         0.5, ``q``, p after Benjamini–Hochberg over the whole table; ``n_tokens`` and
         ``n_sequences`` of every pattern. NaN where a pattern has, or leaves, fewer than 20 tokens
-        or comes from fewer than three sequences.
+        or fewer than three sequences with some.
 
     Raises:
         ValueError: patterns of other tokens.
@@ -56,10 +56,13 @@ def enrichment(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
         rows, names = standardized(result).T, result["component"]
     _, sequence = np.unique(result["sequence"].values, return_inverse=True)
     auc, se = np.array([clustered_auc(row, labels, sequence) for row in rows]).transpose(1, 0, 2)
-    n_sequences = np.array([len(np.unique(sequence[row])) for row in labels])
-    few = (labels.sum(1) < FEWEST) | ((~labels).sum(1) < FEWEST) | (n_sequences < 3)
+    n_sequences, n_others = (
+        np.array([len(np.unique(sequence[row])) for row in side]) for side in (labels, ~labels)
+    )
+    fewest = np.minimum(n_sequences, n_others)  # an AUC is of both sides alike
+    few = (labels.sum(1) < FEWEST) | ((~labels).sum(1) < FEWEST) | (fewest < 3)
     auc, se = np.where(few, np.nan, auc), np.where(few, np.nan, se)
-    freedom = np.maximum(n_sequences - 1, 1)  # the others tell nothing of the pattern's tokens
+    freedom = np.maximum(fewest - 1, 1)
     p = 2 * stats.t.sf(np.abs(auc - 0.5) / se, freedom)
     half = stats.t.ppf(ENDS[1], freedom) * se
     dims = (str(names.dims[0]), "pattern")

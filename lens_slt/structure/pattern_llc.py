@@ -15,8 +15,9 @@ from lens_slt.structure.pattern_enrichment import FEWEST, labels_of
 def pattern_llc(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     """The rLLC of every component on the tokens of each pattern, and beyond that on other tokens.
 
-    The mean of the per-token rLLCs over a pattern's tokens is the data-refined LLC of the pattern.
-    All components hold more as weights grow, and all hold more on tokens that are hard; a component
+    The mean of the per-token rLLCs over a pattern's tokens is the data-refined LLC of a probe of
+    these alone. Every token counts alike, also where the probe's own tokens have weights. All
+    components hold more as weights grow, and all hold more on tokens that are hard; a component
     that works for a pattern stands out in the *contrast*, the mean on its tokens minus the mean on
     all others. Over checkpoints (:func:`lens_slt.join_checkpoints`) contrasts show which head
     takes a pattern up, and when: :func:`lens_slt.plot_curves`, :func:`lens_slt.transitions` and

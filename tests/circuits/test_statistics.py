@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lens_slt.circuits.evidence import _in_contexts
 from lens_slt.circuits.slt_evidence import _with_noise
 from lens_slt.circuits.statistics import Contrast, Measured, hsic_p, p_in_any
 from lens_slt.statistics import HALF_WIDTH, holm, rank_p, ratio_of_sums
@@ -75,6 +76,28 @@ def test_the_clearest_of_several_independent_looks_has_the_p_value_of_their_maxi
     assert found == pytest.approx(1 - (1 - p) ** 4, rel=0.02)
 
 
+def test_very_many_looks_are_integrated_over_as_surely():
+    p = stats.norm.sf(3.5)
+    found = p_in_any(seen_in(np.eye(150), [3.5] + [0.0] * 149), 0)
+    assert found == pytest.approx(1 - (1 - p) ** 150, rel=0.03)
+
+
+UNKNOWN = Measured(0.9, np.nan, np.nan, np.nan, np.nan, 9)
+
+
+def test_what_is_unknown_stays_unknown():
+    """Neither is a p-value of 1, nor of 0; and what is known is the clearest."""
+    (seen,) = seen_in(np.eye(1), [3.0])
+    assert np.isnan(p_in_any([UNKNOWN, seen], 0))
+    assert np.isnan(_with_noise(seen, np.array([0.1, np.nan, 0.3])).p)
+    for both in ([UNKNOWN, seen], [seen, UNKNOWN]):
+        best, _, outcome, _ = _in_contexts([(one, "") for one in both], 0.05, 0.0)
+        assert best.value == seen.value and outcome == "held"
+    assert _in_contexts([(UNKNOWN, "")], 0.05, 0.0)[2] == "undecided"
+    low = replace(seen, value=-3.0, low=-5.0, high=-1.0)
+    assert _in_contexts([(low, ""), (UNKNOWN, "")], 0.05, 0.0)[2] == "undecided"
+
+
 def test_looks_that_show_the_same_cost_nothing():
     found = seen_in(np.ones((3, 3)), [2.0, 2.0, 2.0])
     assert p_in_any(found, 0) == pytest.approx(found[0].p, rel=0.02)
@@ -105,6 +128,20 @@ def test_p_values_of_the_clearest_look_are_uniform_without_an_effect():
         by_number.append(min(1.0, 5 * found[at].p))
     assert stats.kstest(p, "uniform").pvalue > 0.01
     assert np.mean(by_number) > np.mean(p) + 0.1
+
+
+def test_errors_of_few_sequences_are_those_of_students_t():
+    """Eight equal sequences: a mean with the textbook's error, interval and p-value."""
+    of_sequence = np.random.default_rng(0).normal(0.4, 1.0, 8)
+    pattern = np.broadcast_to(np.arange(6) < 3, (8, 6))
+    base = np.random.default_rng(1).random(pattern.shape)
+    effect = np.broadcast_to(of_sequence[:, None], pattern.shape)
+    found = Contrast(base, pattern, n_bootstrap=20_000).on_pattern(effect)
+    exact = stats.ttest_1samp(of_sequence, 0, alternative="greater")
+    assert found.se == pytest.approx(stats.sem(of_sequence), rel=0.02)  # its own error is 0.5 %
+    assert found.p == pytest.approx(exact.pvalue, rel=0.03)
+    low, high = stats.t.interval(0.95, 7, of_sequence.mean(), stats.sem(of_sequence))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.04)
 
 
 def test_errors_take_sequences_as_the_unit():

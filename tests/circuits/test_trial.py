@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from lens_slt.circuits.null_sets import (
     same_shape,
 )
 from lens_slt.circuits.runs import Runs
-from lens_slt.circuits.slt_evidence import refined_on_pattern
+from lens_slt.circuits.slt_evidence import refined_on_pattern, slt_evidence
 from lens_slt.circuits.statistics import Contrast
 from lens_slt.circuits.trial_notes import Disagreement, summed_up
 from lens_slt.circuits.verdict import verdict_of
@@ -143,6 +144,27 @@ def test_slt_evidence_is_noted_and_changes_no_verdict(induction, matrix, planted
     assert votes == before
 
 
+def test_slt_evidence_leaves_out_components_without_usable_chains(induction, matrix):
+    p = induction
+    first, *rest = p.truth.components
+    other = next(name for name in matrix["component"].values if name not in p.truth.components)
+    holes = matrix.copy(deep=True)
+    holes["llc"].loc[{"component": [first, other]}] = np.nan
+    case = SimpleNamespace(hypothesis=p.truth, seed=0)
+    found = slt_evidence(case, ls.SltEvidence(holes, p.patterns[:, 64:]))
+    assert {one.part for one in found} == set(rest)
+
+
+def test_what_is_wrong_with_slt_evidence_is_said_before_the_trial(induction, matrix, monkeypatch):
+    p = induction
+    monkeypatch.setattr("lens_slt.circuits.trial._trial", lambda *_: pytest.fail("too late"))
+    of_others = ls.SltEvidence(matrix, p.patterns[:, :64])
+    with pytest.raises(ValueError, match="label other tokens than the matrix has"):
+        ls.cross_check(
+            p.model, p.tokens[:64], p.truth, patterns=p.patterns[:, :64], slt=of_others, **FEW
+        )
+
+
 def test_refined_values_single_out_the_circuit(induction, matrix):
     p = induction
     labels = dict(
@@ -155,9 +177,11 @@ def test_refined_values_single_out_the_circuit(induction, matrix):
 
 def test_an_undecided_effect_says_how_long_a_trial_would_tell():
     seen = dict(part="L0H1", effect=0.4, low=0.1, high=0.7, least=0.05, outcome="undecided")
-    times = (norm.isf(0.005) / norm.isf(0.02)) ** 2  # ten times p < 0.05 asks for this
-    open_ = Evidence("minimality", p=0.02, corrected_p=0.2, **seen)
-    assert f"{times:.1f} times as many sequences" in verdict_of([open_])[1][0]
+    # Four tests and eight contexts ask of its own p-value, 0.03, that it be under 0.05 / 32.
+    times = (norm.isf(0.05 / 32) / norm.isf(0.03)) ** 2
+    open_ = Evidence("minimality", p=0.24, looks=8, corrected_p=0.96, **seen)
+    others = [Evidence("edge", "", 1.0, p=p, outcome="held") for p in (0.5, 0.6, 0.7, 0.001)]
+    assert f"{times:.1f} times as many sequences" in verdict_of([open_, *others])[1][0]
     for p, effect in ((0.4, 0.4), (0.02, 0.01)):  # no more than noise; too small to count
         open_ = Evidence("minimality", p=p, corrected_p=1.0, **{**seen, "effect": effect})
         assert "as many sequences" not in verdict_of([open_])[1][0]

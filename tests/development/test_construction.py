@@ -10,7 +10,7 @@ import xarray as xr
 
 import lens_slt as ls
 from lens_slt.circuits.trial import SHOWN_SETTINGS, Trial
-from lens_slt.development import construction_cells
+from lens_slt.development import construction, construction_cells
 from lens_slt.development.construction import _Sweep
 from lens_slt.models.checkpoints import Checkpoints
 from tests.development.made_runs import EARLY, LATE, STEPS, formed, planted, without
@@ -54,6 +54,21 @@ def test_the_order_of_construction_is_found(built):
     assert built.sel(part=edge)["share"].values[-1] == pytest.approx(1, abs=0.1)
     assert np.isnan(built.sel(part=edge)["share"].values[:3]).all()
     assert float(built["alone_share"].sel(part="circuit")[-1]) == pytest.approx(1, abs=0.1)
+
+
+def test_effects_are_as_sure_as_the_sequences_with_the_pattern_are_many(given, monkeypatch):
+    """It is in 9 of 24: what the others show says nothing of it."""
+    tokens, patterns = given
+    rested, one_sided = [], construction.one_sided
+    monkeypatch.setattr(
+        construction, "one_sided", lambda *args: rested.append(args[-1]) or one_sided(*args)
+    )
+    run = ls.checkpoints(formed, steps=[30, LATE])
+    rare = patterns & (patterns["sequence"] < 9)
+    ls.construction(run, tokens, planted().truth, patterns=rare, trials="none", **FEW)
+    effects, behaviours, alone = rested
+    assert effects.ravel().tolist() == alone.tolist() == [9] * 4
+    assert behaviours == construction.N_RANDOM
 
 
 def test_effects_are_those_of_ablations(built, given):

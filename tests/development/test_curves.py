@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 import lens_slt as ls
+from lens_slt.development.sublosses import sublosses
 from tests.made_draws import SETTINGS, labelled
 
 RECORD = {"model": "made", "model_hash": "m", "tokens_hash": "t", "weight_processing": ""}
@@ -76,6 +78,32 @@ def test_other_seeds_are_independent():
     assert json.loads(found.attrs["differs"]) == ["seed 0 and 1"]
     np.testing.assert_allclose(found["llc_se"], (one["se"] ** 2 + other["se"] ** 2) ** 0.5)
     assert (found["llc_p"] > 1e-3).all()
+
+
+def test_a_pattern_in_few_sequences_changes_no_more_surely_than_they_say():
+    """Four of 64 sequences: a paired t-test of these, the jackknife being a little wider."""
+    rng = np.random.default_rng(0)
+    labels = xr.DataArray(
+        np.zeros((1, 64, 12), bool), dims=("pattern", "sequence", "position"),
+        coords={"pattern": ["rare"]},
+    )  # fmt: skip
+    labels[:, ::16, :6] = True
+    before = rng.normal(3, 1, (64, 12))
+    after = before + 0.3 * rng.normal(size=(64, 1)) - 0.2
+    found, rows = [], []
+    for loss in (before, after):
+        found.append(sublosses({"x": loss}, {"x": np.ones((64, 12))}, {"x": labels}, "h"))
+        rows.append(loss[::16, :6].mean(1))
+    assert found[0]["n_blocks"].sel(pattern="rare") == 4
+    exact = stats.ttest_rel(*rows)
+    change = ls.compare(*found).sel(pattern="rare", probe="x")
+    wider = np.sqrt(31 / 32 * 4 / 3)
+    assert float(change["loss_p"]) == pytest.approx(2 * stats.t.sf(abs(exact.statistic) / wider, 3))
+    half = float(change["loss_high"] - change["loss"])
+    assert half == pytest.approx(wider * stats.t.ppf(0.975, 3) * stats.sem(rows[1] - rows[0]))
+    joined = ls.join_checkpoints({0: found[0], 9: found[1]})
+    over = ls.compare(found[0], joined).sel(pattern="rare", probe="x", checkpoint=9)
+    assert float(over["loss_p"]) == pytest.approx(float(change["loss_p"]))
 
 
 def test_curves_with_one_checkpoint():

@@ -24,6 +24,8 @@ def test_p_values_are_those_of_a_t_test():
     above, below = one_sided(sample.mean(), se, 0.05, 20)
     for p, side in ((above, "greater"), (below, "less")):
         assert p == pytest.approx(stats.ttest_1samp(sample, 0.05, alternative=side).pvalue)
+    each = one_sided(np.full(2, sample.mean()), np.full(2, se), 0.05, np.array([20, 5]))
+    np.testing.assert_allclose(each[0], [above, one_sided(sample.mean(), se, 0.05, 5)[0]])
     exact = one_sided(np.array([0.0, 0.05, 0.2]), np.zeros(3), 0.05, 20)
     np.testing.assert_array_equal(exact, [[1, 0, 0], [0, 1, 1]])
     assert np.isnan(one_sided(np.array(np.nan), np.array(np.nan), 0.05, 20)).all()

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import lens_slt as ls
-from lens_slt.structure.match import _allowed, _assigned
+from lens_slt.structure.match import _allowed, _assigned, _rows
 from lens_slt.structure.match_family import _joined
 from tests.made_matrices import POSITIONS, SEQUENCES, matrix_of
 from tests.tiny_models import native
@@ -79,6 +79,21 @@ def test_who_is_left_over_shares_the_partner_it_is_like():
     assert found["other_verdict"].values.tolist() == ["matched"] * 3 + ["no partner"]
     figure = ls.plot(found)
     assert sum(mark == "◐" for row in figure.data[0].text for mark in row) == 1
+
+
+def test_nobody_shares_a_partner_with_itself():
+    """The second is surely most like the first there, which the assignment gives it unsurely."""
+    whole = np.array([[0.40, 0.19, 0.38], [0.36, 0.31, 0.26]])
+    rng = np.random.default_rng(0)
+    resampled = np.clip(whole + 0.08 * rng.normal(size=(400, 2, 3)), -1, 1)
+    best = 0.05 + 0.02 * rng.normal(size=(40, 2))
+    allowed = np.ones(whole.shape, bool)
+    partner = _assigned(whole, allowed)
+    found, chosen = _rows(whole, partner, allowed, best, resampled, 0.3)
+    again = [_assigned(one, allowed)[1] == 0 for one in resampled]
+    assert chosen.tolist() == partner.tolist() == [2, 0]
+    assert "shared" not in found["verdict"].tolist()
+    assert found["stability"][1] == pytest.approx(np.mean(again))
 
 
 def test_of_equal_rivals_all_share_and_nobody_is_shared_without_an_owner():

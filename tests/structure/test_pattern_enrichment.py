@@ -60,6 +60,20 @@ def test_false_discoveries_are_controlled():
     assert np.mean(alarms) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
 
 
+def test_a_pattern_is_told_as_surely_as_its_complement():
+    """In 4 of 30 sequences, or in all but these; two sequences are too few on either side."""
+    matrix, patterns, _ = planted()
+    four, two = (patterns[:1] & False for _ in range(2))
+    four[:, :4], two[:, :2] = True, True
+    few, most = ls.enrichment(matrix, four), ls.enrichment(matrix, ~four)
+    np.testing.assert_allclose(few["auc"], 1 - most["auc"])
+    np.testing.assert_allclose(few["p"], most["p"])
+    np.testing.assert_allclose(few["high"], 1 - most["low"])
+    assert np.isfinite(few["p"]).all()
+    for labels in (two, ~two):
+        assert np.isnan(ls.enrichment(matrix, labels)["p"]).all()
+
+
 def test_components_and_rare_patterns():
     matrix, patterns, _ = planted()
     rare = patterns.copy(data=np.zeros(patterns.shape, bool))

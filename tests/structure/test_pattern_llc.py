@@ -44,6 +44,17 @@ def test_the_head_that_takes_a_pattern_up_is_found_with_its_time():
     assert float(late["change"]) == pytest.approx(3, abs=0.3)
 
 
+def test_patterns_that_are_not_known_at_the_end_have_no_holder():
+    found = held_curves(np.linspace(0, 3, len(HELD_STEPS)))
+    assert {"first", "chance"} <= set(found["pattern"].values)
+    found["contrast"].loc[{"checkpoint": HELD_STEPS[-1], "pattern": "chance"}] = np.nan
+    assert holders(found) == {"first": "L0H2"}
+    found["contrast"].loc[{"checkpoint": HELD_STEPS[-1]}] = np.nan
+    assert holders(found) == {}
+    with pytest.raises(ValueError, match="no component holds a pattern"):
+        taken_up(found, 0)
+
+
 def test_a_pattern_that_nobody_holds_has_a_holder_as_often_as_the_level_says():
     alarms = []
     for seed in range(200):
