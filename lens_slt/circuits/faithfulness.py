@@ -64,7 +64,9 @@ def faithfulness_curve(
         ``high`` (95 %, over sequences), ``random`` (random_ranking, size); scalars ``cpr``, ``cmd``
         and ``cpr_p``, ``cmd_p``, their ranks among random rankings.
 
-    Raises ValueError where ablating everything does not raise the loss of these tokens.
+    Raises ValueError where ablating everything does not raise the loss of these tokens, and for
+    components of the ranking that are never ablated, such as embeddings, or MLPs without
+    ``outside="all"``.
 
     Example:
         >>> import lens_slt as ls
@@ -99,6 +101,12 @@ def curve(
 ) -> xr.Dataset:
     """The curve of runs that are there already."""
     universe = sorted(in_parts(first, runs, outside))
+    never = sorted(set(first) - set(universe))
+    if never:
+        raise ValueError(
+            f"ranking: with outside={outside!r} these are never ablated, and keeping them is "
+            f"nothing: {', '.join(never)}; leave them out, or pass outside='all' for MLPs"
+        )
     generator = np.random.default_rng(seed)
     rest = [node for node in universe if node not in first]
     ranking = [*first, *(rest[i] for i in generator.permutation(len(rest)))]

@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 import lens_slt as ls
 from lens_slt.circuits import shortlist
+from lens_slt.circuits.case import Case
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.null_sets import (
     all_paths,
@@ -25,7 +26,7 @@ from lens_slt.circuits.null_sets import (
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import refined_on_pattern
 from lens_slt.circuits.statistics import Contrast
-from lens_slt.circuits.trial_notes import Disagreement, summed_up
+from lens_slt.circuits.trial_notes import Disagreement, faithfulness_of, summed_up
 from lens_slt.circuits.verdict import verdict_of
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.structure.pattern_enrichment import labels_of
@@ -252,6 +253,22 @@ def test_faithfulness_curve_ends_at_one_and_beats_random(induction):
     assert float(found["faithfulness"][0]) == pytest.approx(0, abs=1e-6)
     assert float(found["faithfulness"][-1]) == pytest.approx(1, abs=1e-6)
     assert float(found["cpr_p"]) == pytest.approx(1 / 11)
+    said = r"ranking: with outside='heads' these are never ablated.*: embed; leave them out"
+    with pytest.raises(ValueError, match=said):
+        ls.faithfulness_curve(p.model, p.tokens[:48], mask, ["embed", *p.truth.components])
+
+
+def test_the_curve_of_a_trial_counts_the_nodes_of_its_circuit():
+    model, tokens = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=24)
+    runs = Runs(adapt(model), tokens)
+    hypothesis = ls.circuit("embed, L0", "all")
+    where = runs.real.copy()
+    where[:, ::2] = False
+    case = Case(hypothesis, runs, Contrast(runs.base, where), 0.1, 1, 0)
+    curve = faithfulness_of(case)
+    assert curve.attrs["n_circuit"] == adapt(model).n_heads == curve["size"][-1]
+    (line,) = (one.x0 for one in ls.plot_faithfulness(curve).layout.shapes if one.x0 == one.x1)
+    assert line == adapt(model).n_heads
 
 
 def test_results_as_values(planted_trials, tmp_path):
