@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -194,8 +194,15 @@ def _prepare(model: Any, task: ConstructionTask, given: Sequence[CircuitHypothes
         name: task.options[name]
         for name in ("how", "metric", "least_effect", "n_null", "n_bootstrap", "seed")
     }
-    key = joblib.hash((arrays, roles, rest, sorted(task.slt)))
+    evidence = [(step, _contents(one)) for step, one in sorted(task.slt.items())]
+    key = joblib.hash((arrays, roles, rest, evidence))
     return _Asked(str(key), len(runs.tokens), runs.metric.units)
+
+
+def _contents(evidence: SltEvidence) -> list[dict[Hashable, np.ndarray]]:
+    """All numbers and names of it."""
+    held = (evidence.matrix, evidence.patterns.to_dataset(name="patterns"), evidence.modes)
+    return [{k: v.values for k, v in one.variables.items()} for one in held if one is not None]
 
 
 def _identity(checkpoints: Checkpoints, task: ConstructionTask, asked: _Asked) -> dict[str, Any]:
@@ -345,8 +352,8 @@ def _onsets(found: xr.Dataset, least: float, n: int) -> dict[str, Any]:
         _over_contexts(np.fmax, at_least),
     )
     behaviour, limit = found["behaviour"].values, found["behaves_least"].values
-    fewest = min(n, N_RANDOM)
-    behaves = behaviour, *one_sided(behaviour, found["behaviour_se"].values, limit, fewest)
+    error = found["behaviour_se"].values
+    behaves = behaviour, *one_sided(behaviour, error, limit, behaviour_units(n))
     alone = found["alone"].values
     recovers = alone, *one_sided(alone, found["alone_se"].values, least, n)
     value, at_most, at_least = (
@@ -362,6 +369,12 @@ def _onsets(found: xr.Dataset, least: float, n: int) -> dict[str, Any]:
     dims = ("part", "criterion")
     names = ("onset", "onset_low", "onset_high")
     return {name: (dims, values.T) for name, values in zip(names, every, strict=True)}
+
+
+def behaviour_units(n: int) -> int:
+    """Sequences that the errors of behaviours rest on, where ``n`` were given: some are scored on
+    these, some on random ones, and the fewer count."""
+    return min(n, N_RANDOM)
 
 
 def _over_contexts(function: np.ufunc, values: np.ndarray) -> np.ndarray:
