@@ -40,7 +40,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import choice, instance, integer, typed
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.attribution_gradients import Batch, Wiring, checked_mask, stand_ins
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
@@ -122,7 +122,6 @@ def edge_attribution(
     choice("ablate", ablate, ABLATIONS)
     integer("steps", steps, at_least=1)
     integer("batch_size", batch_size, at_least=1)
-    instance("embeddings", embeddings, bool)
     adapted = adapt(model)
     ids, weight, shift = weighted_tokens(
         tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,

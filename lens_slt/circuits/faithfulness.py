@@ -92,7 +92,7 @@ def faithfulness_curve(
     contrast = Contrast(runs.base, runs.moved(chosen), weights=runs.weight, seed=seed)
     order: dict[str, None] = {}
     for component in ranking:
-        order |= dict.fromkeys(sorted(nodes_of([component], runs.adapted)))
+        order |= dict.fromkeys(sorted(nodes_of([component], runs.adapted, "ranking")))
     return curve(runs, contrast, list(order), outside, n_random, seed)
 
 

@@ -47,7 +47,7 @@ def pattern_masks(
                 f"patterns is one array, the hypotheses are about {', '.join(names)}: pass labels "
                 "with names, from label_patterns"
             )
-        return {names[0]: move(mask)}
+        return {name: move(mask) for name in names}
     patterns = require(patterns, "patterns", argument="patterns")
     known = [str(name) for name in patterns["pattern"].values]
     for name in names:

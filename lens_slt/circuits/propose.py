@@ -137,7 +137,7 @@ def propose_circuits(
             earlier = chosen, {*inside}
             provenance = {
                 "quantity": str(slt.matrix.attrs["quantity"]),
-                "heads": {node: nodes[node] for node in sorted(chosen) if node in nodes},
+                "nodes": {node: nodes[node] for node in sorted(chosen) if node in nodes},
                 "shares": {str(edge): edges[edge] for edge in inside},
                 "mode": None if mode is None else _of_mode(mode, sorted(chosen)),
             }

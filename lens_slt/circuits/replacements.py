@@ -39,7 +39,7 @@ class Ablation:
             corrupted one.
         pattern: bool ``[sequence, position - 1]``, for ``mean_pattern``.
         positions: where outputs are replaced: bool ``[sequence, position - 1]``, or positions
-            ``[sequence]`` or ``[sequence, role]``, such as ``prompts.roles["S2"]``; everywhere by
+            ``[sequence]`` or ``[sequence, place]``, such as ``prompts.roles["S2"]``; everywhere by
             default.
         reference_positions: for ``interchange`` where roles stand elsewhere in the reference:
             positions there, shaped like ``positions``.
@@ -222,12 +222,12 @@ def places(positions: Any, real: BoolArray, name: str) -> Tensor | None:
 
 
 def _indices(given: np.ndarray, real: BoolArray, name: str) -> np.ndarray:
-    """Positions ``[sequence, role]``."""
+    """Positions ``[sequence, place]``."""
     n, length = real.shape
     ok = given.dtype.kind in "iu" and given.ndim in (1, 2) and len(given) == n
     if not ok:
         raise ValueError(
-            f"{name} must be positions [sequence] or [sequence, role] for {n} sequences, or bool "
+            f"{name} must be positions [sequence] or [sequence, place] for {n} sequences, or bool "
             f"{[n, length]}; got {given.dtype} {list(given.shape)}"
         )
     if given.size and (given.min() < 0 or given.max() >= length):
@@ -247,7 +247,7 @@ def _pairs(
     wanted = real if where is None else where.numpy()
     if there is not None:
         if positions is None or np.asarray(positions).dtype == bool:
-            raise ValueError("reference_positions needs positions, likewise [sequence, role]")
+            raise ValueError("reference_positions needs positions, likewise [sequence, place]")
         here = _indices(np.asarray(positions), real, "positions")
         other = _indices(np.asarray(there), reference_real, "reference_positions")
         if here.shape != other.shape:

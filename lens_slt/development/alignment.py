@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from lens_slt.arguments import boolean, integer, typed
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.cells import FINISHED, MATRIX
 from lens_slt.development.curves import CHECKPOINT
@@ -144,7 +144,6 @@ def mode_development(
     integer("n_modes", n_modes, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=0)
     integer("seed", seed, at_least=0)
-    boolean("centre_rows", centre_rows)
     series = _Series.of(matrices, probe)
     last = series.matrix(series.steps[-1])
     k = min(n_modes, last.sizes["component"])

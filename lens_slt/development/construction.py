@@ -17,11 +17,12 @@ import xarray as xr
 from lens_slt.arguments import choice, instance, integer, number, typed
 from lens_slt.arrays import read_zarr
 from lens_slt.circuits.behaviour import ATTENDS
-from lens_slt.circuits.hypothesis import CircuitHypothesis, check_hypothesis
+from lens_slt.circuits.case import check_case
+from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.replacements import Ablation
-from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence
-from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, read_trials
+from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL
+from lens_slt.circuits.trial_file import read_trials
 from lens_slt.development.cells import FINISHED
 from lens_slt.development.construction_cells import (
     CIRCUIT,
@@ -181,10 +182,7 @@ def _prepare(model: Any, task: ConstructionTask, given: Sequence[CircuitHypothes
     runs = task.runs(model)
     digest = weights_hash(runs.adapted)
     for one in given:
-        check_hypothesis(one, runs.adapted, digest)
-        nodes_of(one.components, runs.adapted)
-        runs.roles.check(one.roles)
-        runs.roles.check_apart(one.roles)
+        check_case(one, runs, digest)
     masks = task.masks(model, runs)
     for where in masks.values():
         task.contrast(runs, where)

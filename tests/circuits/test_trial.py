@@ -120,7 +120,7 @@ def test_the_circuit_is_proposed_from_draws_alone(induction, matrix):
     assert first.pattern == p.pattern
     assert set(first.edges) == set(p.truth.edges)
     assert first.model == weights_hash(adapt(p.model))
-    assert set(first.provenance["heads"]) == set(first.components)
+    assert set(first.provenance["nodes"]) == set(first.components)
     json.dumps(first.as_dict())  # provenance is plain
     nothing = ls.SltEvidence(matrix, p.patterns[:, 64:] & False)
     with pytest.raises(ValueError, match="no pattern can be judged"):
