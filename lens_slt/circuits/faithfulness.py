@@ -17,6 +17,7 @@ from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import Contrast
+from lens_slt.data.patterns import checked_pattern
 from lens_slt.models.adapter import adapt
 from lens_slt.schema import stamped
 from lens_slt.statistics import rank_p
@@ -83,12 +84,7 @@ def faithfulness_curve(
         adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric,
         roles=roles,
     )  # fmt: skip
-    chosen = np.asarray(pattern)
-    if chosen.dtype != bool or chosen.shape != runs.real.shape:
-        raise ValueError(
-            f"pattern must be a bool array of shape {runs.real.shape}, [sequence, position - 1]; "
-            f"got {chosen.dtype} {chosen.shape}"
-        )
+    chosen = checked_pattern(pattern, runs.real.shape, "pattern")
     contrast = Contrast(runs.base, runs.moved(chosen), weights=runs.weight, seed=seed)
     order: dict[str, None] = {}
     for component in ranking:

@@ -18,7 +18,8 @@ from scipy import stats
 from lens_slt.arguments import choice, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.curves import CHECKPOINT
-from lens_slt.development.head_curves import HeadCurves, first_lasting, read_head_curves
+from lens_slt.development.head_curves import HeadCurves, read_head_curves
+from lens_slt.development.onsets import first_lasting
 from lens_slt.schema import stamped
 from lens_slt.statistics import ENDS, SIGNIFICANT
 

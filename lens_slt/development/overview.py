@@ -32,6 +32,18 @@ TOGETHER = "all together"  # what components hold, added up
 FEWEST_TOKENS = 50  # of a pattern whose subloss is looked at
 
 
+_UNKNOWN = {  # what a view may lack, where its name does not say it
+    "critical": "no critical checkpoints", "held": "what heads hold on patterns is not known",
+    "taken_up": "which head took a pattern up is not known",
+    "influence": "no influence between patterns", "construction": "no circuit was followed back",
+}  # fmt: skip
+
+
+def unknown(name: str) -> str:
+    """In words that a field of :class:`DevelopmentView` could not be read."""
+    return _UNKNOWN.get(name, f"no {name}")
+
+
 @dataclass(frozen=True)
 class DevelopmentView:
     """What curves over checkpoints say; what cannot be read is None, and ``refused`` says why.

@@ -115,7 +115,9 @@ def test_a_backup_head_shows_as_self_repair_and_is_still_needed():
 
 def test_the_circuit_is_proposed_from_draws_alone(induction, matrix):
     p = induction
-    slt = ls.SltEvidence(matrix, p.patterns[:, 64:])
+    slt = ls.SltEvidence(matrix.transpose(), p.patterns[:, 64:].transpose())
+    assert slt.matrix["llc"].dims == matrix["llc"].dims
+    assert slt.patterns.dims == ("pattern", "sequence", "position")
     first = ls.propose_circuits(slt, p.model, p.tokens[64:])[0]
     assert first.pattern == p.pattern
     assert set(first.edges) == set(p.truth.edges)
@@ -352,7 +354,7 @@ def ask(p, text="L0H1", pattern=None, **options):
             "covers all but 10 tokens",
         ),
         (lambda p: ask(p, patterns=np.zeros((64, 31), bool)), "needs at least 20 tokens in 8"),
-        (lambda p: ask(p, patterns=np.zeros((64, 32))), "bool array of shape"),
+        (lambda p: ask(p, patterns=np.zeros((64, 32), bool)), "patterns must be bool"),
         (lambda p: ask(p, least_effect=0.0), "least_effect must be a finite number above 0"),
         (lambda p: ask(p, n_null=0), "n_null must be an integer of at least 1"),
         (lambda p: ask(p, n_bootstrap=10), "n_bootstrap must be an integer of at least 100"),
