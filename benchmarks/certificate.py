@@ -109,7 +109,7 @@ def truth_of(
         return case.exact(n_beta, gamma), 0.0
     file = None
     if cache is not None:
-        file = cache / "truth" / f"{truth_key(case, component, n_beta, gamma)}.json"
+        file = cache / "truth" / f"{truth_key(case, component, effort, n_beta, gamma)}.json"
     if file is not None and file.exists():
         found = Truth(**json.loads(file.read_text()))
         return (found.llc, found.se) if found.converged else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import clock
+from benchmarks.quiet import quiet
 from lens_slt.sampling.driver import run_chains
 from lens_slt.sampling.prepare import prepare
 from lens_slt.sampling.settings import Settings
@@ -53,9 +52,7 @@ def random_model(
     )  # fmt: skip
     if mlp:
         sizes |= dict(d_mlp=4 * d_model, act_fn="gelu")
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             from transformer_lens import HookedTransformer, HookedTransformerConfig
         except ImportError:

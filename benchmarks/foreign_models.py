@@ -147,7 +147,8 @@ def kept(
     """The record of an entry, from the cache folder where this tag has it."""
     case = entry.build(cache)
     first = "function" if isinstance(case, FunctionCase) else " ".join(case.components)
-    file = None if cache is None else cache / "foreign" / tag / f"{truth_key(case, first)}.json"
+    key = truth_key(case, first, effort)
+    file = None if cache is None else cache / "foreign" / tag / f"{key}.json"
     if file is not None and file.exists():
         plain = json.loads(file.read_text())
         return Record(**plain | {"results": tuple(Result(**one) for one in plain["results"])})

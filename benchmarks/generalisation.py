@@ -331,7 +331,8 @@ def main() -> None:
         "slope": slopes["generalisation"].value, "slope_se": slopes["generalisation"].se,
         "slope_waic": slopes["waic"].value, "slope_waic_se": slopes["waic"].se,
         "slope_wbic": slopes["wbic"].value, "slope_wbic_se": slopes["wbic"].se,
-        "waic_z": max(abs(gap.value) / gap.se for gap in gaps), "wbic_gap": max(map(abs, apart)),
+        "waic_z": float(np.max([abs(gap.value) / gap.se for gap in gaps])),
+        "wbic_gap": float(np.max(np.abs(apart))),
     }  # fmt: skip
     common.finish(args, figures, None if args.quick else TARGETS)
 

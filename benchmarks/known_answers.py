@@ -129,7 +129,10 @@ def linear_networks(args: argparse.Namespace) -> dict[str, Any]:
         )
     columns = ["case", "ε", "ε(nβ·h + γ)", "λ̂ ± SE", "λ (closed form)", "m", "relative error"]
     common.show_table("Linear networks, nβ = 1000, γ = 1", columns, rows)
-    return {"max_rel_error_rrr": max(errors["rrr"]), "max_rel_error_dln": max(errors["dln"])}
+    return {
+        "max_rel_error_rrr": float(np.max(errors["rrr"])),
+        "max_rel_error_dln": float(np.max(errors["dln"])),
+    }
 
 
 def coverage(args: argparse.Namespace) -> dict[str, Any]:

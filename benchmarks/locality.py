@@ -89,8 +89,9 @@ def planted_part(seeds: int, seed: int, quick: bool) -> dict[str, float]:
         ["instance", "share of the circuit", "ratio", "low", "high", "null keeps", "note"], rows,
     )  # fmt: skip
     return {
-        "recovered_share_low": min(ratios), "recovered_share_high": max(ratios),
-        "recovered_share_median": float(np.median(ratios)), "null_kept": max(nulls),
+        "recovered_share_low": float(np.min(ratios)),
+        "recovered_share_high": float(np.max(ratios)),
+        "recovered_share_median": float(np.median(ratios)), "null_kept": float(np.max(nulls)),
         "planted": len(ratios), "planted_without_gain": len(rows) - len(ratios),
     }  # fmt: skip
 

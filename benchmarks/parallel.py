@@ -226,7 +226,7 @@ def main() -> None:
     )
     overhead = (WORKERS * processes.seconds - processes.working) / len(jobs)
     figures = {
-        "max_difference": max(gaps),
+        "max_difference": float(np.max(gaps)),
         "speed_up": serial.seconds / processes.seconds,
         "cpu_ratio": processes.cpu / serial.cpu,
         "overhead_per_job": overhead,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import cpu_seconds, say
 from benchmarks.engine import random_model
+from benchmarks.quiet import quiet
 from lens_slt.models import forward
 from lens_slt.models.adapter import adapt, copy_weights
 from lens_slt.training.train import loss_and_gradients
@@ -137,9 +136,7 @@ def peer_chain(
     rows = token_rows(tokens)
     losses: list[float] = []
     marks: list[float] = []
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
         sample_single_chain(
             model, rows, make_evaluate_fn(None), create_param_masks(model, head.lower()),
             num_draws=steps, sampling_method=SGMCMC.sgld,

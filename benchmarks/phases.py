@@ -330,15 +330,15 @@ def main() -> None:
     common.one_thread()
     toy = Superposition()
     points = critical_points(toy, 1 if args.quick else 30, args.seed)
-    error = max(abs(one.loss - PUBLISHED_LOSS[name]) for name, one in points.items())
+    error = np.max([abs(one.loss - PUBLISHED_LOSS[name]) for name, one in points.items()])
     phases = coefficients(toy, points, args)
-    relative = max(abs(phases[name].llc / llc - 1) for name, llc in LLC.items())
+    relative = np.max([abs(phases[name].llc / llc - 1) for name, llc in LLC.items()])
     on_data(toy, points["5"], args)
     moves, at_rest = descend(toy, args)
     found = crossings(phases, points, moves, args.quick)
     diagram(phases, args.quick)
     figures = {
-        "k_gon_loss_error": error, "lambda_rel_error": relative, **found,
+        "k_gon_loss_error": float(error), "lambda_rel_error": float(relative), **found,
         "sgd_5_to_6": sum(moves[one, "6"] for one in ("5", "5+")),
         "sgd_ends_in_a_known_phase": at_rest,
     }  # fmt: skip

@@ -335,6 +335,7 @@ def main() -> None:
     n_null, n_trials, seeds = 50, args.trials, args.seeds
     if args.quick:
         settings, n_null, n_trials, seeds = common.toy(settings), 4, 1, 1
+    cache = None if args.quick else args.cache  # toy records are not kept
     records = []
     suite = ls.hard_suite if args.hard else ls.planted_suite
     for p in suite(seeds, n_sequences=3 * THIRD, seed=args.seed):
@@ -342,7 +343,7 @@ def main() -> None:
             continue
         if args.families and p.family not in args.families:
             continue
-        file = None if args.cache is None else args.cache / f"{p.name}.json"
+        file = None if cache is None else cache / f"{p.name}.json"
         if file is not None and file.exists():
             records.append(json.loads(file.read_text()))
             continue

@@ -258,12 +258,12 @@ def main() -> None:
     made = [one for one in claims if one["claimed"]]
     known = [one["held"] for one in claims if one["held"] is not None]
     figures = {
-        "lambda_error": max((one["error"] for one in made), default=math.nan),
+        "lambda_error": float(np.max([one["error"] for one in made])) if made else math.nan,
         "multiplicity_right": float(np.mean([one["right"] for one in made])) if made else math.nan,
         "claimed": len(made), "wrongly_claimed": sum(not one["right"] for one in made),
         "interval_held": float(np.mean(known)) if known else math.nan,
         "curve_z": rms(zs), "identity_z": rms(identities), "bounds_held": float(np.mean(held)),
-        "mbar_ti_z": max(one["ti"] for one in free),
+        "mbar_ti_z": float(np.max([one["ti"] for one in free])),
         "free_energy_z": float(np.nanmax([one["free"] for one in free])),
         "volume_z": rms([one["volume"] for one in free]),
     }  # fmt: skip

@@ -56,7 +56,7 @@ def written_out(draws: xr.DataTree, estimator: str) -> tuple[np.ndarray, np.ndar
     return chi(every >= 0), np.sqrt((n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0))
 
 
-def accuracy(args: Any, estimator: str, long: xr.DataTree, own: xr.DataTree) -> dict[str, float]:
+def accuracy(estimator: str, long: xr.DataTree, own: xr.DataTree) -> dict[str, float]:
     """Largest |z| and agreement of signs of one estimator."""
     exact, exact_se = written_out(long, estimator)
     chi = ls.susceptibility(own, estimator=estimator)
@@ -132,8 +132,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     long, own = small_model_runs(args)
-    figures = accuracy(args, "two_posterior", long, own)
-    for name, value in accuracy(args, "restricted", long, own).items():
+    figures = accuracy("two_posterior", long, own)
+    for name, value in accuracy("restricted", long, own).items():
         figures[f"{name}_restricted"] = value
     figures["median_split_half"] = reliability(args)
     common.finish(args, figures, None if args.quick else TARGETS)

@@ -23,8 +23,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import logging
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +34,7 @@ import lens_slt as ls
 from benchmarks import common, peer
 from benchmarks.common import Target, cpu_seconds
 from benchmarks.engine import step_seconds
+from benchmarks.quiet import quiet
 from lens_slt.demo import MODEL
 from lens_slt.sampling.result import component_names, dataset
 from lens_slt.sampling.settings import Settings
@@ -217,12 +216,11 @@ def _peer_cost(
     return step, max((more - few) / n - step, 0.0)
 
 
+@quiet()
 def main() -> None:
     """Command line."""
     args: argparse.Namespace = common.parser(__doc__).parse_args()
     common.one_thread()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
     effort = QUICK if args.quick else Effort()
     model = ls.load_model(MODEL, device="cpu")
     tokens = ls.load_tokens("mix", n_sequences=effort.sequences, length=effort.length)

@@ -302,9 +302,10 @@ def main() -> None:
     share = 1.0  # of the training
     if args.quick:
         settings, n_null, n_orders, n, share = settings.but(draws=8, burn_in=2), 8, 2, 1, 0.05
+    cache = None if args.quick else args.cache  # toy records are not kept
     records = []
     for place in range(n):
-        file = None if args.cache is None else args.cache / f"{args.seed}-{place:02d}.json"
+        file = None if cache is None else cache / f"{args.seed}-{place:02d}.json"
         if file is not None and file.exists():
             records.append(json.loads(file.read_text()))
             continue

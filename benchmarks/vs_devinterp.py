@@ -229,7 +229,7 @@ def time_to_5pct(
         bias = (own[run_head].value - truth.value) / truth.value
         # Noise is no bias: of the difference from the exact value only what 1 SE leaves counts.
         noise = float(np.hypot(own[run_head].se, truth.se)) / truth.value
-        bias = max(0.0, abs(bias) - noise)
+        bias = float(np.maximum(0.0, abs(bias) - noise))  # NaN stays
         miss = (abs(got.value - truth.value) + 2 * got.se) / abs(truth.value)
         if miss <= TOLERANCE:
             reached.append(run_head)

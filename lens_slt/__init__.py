@@ -56,7 +56,8 @@ if TYPE_CHECKING:  # also read by _homes
     from lens_slt.circuits.replacements import Ablation
     from lens_slt.circuits.slt_evidence import SltEvidence, read_slt_evidence
     from lens_slt.circuits.transfer import Transfer, transfer
-    from lens_slt.circuits.trial import Trial, cross_check, read_trials
+    from lens_slt.circuits.trial import Trial, cross_check
+    from lens_slt.circuits.trial_file import read_trials
     from lens_slt.data.patterns import bracket_depth, label_patterns, ngram_counts
     from lens_slt.data.prompts import Prompts, make_prompts
     from lens_slt.data.tokens import load_tokens

@@ -87,7 +87,7 @@ assert found.pattern == "induction" and [str(e) for e in found.edges] == ["L0H2�
 # induction tokens are predicted by it.* Each hypothesis keeps where it came from:
 
 # %%
-pd.DataFrame(found.provenance["heads"]).T.round(3)
+pd.DataFrame(found.provenance["nodes"]).T.round(3)
 
 # %% [markdown]
 # `value` is the excess of λ̂ on induction tokens; `q` its p-value, corrected for all the heads and

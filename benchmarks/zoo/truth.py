@@ -60,8 +60,6 @@ class Truth:
     se: float
     rhat: float
     ess: float
-    from_star: float  # λ̂ of the chains that started at the given weights
-    from_prior: float
     acceptance: float
     n_beta_h_max: float  # at the given weights
     draws: int
@@ -74,7 +72,7 @@ def truths(case: Case, cache: Path | None, effort: Effort | None = None) -> Iter
     """The truth of every component, from the cache folder where it is known."""
     effort = effort or Effort()
     for name in ["function"] if isinstance(case, FunctionCase) else case.components:
-        file = None if cache is None else cache / "truth" / f"{truth_key(case, name)}.json"
+        file = None if cache is None else cache / "truth" / f"{truth_key(case, name, effort)}.json"
         if file is not None and file.exists():
             yield Truth(**json.loads(file.read_text()))
             continue
@@ -89,9 +87,11 @@ def truths(case: Case, cache: Path | None, effort: Effort | None = None) -> Iter
         yield found
 
 
-def truth_key(case: Case, component: str, n_beta: float = N_BETA, gamma: float = GAMMA) -> str:
-    """Of the weights, tokens, weights per token, component, nβ, γ and the method."""
-    digest = hashlib.sha256(f"{METHOD} {component} {n_beta} {gamma}".encode())
+def truth_key(
+    case: Case, component: str, effort: Effort, n_beta: float = N_BETA, gamma: float = GAMMA
+) -> str:
+    """Of the weights, tokens, weights per token, component, nβ, γ, the method and its effort."""
+    digest = hashlib.sha256(f"{METHOD} {effort} {component} {n_beta} {gamma}".encode())
     if isinstance(case, FunctionCase):
         points = case.point + torch.linspace(0.01, 0.1, 3)[:, None]
         data = () if case.data is None else (case.data,)
@@ -155,7 +155,7 @@ def _function_truth(case: FunctionCase, effort: Effort) -> Truth:
     stiffest = float(hmc.curvature(potential, at_star, N_BETA, GAMMA).stiffness.max())
     exact = case.exact(N_BETA, GAMMA)
     return Truth(
-        "function", len(zero), exact, 0.0, 1.0, float("inf"), exact, exact, 1.0, stiffest, 0, 0.0,
+        "function", len(zero), exact, 0.0, 1.0, float("inf"), 1.0, stiffest, 0, 0.0,
         "closed form or quadrature", True,
     )  # fmt: skip
 
@@ -174,11 +174,11 @@ def _summary(
     by_start = [float(part.mean()) for part in (series[:half], series[half:])]
     errors = [_standard_error(part) for part in (series[:half], series[half:])]
     mean, se = float(series.mean()), _standard_error(series)
-    rhat = max(float(az.rhat(series, method=method)) for method in ("rank", "split"))
+    rhat = float(np.max([az.rhat(series, method=method) for method in ("rank", "split")]))
     agree = abs(by_start[0] - by_start[1]) <= LARGEST_Z * float(np.hypot(*errors))
     precise = se <= max(NOISY, NOISY_SHARE * abs(mean))
     return Truth(
-        name, n_parameters, mean, se, rhat, float(az.ess(series)), *by_start, acceptance,
+        name, n_parameters, mean, se, rhat, float(az.ess(series)), acceptance,
         stiffest, series.size, seconds, "hmc", bool(rhat <= LARGEST_RHAT and agree and precise),
     )  # fmt: skip
 

@@ -40,14 +40,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import choice, instance, integer, typed
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
-from lens_slt.circuits.attribution_gradients import Batch, Wiring, checked_mask, stand_ins
+from lens_slt.circuits.attribution_gradients import Batch, Wiring, stand_ins
 from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.circuits.replacements import AUTO, Ablation, context
 from lens_slt.circuits.runs import LEARNED_POSITIONS
 from lens_slt.data.columns import moved
+from lens_slt.data.patterns import checked_pattern
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import adapt
 from lens_slt.models.components import node_names
@@ -122,7 +123,6 @@ def edge_attribution(
     choice("ablate", ablate, ABLATIONS)
     integer("steps", steps, at_least=1)
     integer("batch_size", batch_size, at_least=1)
-    instance("embeddings", embeddings, bool)
     adapted = adapt(model)
     ids, weight, shift = weighted_tokens(
         tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,
@@ -130,7 +130,8 @@ def edge_attribution(
     )  # fmt: skip
     warn_of_padding(adapted, ids, shift, "tokens")
     real = weight > 0
-    chosen = moved(checked_mask(pattern_mask, ids, "pattern_mask"), shift) & real
+    labels = torch.tensor(checked_pattern(pattern_mask, tuple(real.shape), "pattern_mask"))
+    chosen = moved(labels, shift) & real
     if not bool(chosen.any()):
         raise ValueError("pattern_mask is false everywhere: there are no tokens to take a loss of")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -247,25 +246,6 @@ def shifted(leaf: Tensor, value: Tensor, hook: Any) -> Tensor:
 def called_with(leaf: Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """A forward pre-hook, but for its first argument, which it adds."""
     return inputs[0] + leaf, *inputs[1:]
-
-
-def checked_mask(mask: Any, ids: Tensor, name: str) -> Tensor:
-    """Bool ``[sequence, position - 1]`` of tokens ``ids``, which a caller passes by this name."""
-    if isinstance(mask, Tensor):
-        chosen = mask
-    else:
-        given = np.array(mask)
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"{name} must be a bool array; got {type(mask).__name__}")
-        chosen = torch.from_numpy(given)
-    shape = (ids.shape[0], ids.shape[1] - 1)
-    if chosen.dtype != torch.bool or tuple(chosen.shape) != shape:
-        raise ValueError(
-            f"{name} must be bool [sequence, position - 1], here {list(shape)}, for tokens "
-            f"of shape {list(ids.shape)}; got {str(chosen.dtype).removeprefix('torch.')} "
-            f"{list(chosen.shape)}"
-        )
-    return chosen.cpu()
 
 
 def stand_ins(

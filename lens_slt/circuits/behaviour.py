@@ -163,8 +163,10 @@ def behaviour_scores(
     found["copying"] = ("component", nothing[0] if writes is None else copying(stream, writes))
     share = nothing[0]
     if writes is not None:  # an induction head writes nothing where nothing is said twice
-        seen = _observe(adapted, (random if tokens is None else text)[:SHARE_OF], {})
-        share = array_of(writes.share(seen.z, seen.spread))
+        some, there = (random, torch.ones_like(random)) if tokens is None else (text, real)
+        there = there[:SHARE_OF].bool()
+        seen = _observe(adapted, some[:SHARE_OF], {}, there)
+        share = array_of(writes.share(seen.z[:, there.to(seen.z.device)], seen.spread))
     found["written_share"] = ("component", share)
     scores = xr.Dataset(
         found,
@@ -334,8 +336,14 @@ class _Seen:
     spread: Tensor  # mean square of the stream before each layer, beyond its mean, [layer]
 
 
-def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) -> _Seen:
-    """Attention to ``where [sequence, query, key]``, and what the heads write."""
+def _observe(
+    adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor], real: Tensor | None = None
+) -> _Seen:
+    """Attention to ``where [sequence, query, key]``, and what the heads write.
+
+    ``real [sequence, position]`` says which tokens the spread of the stream is over.
+    """
+    real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
     masks = {name: mask.to(adapted.device, adapted.dtype) for name, mask in where.items()}
     layers = range(adapted.n_layers)
     attended: dict[tuple[str, int], Tensor] = {}
@@ -350,7 +358,8 @@ def _observe(adapted: AdaptedModel, tokens: Tensor, where: dict[str, Tensor]) ->
         kept[name] = value
 
     def measure(stream: Tensor, hook: Any, layer: int) -> None:
-        spread[layer] = (stream - stream.mean((0, 1))).square().sum(-1).mean()
+        stream = stream[real.to(stream.device)]
+        spread[layer] = (stream - stream.mean(0)).square().sum(-1).mean()
 
     last = f"blocks.{adapted.n_layers - 1}.hook_resid_post"
     names = [last] + [f"blocks.{i}.attn.hook_{part}" for i in layers for part in "qkz"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, Edge
+from lens_slt.circuits.hypothesis import LOGITS, CircuitHypothesis, Edge, check_hypothesis
 from lens_slt.circuits.interventions import outside_of
 from lens_slt.circuits.null_sets import Kind, all_paths, kind_of
 from lens_slt.circuits.paths import as_read
@@ -14,6 +14,14 @@ from lens_slt.circuits.roles import apart, node_of, nodes_of, pieces
 from lens_slt.circuits.runs import Losses, Runs
 from lens_slt.circuits.statistics import Contrast
 from lens_slt.models.names import is_head
+
+
+def check_case(hypothesis: CircuitHypothesis, runs: Runs, digest: str) -> None:
+    """Raise ValueError where the model of these runs, with weights ``digest``, cannot try it."""
+    check_hypothesis(hypothesis, runs.adapted, digest)
+    nodes_of(hypothesis.components, runs.adapted)
+    runs.roles.check(hypothesis.roles)
+    runs.roles.check_apart(hypothesis.roles)
 
 
 @dataclass

@@ -30,7 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import instance, integer, typed
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits import composition_nulls as nulls
 from lens_slt.circuits.composition_weights import (
@@ -95,7 +95,6 @@ def composition_scores(
     """
     integer("n_null", n_null, at_least=2)
     integer("seed", seed, at_least=0)
-    instance("embeddings", embeddings, bool)
     adapted = adapt(model)
     stream = stream_of(adapted)
     heads = head_matrices(adapted, stream)

@@ -33,7 +33,6 @@ from lens_slt.circuits.attribution_gradients import (
     Reader,
     Wiring,
     called_with,
-    checked_mask,
     shifted,
     stand_ins,
 )  # fmt: skip
@@ -41,6 +40,7 @@ from lens_slt.circuits.hypothesis import LOGITS, MLP_INPUT, THROUGH
 from lens_slt.circuits.paths import place_of
 from lens_slt.circuits.replacements import context
 from lens_slt.data.columns import moved
+from lens_slt.data.patterns import checked_pattern
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import AdaptedModel, adapt
 from lens_slt.models.captures import Hook, captured, traced
@@ -129,12 +129,11 @@ def compositions_on_tokens(
         raise ValueError(f"tokens must have at least 2 sequences; got {len(ids)}")
     warn_of_padding(adapted, ids, shift, "tokens")
     real = weight > 0
-    chosen = torch.stack(
-        [
-            real if where is None else moved(checked_mask(where, ids, "where"), shift) & real
-            for where in wheres
-        ]
-    )
+    chosen = torch.stack([real] * len(wheres))
+    for i, where in enumerate(wheres):
+        if where is not None:
+            labels = torch.tensor(checked_pattern(where, tuple(real.shape), "where"))
+            chosen[i] &= moved(labels, shift)
     if not bool(chosen.flatten(1).any(1).all()):
         raise ValueError("where is false everywhere: there are no positions to look at")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings=False)

@@ -78,9 +78,12 @@ def read_circuit(
     edges = graph.best(top) if top is not None else graph.edges
     nodes = [] if top is not None else graph.nodes
     if not edges and not nodes:
-        marked = "no edge or node is marked as in the circuit"
-        why = "it has no scores" if top is not None else marked
-        raise ValueError(f"{path} has no circuit: {why}; pass top= to take the best scored edges")
+        why = (
+            "no edge or node is marked as in it; pass top= to take the best scored edges"
+            if top is None
+            else "its edges have no scores; leave out top= to take those that are marked as in it"
+        )
+        raise ValueError(f"{path} has no circuit: {why}")
     provenance: dict[str, Any] = {"file": found.name, "format": kind}
     scores = {str(edge): graph.scores[edge] for edge in edges if edge in graph.scores}
     provenance |= {"scores": scores} if scores else {}

@@ -17,6 +17,7 @@ from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import Contrast
+from lens_slt.data.patterns import checked_pattern
 from lens_slt.models.adapter import adapt
 from lens_slt.schema import stamped
 from lens_slt.statistics import rank_p
@@ -64,7 +65,9 @@ def faithfulness_curve(
         ``high`` (95 %, over sequences), ``random`` (random_ranking, size); scalars ``cpr``, ``cmd``
         and ``cpr_p``, ``cmd_p``, their ranks among random rankings.
 
-    Raises ValueError where ablating everything does not raise the loss of these tokens.
+    Raises ValueError where ablating everything does not raise the loss of these tokens, and for
+    components of the ranking that are never ablated, such as embeddings, or MLPs without
+    ``outside="all"``.
 
     Example:
         >>> import lens_slt as ls
@@ -81,16 +84,11 @@ def faithfulness_curve(
         adapt(model), tokens, how, weights=weights, mask=mask, pad_id=pad_id, metric=metric,
         roles=roles,
     )  # fmt: skip
-    chosen = np.asarray(pattern)
-    if chosen.dtype != bool or chosen.shape != runs.real.shape:
-        raise ValueError(
-            f"pattern must be a bool array of shape {runs.real.shape}, [sequence, position - 1]; "
-            f"got {chosen.dtype} {chosen.shape}"
-        )
+    chosen = checked_pattern(pattern, runs.real.shape, "pattern")
     contrast = Contrast(runs.base, runs.moved(chosen), weights=runs.weight, seed=seed)
     order: dict[str, None] = {}
     for component in ranking:
-        order |= dict.fromkeys(sorted(nodes_of([component], runs.adapted)))
+        order |= dict.fromkeys(sorted(nodes_of([component], runs.adapted, "ranking")))
     return curve(runs, contrast, list(order), outside, n_random, seed)
 
 
@@ -99,6 +97,12 @@ def curve(
 ) -> xr.Dataset:
     """The curve of runs that are there already."""
     universe = sorted(in_parts(first, runs, outside))
+    never = sorted(set(first) - set(universe))
+    if never:
+        raise ValueError(
+            f"ranking: with outside={outside!r} these are never ablated, and keeping them is "
+            f"nothing: {', '.join(never)}; leave them out, or pass outside='all' for MLPs"
+        )
     generator = np.random.default_rng(seed)
     rest = [node for node in universe if node not in first]
     ranking = [*first, *(rest[i] for i in generator.permutation(len(rest)))]

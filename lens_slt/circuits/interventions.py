@@ -134,7 +134,7 @@ def ablate_path(
         roles=roles,
     )  # fmt: skip
     ends = {end for edge in edges for end in (edge.source, edge.target)} - {LOGITS}
-    parse_components(sorted(ends), runs.adapted)
+    parse_components(sorted(ends), runs.adapted, argument="paths")
     what = f"{runs.how} ablation of {', '.join(map(str, edges))}"
     return effects(runs, runs.loss(paths=edges), what)
 

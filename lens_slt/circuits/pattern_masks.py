@@ -13,7 +13,7 @@ from lens_slt.arguments import did_you_mean
 from lens_slt.arrays import BoolArray
 from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.runs import Runs
-from lens_slt.data.patterns import PATTERNS, label_patterns
+from lens_slt.data.patterns import PATTERNS, checked_pattern, label_patterns
 from lens_slt.schema import require, stamped
 
 ALL = "all"  # the pattern of every prediction that counts
@@ -36,18 +36,13 @@ def pattern_masks(
     if patterns is None:
         patterns, move = label_patterns(runs.tokens, tokenizer), lambda labels: labels
     if not isinstance(patterns, xr.DataArray):
-        mask = np.asarray(patterns)
-        if mask.shape != runs.real.shape or mask.dtype != bool:
-            raise ValueError(
-                "patterns must be a DataArray from label_patterns(tokens), or a bool array of "
-                f"shape {runs.real.shape}; got {mask.dtype} {mask.shape}"
-            )
+        mask = checked_pattern(patterns, runs.real.shape, "patterns")
         if len(names) > 1:
             raise ValueError(
                 f"patterns is one array, the hypotheses are about {', '.join(names)}: pass labels "
                 "with names, from label_patterns"
             )
-        return {names[0]: move(mask)}
+        return {name: move(mask) for name in names}
     patterns = require(patterns, "patterns", argument="patterns")
     known = [str(name) for name in patterns["pattern"].values]
     for name in names:

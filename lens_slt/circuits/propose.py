@@ -19,6 +19,7 @@ from lens_slt.data.inputs import read_inputs
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.names import is_head, is_mlp, layer_of
 from lens_slt.statistics import SIGNIFICANT, false_discovery
+from lens_slt.structure.modes import NOISE
 from lens_slt.structure.pattern_enrichment import enrichment
 from lens_slt.structure.standardize import values_of
 
@@ -27,7 +28,6 @@ ALIKE = 0.5  # of the value on the pattern's tokens of a head that is driven ali
 LEAST_PART = 0.3  # of what drives a head, or of what a node writes, for an edge
 LEAST_BEYOND = 0.2  # of relative excess over the median component, for a node by its level
 LEAST_WIRE = 0.1  # the same, between nodes that other edges have joined
-NOISE = "may be noise"
 
 
 @typed
@@ -137,7 +137,7 @@ def propose_circuits(
             earlier = chosen, {*inside}
             provenance = {
                 "quantity": str(slt.matrix.attrs["quantity"]),
-                "heads": {node: nodes[node] for node in sorted(chosen) if node in nodes},
+                "nodes": {node: nodes[node] for node in sorted(chosen) if node in nodes},
                 "shares": {str(edge): edges[edge] for edge in inside},
                 "mode": None if mode is None else _of_mode(mode, sorted(chosen)),
             }

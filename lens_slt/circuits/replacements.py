@@ -16,6 +16,7 @@ from torch import Tensor
 from lens_slt.arguments import choice, integer
 from lens_slt.arrays import BoolArray
 from lens_slt.data.columns import moved
+from lens_slt.data.patterns import checked_pattern
 
 AUTO = "auto"
 HOWS = ("mean", "mean_position", "mean_pattern", "resample", "interchange", "zero")
@@ -39,7 +40,7 @@ class Ablation:
             corrupted one.
         pattern: bool ``[sequence, position - 1]``, for ``mean_pattern``.
         positions: where outputs are replaced: bool ``[sequence, position - 1]``, or positions
-            ``[sequence]`` or ``[sequence, role]``, such as ``prompts.roles["S2"]``; everywhere by
+            ``[sequence]`` or ``[sequence, place]``, such as ``prompts.roles["S2"]``; everywhere by
             default.
         reference_positions: for ``interchange`` where roles stand elsewhere in the reference:
             positions there, shaped like ``positions``.
@@ -123,7 +124,7 @@ class Replacements:
                 "one length" + (", or pass positions and reference_positions" if paired else "")
             )
         self.where = places(positions, real, "positions")
-        self._pattern = _checked_pattern(pattern, real, same) if how == "mean_pattern" else None
+        self._pattern = _pattern_of(pattern, real, same) if how == "mean_pattern" else None
         if how == "mean_position":
             _refuse_empty_positions(real, reference_real)
         if how == "resample" and same and len(real) == 1:
@@ -186,20 +187,12 @@ def context(counts: BoolArray) -> BoolArray:
     return np.maximum.accumulate(counts[:, ::-1], axis=1)[:, ::-1].copy()
 
 
-def _checked_pattern(pattern: Any, real: BoolArray, same: bool) -> BoolArray:
+def _pattern_of(pattern: Any, real: BoolArray, same: bool) -> BoolArray:
     if pattern is None or not same:
         raise ValueError(
             "how='mean_pattern' needs pattern, labels of tokens, and no other reference"
         )
-    found = np.asarray(pattern)
-    if found.dtype != bool:  # NaN and texts would count as true
-        raise TypeError(f"pattern must hold True and False; got dtype {found.dtype}")
-    if found.shape != real.shape:
-        raise ValueError(
-            f"pattern must have shape {real.shape}, one position less than tokens; got "
-            f"{found.shape}"
-        )
-    return found
+    return checked_pattern(pattern, real.shape, "pattern")
 
 
 def places(positions: Any, real: BoolArray, name: str) -> Tensor | None:
@@ -222,12 +215,12 @@ def places(positions: Any, real: BoolArray, name: str) -> Tensor | None:
 
 
 def _indices(given: np.ndarray, real: BoolArray, name: str) -> np.ndarray:
-    """Positions ``[sequence, role]``."""
+    """Positions ``[sequence, place]``."""
     n, length = real.shape
     ok = given.dtype.kind in "iu" and given.ndim in (1, 2) and len(given) == n
     if not ok:
         raise ValueError(
-            f"{name} must be positions [sequence] or [sequence, role] for {n} sequences, or bool "
+            f"{name} must be positions [sequence] or [sequence, place] for {n} sequences, or bool "
             f"{[n, length]}; got {given.dtype} {list(given.shape)}"
         )
     if given.size and (given.min() < 0 or given.max() >= length):
@@ -247,7 +240,7 @@ def _pairs(
     wanted = real if where is None else where.numpy()
     if there is not None:
         if positions is None or np.asarray(positions).dtype == bool:
-            raise ValueError("reference_positions needs positions, likewise [sequence, role]")
+            raise ValueError("reference_positions needs positions, likewise [sequence, place]")
         here = _indices(np.asarray(positions), real, "positions")
         other = _indices(np.asarray(there), reference_real, "reference_positions")
         if here.shape != other.shape:

@@ -91,43 +91,51 @@ def rest(roles: Iterable[str]) -> frozenset[str]:
     return frozenset(whole).difference(*(pieces(role, whole) for role in roles))
 
 
-def parse_at_roles(spec: str | Iterable[str], adapted: AdaptedModel) -> list[tuple[Component, str]]:
+def parse_at_roles(
+    spec: str | Iterable[str], adapted: AdaptedModel, argument: str = "components"
+) -> list[tuple[Component, str]]:
     """Components with their roles, as :func:`lens_slt.models.components.parse_components` has them.
 
     Raises ValueError as there, within each role, and for what is no role.
     """
     names = [spec] if isinstance(spec, str) else list(spec)
     if not any(isinstance(name, str) and "@" in name for name in names):
-        return [(component, EVERYWHERE) for component in parse_components(names, adapted)]
+        return [
+            (component, EVERYWHERE)
+            for component in parse_components(names, adapted, argument=argument)
+        ]
     by_role: dict[str, list[str]] = {}
     for entry in (entry for name in names for entry in name.replace(" ", "").split(",")):
         node, role = split_role(entry)
         by_role.setdefault(role, []).append(node)
     return [
         (component, role)
-        for role, nodes in by_role.items() for component in parse_components(nodes, adapted)
+        for role, nodes in by_role.items()
+        for component in parse_components(nodes, adapted, argument=argument)
     ]  # fmt: skip
 
 
-def nodes_of(components: str | Iterable[str], adapted: AdaptedModel) -> frozenset[str]:
+def nodes_of(
+    components: str | Iterable[str], adapted: AdaptedModel, argument: str = "components"
+) -> frozenset[str]:
     """Heads, MLPs and embeddings, with their roles, that components consist of.
 
     Raises ValueError for what the model does not have, and for the unembedding.
     """
     found: set[str] = set()
-    for component, role in parse_at_roles(components, adapted):
+    for component, role in parse_at_roles(components, adapted, argument):
         for name in parts_of(component.name):
-            found |= {at_role(node, role) for node in _nodes(name, adapted)}
+            found |= {at_role(node, role) for node in _nodes(name, adapted, argument)}
     return frozenset(found)
 
 
-def _nodes(name: str, adapted: AdaptedModel) -> set[str]:
+def _nodes(name: str, adapted: AdaptedModel, argument: str) -> set[str]:
     part = read_part(name)
     if name in EMBEDDINGS:
         return {name}
     if part is None:
         raise ValueError(
-            f"components: {name!r} cannot be ablated; heads, MLPs, layers and embeddings can"
+            f"{argument}: {name!r} cannot be ablated; heads, MLPs, layers and embeddings can"
         )
     found = {name} if part.kind in (HEAD, MLP) else set()
     if part.kind in (LAYER, ATTENTION):

@@ -54,10 +54,11 @@ class SltEvidence:
     modes: xr.Dataset | None = None
 
     def __post_init__(self) -> None:
-        require(self.matrix, *MATRICES, argument="matrix")
-        require(self.patterns, "patterns", argument="patterns")
+        known: dict[str, tuple[str, ...]] = {"matrix": MATRICES, "patterns": ("patterns",)}
         if self.modes is not None:
-            require(self.modes, "modes", argument="modes")
+            known["modes"] = ("modes",)
+        for name, kinds in known.items():  # with dimensions in their order
+            object.__setattr__(self, name, require(getattr(self, name), *kinds, argument=name))
 
     @property
     def labels(self) -> dict[str, BoolArray]:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, TypedDict, Unpack, get_args, overload
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from lens_slt.arguments import choice, instance, integer, number, typed
+from lens_slt.arguments import integer, number, typed
 from lens_slt.circuits import evidence as tests
-from lens_slt.circuits.case import Case
+from lens_slt.circuits.case import Case, check_case
 from lens_slt.circuits.composition import composition_scores
-from lens_slt.circuits.evidence import NAN, Evidence, Outcome
-from lens_slt.circuits.hypothesis import (
-    CircuitHypothesis,
-    check_hypothesis,
-    from_record,
-)
+from lens_slt.circuits.evidence import NAN, Evidence
+from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.neighbours import neighbours
 from lens_slt.circuits.pattern_masks import pattern_masks
 from lens_slt.circuits.replacements import Ablation
-from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import SltEvidence, slt_evidence
 from lens_slt.circuits.statistics import Contrast
@@ -37,8 +31,7 @@ from lens_slt.circuits.trial_notes import (
     faithfulness_of,
     summed_up,
 )
-from lens_slt.circuits.verdict import VERDICTS, after_correction, verdict_of
-from lens_slt.json_files import read_json
+from lens_slt.circuits.verdict import after_correction, verdict_of
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.progress import track
 from lens_slt.schema import require
@@ -92,32 +85,6 @@ class Trial:
             "evidence": [_plain(asdict(one)) for one in self.evidence], "settings": self.settings,
             "curve": None if self.curve is None else _plain(self.curve.to_dict()),
         }  # fmt: skip
-
-
-@typed
-def read_trials(path: Path | str) -> list[Trial]:
-    """Trials from the ``trials.json`` that ``lens-slt cross-check`` and the demonstration write.
-
-    Raises ValueError, naming the file, for anything else.
-
-    Example:
-        >>> import lens_slt as ls, json, pathlib, tempfile
-        >>> model, text = ls.load_model("attn-2l"), ls.load_tokens("mix", n_sequences=16)
-        >>> mine = ls.circuit("L1H2", pattern="induction")
-        >>> trial = ls.cross_check(model, text, mine, n_null=10, verdict_only=True, progress=False)
-        >>> path = pathlib.Path(tempfile.mkdtemp(), "trials.json")
-        >>> _ = path.write_text(json.dumps([trial.as_dict()]))
-        >>> ls.read_trials(path)[0].verdict == trial.verdict
-        True
-    """
-    content = read_json(path)
-    try:
-        instance("the file", content, Sequence[Mapping[str, Any]])
-        return [_from_record(record) for record in content]
-    except KeyError as error:
-        raise ValueError(f"{path} holds no trials: no {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no trials: {error}") from None
 
 
 class TrialOptions(TypedDict, total=False):
@@ -234,8 +201,8 @@ def cross_check(
     Raises:
         ValueError: components the model does not have, hypotheses for another model, an unknown
             pattern, roles that are missing or overlap, patterns of other tokens, too few tokens or
-            sequences of a pattern (the message says how many are needed), a pattern that covers
-            everything.
+            sequences of a pattern, or too few other tokens to compare with unless there are none
+            (the message says how many are needed).
 
     Example:
         >>> import lens_slt as ls
@@ -258,10 +225,7 @@ def cross_check(
     )  # fmt: skip
     digest = weights_hash(runs.adapted)
     for one in hypotheses:
-        check_hypothesis(one, runs.adapted, digest)
-        nodes_of(one.components, runs.adapted)
-        runs.roles.check(one.roles)
-        runs.roles.check_apart(one.roles)
+        check_case(one, runs, digest)
     if composition is not None:
         composition = require(composition, "composition_scores", argument="composition")
     masks = pattern_masks(hypotheses, patterns, runs, getattr(model, "tokenizer", None))
@@ -300,8 +264,9 @@ def cross_check(
 def compare_trials(trials: Sequence[Trial]) -> pd.DataFrame:
     """Hypotheses side by side: verdicts and main effects, the best first.
 
-    Supported ones come first, then undecided, then contradicted; within each by what the circuit
-    alone recovers. Raises ValueError where there are none.
+    Supported ones come first, then undecided, then contradicted; within each by sufficiency, the
+    share of the loss that comes back with all other paths ablated. Raises ValueError where there
+    are none.
     """
     if not trials:
         raise ValueError("trials must hold at least one")
@@ -336,33 +301,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _from_record(record: dict[str, Any]) -> Trial:
-    numbers = {one.name for one in fields(Evidence) if one.type == "float"}
-    rows: list[dict[str, Any]] = [
-        {k: NAN if v is None and k in numbers else v for k, v in one.items()}
-        for one in record["evidence"]
-    ]
-    for one in rows:
-        choice("outcome", one["outcome"], get_args(Outcome))
-        instance("unit", one["unit"], str)
-        for name in numbers & set(one):
-            instance(name, one[name], float, int)
-    choice("verdict", record["verdict"], VERDICTS)
-    settings = record["settings"]
-    missing = set(SHOWN_SETTINGS) - set(settings)
-    if missing:
-        raise ValueError(f"settings lack {', '.join(sorted(missing))}")
-    curve = record["curve"]
-    if curve is not None:
-        curve = xr.Dataset.from_dict(curve)
-        curve = curve.assign({key: curve[key].astype(float) for key in curve.data_vars})
-    return Trial(
-        from_record(record["hypothesis"]), record["verdict"], tuple(record["reasons"]),
-        tuple(Disagreement(**one) for one in record["disagreements"]),
-        tuple(Evidence(**row) for row in rows), curve, settings,
-    )  # fmt: skip
 
 
 def _shortest(case: Case, settings: dict[str, Any]) -> Trial:

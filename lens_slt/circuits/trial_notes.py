@@ -110,13 +110,18 @@ def composition_evidence(case: Case, composition: xr.Dataset | None) -> list[Evi
 
 
 def faithfulness_of(case: Case) -> xr.Dataset | None:
-    """Faithfulness, the circuit first and the rest by what its ablation costs."""
+    """Faithfulness, the circuit first and the rest by what its ablation costs.
+
+    The attribute ``n_circuit`` says how many nodes the circuit is: a layer is many, and embeddings,
+    which are never ablated, are none.
+    """
     universe = in_parts(case.nodes, case.runs, case.outside)
     cost = costs(case)
     ranking = sorted(
         universe, key=lambda node: (node not in case.nodes, -cost.get(node, 0.0), node)
     )
     try:
-        return faithfulness.curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
+        found = faithfulness.curve(case.runs, case.contrast, ranking, case.outside, 10, case.seed)
     except ValueError:
         return None  # ablating everything does not hurt; sufficiency has said so
+    return found.assign_attrs(n_circuit=sum(node in case.nodes for node in universe))

@@ -48,12 +48,13 @@ class Writes:
     def share(self, z: Tensor, spread: Tensor) -> Tensor:
         """RMS of what each head adds to the stream beyond its mean, over that of the stream.
 
-        ``spread [layer]`` is the mean square of the stream before each layer: where it grows with
-        depth, everything that early layers write is little beside the last one.
+        ``z`` is ``[component, token, d_head]``, of the tokens that are no padding; ``spread
+        [layer]`` their mean square of the stream before each layer: where it grows with depth,
+        everything that early layers write is little beside the last one.
         """
-        z = z - z.mean((1, 2), keepdim=True)
+        z = z - z.mean(1, keepdim=True)
         gram = self.w_o @ self.w_o.transpose(-2, -1)
-        added = (torch.einsum("cspe,cef->cspf", z, gram) * z).sum(-1).mean((1, 2))
+        added = (torch.einsum("cte,cef->ctf", z, gram) * z).sum(-1).mean(1)
         stream = spread.repeat_interleave(len(z) // len(spread))
         return (added.clamp(min=0) / stream).sqrt()
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from jaxtyping import Int
+from torch import Tensor
 
 from lens_slt.arguments import typed
 from lens_slt.arrays import BoolArray
@@ -361,3 +362,19 @@ def _packed(string: str) -> int:
     """A short word as one integer, the same for no two words; 0 for a longer one."""
     word = _word_bytes(string)
     return int.from_bytes(word, "big") if len(word) <= _LONGEST else 0
+
+
+def checked_pattern(given: Any, shape: tuple[int, ...], name: str) -> BoolArray:
+    """Labels of predicted tokens, which a caller passes by this name, as a bool array.
+
+    Raises TypeError for other values (NaN and texts would count as true), ValueError for other
+    shapes.
+    """
+    found = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if found.dtype != bool or found.shape != shape:
+        wrong = TypeError if found.dtype != bool else ValueError
+        raise wrong(
+            f"{name} must be bool {list(shape)}, [sequence, position - 1], as "
+            f"label_patterns(tokens).sel(pattern=…) is; got {found.dtype} {list(found.shape)}"
+        )
+    return found

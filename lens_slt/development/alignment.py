@@ -16,21 +16,21 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
-from lens_slt.arguments import boolean, integer, typed
+from lens_slt.arguments import integer, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.cells import FINISHED, MATRIX
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.develop import open_checkpoint
-from lens_slt.development.head_curves import first_lasting
+from lens_slt.development.onsets import first_lasting
 from lens_slt.sampling.folder import folder_of
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import MATRICES
 from lens_slt.statistics import CONFIDENCE, ENDS
-from lens_slt.structure.modes import SPARE, STABLE_ANGLE, Decomposition
+from lens_slt.structure.modes import NOISE, SPARE, STABLE_ANGLE, Decomposition, span_angle
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
 STABLE_CORRELATION = 0.5  # over tokens
-APPEARS, FROM_START, NOISE = "appears", "from the first checkpoint", "may be noise"
+APPEARS, FROM_START = "appears", "from the first checkpoint"
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,14 @@ def match_modes(
     vectors = last.vectors[:, :n_modes]
     cosine = vectors.T @ candidates
     weight = weight / weight.sum()
-    here, there = _unit(one.x @ candidates, weight), _unit(last.x @ vectors, weight)
+    here, there = (
+        scaled(x, weight, centre_rows=False) for x in (one.x @ candidates, last.x @ vectors)
+    )
     correlation = (there * weight[:, None]).T @ here
     rows, columns = linear_sum_assignment(-cosine * correlation)
     sign = np.where(cosine[rows, columns] < 0, -1.0, 1.0)
     loading_span, token_span = (
-        np.array([_largest(overlap[:m, :m]) for m in range(1, n_modes + 1)])
+        np.array([span_angle(overlap[:m, :m]) for m in range(1, n_modes + 1)])
         for overlap in (cosine, correlation)
     )
     return Matched(
@@ -144,7 +146,6 @@ def mode_development(
     integer("n_modes", n_modes, at_least=1)
     integer("n_bootstrap", n_bootstrap, at_least=0)
     integer("seed", seed, at_least=0)
-    boolean("centre_rows", centre_rows)
     series = _Series.of(matrices, probe)
     last = series.matrix(series.steps[-1])
     k = min(n_modes, last.sizes["component"])
@@ -247,19 +248,6 @@ class _Resampling:
             yield Decomposition.of(scaled(values, weight, self.centre_rows), weight, None), weight
 
 
-def _unit(scores: FloatArray, weight: FloatArray) -> FloatArray:
-    """Columns with weighted mean 0 and variance 1."""
-    scores = scores - weight @ scores
-    spread = np.sqrt(weight @ scores**2)
-    return np.asarray(scores / np.where(spread > 0, spread, 1))
-
-
-def _largest(cosines: FloatArray) -> float:
-    """The largest principal angle in degrees between spans of orthonormal columns."""
-    smallest = np.linalg.svd(cosines, compute_uv=False).min()
-    return float(np.degrees(np.arccos(np.clip(smallest, 0, 1))))
-
-
 def _result(
     steps: tuple[int, ...],
     rows: list[list[Matched]],
@@ -295,9 +283,8 @@ def _result(
         low, high = np.minimum(low, first), np.maximum(high, first)
     sure = support >= CONFIDENCE
     at = np.array(steps, dtype=float)
-    score = _unit(
-        reference.x @ reference.vectors[:, :k], np.full(len(reference.x), 1 / len(reference.x))
-    )
+    alike = np.ones(len(reference.x))
+    score = scaled(reference.x @ reference.vectors[:, :k], alike, centre_rows=False)
     data |= {
         "step": ("mode", np.where(sure, at[first], np.nan)),
         "step_low": ("mode", np.where(sure, at[np.maximum(low - 1, 0)], np.nan)),

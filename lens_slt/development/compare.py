@@ -14,11 +14,10 @@ from scipy import stats
 from lens_slt.arguments import typed
 from lens_slt.circuits.trial import Trial, compare_trials
 from lens_slt.development.curves import CHECKPOINT, settings_differences
+from lens_slt.development.head_curves import LEAST_BLOCKS
 from lens_slt.schema import require, stamped
 from lens_slt.schemas import LEADING
 from lens_slt.statistics import ENDS, false_discovery
-
-LEAST_BLOCKS = 6  # that tell a standard error of a difference
 
 # Of every result that can be compared: its quantities, each with standard error and blocks.
 QUANTITIES: dict[str, dict[str, tuple[str, str]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,12 @@ import xarray as xr
 from lens_slt.arguments import choice, instance, integer, number, typed
 from lens_slt.arrays import read_zarr
 from lens_slt.circuits.behaviour import ATTENDS
-from lens_slt.circuits.hypothesis import CircuitHypothesis, check_hypothesis
+from lens_slt.circuits.case import check_case
+from lens_slt.circuits.hypothesis import CircuitHypothesis
 from lens_slt.circuits.replacements import Ablation
-from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.slt_evidence import SltEvidence
-from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL, read_trials
+from lens_slt.circuits.trial import LEAST_EFFECT, N_NULL
+from lens_slt.circuits.trial_file import read_trials
 from lens_slt.development.cells import FINISHED
 from lens_slt.development.construction_cells import (
     CIRCUIT,
@@ -182,10 +183,7 @@ def _prepare(model: Any, task: ConstructionTask, given: Sequence[CircuitHypothes
     runs = task.runs(model)
     digest = weights_hash(runs.adapted)
     for one in given:
-        check_hypothesis(one, runs.adapted, digest)
-        nodes_of(one.components, runs.adapted)
-        runs.roles.check(one.roles)
-        runs.roles.check_apart(one.roles)
+        check_case(one, runs, digest)
     masks = task.masks(model, runs)
     n_having = {name: task.contrast(runs, mask).freedom + 1 for name, mask in masks.items()}
     arrays = [runs.tokens.numpy(), runs.weight, *masks.values()]
@@ -194,8 +192,15 @@ def _prepare(model: Any, task: ConstructionTask, given: Sequence[CircuitHypothes
         name: task.options[name]
         for name in ("how", "metric", "least_effect", "n_null", "n_bootstrap", "seed")
     }
-    key = joblib.hash((arrays, roles, rest, sorted(task.slt)))
+    evidence = [(step, _contents(one)) for step, one in sorted(task.slt.items())]
+    key = joblib.hash((arrays, roles, rest, evidence))
     return _Asked(str(key), len(runs.tokens), n_having, runs.metric.units)
+
+
+def _contents(evidence: SltEvidence) -> list[dict[Hashable, np.ndarray]]:
+    """All numbers and names of it."""
+    held = (evidence.matrix, evidence.patterns.to_dataset(name="patterns"), evidence.modes)
+    return [{k: v.values for k, v in one.variables.items()} for one in held if one is not None]
 
 
 def _identity(checkpoints: Checkpoints, task: ConstructionTask, asked: _Asked) -> dict[str, Any]:
@@ -346,8 +351,8 @@ def _onsets(found: xr.Dataset, least: float, n: int, n_having: np.ndarray) -> di
         _over_contexts(np.fmax, at_least),
     )
     behaviour, limit = found["behaviour"].values, found["behaves_least"].values
-    fewest = min(n, N_RANDOM)
-    behaves = behaviour, *one_sided(behaviour, found["behaviour_se"].values, limit, fewest)
+    error = found["behaviour_se"].values
+    behaves = behaviour, *one_sided(behaviour, error, limit, behaviour_units(n))
     alone = found["alone"].values
     recovers = alone, *one_sided(alone, found["alone_se"].values, least, n_having)
     value, at_most, at_least = (
@@ -363,6 +368,12 @@ def _onsets(found: xr.Dataset, least: float, n: int, n_having: np.ndarray) -> di
     dims = ("part", "criterion")
     names = ("onset", "onset_low", "onset_high")
     return {name: (dims, values.T) for name, values in zip(names, every, strict=True)}
+
+
+def behaviour_units(n: int) -> int:
+    """Sequences that the errors of behaviours rest on, where ``n`` were given: some are scored on
+    these, some on random ones, and the fewer count."""
+    return min(n, N_RANDOM)
 
 
 def _over_contexts(function: np.ufunc, values: np.ndarray) -> np.ndarray:

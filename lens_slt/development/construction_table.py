@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy import stats
 
 from lens_slt.arguments import typed
 from lens_slt.development.construction import (
@@ -15,12 +16,13 @@ from lens_slt.development.construction import (
     CRITERIA,
     NEEDED,
     SUPPORTED,
+    behaviour_units,
 )
 from lens_slt.development.construction_cells import CIRCUIT
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.onsets import boundaries_of
 from lens_slt.schema import require
-from lens_slt.statistics import HALF_WIDTH
+from lens_slt.statistics import ENDS
 
 NEVER, UNCLEAR = "not there at the end", "not clear"
 
@@ -115,7 +117,7 @@ def _at_the_end(
         return _interval(last, "alone"), least, unit
     if criterion == BEHAVES:
         value, se = float(last["behaviour"]), float(last["behaviour_se"])
-        wide = HALF_WIDTH * se
+        wide = stats.t.ppf(ENDS[1], behaviour_units(attrs["sequences"]) - 1) * se
         return (value, value - wide, value + wide), float(last["behaves_least"]), "attention"
     return (np.nan, np.nan, np.nan), np.nan, ""
 

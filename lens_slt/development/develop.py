@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from lens_slt.arguments import boolean, choice, number, typed
+from lens_slt.arguments import choice, numbers, typed
 from lens_slt.data.patterns import label_patterns
 from lens_slt.data.tokenizer import TokenizerWarning
 from lens_slt.development.cells import FINISHED, KEPT, LLC, MATRIX, SweepTask, read_result
@@ -115,8 +115,6 @@ def develop(
         >>> found["refined_llc/llc"].dims
         ('checkpoint', 'component')
     """
-    boolean("behaviour", behaviour)
-    boolean("keep_draws", keep_draws)
     refuse_single(checkpoints)
     settings = _equal_draws(preset(settings) if isinstance(settings, str) else settings)
     given = {
@@ -126,8 +124,7 @@ def develop(
     patterns = dict(patterns or {})
     for name in patterns:
         choice("a name in patterns", name, given)
-    for gamma in gammas:
-        number("gammas", gamma, above=0)
+    gammas = numbers("gammas", gammas, above=0) if gammas else ()
     options = {"weights": weights, "mask": mask, "pad_id": pad_id, "engine": engine}
     model = checkpoints.load(checkpoints.steps[-1], device)
     job = prepare(

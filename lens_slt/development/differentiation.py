@@ -18,7 +18,8 @@ from scipy import stats
 from lens_slt.arguments import choice, integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.development.curves import CHECKPOINT
-from lens_slt.development.head_curves import HeadCurves, first_lasting, read_head_curves
+from lens_slt.development.head_curves import HeadCurves, read_head_curves
+from lens_slt.development.onsets import first_lasting
 from lens_slt.schema import stamped
 from lens_slt.statistics import ENDS, SIGNIFICANT
 
@@ -69,7 +70,7 @@ def find_differentiation(
     integer("seed", seed, at_least=0)
     layers = curves.layers
     if against == "layer":
-        _refuse_few(curves, layers)
+        _refuse_few(layers)
     drawn = curves.values + curves.noise(n_bootstrap, np.random.default_rng(seed))
     width = margin * _ranges(curves.values, layers)
     low, high = _bands(curves.values, layers, against, width)
@@ -179,12 +180,12 @@ def differentiation(
             CHECKPOINT: steps.astype(int), "component": list(curves.heads),
             "refinement": list(curves.refinements),
         },
-        {"against": against, "margin": margin if against == "start" else FENCE},
+        {"against": against} | ({"margin": margin} if against == "start" else {}),
     )  # fmt: skip
     return stamped(result, "differentiation")
 
 
-def _refuse_few(curves: HeadCurves, layers: NDArray[np.int_]) -> None:
+def _refuse_few(layers: NDArray[np.int_]) -> None:
     for layer, n in zip(*np.unique(layers, return_counts=True), strict=True):
         if n < FEWEST_IN_LAYER:
             raise ValueError(

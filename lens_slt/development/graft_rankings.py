@@ -92,11 +92,16 @@ def _shuffled(masks: Masks, generator: torch.Generator) -> Masks:
 
 
 def _of_components(grafts: Grafts, scores: Mapping[str, float]) -> Ranking:
-    """Whole components in the order of their scores."""
+    """Whole components in the order of their scores; a selection's is that of each."""
     if not scores:
         raise ValueError("scores name no component; pass one number for every component to try")
-    components = parse_components(list(scores), grafts.model)
-    ordered = sorted(components, key=lambda one: -float(scores[one.name]))
+    parts = [
+        (component, float(score))
+        for name, score in scores.items()
+        for component in parse_components(name, grafts.model, argument="scores")
+    ]
+    parse_components([one.name for one, _ in parts], grafts.model, argument="scores")  # each once
+    ordered = [one for one, _ in sorted(parts, key=lambda pair: -pair[1])]
     by_share = {}
     for count in range(1, len(ordered) + 1):
         masks = _whole(grafts, ordered[:count])

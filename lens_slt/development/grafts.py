@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.runs import Runs
+from lens_slt.data.patterns import checked_pattern
 from lens_slt.models.adapter import AdaptedModel, adapt, copy_weights, model_logits, trainable
 from lens_slt.models.components import Slot
 from lens_slt.models.stream import MOST_LOGITS
@@ -39,12 +40,9 @@ class Grafts:
         self.start, self.change = changed_weights(self.model, adapt(after))
         runs = Runs(self.model, tokens, **which)
         self.tokens = runs.tokens
-        chosen = np.ones(runs.real.shape, dtype=bool) if pattern is None else np.asarray(pattern)
-        if chosen.shape != runs.real.shape or chosen.dtype != bool:
-            raise ValueError(
-                f"pattern must be bool {runs.real.shape}, one for every predicted token; got "
-                f"{chosen.dtype} {chosen.shape}"
-            )
+        chosen = np.ones(runs.real.shape, dtype=bool)
+        if pattern is not None:
+            chosen = checked_pattern(pattern, chosen.shape, "pattern")
         self.weight: FloatArray = np.where(runs.moved(chosen), runs.weight, 0.0)
         if not self.weight.any():
             raise ValueError("pattern has no token that counts")

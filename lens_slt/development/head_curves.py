@@ -11,13 +11,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lens_slt.arguments import choice
-from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.arrays import FloatArray
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.models.names import head_place, is_head
 from lens_slt.schema import require
 
 WEIGHT_REFINED = "llc"  # the refinement of the sampling distribution; others have a probe's name
-LEAST_BLOCKS = 6  # that tell how errors go together
+LEAST_BLOCKS = 6  # that tell how errors go together, or one of a difference
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,6 @@ class HeadCurves:
         alone = share.max(1, initial=0) == 1
         se[:, alone] = self.se[:, share[alone].argmax(1)]
         return replace(self, heads=tuple(groups), values=share @ self.values, se=se, blocks=blocks)
-
-
-def first_lasting(there: BoolArray) -> NDArray[np.int_]:
-    """Index of the first checkpoint ``[..., checkpoint]`` from which on all are true, or −1."""
-    lasting = np.flip(np.minimum.accumulate(np.flip(there, -1), -1), -1)
-    return np.where(lasting[..., -1], lasting.argmax(-1), -1)
 
 
 def read_head_curves(development: Any, refinements: Sequence[str] | None = None) -> HeadCurves:

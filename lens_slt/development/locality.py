@@ -20,7 +20,7 @@ from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.development.graft_rankings import RANDOM, SIZE, Ranking, all_rankings
 from lens_slt.development.grafts import Grafts, Weights
-from lens_slt.development.head_curves import first_lasting
+from lens_slt.development.onsets import first_lasting
 from lens_slt.progress import track
 from lens_slt.schema import stamped
 from lens_slt.statistics import ENDS, ratio_of_sums

@@ -17,6 +17,7 @@ from scipy import stats
 
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.circuits.replacements import Ablation
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.head_curves import (
     WEIGHT_REFINED,
@@ -129,7 +130,7 @@ def migration(
     before: int | None = None,
     after: int | None = None,
     patterns: xr.DataArray | None = None,
-    how: str = "auto",
+    how: str | Ablation = "auto",
     weights: Any = None,
     mask: Any = None,
     pad_id: int | None = None,

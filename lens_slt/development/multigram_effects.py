@@ -11,6 +11,7 @@ import xarray as xr
 
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.circuits.behaviour import Textless
+from lens_slt.circuits.replacements import Ablation
 from lens_slt.circuits.roles import nodes_of
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.statistics import FEWEST_TOKENS
@@ -62,7 +63,7 @@ def affected(
     heads: Sequence[str],
     components: Sequence[str],
     patterns: xr.DataArray,
-    how: str,
+    how: str | Ablation,
     options: Mapping[str, Any],
 ) -> Effects:
     """Effects of ablating each head of two models; of ``L0H*`` the mean over that layer's heads.

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from scipy import stats
 
 from lens_slt.arrays import BoolArray, FloatArray
@@ -85,10 +86,16 @@ def _one(
     )
 
 
+def first_lasting(there: BoolArray) -> NDArray[np.int_]:
+    """Index of the first checkpoint ``[..., checkpoint]`` from which on all are true, or −1."""
+    lasting = np.flip(np.minimum.accumulate(np.flip(there, -1), -1), -1)
+    return np.where(lasting[..., -1], lasting.argmax(-1), -1)
+
+
 def trailing(holds: BoolArray) -> int:
     """The first place from which on it holds to the end; the length if it does not there."""
-    fails = np.flatnonzero(~np.asarray(holds, dtype=bool))
-    return int(fails[-1]) + 1 if len(fails) else 0
+    first = int(first_lasting(holds)) if len(holds) else -1
+    return len(holds) if first < 0 else first
 
 
 def _step(steps: Sequence[int], place: int) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arguments import typed
+from lens_slt.circuits.pattern_masks import ALL
 from lens_slt.development.alignment import mode_development
 from lens_slt.development.cells import KEPT
 from lens_slt.development.critical import critical_checkpoints
@@ -21,7 +22,6 @@ from lens_slt.development.migration import migration
 from lens_slt.development.pattern_curves import pattern_curves, taken_up
 from lens_slt.development.pattern_influence import pattern_influence
 from lens_slt.development.stages import stages
-from lens_slt.development.sublosses import EVERYTHING
 from lens_slt.development.trajectories import head_trajectories
 from lens_slt.development.transitions import transitions
 from lens_slt.progress import track
@@ -30,6 +30,18 @@ from lens_slt.schema import require
 FULL = "full"
 TOGETHER = "all together"  # what components hold, added up
 FEWEST_TOKENS = 50  # of a pattern whose subloss is looked at
+
+
+_UNKNOWN = {  # what a view may lack, where its name does not say it
+    "critical": "no critical checkpoints", "held": "what heads hold on patterns is not known",
+    "taken_up": "which head took a pattern up is not known",
+    "influence": "no influence between patterns", "construction": "no circuit was followed back",
+}  # fmt: skip
+
+
+def unknown(name: str) -> str:
+    """In words that a field of :class:`DevelopmentView` could not be read."""
+    return _UNKNOWN.get(name, f"no {name}")
 
 
 @dataclass(frozen=True)
@@ -211,5 +223,5 @@ def _loss(losses: xr.DataArray | None) -> xr.DataArray | None:
     if losses is None:
         return None
     names = [str(name) for name in losses["pattern"].values]
-    whole = next((name for name in names if name.split(" ")[-1] == EVERYTHING), None)
+    whole = next((name for name in names if name.split(" ")[-1] == ALL), None)
     return None if whole is None else losses.sel(pattern=whole, drop=True)

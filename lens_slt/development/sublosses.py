@@ -8,11 +8,10 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.circuits.pattern_masks import ALL
 from lens_slt.sampling.spread import blocks_of, number_of_blocks, pseudo_values
 from lens_slt.schema import stamped
 from lens_slt.statistics import mean_over_tokens
-
-EVERYTHING = "all"  # the pattern of all tokens of a probe
 
 
 def sublosses(
@@ -35,8 +34,8 @@ def sublosses(
         ``n_blocks`` says in how many of these groups the pattern is. NaN where a probe has no token
         of the pattern.
     """
-    names = list(dict.fromkeys(str(n) for one in patterns.values() for n in one["pattern"].values))
-    names = [EVERYTHING, *names]
+    named = [str(name) for one in patterns.values() for name in one["pattern"].values]
+    names = list(dict.fromkeys([ALL, *named]))
     n_blocks = min(number_of_blocks(5 * len(one)) for one in losses.values())
     shape = (len(losses), len(names))
     found = {key: np.full(shape, np.nan) for key in ("loss", "se")}
@@ -64,7 +63,7 @@ def sublosses(
 
 
 def _labels(patterns: xr.DataArray | None, name: str, shape: tuple[int, ...]) -> BoolArray:
-    if name == EVERYTHING:
+    if name == ALL:
         return np.ones(shape, dtype=bool)
     if patterns is None or name not in patterns["pattern"].values:
         return np.zeros(shape, dtype=bool)

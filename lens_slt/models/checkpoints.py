@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_slt.arguments import boolean, choice, did_you_mean, integer, typed
+from lens_slt.arguments import choice, did_you_mean, integer, typed
 from lens_slt.models.checkpoint_files import (
     broken_and_odd,
     find_files,
@@ -194,7 +194,6 @@ def checkpoints(
         True
     """
     choice("backend", backend, BACKENDS)
-    boolean("skip_broken", skip_broken)
     if isinstance(steps, Mapping):
         steps = dict(zip(_rising("steps", steps), steps.values(), strict=True))
     elif steps is not None:

@@ -86,25 +86,20 @@ class Component:
         )
 
 
-def parse_components(spec: str | Sequence[str], model: AdaptedModel) -> list[Component]:
+def parse_components(
+    spec: str | Sequence[str], model: AdaptedModel, *, argument: str = "components"
+) -> list[Component]:
     """Components named by ``spec``, in the order given; selections expand in place.
+
+    ``argument`` is what the caller passes them as, for messages.
 
     Raises ValueError for an empty list, a name the model does not have, a component named twice,
     and a union with a part inside another part.
     """
-    names = [name for entry in _entries(spec) for name in _expand(entry, model)]
-    if not names:
-        raise ValueError(f"components: {spec!r} names no component; allowed are {FORMS}")
-    components: list[Component] = []
-    seen: dict[frozenset[Slot], str] = {}
-    for name in names:
-        component = _component(name, model)
-        slots = frozenset(component.slots)
-        if slots in seen:
-            raise ValueError(_twice(seen[slots], name, model))
-        seen[slots] = name
-        components.append(component)
-    return components
+    try:
+        return _parsed(spec, model)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from None
 
 
 def head_names(model: AdaptedModel) -> list[str]:
@@ -125,15 +120,31 @@ def node_names(model: AdaptedModel, *, embeddings: bool = False) -> list[str]:
     return found
 
 
+def _parsed(spec: str | Sequence[str], model: AdaptedModel) -> list[Component]:
+    names = [name for entry in _entries(spec) for name in _expand(entry, model)]
+    if not names:
+        raise ValueError(f"{spec!r} names no component; allowed are {FORMS}")
+    components: list[Component] = []
+    seen: dict[frozenset[Slot], str] = {}
+    for name in names:
+        component = _component(name, model)
+        slots = frozenset(component.slots)
+        if slots in seen:
+            raise ValueError(_twice(seen[slots], name, model))
+        seen[slots] = name
+        components.append(component)
+    return components
+
+
 def _entries(spec: str | Sequence[str]) -> list[str]:
     if not isinstance(spec, str) and (
         not isinstance(spec, Sequence) or not all(isinstance(entry, str) for entry in spec)
     ):
-        raise TypeError(f"components: expected a string or a list of strings, got {spec!r}")
+        raise TypeError(f"expected a string or a list of strings, got {spec!r}")
     pieces = [spec] if isinstance(spec, str) else spec
     entries = [entry.replace(" ", "") for piece in pieces for entry in piece.split(",")]
     if "" in entries:
-        raise ValueError(f"components: {spec!r} has an empty name; allowed are {FORMS}")
+        raise ValueError(f"{spec!r} has an empty name; allowed are {FORMS}")
     return entries
 
 
@@ -146,7 +157,7 @@ def _expand(entry: str, model: AdaptedModel) -> list[str]:
     if entry == "mlps":
         names = [mlp_name(layer) for layer in layers if _mlp_slots(layer, model)]
         if not names:
-            raise ValueError("components: 'mlps' selects nothing: the model is attention-only")
+            raise ValueError("'mlps' selects nothing: the model is attention-only")
         return names
     part = read_part(entry)
     if part is None or part.kind != HEADS:
@@ -163,11 +174,11 @@ def _component(name: str, model: AdaptedModel) -> Component:
         said = read_part(part)
         if part in SELECTIONS or (said is not None and said.kind == HEADS):
             raise ValueError(
-                f"components: {name!r} joins the selection {part!r}; a union joins single "
+                f"{name!r} joins the selection {part!r}; a union joins single "
                 "components, such as 'L0H1+L1H3'"
             )
         if part in slots_of:
-            raise ValueError(f"components: {name!r} names {part!r} twice")
+            raise ValueError(f"{name!r} names {part!r} twice")
         slots_of[part] = _slots(part, model)
     _refuse_nested(name, slots_of, model)
     order = {leaf: place for place, leaf in enumerate(model.leaves)}
@@ -199,7 +210,7 @@ def _slots(part: str, model: AdaptedModel) -> list[Slot]:
     if said.kind == MLP:
         slots = _mlp_slots(layer, model)
         if not slots:
-            raise ValueError(f"components: {part!r} does not exist: the model is attention-only")
+            raise ValueError(f"{part!r} does not exist: the model is attention-only")
         return slots
     if said.kind == ATTENTION:
         return [Slot(f"blocks.{layer}.attn.{tensor}") for tensor in HEAD_TENSORS]
@@ -226,7 +237,7 @@ def _embedding_name(part: str, model: AdaptedModel) -> str:
         return "embed.W_E"
     if name not in model.leaves:
         raise ValueError(
-            f"components: {part!r} does not exist: the model's positions are {model.positions}, "
+            f"{part!r} does not exist: the model's positions are {model.positions}, "
             "it learns no position embedding"
         )
     return name
@@ -256,18 +267,17 @@ def _refuse_nested(name: str, slots_of: Mapping[str, list[Slot]], model: Adapted
         whole = {slot.name for slot in outer_slots if slot.index is None}
         for inner, inner_slots in slots_of.items():
             if inner != outer and all(slot.name in whole for slot in inner_slots):
-                raise ValueError(f"components: {name!r}: {outer!r} already contains {inner!r}")
+                raise ValueError(f"{name!r}: {outer!r} already contains {inner!r}")
 
 
 def _twice(first: str, second: str, model: AdaptedModel) -> str:
     if model.tied_embeddings and {first, second} == {"embed", "unembed"}:
         return (
-            "components: 'embed' and 'unembed' are one matrix in this model (tied embeddings); "
-            "name one of them"
+            "'embed' and 'unembed' are one matrix in this model (tied embeddings); name one of them"
         )
     if first == second:
-        return f"components: {first!r} is named twice"
-    return f"components: {first!r} and {second!r} are the same weights"
+        return f"{first!r} is named twice"
+    return f"{first!r} and {second!r} are the same weights"
 
 
 def _missing(name: str, model: AdaptedModel) -> str:
@@ -276,9 +286,9 @@ def _missing(name: str, model: AdaptedModel) -> str:
     layers = "one layer, L0," if last == 0 else f"layers L0–L{last}"
     heads = f"{model.n_heads} head{'s' if model.n_heads > 1 else ''}"
     if read_part(name) is not None:
-        message = f"components: {name!r} does not exist: the model has {layers} with {heads} each"
+        message = f"{name!r} does not exist: the model has {layers} with {heads} each"
     else:
-        message = f"components: {name!r} is not a component; allowed are {FORMS}"
+        message = f"{name!r} is not a component; allowed are {FORMS}"
     near = _nearest(name, model)
     return f"{message}; did you mean {near!r}?" if near else message
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lens_slt.arguments import choice, number
 from lens_slt.arrays import FloatArray
-from lens_slt.development.compare import LEAST_BLOCKS
+from lens_slt.development.head_curves import LEAST_BLOCKS
 from lens_slt.phases.phase import Phase
 
 

@@ -20,7 +20,7 @@ from scipy import stats
 from scipy.optimize import least_squares, nnls
 from scipy.special import expit
 
-from lens_slt.arguments import boolean, typed
+from lens_slt.arguments import typed
 from lens_slt.arrays import FloatArray
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.schema import require, stamped
@@ -120,7 +120,6 @@ def multiplicity(result: xr.Dataset, *, trust: bool = False) -> xr.Dataset:
         >>> ls.multiplicity(ls.spectrum(rungs))["multiplicity"].dims
         ('gamma', 'component')
     """
-    boolean("trust", trust)
     result = require(result, "spectrum", argument="result")
     gammas, names = result["gamma"].values, result["component"].values
     cells = [

@@ -12,8 +12,8 @@ import xarray as xr
 
 from lens_slt.arguments import choice, instance, integer, number, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.circuits.pattern_masks import ALL
 from lens_slt.development.curves import CHECKPOINT
-from lens_slt.development.sublosses import EVERYTHING
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import settings_of
 from lens_slt.schema import require
@@ -215,9 +215,9 @@ def development_phases(
             raise ValueError(f"steps: {step} is none of the checkpoints {there}")
         own = losses.sel({CHECKPOINT: step, "probe": probe})
         known = np.isfinite(own["loss"].values)
-        whole, rest = own.sel(pattern=EVERYTHING), own.isel(pattern=known)
+        whole, rest = own.sel(pattern=ALL), own.isel(pattern=known)
         total = float(whole["n_tokens"])
-        patterns = [str(p) for p in rest["pattern"].values if p != EVERYTHING]
+        patterns = [str(p) for p in rest["pattern"].values if p != ALL]
         parts = {p: _subloss(rest.sel(pattern=p), total) for p in patterns}
         row = _component(llc.sel({CHECKPOINT: step}), component)
         found.append(

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy.interpolate import CubicSpline
 
-from lens_slt.arguments import boolean, typed
+from lens_slt.arguments import typed
 from lens_slt.arrays import FloatArray
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.phases.ladder import OWN, Losses, Parts, check_rungs, losses_on_all
@@ -71,7 +71,6 @@ def spectrum(rungs: Sequence[xr.DataTree], *, trust: bool = False) -> xr.Dataset
         >>> bool(abs(found["llc"].sel(n_beta=10) - exact).item() < 0.1)
         True
     """
-    boolean("trust", trust)
     settings = check_rungs(rungs, 1)
     names = component_names(rungs[0])
     n_betas, gammas = (sorted({getattr(s, k) for s in settings}) for k in ("n_beta", "gamma"))

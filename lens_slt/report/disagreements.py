@@ -16,6 +16,7 @@ from lens_slt.report.sections_structure import MODES
 from lens_slt.report.tables import few_words
 from lens_slt.report.tables_modes import NAMES
 from lens_slt.sampling.health import HEALTHY
+from lens_slt.structure.modes import NOISE
 from lens_slt.structure.overview import View
 
 KINDS: dict[Disagrees, str] = {
@@ -78,11 +79,9 @@ def _of_draws(
         names = [line.partition(":")[0] for line in weak]
         title = f"{NAMES[key]}: split-half reliability below {RELIABLE}"
         found.append((title, names, weak))
-        noise = view.modes["mode"].values[view.modes["verdict"].values == "may be noise"]
+        noise = view.modes["mode"].values[view.modes["verdict"].values == NOISE]
         words = [f"mode {int(m)}" for m in noise]
-        found.append(
-            (f"{NAMES[key]}: may be noise", words, [f"{word} may be noise" for word in words])
-        )
+        found.append((f"{NAMES[key]}: {NOISE}", words, [f"{word} {NOISE}" for word in words]))
     made = [(_title(title, names), lines) for title, names, lines in found if lines]
     differing = _modes_that_differ(views) if len(views) > 1 else []
     if differing:

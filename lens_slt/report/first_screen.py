@@ -21,7 +21,7 @@ from lens_slt.report.results_said import clauses
 from lens_slt.report.run_results import RunResults
 from lens_slt.report.sections_results import titles_of
 from lens_slt.report.tables import few_words, with_error
-from lens_slt.sampling.certificate import CERTIFIED, ERRORS, LARGEST_SHARE
+from lens_slt.sampling.certificate import CERTIFIED, LARGEST_SHARE, allowed_bias
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
 from lens_slt.text import html_text
@@ -126,7 +126,7 @@ def deciding(trial: Trial) -> Evidence | None:
 
 def _allowed(llc: xr.Dataset) -> str:
     """The largest bias that a defect allows, where that is what certifies all."""
-    share = np.abs(llc["defect_share"].values) + ERRORS * llc["defect_share_se"].values
+    share = allowed_bias(llc["defect_share"].values, llc["defect_share_se"].values)
     if not np.isfinite(share).all() or share.max() > LARGEST_SHARE:
         return ""
     return f"no λ̂ is off by more than {100 * share.max():.2g} % by its defect; "

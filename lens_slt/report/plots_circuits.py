@@ -274,8 +274,8 @@ def plot_faithfulness(result: Trial | xr.Dataset) -> go.Figure:
         )
     )  # fmt: skip
     figure.add_hline(y=1, line=dict(color="grey", width=1))
-    if isinstance(result, Trial):
-        inside = len(result.hypothesis.components)
+    inside = curve.attrs.get("n_circuit")
+    if inside is not None:
         line = dict(color="grey", dash=DASHES[1])
         figure.add_vline(x=inside, line=line, annotation_text="circuit")
     figure.update_layout(

@@ -9,14 +9,15 @@ import xarray as xr
 from lens_slt.report.colours import COLOURS, NONE
 from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
-from lens_slt.report.results_said import carried_over
+from lens_slt.report.results_said import carried_over, with_partners
 from lens_slt.report.stacked import legend_below, titled
 from lens_slt.schema import require
+from lens_slt.structure.match import AMBIGUOUS, MATCHED, SHARED, UNTESTED
 
 VERDICT_COLOURS = {
     "supported": COLOURS[2], "undecided": COLOURS[4], "contradicted": COLOURS[1], "no map": NONE,
 }  # fmt: skip
-MARKS = {"matched": "●", "shared": "◐", "ambiguous": "○"}
+MARKS = {MATCHED: "●", SHARED: "◐", AMBIGUOUS: "○", UNTESTED: "?"}
 
 
 def plot_match(result: xr.Dataset) -> go.Figure:
@@ -53,11 +54,11 @@ def plot_match(result: xr.Dataset) -> go.Figure:
     figure.update_yaxes(
         title_text="component", autorange="reversed", type="category", dtick=1,
     )  # fmt: skip
-    n = sum(verdict == "matched" for verdict in verdicts.values())
     titled(
-        figure, f"{n} of {len(names)} components have a match",
+        figure, with_partners(result),
         "correlation on the same tokens, corrected for noise; ● matched, ◐ shared: the "
         "partner of another, too; ○ ambiguous: resampled sequences give another partner; "
+        "?: the likest, not tested; "
         f"{result.attrs['kinds'].replace('_', ' ')}",
         ROW_PIXELS * len(names),
     )  # fmt: skip

@@ -86,7 +86,8 @@ def plot_patterning_check(result: xr.Dataset) -> go.Figure:
         figure.add_trace(
             go.Scatter(
                 x=one["predicted"].values, y=one["realised"].values, mode="markers",
-                name=labels([name])[0], legend="legend", marker=dict(size=7, color=COLOURS[i]),
+                name=labels([name])[0], legend="legend",
+                marker=dict(size=7, color=COLOURS[i % len(COLOURS)]),
                 error_x=dict(array=HALF_WIDTH * one["predicted_se"].values, thickness=1, width=3),
                 error_y=dict(array=reach * one["realised_se"].values, thickness=1, width=3),
             ),
@@ -100,7 +101,7 @@ def plot_patterning_check(result: xr.Dataset) -> go.Figure:
                 error_y=dict(
                     array=reach * result["share_se"].sel(kind=kind).values, thickness=1, width=3
                 ),
-                marker=dict(size=8, symbol=SYMBOLS[kind], color=COLOURS[i]),
+                marker=dict(size=8, symbol=SYMBOLS[kind], color=COLOURS[i % len(COLOURS)]),
             ),
             row=2, col=1,
         )  # fmt: skip
@@ -133,7 +134,7 @@ def _courses(figure: go.Figure, one: xr.Dataset, row: int) -> None:
                 figure.add_trace(
                     go.Scatter(
                         x=steps, y=values, mode="lines", showlegend=False,
-                        line=dict(color=COLOURS[i], width=1.5,
+                        line=dict(color=COLOURS[i % len(COLOURS)], width=1.5,
                                   dash="solid" if strength > 0 else "dash"),
                         name=f"{kind} {strength:+g}",
                     ),

@@ -11,7 +11,8 @@ import xarray as xr
 
 from lens_slt.arguments import instance, location, typed
 from lens_slt.arrays import read_zarr
-from lens_slt.circuits.trial import Trial, read_trials
+from lens_slt.circuits.trial import Trial
+from lens_slt.circuits.trial_file import read_trials
 from lens_slt.development.develop import DESCRIPTION, open_development
 from lens_slt.development.overview import DevelopmentView, read_development
 from lens_slt.json_files import read_json
@@ -46,7 +47,7 @@ def write_report(
             (matrices, trials, behaviour scores, construction, attention patterns, matches,
             patterning, phases) becomes part of the report. Or results at hand: draws, what
             ``develop`` returned, what :func:`lens_slt.read_development` read off that, or None for
-            trials and other results alone.
+            trials, behaviour scores and other results alone.
         file: the HTML file; ``report.html`` in the folder by default. Results at hand need one.
         views: of draws at hand, from :func:`lens_slt.structure.overview.read_structure`.
         trials: of draws at hand or without any, from :func:`lens_slt.cross_check`.
@@ -114,8 +115,8 @@ def _at_hand(
                 "read_development(…, construction=…) takes circuits"
             )
         return result
-    if result is None and not given.trials and not given.others:
-        raise ValueError("a report needs draws, a sweep, trials or results; got none")
+    if result is None and given.is_empty:
+        raise ValueError("a report needs draws, a sweep, trials, behaviour or results; got none")
     if given.behaviour is not None:
         require(given.behaviour, "behaviour_scores", argument="behaviour")
     return replace(given, draws=result)

@@ -24,7 +24,8 @@ def carried_over(result: xr.Dataset) -> str:
     return f"{held} of {n} circuit{'s' * (n > 1)} {are} supported where the match maps them"
 
 
-def _partners(result: xr.Dataset) -> str:
+def with_partners(result: xr.Dataset) -> str:
+    """How many components :func:`lens_slt.match` names a partner of, tested or not."""
     n = int(np.isin(result["verdict"], PARTNERED).sum())
     return f"{n} of {result.sizes['component']} components have a partner in the other model"
 
@@ -47,7 +48,7 @@ def _wished(result: xr.Dataset) -> str:
 
 
 def _came_true(result: xr.Dataset) -> str:
-    one = result.sel(kind="wish").sel(strength=result["strength"].max())
+    one = result.sel(kind="wish", strength=result.attrs["strength"])
     if not np.isfinite(float(one["share"])):
         return ""
     share = with_error(float(one["share"]), float(one["share_se"]))
@@ -66,6 +67,6 @@ def _crossed(result: xr.Dataset) -> str:
 
 
 _SAYS: dict[str, Callable[[xr.Dataset], str]] = {
-    "match": _partners, "transfer": _transferred, "patterning": _wished,
+    "match": with_partners, "transfer": _transferred, "patterning": _wished,
     "patterning_check": _came_true, "crossing": _crossed,
 }  # fmt: skip

@@ -33,7 +33,7 @@ def circuits_section(
         for i, trial in enumerate(trials, 1):
             panels[f"{i}: {trial.hypothesis.pattern}, {trial.verdict}"] = _trial(trial, behaviour)
         parts.append(page.tabs(panels, "Hypothesis"))
-    else:
+    elif llc is not None:
         parts.append(page.paragraph("No circuit was proposed: no head stands out on any pattern."))
     if behaviour is not None:
         parts.append(page.figure(plot_behaviour(behaviour)))

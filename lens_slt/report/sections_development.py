@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.development.curves import CHECKPOINT
-from lens_slt.development.overview import DevelopmentView, with_whole
+from lens_slt.development.overview import DevelopmentView, unknown, with_whole
 from lens_slt.development.pattern_curves import MOST_PATTERNS, holders
 from lens_slt.report import page
 from lens_slt.report.development_screen import development_heads, development_screen
@@ -131,11 +131,12 @@ def _heads(view: DevelopmentView) -> str:
     if view.held is not None:
         parts.append(_patterns(view, view.held))
     elif "held" in view.refused:
-        words = f"What heads hold on patterns is not known: {view.refused['held']}."
+        words = f"{unknown('held').capitalize()}: {view.refused['held']}."
         parts.append(page.paragraph(words, "quiet"))
     for name in ("trajectories", "differentiation", "migration"):
         if name in view.refused:
-            parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
+            words = f"{unknown(name).capitalize()}: {view.refused[name]}."
+            parts.append(page.paragraph(words, "quiet"))
     parts.append(page.table(heads_table(view)))
     if view.migration is not None:
         parts.append(page.figure(plot_migration(view.migration)))
@@ -193,7 +194,8 @@ def _structure(view: DevelopmentView) -> str:
         parts += [page.paragraph(words), page.figure(plot_pattern_influence(view.influence))]
     for name in ("modes", "influence"):
         if name in view.refused:
-            parts.append(page.paragraph(f"No {name}: {view.refused[name]}.", "quiet"))
+            words = f"{unknown(name).capitalize()}: {view.refused[name]}."
+            parts.append(page.paragraph(words, "quiet"))
     return "".join(parts)
 
 
@@ -233,7 +235,7 @@ def limits(view: DevelopmentView) -> list[str]:
             f"10 % cannot be excluded), most often where λ̂ is near zero: {', '.join(odd[:12])}"
             f"{' …' if len(odd) > 12 else ''}"
         )
-    lines += [f"{name}: {why}" for name, why in view.refused.items()]
+    lines += [f"{unknown(name)}: {why}" for name, why in view.refused.items()]
     return lines
 
 

@@ -150,7 +150,8 @@ def _parts(
 def _texts(attention: xr.Dataset, views: Mapping[str, View]) -> list[str] | None:
     """What the tokens of the first sequence say, where a matrix has the same."""
     ids = attention["token_id"].values[0]
-    for view in views.values():
-        known = dict(zip(view.modes["token_id"].values, token_texts(view.modes), strict=True))
-        return [known.get(token, "") for token in ids]
-    return None
+    view = next(iter(views.values()), None)
+    if view is None:
+        return None
+    known = dict(zip(view.modes["token_id"].values, token_texts(view.modes), strict=True))
+    return [known.get(token, "") for token in ids]

@@ -187,14 +187,9 @@ def plot(result: Any) -> go.Figure:
     """The main figure of any result of lens_slt.
 
     Args:
-        result: draws, refined LLCs, a matrix, modes, patterns, enrichment, rLLCs on patterns, a
-            map, clusters, influence, losses under an intervention, composition or behaviour
-            scores, attributed edges, a faithfulness curve, a hypothesis, a trial, a calibration;
-            refined LLCs, matrices, rLLCs on patterns, observables, behaviour scores and sublosses
-            also over checkpoints; what
-            ``develop``, ``compare``, ``crossing``, ``phase_diagram``, ``limit_llc``, ``spectrum``,
-            ``multiplicity``, ``curvatures``, ``density_of_states`` and every function of
-            ``lens_slt.development`` return.
+        result: any Dataset, DataArray or DataTree that a function of lens_slt measured (its
+            attribute ``result`` says which), of one checkpoint or of several where they are joined;
+            a hypothesis, a trial, a calibration.
 
     Raises:
         TypeError: anything else.

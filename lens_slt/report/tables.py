@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lens_slt.calibration import BELOW_PRIOR, ERRORS, Calibration
 from lens_slt.report.plain_table import PlainTable, cell
+from lens_slt.sampling.certificate import allowed_bias
 from lens_slt.sampling.health import HEALTHY
 from lens_slt.sampling.result import settings_of
 from lens_slt.sampling.settings import Settings
@@ -183,7 +184,7 @@ def run_words(s: Settings) -> str:
 
 def _allowed(row: xr.Dataset) -> str:
     """The bias that the defect allows, two standard errors included."""
-    most = abs(float(row["defect_share"])) + 2 * float(row["defect_share_se"])
+    most = allowed_bias(float(row["defect_share"]), float(row["defect_share_se"]))
     return f"{100 * most:.0f}" if np.isfinite(most) else "–"
 
 

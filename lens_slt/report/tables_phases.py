@@ -52,7 +52,7 @@ def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
                 pair, _count(row["n"]), f"{_count(row['n_low'])} to {_count(row['n_high'])}",
                 str(row["favoured"].values),
             )  # fmt: skip
-        if not one.sizes["crossing"]:
+        if not one.sizes["crossing"] and not one.sizes["undecided"]:
             ahead = float(one["difference"][-1]) > 0
             table.add_row(
                 pair, "none", UNKNOWN, f"{one.attrs['one' if ahead else 'other']} at all n"

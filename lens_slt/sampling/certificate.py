@@ -25,6 +25,7 @@ prior, E_posterior[ΔL] ≤ E_prior[ΔL], because its mean loss falls as nβ ris
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,11 @@ LARGEST_DEFECT = 0.2  # absolute: λ̂ off by 0.1
 ERRORS = 2.0  # standard errors either side
 PRIOR_ERRORS = 4.0
 TOO_FEW = "too few draws to tell"
+
+
+def allowed_bias(share: Any, share_se: Any) -> Any:
+    """The largest bias of λ̂ that a defect allows, as a share of λ̂, its errors included."""
+    return np.abs(share) + ERRORS * share_se
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Virial:
     @property
     def holds(self) -> bool:
         """Whether the defect is known to be small."""
-        relative = abs(self.share) + ERRORS * self.share_se <= LARGEST_SHARE
+        relative = allowed_bias(self.share, self.share_se) <= LARGEST_SHARE
         return relative or self.absolute + ERRORS * self.defect_se <= LARGEST_DEFECT
 
     @property

@@ -137,7 +137,7 @@ SCHEMAS = (
     ),
     Schema(
         "patterning_check", "verify_patterning", of_a_run=True,
-        attrs=("steps", "path"),
+        attrs=("steps", "path", "strength"),
         needed=over("kind strength seed observable", "change")
         | over("seed observable", "usual")
         | over("level kind strength seed", "sooner")

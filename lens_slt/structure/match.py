@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from lens_slt.arguments import boolean, integer, number, typed
+from lens_slt.arguments import integer, number, typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.models.names import read_part
 from lens_slt.schema import stamped
@@ -89,7 +89,6 @@ def match(
         >>> found["partner"].sel(component="L0H2").item()  # its previous-token head
         'L0H3'
     """
-    boolean("within_layers", within_layers)
     number("least", least, at_least=0, at_most=1)
     integer("n_null", n_null, at_least=20)
     integer("n_bootstrap", n_bootstrap, at_least=20)

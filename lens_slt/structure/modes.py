@@ -19,6 +19,7 @@ from lens_slt.schema import stamped
 from lens_slt.statistics import CONFIDENCE, ENDS
 from lens_slt.structure.standardize import scaled, standardized, values_of
 
+NOISE = "may be noise"  # the verdict of a mode that does not come back
 STABLE_ANGLE = 30.0  # degrees
 LARGEST_SPAN = 3  # modes
 SPARE = 2  # modes after the last one that a bootstrapped mode may be matched with
@@ -204,7 +205,7 @@ def _verdicts(angle: FloatArray, subspace: FloatArray) -> list[str]:
         elif 0 < last - first < LARGEST_SPAN:
             words.append(f"stable span {first}–{last}")
         else:
-            words.append("may be noise")
+            words.append(NOISE)
     return words
 
 
@@ -220,8 +221,11 @@ def _matched(original: FloatArray, again: Decomposition) -> tuple[FloatArray, Fl
 
 def _subspace_angles(a: FloatArray, b: FloatArray, k: int) -> list[float]:
     """Largest principal angle in degrees between the first 1, 2, …, k columns of each."""
-    found = []
-    for n in range(1, k + 1):
-        cosines = np.linalg.svd(a[:, :n].T @ b[:, :n], compute_uv=False)
-        found.append(float(np.degrees(np.arccos(min(1.0, cosines.min())))))
-    return found
+    overlap = a[:, :k].T @ b[:, :k]
+    return [span_angle(overlap[:n, :n]) for n in range(1, k + 1)]
+
+
+def span_angle(overlap: FloatArray) -> float:
+    """The largest principal angle in degrees between the spans of orthonormal columns."""
+    smallest = np.linalg.svd(overlap, compute_uv=False).min()
+    return float(np.degrees(np.arccos(min(1.0, smallest))))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from lens_slt.arguments import boolean, number, typed
+from lens_slt.arguments import number, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import require, stamped
 
@@ -71,7 +71,6 @@ def patterning(
     number("strength", strength)
     if strength == 0:
         raise ValueError("strength must not be 0: nothing would change; got 0")
-    boolean("hold_others", hold_others)
     names = [str(name) for name in response["observable"].values]
     _check_wish(wish, names)
     chosen = [i for i, name in enumerate(names) if hold_others or name in wish]

@@ -75,7 +75,8 @@ def verify_patterning(
             weight each sequence of ``tokens`` gets, such as one of the same group (see ``groups``
             of :func:`lens_slt.data_response`). Few sequences are memorised in a few epochs, which
             no response foresees.
-        strengths: of the change of weights; both signs show whether it works both ways.
+        strengths: of the change of weights; both signs show whether it works both ways. The
+            strongest, of two the last, is the one that was wished for: the attribute ``strength``.
         controls: of ``shuffled`` and ``surface``.
         levels: by observable, a value whose reaching is a transition: how much earlier or later
             runs come beyond it.
@@ -134,7 +135,9 @@ def verify_patterning(
         model, tokens, runs, measure, steps=steps, path=path, pad_id=pad_id, parallel=parallel,
         progress=progress, **options,
     )  # fmt: skip
-    return stamped(_summary(whole, chosen, wish, controls, levels or {}), "patterning_check")
+    asked = max(reversed(strengths), key=abs)  # of two as strong the last
+    found = _summary(whole, chosen, wish, controls, levels or {}).assign_attrs(strength=asked)
+    return stamped(found, "patterning_check")
 
 
 def exchanged(

@@ -230,7 +230,7 @@ def test_padding_does_not_count():
     padded = torch.cat([tokens, torch.full((4, 5), 49)], dim=1)
     plain = behaviour_scores(model, tokens, n_random=2)
     with_padding = behaviour_scores(model, padded, n_random=2, pad_id=49)
-    for name in (*ATTENTION, *DIRECT):
+    for name in (*ATTENTION, *DIRECT, "written_share"):
         np.testing.assert_allclose(with_padding[name], plain[name], atol=1e-5)
 
 

@@ -236,7 +236,9 @@ def test_errors_of_shares_are_those_of_sequences():
 def test_what_no_share_can_be_told_of():
     model = native()
     tokens = some_tokens(model)
-    with pytest.raises(ValueError, match=r"where must be bool \[sequence, position - 1\], here"):
+    with pytest.raises(
+        ValueError, match=r"where must be bool \[6, 9\], \[sequence, position - 1\]"
+    ):
         ls.composition_on_tokens(model, tokens, np.ones((6, 10), bool))
     with pytest.raises(ValueError, match="where is false everywhere"):
         ls.composition_on_tokens(model, tokens, np.zeros((6, 9), bool))

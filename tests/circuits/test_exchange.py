@@ -134,6 +134,12 @@ def test_importances_are_those_of_the_attribution(model, tmp_path):
     best = ls.read_circuit(tmp_path / "mib.json", "repeats", top=5)
     theirs = found["effect"].drop_sel(source="pos_embed").to_series().abs().nlargest(5)
     assert [(e.source, e.target, e.through) for e in best.edges] == list(theirs.index)
+    unscored = tmp_path / "unscored.json"
+    for edge in content["edges"].values():
+        del edge["score"]
+    unscored.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its edges have no scores; leave out top="):
+        ls.read_circuit(unscored, "repeats", top=5)
     with pytest.raises(ValueError, match="no edge or node is marked .*; pass top="):
         ls.read_circuit(tmp_path / "mib.json", "repeats")
     ls.write_circuit(tmp_path / "best.pt", found, format="mib", model=model, top=5)

@@ -369,7 +369,7 @@ def test_affected_tokens_stand_in_context():
         (lambda m, t: ablate(m, t, "L0H1", how="mean_pattern"), "needs pattern"),
         (
             lambda m, t: ablate(m, t, "L0H1", how=Ablation("mean_pattern", pattern=t > 0)),
-            "one position less",
+            r"pattern must be bool \[4, 11\]",
         ),
         (
             lambda m, t: ablate(m, t, "L0H1", how=Ablation(reference=t[:, :7])),
@@ -683,7 +683,7 @@ def test_a_head_has_one_name_only(name):
 
 @pytest.mark.parametrize("pattern", [np.full((4, 11), np.nan), np.full((4, 11), "False")])
 def test_patterns_are_true_or_false(pattern):
-    with pytest.raises(TypeError, match="pattern must hold True and False"):
+    with pytest.raises(TypeError, match="pattern must be bool"):
         ablate(native(), some_tokens(), "L0H1", how=Ablation("mean_pattern", pattern=pattern))
 
 
@@ -747,3 +747,22 @@ def test_heads_of_a_group_read_one_path(through):
         kept, empty = case.along(case.own_paths), case.along(frozenset())
         assert len(case.own_paths) == 1
         assert np.abs(kept - empty).max() > 1e-4
+
+
+def test_no_hypotheses_are_no_trials():
+    mask = np.ones((8, 23), bool)
+    tokens = ls.load_tokens("mix", n_sequences=8, length=24)
+    model = ls.load_model("attn-1l")
+    assert ls.cross_check(model, tokens, [], patterns=mask, progress=False) == []
+
+
+def test_messages_name_what_was_passed():
+    model, tokens = native(), some_tokens(16)
+    with pytest.raises(ValueError, match=r"^paths: 'L0H9' does not exist"):
+        ablate_path(model, tokens, "L0H9 -> L1H2.K")
+    mask = np.ones((len(tokens), tokens.shape[1] - 1), bool)
+    mask[:, ::2] = False
+    with pytest.raises(ValueError, match=r"^ranking: 'L0H9' does not exist"):
+        ls.faithfulness_curve(model, tokens, mask, ["L0H9"])
+    with pytest.raises(ValueError, match=r"^components: 'L0H9' does not"):
+        ablate(model, tokens, "L0H9")

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 import lens_slt as ls
 from lens_slt.circuits import shortlist
+from lens_slt.circuits.case import Case
 from lens_slt.circuits.evidence import Evidence
 from lens_slt.circuits.null_sets import (
     all_paths,
@@ -26,7 +27,7 @@ from lens_slt.circuits.null_sets import (
 from lens_slt.circuits.runs import Runs
 from lens_slt.circuits.slt_evidence import refined_on_pattern, slt_evidence
 from lens_slt.circuits.statistics import Contrast
-from lens_slt.circuits.trial_notes import Disagreement, summed_up
+from lens_slt.circuits.trial_notes import Disagreement, faithfulness_of, summed_up
 from lens_slt.circuits.verdict import verdict_of
 from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.structure.pattern_enrichment import labels_of
@@ -115,12 +116,14 @@ def test_a_backup_head_shows_as_self_repair_and_is_still_needed():
 
 def test_the_circuit_is_proposed_from_draws_alone(induction, matrix):
     p = induction
-    slt = ls.SltEvidence(matrix, p.patterns[:, 64:])
+    slt = ls.SltEvidence(matrix.transpose(), p.patterns[:, 64:].transpose())
+    assert slt.matrix["llc"].dims == matrix["llc"].dims
+    assert slt.patterns.dims == ("pattern", "sequence", "position")
     first = ls.propose_circuits(slt, p.model, p.tokens[64:])[0]
     assert first.pattern == p.pattern
     assert set(first.edges) == set(p.truth.edges)
     assert first.model == weights_hash(adapt(p.model))
-    assert set(first.provenance["heads"]) == set(first.components)
+    assert set(first.provenance["nodes"]) == set(first.components)
     json.dumps(first.as_dict())  # provenance is plain
     nothing = ls.SltEvidence(matrix, p.patterns[:, 64:] & False)
     with pytest.raises(ValueError, match="no pattern can be judged"):
@@ -276,6 +279,22 @@ def test_faithfulness_curve_ends_at_one_and_beats_random(induction):
     assert float(found["faithfulness"][0]) == pytest.approx(0, abs=1e-6)
     assert float(found["faithfulness"][-1]) == pytest.approx(1, abs=1e-6)
     assert float(found["cpr_p"]) == pytest.approx(1 / 11)
+    said = r"ranking: with outside='heads' these are never ablated.*: embed; leave them out"
+    with pytest.raises(ValueError, match=said):
+        ls.faithfulness_curve(p.model, p.tokens[:48], mask, ["embed", *p.truth.components])
+
+
+def test_the_curve_of_a_trial_counts_the_nodes_of_its_circuit():
+    model, tokens = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=8, length=24)
+    runs = Runs(adapt(model), tokens)
+    hypothesis = ls.circuit("embed, L0", "all")
+    where = runs.real.copy()
+    where[:, ::2] = False
+    case = Case(hypothesis, runs, Contrast(runs.base, where), 0.1, 1, 0)
+    curve = faithfulness_of(case)
+    assert curve.attrs["n_circuit"] == adapt(model).n_heads == curve["size"][-1]
+    (line,) = (one.x0 for one in ls.plot_faithfulness(curve).layout.shapes if one.x0 == one.x1)
+    assert line == adapt(model).n_heads
 
 
 def test_results_as_values(planted_trials, tmp_path):
@@ -359,7 +378,7 @@ def ask(p, text="L0H1", pattern=None, **options):
             "covers all but 10 tokens",
         ),
         (lambda p: ask(p, patterns=np.zeros((64, 31), bool)), "needs at least 20 tokens in 8"),
-        (lambda p: ask(p, patterns=np.zeros((64, 32))), "bool array of shape"),
+        (lambda p: ask(p, patterns=np.zeros((64, 32), bool)), "patterns must be bool"),
         (lambda p: ask(p, least_effect=0.0), "least_effect must be a finite number above 0"),
         (lambda p: ask(p, n_null=0), "n_null must be an integer of at least 1"),
         (lambda p: ask(p, n_bootstrap=10), "n_bootstrap must be an integer of at least 100"),

@@ -14,7 +14,7 @@ from lens_slt.arrays import write_zarr
 from lens_slt.development.alignment import APPEARS, FROM_START, NOISE, match_modes
 from lens_slt.development.cells import FINISHED
 from lens_slt.development.folder import step_folder
-from lens_slt.development.head_curves import first_lasting
+from lens_slt.development.onsets import first_lasting
 from lens_slt.schema import name_of
 from lens_slt.structure.modes import Decomposition
 from tests.made_matrices import POSITIONS, SEQUENCES, matrix_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import xarray as xr
 import lens_slt as ls
 from lens_slt.circuits.trial import SHOWN_SETTINGS, Trial
 from lens_slt.development import construction, construction_cells
-from lens_slt.development.construction import _Sweep
+from lens_slt.development.construction import _prepare, _Sweep
 from lens_slt.models.checkpoints import Checkpoints
 from tests.development.made_runs import EARLY, LATE, STEPS, formed, planted, without
 
 FEW = dict(n_bootstrap=200, n_null=5, progress=False)
 SOME = (30, 100, 300, 1000)
+PARTS = ("matrix", "patterns", "modes")  # of evidence
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,24 @@ def built(given, folder):
     tokens, patterns = given
     run = ls.checkpoints(formed, steps=list(SOME))
     return ls.construction(run, tokens, planted().truth, patterns=patterns, path=folder, **FEW)
+
+
+def test_other_evidence_makes_another_run(given):
+    tokens, patterns = given
+
+    def digest(value):
+        held = xr.Dataset({"llc": ("token", [1.0, value])}), xr.DataArray([True]), None
+        slt = (
+            {} if value is None else {LATE: SimpleNamespace(**dict(zip(PARTS, held, strict=True)))}
+        )
+        options = dict.fromkeys(("weights", "mask", "pad_id", "metric", "roles"))
+        options |= {"patterns": patterns, "how": "auto", "least_effect": 0.1}
+        options |= {"n_null": 5, "n_bootstrap": 200, "seed": 0}
+        task = construction_cells.ConstructionTask(tokens, (planted().truth,), options, slt, None)
+        return _prepare(formed(LATE), task, [planted().truth]).digest
+
+    assert digest(2.0) == digest(2.0)
+    assert len({digest(None), digest(2.0), digest(3.0)}) == 3
 
 
 def onset(found, part, criterion):
@@ -97,6 +117,10 @@ def test_the_circuit_is_supported_from_when_it_is(built, folder):
 
 def test_stages_are_told_of_every_part(built):
     table = ls.construction_table(built, [(60, 40, 80), (600, 400, 900)])
+    behaves = table[table["criterion"] == "behaves"].iloc[0]
+    error = float(built["behaviour_se"].sel(part=behaves["part"])[-1])
+    half = 2.1314 * error  # Student's t of 16 random sequences
+    assert behaves["end_high"] - behaves["end"] == pytest.approx(half, rel=1e-4)
     early, late = planted().truth.heads
     stage = table.set_index(["part", "criterion"])["stage"]
     assert stage[early, "behaves"] == "1–2"  # between 30 and 100, the boundary is in between

@@ -207,7 +207,8 @@ def test_other_localizations(tmp_path):
     [
         (dict(settings=ls.Settings(target_se=0.1)), "target_se"),
         (dict(patterns={"nothing": None}), "a name in patterns"),
-        (dict(gammas=[-1.0]), "gammas"),
+        (dict(gammas=[300.0, -1.0]), r"gammas\[1\] must be a finite number above 0"),
+        (dict(gammas=[300.0, 300.0]), "gammas names a value twice"),
         (dict(settings=SETTINGS.but(batch_size=64)), "batch"),
     ],
 )

@@ -118,6 +118,9 @@ def test_bad_input(grown):
         ls.locality(before, p.model, p.tokens[:6], pattern[:6], progress=False)
     with pytest.raises(ValueError, match="pattern must be bool"):
         ls.locality(before, p.model, p.tokens, pattern[:, :3], progress=False)
+    for twice in ({"L0H*": 1.0, "L0H1": 2.0}, {"heads": 1.0, "L1H*": 2.0}):
+        with pytest.raises(ValueError, match=r"^scores: 'L\dH\d' is named twice"):
+            ls.locality(before, p.model, p.tokens, pattern, scores=twice, progress=False)
     with pytest.raises(ValueError, match="scores name no component"):
         ls.locality(before, p.model, p.tokens, pattern, scores={}, progress=False)
     for score in (float("nan"), "most"):

@@ -12,7 +12,13 @@ from scipy.stats import norm
 import lens_slt as ls
 from lens_slt.phases.free_energy import Difference, crossing
 from lens_slt.phases.losses import losses_of
+from lens_slt.report.tables_phases import crossing_table
 from tests.phases.made_phases import FIVE, SIX
+
+
+def cells(table):
+    """Of its first row."""
+    return [str(next(iter(column.cells))) for column in table.columns]
 
 
 def test_the_published_crossing_of_pentagon_and_hexagon():
@@ -76,6 +82,13 @@ def test_one_phase_may_be_better_at_every_n():
     found = ls.crossing(FIVE, ls.Phase("worse", loss=0.1, llc=9, constant=4))
     assert found.sizes["crossing"] == 0
     assert (found["difference"] > 0).all()
+    assert cells(crossing_table(found))[1::2] == ["none", "5 at all n"]
+
+
+def test_phases_that_may_cross_are_not_said_to_be_better_at_every_n():
+    found = ls.crossing(FIVE, SIX).isel(crossing=[])
+    found = found.assign(from_n=("undecided", [100.0]), to_n=("undecided", [900.0]))
+    assert cells(crossing_table(found)) == ["5, 6", "–", "100 to 900", "undecided"]
 
 
 def test_shared_blocks_of_data_sharpen_the_difference():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report.plots import plot_rllc, plot_rllc_map
@@ -60,6 +61,22 @@ def test_traces_show_burn_in_and_verdicts() -> None:
     assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].x1) == (0, 10)
     assert figure.layout.yaxis.title.text == "paired loss (nats per token)"
     assert figure.layout.title.text.startswith("L0H1: 1 of 4 chains diverged")
+
+
+def test_padding_of_a_component_that_stopped_early_is_not_shown() -> None:
+    draws = made_draws()
+    whole = draws["posterior"].to_dataset()
+    loss = whole["paired_loss"].copy()
+    loss.loc[{"component": "L0H1"}] = loss.sel(component="L0H1").where(loss["draw"] < 50)
+    draws["posterior"] = xr.DataTree(whole.assign(paired_loss=loss))
+    draws["n_draws"].loc[{"component": "L0H1"}] = 50
+    figure = plot_traces(draws, "L0H1")
+    assert len(figure.data[0].x) == 60
+    mean = float(loss.sel(component="L0H1").mean())
+    assert f"mean after burn-in {mean:.3g} nats" in figure.layout.title.text
+    assert figure.layout.shapes[-1].y0 == pytest.approx(mean)
+    drawn = [trace for trace in plot_all_traces(draws).data if "L0H1" in trace.hovertemplate]
+    assert all(np.isfinite(trace.y).all() and trace.x[-1] < 60 for trace in drawn)
 
 
 def test_traces_name_the_components_there_are() -> None:

@@ -93,7 +93,7 @@ def test_results_at_hand(tmp_path, draws, trial):
     path = ls.write_report(None, tmp_path / "two.html", trials=[trial])
     seen = words(path.read_text("utf-8"))
     assert "8 sequences of 24 tokens, mean ablation, 60 null sets" in seen
-    with pytest.raises(ValueError, match="needs draws, a sweep, trials or results"):
+    with pytest.raises(ValueError, match="needs draws, a sweep, trials, behaviour or results"):
         ls.write_report(None, tmp_path / "none.html")
     with pytest.raises(ValueError, match="file is missing"):
         ls.write_report(draws)

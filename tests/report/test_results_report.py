@@ -53,11 +53,20 @@ def test_results_at_hand_have_sections(match, tmp_path):
     path = ls.write_report(None, tmp_path / "one.html", results=[found])
     text = path.read_text("utf-8")
     assert re.findall(r'<section id="(\w+)"', text) == ["matching", "limits"]
-    assert "1 of 2 components have a match" in words(text)
+    assert "2 of 2 components have a partner" in words(text)
     with pytest.raises(ValueError, match=r"no section for modes; it has for attention_patterns"):
         ls.write_report(None, tmp_path / "x.html", results=[xr.Dataset(attrs={"result": "modes"})])
     with pytest.raises(ValueError, match="no section for such a dataset"):
         ls.write_report(None, tmp_path / "x.html", results=[xr.Dataset()])
+
+
+def test_behaviour_alone_is_a_report(tmp_path):
+    scores = ls.behaviour_scores(ls.load_model("attn-1l"), n_random=2)
+    text = ls.write_report(None, tmp_path / "one.html", behaviour=scores).read_text("utf-8")
+    assert "What the heads do" in words(text)
+    assert "No circuit was proposed" not in words(text)  # nobody has looked
+    with pytest.raises(ValueError, match="trials, behaviour or results; got none"):
+        ls.write_report(None, tmp_path / "none.html")
 
 
 def test_results_beside_a_sweep_are_not_lost(match, tmp_path):

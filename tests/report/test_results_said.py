@@ -41,6 +41,7 @@ CHECKED = result(
         "share_se": (("kind", "strength"), [[0.1, 0.11], [0.1, 0.1]]),
     },
     {"kind": ["wish", "shuffled"], "strength": [-1.0, 1.0]}, steps=30,
+    strength=1.0,
 )  # fmt: skip
 ENDS = {"n": [370.0], "n_low": [330.0], "n_high": [420.0]}
 CROSSED = result(
@@ -62,6 +63,10 @@ CROSSED = result(
             "weights of the data are predicted to change code by -0.0096 ± 0.0033 (-0.04 wished)",
         ),
         (CHECKED, "retraining for 30 steps made 0.92 ± 0.11 of that come true"),
+        (
+            CHECKED.assign_attrs(strength=-1.0),  # the other one is the opposite of the wish
+            "retraining for 30 steps made 0.50 ± 0.10 of that come true",
+        ),
         (CROSSED, "the phases square and pentagon cross at n = 370 (330–420)"),
         (
             CROSSED.isel(crossing=[]).assign(from_n=("undecided", [100.0])),

@@ -109,6 +109,7 @@ def test_a_wish_comes_true_and_shuffled_weights_do_not(checked):
     assert (checked["excess"].sel(kind="shuffled") > 0).all()
     p = checked["p"].values
     np.testing.assert_array_equal(checked["corrected_p"], holm(p.ravel()).reshape(p.shape))
+    assert checked.attrs["strength"] == 1
     # The change is against the usual run of the same seed.
     assert float(np.abs(checked["change"].sel(checkpoint=0)).max()) < 1e-6
     sooner = checked["sooner"].sel(level="three", kind="wish")
