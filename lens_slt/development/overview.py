@@ -44,7 +44,7 @@ class DevelopmentView:
         trajectories, differentiation: of heads.
         migration: of multigrams by λ̂, where a probe has a reference.
         held: rLLCs on the tokens of patterns, of the first probe, where a folder has the matrices.
-        taken_up: transitions of what the component holds that holds a pattern most at the end.
+        taken_up: transitions of what the head or MLP holds that holds a pattern at the end.
         modes: of the per-token rLLCs of the first probe, where there is one.
         influence: between patterns, where draws were kept: of ``full``, or of the component with
             the largest λ̂ at the end, :attr:`influential`.

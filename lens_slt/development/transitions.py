@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from lens_slt.development.labelled import (
     padded,
     with_interval,
 )
-from lens_slt.development.noise import checked_curve
+from lens_slt.development.noise import Curve, checked_curve
 from lens_slt.development.peaks import basins, fine_places, first_reached, valleys
 from lens_slt.development.segments import Segments, cut
 from lens_slt.schema import stamped
@@ -146,11 +147,18 @@ def transitions(
     _check(least, level, seed)
     steps = labelled_steps(curves, "curves")
     errors = observed_errors(curves, se, steps)
-    found = {}
-    for name, values in observables(curves, "curves").items():
-        curve = checked_curve(steps, values, se=errors.get(name), name=f"curves {name}")
-        found[name] = _transitions_of(cut(curve, level=level, seed=seed), least)
-    each = list(found.values())
+    checked = {
+        name: checked_curve(steps, values, se=errors.get(name), name=f"curves {name}")
+        for name, values in observables(curves, "curves").items()
+    }
+    return transitions_of(checked, least=least, level=level, seed=seed)
+
+
+def transitions_of(
+    curves: Mapping[str, Curve], *, least: float = 0.1, level: float = 0.95, seed: int = 0
+) -> xr.Dataset:
+    """What :func:`transitions` returns, of curves over the same steps whose errors are known."""
+    each = [_transitions_of(cut(one, level=level, seed=seed), least) for one in curves.values()]
     dims = ("observable", "transition")
     data = {
         **with_interval("begin", dims, [one.begin for one in each]),
@@ -162,7 +170,8 @@ def transitions(
         "staged": ("observable", np.array([one.staged for one in each])),
         **with_interval("fit", ("observable", "step"), [one.fit for one in each]),
     }
-    coords = {"observable": list(found), "step": steps}
+    steps = next(iter(curves.values())).steps
+    coords = {"observable": list(curves), "step": steps}
     attrs = dict(least=least, level=level, seed=seed)
     return stamped(xr.Dataset(data, coords=coords, attrs=attrs), "transitions")
 
