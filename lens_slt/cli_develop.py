@@ -25,7 +25,6 @@ from lens_slt.cli_support import (
     first_rows,
     is_usable,
     processes,
-    quiet_loading,
     record_of_curves,
     settings_from,
     text_of,
@@ -69,8 +68,7 @@ def run(options: Develop) -> None:
     workers = processes(options.parallel, options.device)
     training = _training(options)
     settings = settings_from(options, thin=THIN)
-    with quiet_loading():
-        last = training.load(training.steps[-1], options.device)
+    last = training.load(training.steps[-1], options.device)
     n_probe = options.probe_sequences
     tokens = text_of(options, last, options.sequences, skip=n_probe + TRIAL_SEQUENCES)
     probe = text_of(options, last, n_probe, seed=1)
@@ -83,7 +81,7 @@ def run(options: Develop) -> None:
     if options.dry_run:
         finish(options, {"plan": _plan_record(plan), "settings": plan.settings.as_dict()})
         return
-    chosen = training if options.steps is not None else plan.checkpoints
+    chosen = plan.checkpoints
     progress = not options.quiet
     curves = develop(
         chosen, tokens, options.components, settings=plan.settings, probes=probes,
@@ -138,9 +136,9 @@ def _planned(
         say(options, "planning: the last checkpoint is sampled briefly")
         plan = plan_development(
             training, tokens, options.components,
-            minutes=MINUTES if options.minutes is None else options.minutes, settings=settings,
-            probes=_models(probes), workers=workers if isinstance(workers, int) else 1,
-            device=options.device,
+            minutes=MINUTES if options.minutes is None else options.minutes,
+            every_checkpoint=options.steps is not None, settings=settings, probes=_models(probes),
+            workers=workers if isinstance(workers, int) else 1, device=options.device,
         )  # fmt: skip
         if options.minutes is not None and not options.dry_run:
             _refuse_much_longer(plan)
