@@ -129,6 +129,8 @@ def read_development(
             except ValueError as error:  # too few checkpoints, heads or tokens for this
                 refused[name] = str(error)
             done(i + 1)
+    if refused.get("taken_up") == refused.get("held"):  # for the same reason, which is said once
+        refused.pop("taken_up", None)
     return DevelopmentView(development, construction=construction, refused=refused, **found)
 
 

@@ -194,6 +194,8 @@ def test_too_few_checkpoints_are_said(curves, tmp_path):
 def test_a_folder_and_what_develop_returned_are_taken(tmp_path):
     found = developed([0, 5], tmp_path / "run", behaviour=False)
     write_zarr(made_construction(), tmp_path / "run" / "construction.zarr")
+    refused = ls.read_development(found, progress=False).refused
+    assert "held" in refused and "taken_up" not in refused  # for the same reason
     path = ls.write_report(tmp_path / "run", about={"title": "Two <steps>"})
     assert path == tmp_path / "run" / "report.html"
     text = path.read_text("utf-8")
