@@ -13,8 +13,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.development.curves import CHECKPOINT, join_checkpoints
 from lens_slt.development.develop import open_checkpoint
 from lens_slt.development.folder import read_patterns
-from lens_slt.development.noise import checked_curve
-from lens_slt.development.transitions import transitions_of
+from lens_slt.development.transitions import transitions
 from lens_slt.models.names import is_head, is_mlp
 from lens_slt.statistics import CONFIDENCE
 from lens_slt.structure.pattern_llc import pattern_llc
@@ -77,15 +76,14 @@ def taken_up(curves: xr.Dataset, seed: int) -> xr.Dataset:
     each = {name: one for name, one in each.items() if np.isfinite(one["contrast"]).all()}
     if not each:
         raise ValueError("no head or MLP that holds a pattern has a contrast at every checkpoint")
-    steps = curves[CHECKPOINT].values.astype(float)
-    checked = {
-        name: checked_curve(
-            steps, one["contrast"].values, se=one["contrast_se"].values,
-            blocks=one["blocks"].transpose("block", CHECKPOINT).values, name=name,
-        )
-        for name, one in each.items()
+    joined = {
+        key: xr.concat([one[key].reset_coords(drop=True) for one in each.values()], "observable")
+        .assign_coords(observable=list(each))
+        for key in ("contrast", "contrast_se", "blocks")
     }  # fmt: skip
-    return transitions_of(checked, seed=seed)
+    return transitions(
+        joined["contrast"], se=joined["contrast_se"], blocks=joined["blocks"], seed=seed
+    )
 
 
 def curve_name(pattern: str, holder: Holder) -> str:

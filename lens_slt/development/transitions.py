@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from lens_slt.development.labelled import (
     padded,
     with_interval,
 )
-from lens_slt.development.noise import Curve, checked_curve
+from lens_slt.development.noise import checked_curve
 from lens_slt.development.peaks import basins, fine_places, first_reached, valleys
 from lens_slt.development.segments import Segments, cut
 from lens_slt.schema import stamped
@@ -108,6 +107,7 @@ def transitions(
     curves: xr.Dataset | xr.DataArray,
     *,
     se: xr.Dataset | xr.DataArray | None = None,
+    blocks: xr.Dataset | xr.DataArray | None = None,
     least: float = 0.1,
     level: float = 0.95,
     seed: int = 0,
@@ -123,6 +123,9 @@ def transitions(
         curves: with the dimension ``checkpoint``, whose coordinate is the training step, and at
             most one other, such as ``pattern``; or a Dataset of such curves.
         se: standard errors, of the same form. Without them the noise is read off each curve.
+        blocks: of the same form with the dimension ``block`` more: the same curves from blocks of
+            draws, for the correlations of errors. Where checkpoints share their noise, as all of a
+            sweep do, flat curves seem to have transitions without them.
         least: the smallest change, as a share of the curve's range.
         level: of intervals.
         seed: of the sampler; the global random state is not touched.
@@ -147,18 +150,14 @@ def transitions(
     _check(least, level, seed)
     steps = labelled_steps(curves, "curves")
     errors = observed_errors(curves, se, steps)
-    checked = {
-        name: checked_curve(steps, values, se=errors.get(name), name=f"curves {name}")
-        for name, values in observables(curves, "curves").items()
-    }
-    return transitions_of(checked, least=least, level=level, seed=seed)
-
-
-def transitions_of(
-    curves: Mapping[str, Curve], *, least: float = 0.1, level: float = 0.95, seed: int = 0
-) -> xr.Dataset:
-    """What :func:`transitions` returns, of curves over the same steps whose errors are known."""
-    each = [_transitions_of(cut(one, level=level, seed=seed), least) for one in curves.values()]
+    shared = _observed_blocks(curves, blocks, steps)
+    found = {}
+    for name, values in observables(curves, "curves").items():
+        curve = checked_curve(
+            steps, values, se=errors.get(name), blocks=shared.get(name), name=f"curves {name}"
+        )
+        found[name] = _transitions_of(cut(curve, level=level, seed=seed), least)
+    each = list(found.values())
     dims = ("observable", "transition")
     data = {
         **with_interval("begin", dims, [one.begin for one in each]),
@@ -170,14 +169,13 @@ def transitions_of(
         "staged": ("observable", np.array([one.staged for one in each])),
         **with_interval("fit", ("observable", "step"), [one.fit for one in each]),
     }
-    steps = next(iter(curves.values())).steps
-    coords = {"observable": list(curves), "step": steps}
+    coords = {"observable": list(found), "step": steps}
     attrs = dict(least=least, level=level, seed=seed)
     return stamped(xr.Dataset(data, coords=coords, attrs=attrs), "transitions")
 
 
 def observed_errors(
-    curves: Labelled, se: Labelled | None, steps: FloatArray
+    curves: Labelled, se: Labelled | None, steps: FloatArray, argument: str = "se"
 ) -> dict[str, FloatArray]:
     """Standard errors by name of the observable; of none, where none are given.
 
@@ -185,11 +183,28 @@ def observed_errors(
     """
     if se is None:
         return {}
-    check_same_steps(se, steps, "se", "curves")
-    errors = observables(se, "se")
+    check_same_steps(se, steps, argument, "curves")
+    errors = observables(se, argument)
     names = list(observables(curves, "curves"))
     if isinstance(curves, xr.DataArray) and len(names) == len(errors) == 1:
         return dict(zip(names, errors.values(), strict=True))
     if set(errors) != set(names):
-        raise ValueError(f"se must be of {', '.join(names)}; got {', '.join(errors)}")
+        raise ValueError(f"{argument} must be of {', '.join(names)}; got {', '.join(errors)}")
     return errors
+
+
+def _observed_blocks(
+    curves: Labelled, blocks: Labelled | None, steps: FloatArray
+) -> dict[str, FloatArray]:
+    """``[block, checkpoint]`` by name of the observable; of none, where none are given."""
+    if blocks is None:
+        return {}
+    if "block" not in blocks.dims:
+        raise ValueError(
+            f"blocks must have the dimension 'block'; got {', '.join(map(str, blocks.dims))}"
+        )
+    each = [
+        observed_errors(curves, blocks.isel(block=b), steps, "blocks")
+        for b in range(blocks.sizes["block"])
+    ]
+    return {name: np.stack([one[name] for one in each]) for name in each[0]}
