@@ -193,7 +193,8 @@ class Develop(Resumed, OfModel, OfText, OfDraws, Foreseen):
         typer.Option(help="That sampling may take; by default 15, or what the least takes."),
     ] = None
     parallel: Annotated[
-        str | None, typer.Option(help="Processes, or dask or ray; by default one for each core.")
+        str | None,
+        typer.Option(help="Processes, or dask or ray; by default one a core, four at most."),
     ] = None
     reference: Annotated[
         str | None,
@@ -265,7 +266,7 @@ class Pattern(Resumed, OfModel, OfText, OfDraws):
     n_seeds: Annotated[int, typer.Option(help="Seeds of the retrainings.")] = 3
     parallel: Annotated[
         int | None,
-        typer.Option(help="Processes for the retrainings; by default one for each core."),
+        typer.Option(help="Processes for the retrainings; by default one a core, four at most."),
     ] = None
     checkpoint: Checkpoint = None
     target_se: TargetSe = None

@@ -24,7 +24,6 @@ from lens_slt.cli_output import finish, say, seconds, show
 from lens_slt.cli_support import (
     is_usable,
     processes,
-    quiet_loading,
     record_of_curves,
     settings_from,
     whole_numbers,
@@ -68,8 +67,7 @@ def run(options: Develop) -> None:
     workers = processes(options.parallel, options.device)
     training = _training(options)
     settings = settings_from(options, thin=THIN)
-    with quiet_loading():
-        last = training.load(training.steps[-1], options.device)
+    last = training.load(training.steps[-1], options.device)
     n_probe = options.probe_sequences
     probe = text_of(options, last, n_probe, seed=1)
     tried = text_of(options, last, TRIAL_SEQUENCES, seed=2, without=[probe])
@@ -83,7 +81,7 @@ def run(options: Develop) -> None:
     if options.dry_run:
         finish(options, {"plan": _plan_record(plan), "settings": plan.settings.as_dict()})
         return
-    chosen = training if options.steps is not None else plan.checkpoints
+    chosen = plan.checkpoints
     progress = not options.quiet
     curves = develop(
         chosen, tokens, options.components, settings=plan.settings, probes=probes,
@@ -137,9 +135,9 @@ def _planned(
         say(options, "planning: the last checkpoint is sampled briefly")
         plan = plan_development(
             training, tokens, options.components,
-            minutes=MINUTES if options.minutes is None else options.minutes, settings=settings,
-            probes=_models(probes), workers=workers if isinstance(workers, int) else 1,
-            device=options.device,
+            minutes=MINUTES if options.minutes is None else options.minutes,
+            every_checkpoint=options.steps is not None, settings=settings, probes=_models(probes),
+            workers=workers if isinstance(workers, int) else 1, device=options.device,
         )  # fmt: skip
         if options.minutes is not None and not options.dry_run:
             _refuse_much_longer(plan)

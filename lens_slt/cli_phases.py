@@ -56,7 +56,7 @@ def _phases(source: Path, steps: str | None, component: str | None) -> list[Phas
     else:
         if steps is None:
             raise ValueError(
-                "--steps is missing: checkpoints on two or more plateaus, as 1000,2900"
+                "--steps is missing: checkpoints on two or more plateaus, as 1000,5300"
             )
         chosen = whole_numbers("steps", steps)
         folder = source / SWEEP if (source / SWEEP).is_dir() else source

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +20,7 @@ from lens_slt.cli_options import OfModel, Options, Resumed
 from lens_slt.cli_output import console, finish, say, show
 from lens_slt.data.checks import usable_device
 from lens_slt.json_files import read_json
-from lens_slt.models.shipped import load_model
+from lens_slt.models.source import LoadedModel
 from lens_slt.report.tables import health_summary
 from lens_slt.sampling.course import Course
 from lens_slt.sampling.estimate import Estimate
@@ -132,13 +130,7 @@ def load_quietly(
     """A model, without what TransformerLens prints while loading."""
     if device is not None:
         usable_device(device)
-    with quiet_loading():
-        return load_model(name, config=config, checkpoint=checkpoint, device=device)
-
-
-def quiet_loading() -> contextlib.AbstractContextManager[Any]:
-    """Without what TransformerLens prints while it loads a model."""
-    return contextlib.redirect_stdout(io.StringIO())
+    return LoadedModel(name, checkpoint, config=config).load(device)
 
 
 def make_settings(
@@ -175,7 +167,7 @@ def processes(given: str | int | None, device: str | None) -> Any:
     Jobs compute with one thread each, so that results do not depend on how many run at a time.
     """
     if given is not None:
-        return int(given) if str(given).isdigit() else given
+        return int(given) if str(given).isdecimal() else given
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = device == "cpu" or (device is None and not accelerated)
     cores = min(joblib.cpu_count(), MOST_PROCESSES)

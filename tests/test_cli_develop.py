@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import lens_slt as ls
 from lens_slt import cli, cli_develop, cli_support
 from lens_slt.development.cells import SampleCell
+from lens_slt.models import source
 from tests.cli_records import record_of
 
 TINY = [
@@ -34,11 +35,36 @@ def test_dry_run_says_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_loading_prints_is_not_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TransformerLens prints where it loads a name; the plan loads one more time."""
+    loaded, load_model = [], source.load_model
+
+    def loud(*given: Any, **more: Any) -> Any:
+        print("Loaded pretrained model")
+        loaded.append(given)
+        return load_model(*given, **more)
+
+    monkeypatch.setattr(source, "load_model", loud)
+    result = develop(tmp_path / "out", "--dry-run", "--json", "--draws", "12", "--parallel", "1")
+    assert record_of(result)["plan"]["draws"] == 12 and len(loaded) == 2
+
+
+def test_all_steps_that_are_named_are_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_slt.development.plan.FEWEST_CHECKPOINTS", 2)
+    result = develop(tmp_path / "out", "--dry-run", "--json", "--minutes", "0.0001")
+    assert record_of(result)["plan"]["steps"] == [600, 2300, 5300]
+
+
 @pytest.mark.parametrize(
     ("given", "device", "cores", "expected"),
     [
         (None, None, 2, 2), (None, "cpu", 64, 4), (None, "cpu", 1, None), (None, "cuda:0", 8, None),
         ("1", "cpu", 8, 1), (3, None, 8, 3), ("dask", "cpu", 8, "dask"),
+        ("²", "cpu", 8, "²"),
     ],
 )  # fmt: skip
 def test_a_cpu_is_used_whole_unless_told_otherwise(

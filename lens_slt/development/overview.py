@@ -56,7 +56,7 @@ class DevelopmentView:
         trajectories, differentiation: of heads.
         migration: of multigrams by λ̂, where a probe has a reference.
         held: rLLCs on the tokens of patterns, of the first probe, where a folder has the matrices.
-        taken_up: transitions of what the component holds that holds a pattern most at the end.
+        taken_up: transitions of what the head or MLP holds that holds a pattern at the end.
         modes: of the per-token rLLCs of the first probe, where there is one.
         influence: between patterns, where draws were kept: of ``full``, or of the component with
             the largest λ̂ at the end, :attr:`influential`.
@@ -141,6 +141,8 @@ def read_development(
             except ValueError as error:  # too few checkpoints, heads or tokens for this
                 refused[name] = str(error)
             done(i + 1)
+    if refused.get("taken_up") == refused.get("held"):  # for the same reason, which is said once
+        refused.pop("taken_up", None)
     return DevelopmentView(development, construction=construction, refused=refused, **found)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lens_slt.arguments import integer, number, typed
+from lens_slt.arguments import boolean, integer, number, typed
 from lens_slt.development.cells import drawn_of
 from lens_slt.development.sweep import FINER
 from lens_slt.models.checkpoints import Checkpoints
@@ -36,9 +36,9 @@ class DevelopmentPlan:
         checkpoints: those that are taken.
         settings: with the number of draws.
         seconds: of the whole sweep on this machine as it is now.
-        seconds_per_checkpoint: of one job after the other.
+        seconds_per_checkpoint: from one that is done to the next, jobs at a time counted in.
         relative_se: the median standard error of λ̂ to expect, relative to λ̂.
-        budget: seconds that were allowed.
+        budget: seconds that were to be kept to.
 
     Example:
         >>> import lens_slt as ls
@@ -60,16 +60,21 @@ class DevelopmentPlan:
         return self.seconds <= self.budget
 
     def __str__(self) -> str:
+        precision = "the error of λ̂ cannot be foreseen"
+        if np.isfinite(self.relative_se):
+            precision = (
+                f"λ̂ within about {100 * self.relative_se:.1f} % (one standard error; differences "
+                "are sharper)"
+            )
         words = (
             f"{len(self.checkpoints)} checkpoints ({self.checkpoints.unit}s "
             f"{self.checkpoints.steps[0]} to {self.checkpoints.steps[-1]}) × "
             f"{self.settings.draws} draws: about {duration(self.seconds)}, "
-            f"{duration(self.seconds_per_checkpoint)} each; λ̂ within about "
-            f"{100 * self.relative_se:.1f} % (one standard error; differences are sharper)"
+            f"one every {duration(self.seconds_per_checkpoint)}; {precision}"
         )
         if self.fits:
             return words
-        return f"{words}; more than the {duration(self.budget)} that were allowed"
+        return f"{words}; the least there is, more than {duration(self.budget)}"
 
 
 @typed
@@ -80,6 +85,7 @@ def plan_development(
     components: str | Sequence[str] = "heads",
     *,
     minutes: float = 15.0,
+    every_checkpoint: bool = False,
     settings: Settings | str = "default",
     probes: Mapping[str, Any] | None = None,
     weights: Any = None,
@@ -98,6 +104,7 @@ def plan_development(
         checkpoints, tokens, components, settings, probes, weights, mask, pad_id, device: as for
             :func:`lens_slt.develop`; ``settings.draws`` is kept where it is given.
         minutes: that the sweep may take.
+        every_checkpoint: take all there are, however long that is; only draws go down.
         workers: jobs at a time.
 
     Example:
@@ -108,6 +115,7 @@ def plan_development(
         True
     """
     number("minutes", minutes, above=0)
+    boolean("every_checkpoint", every_checkpoint)
     integer("workers", workers, at_least=1)
     settings = preset(settings) if isinstance(settings, str) else settings
     tried = settings.but(draws=TRIED_DRAWS, thin=min(settings.thin, TRIED_DRAWS))
@@ -144,7 +152,8 @@ def plan_development(
     def seconds(n: int, n_draws: int) -> float:
         return READING * n * per_draw * (n_draws + tried.burn_in_steps) / workers
 
-    n, n_draws = _fitting(checkpoints, settings, seconds, 60 * minutes)
+    fewest = len(checkpoints) if every_checkpoint else FEWEST_CHECKPOINTS
+    n, n_draws = _fitting(checkpoints, settings, seconds, 60 * minutes, fewest)
     taken = checkpoints.at(_evenly(checkpoints.steps, n))
     return DevelopmentPlan(
         taken, settings.but(draws=n_draws), seconds(n, n_draws), seconds(1, n_draws),
@@ -153,7 +162,11 @@ def plan_development(
 
 
 def _fitting(
-    checkpoints: Checkpoints, settings: Settings, seconds: Any, budget: float
+    checkpoints: Checkpoints,
+    settings: Settings,
+    seconds: Any,
+    budget: float,
+    fewest: int = FEWEST_CHECKPOINTS,
 ) -> tuple[int, int]:
     """Numbers of checkpoints and draws."""
     n = len(checkpoints)
@@ -162,8 +175,8 @@ def _fitting(
             if seconds(n, n_draws) <= budget:
                 return n, n_draws
     n_draws = settings.draws or FEWEST_DRAWS
-    fits = (k for k in range(n, FEWEST_CHECKPOINTS, -1) if seconds(k, n_draws) <= budget)
-    return next(fits, min(n, FEWEST_CHECKPOINTS)), n_draws
+    fits = (k for k in range(n, fewest, -1) if seconds(k, n_draws) <= budget)
+    return next(fits, min(n, fewest)), n_draws
 
 
 def _evenly(steps: Sequence[int], n: int) -> list[int]:

@@ -107,6 +107,7 @@ def transitions(
     curves: xr.Dataset | xr.DataArray,
     *,
     se: xr.Dataset | xr.DataArray | None = None,
+    blocks: xr.Dataset | xr.DataArray | None = None,
     least: float = 0.1,
     level: float = 0.95,
     seed: int = 0,
@@ -122,6 +123,9 @@ def transitions(
         curves: with the dimension ``checkpoint``, whose coordinate is the training step, and at
             most one other, such as ``pattern``; or a Dataset of such curves.
         se: standard errors, of the same form. Without them the noise is read off each curve.
+        blocks: of the same form with the dimension ``block`` more: the same curves from blocks of
+            draws, for the correlations of errors. Where checkpoints share their noise, as all of a
+            sweep do, flat curves seem to have transitions without them.
         least: the smallest change, as a share of the curve's range.
         level: of intervals.
         seed: of the sampler; the global random state is not touched.
@@ -146,9 +150,12 @@ def transitions(
     _check(least, level, seed)
     steps = labelled_steps(curves, "curves")
     errors = observed_errors(curves, se, steps)
+    shared = _observed_blocks(curves, blocks, steps)
     found = {}
     for name, values in observables(curves, "curves").items():
-        curve = checked_curve(steps, values, se=errors.get(name), name=f"curves {name}")
+        curve = checked_curve(
+            steps, values, se=errors.get(name), blocks=shared.get(name), name=f"curves {name}"
+        )
         found[name] = _transitions_of(cut(curve, level=level, seed=seed), least)
     each = list(found.values())
     dims = ("observable", "transition")
@@ -168,7 +175,7 @@ def transitions(
 
 
 def observed_errors(
-    curves: Labelled, se: Labelled | None, steps: FloatArray
+    curves: Labelled, se: Labelled | None, steps: FloatArray, argument: str = "se"
 ) -> dict[str, FloatArray]:
     """Standard errors by name of the observable; of none, where none are given.
 
@@ -176,11 +183,28 @@ def observed_errors(
     """
     if se is None:
         return {}
-    check_same_steps(se, steps, "se", "curves")
-    errors = observables(se, "se")
+    check_same_steps(se, steps, argument, "curves")
+    errors = observables(se, argument)
     names = list(observables(curves, "curves"))
     if isinstance(curves, xr.DataArray) and len(names) == len(errors) == 1:
         return dict(zip(names, errors.values(), strict=True))
     if set(errors) != set(names):
-        raise ValueError(f"se must be of {', '.join(names)}; got {', '.join(errors)}")
+        raise ValueError(f"{argument} must be of {', '.join(names)}; got {', '.join(errors)}")
     return errors
+
+
+def _observed_blocks(
+    curves: Labelled, blocks: Labelled | None, steps: FloatArray
+) -> dict[str, FloatArray]:
+    """``[block, checkpoint]`` by name of the observable; of none, where none are given."""
+    if blocks is None:
+        return {}
+    if "block" not in blocks.dims:
+        raise ValueError(
+            f"blocks must have the dimension 'block'; got {', '.join(map(str, blocks.dims))}"
+        )
+    each = [
+        observed_errors(curves, blocks.isel(block=b), steps, "blocks")
+        for b in range(blocks.sizes["block"])
+    ]
+    return {name: np.stack([one[name] for one in each]) for name in each[0]}

@@ -7,7 +7,9 @@ model in memory.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +60,12 @@ class LoadedModel:
         return name if self.revision is None else f"{name} at {self.revision}"
 
     def load(self, device: Device = None) -> Any:
-        return load_model(
-            self.name, config=self.config, checkpoint=self.checkpoint, revision=self.revision,
-            backend=self.backend, device=device,
-        )  # fmt: skip
+        # TransformerLens prints while it loads: standard output is for results, also of workers.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return load_model(
+                self.name, config=self.config, checkpoint=self.checkpoint, revision=self.revision,
+                backend=self.backend, device=device,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,20 @@ from lens_slt.development.construction import SUPPORTED
 from lens_slt.development.construction_table import construction_table
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView
-from lens_slt.development.pattern_curves import MOST_PATTERNS, holders
+from lens_slt.development.pattern_curves import (
+    MOST_PATTERNS,
+    Holder,
+    held_at_first,
+    holders,
+    rise_of,
+)
 from lens_slt.report import page
 from lens_slt.report.drawing import circuit_drawing
-from lens_slt.report.first_screen import TOP, counted, in_series, outcome, screen
+from lens_slt.report.first_screen import counted, held_tightest, outcome, screen
 from lens_slt.report.page import Section
 from lens_slt.report.plots_development import plot_curves
-from lens_slt.report.ranking import ranking
 from lens_slt.report.run_results import MOST_PAGES, heads_of
-from lens_slt.report.tables import PlainTable, with_error
+from lens_slt.report.tables import PlainTable
 from lens_slt.report.tables_development import heads_table, stages_table
 from lens_slt.report.tables_heads import is_about
 from lens_slt.sampling.certificate import CERTIFIED, LARGEST_SHARE
@@ -54,17 +59,17 @@ def development_heads(view: DevelopmentView) -> list[Section]:
 
 def _found(view: DevelopmentView, llc: xr.Dataset) -> str:
     parts = []
-    top = ranking(llc.isel({CHECKPOINT: -1}))[:TOP]
-    if top:
-        named = in_series([f"{p.name} (λ̂ {with_error(p.value, p.error)})" for p in top])
-        parts.append(f"at the end {named} {'is' if len(top) == 1 else 'are'} held the tightest")
+    if tightest := held_tightest(llc.isel({CHECKPOINT: -1})):
+        parts.append(f"at the end {tightest}")
     if view.stages is not None:
         one = view.stages.isel(component=0)
         types = [str(word) for word in one["type"].values[: int(one["n_stages"])]]
         parts.append(f"training has {len(types)} stage{'s' * (len(types) > 1)}")
     if view.held is not None and (held := holders(view.held)):
-        pattern, name = next(iter(held.items()))
-        parts.append(f"{name} holds {pattern.replace('_', ' ')} most{_since(view, pattern, name)}")
+        pattern, holder = next(iter(held.items()))
+        how = "most" if holder.most else "beyond other tokens"
+        words = f"{holder.component} holds {pattern.replace('_', ' ')} {how}"
+        parts.append(words + _since(view, view.held, pattern, holder))
     if view.construction is not None:
         tried = _tried(construction_table(view.construction))
         n = int((tried["verdict"] == "supported").sum())
@@ -73,16 +78,13 @@ def _found(view: DevelopmentView, llc: xr.Dataset) -> str:
     return f"Found: {', and '.join(parts) or 'nothing that stands out'}."
 
 
-def _since(view: DevelopmentView, pattern: str, name: str) -> str:
+def _since(view: DevelopmentView, held: xr.Dataset, pattern: str, holder: Holder) -> str:
     """Around which step it took the pattern up, where that is known."""
-    if view.taken_up is None:
+    if held_at_first(held, pattern, holder):
+        return ", already at the first checkpoint"
+    if view.taken_up is None or (rise := rise_of(held, view.taken_up, pattern, holder)) is None:
         return ""
-    one = view.taken_up.sel(observable=f"{pattern} in {name}")
-    rise = np.where(np.isfinite(one["midpoint"]), one["change"], np.nan)
-    if not (rise > 0).any():
-        return ""
-    middle = float(one["midpoint"][int(np.nanargmax(rise))])
-    return f", since about {view.curves.attrs['unit']} {middle:.0f}"
+    return f", since about {view.curves.attrs['unit']} {float(rise['midpoint']):.0f}"
 
 
 def _tried(rows: pd.DataFrame) -> pd.DataFrame:

@@ -118,6 +118,23 @@ def believed(llc: xr.Dataset) -> str:
     )
 
 
+def held_tightest(llc: xr.Dataset) -> str:
+    """Which heads that can be believed are held the tightest; empty where there are no heads."""
+    places = ranking(llc)
+    if not places:
+        return ""
+    healthy = set(llc["component"].values[llc["verdict"].values == HEALTHY])
+    sure = [place for place in places if place.name in healthy]
+    if not sure:
+        return "which heads matter cannot be said, none is healthy"
+    whole = f"{len(places)} heads"
+    if len(sure) < len(places):  # one that is not believed may be held tighter
+        whole = f"the {len(sure)} to believe of {whole}"
+    top = sure[:TOP]
+    named = in_series([f"{place.name} (λ̂ {with_error(place.value, place.error)})" for place in top])
+    return f"{named} {'is' if len(top) == 1 else 'are'} held the tightest of {whole}"
+
+
 def deciding(trial: Trial) -> Evidence | None:
     """The first piece of evidence that made the verdict what it is."""
     wanted = DECIDES[trial.verdict]
@@ -169,21 +186,8 @@ def _found(
 ) -> str:
     """Which heads matter and which circuit held, and what other results say."""
     parts = []
-    places = [] if llc is None else ranking(llc)
-    if llc is not None and places:
-        sure = set(llc["component"].values[llc["verdict"].values == HEALTHY])
-        believed = [p for p in places if p.name in sure]
-        top = believed[:TOP]
-        whole = f"{len(places)} heads"
-        if len(believed) < len(places):  # one that is not believed may be held tighter
-            whole = f"the {len(believed)} to believe of {whole}"
-        named = in_series([f"{p.name} (λ̂ {with_error(p.value, p.error)})" for p in top])
-        are = "is" if len(top) == 1 else "are"
-        parts.append(
-            f"{named} {are} held the tightest of {whole}"
-            if top
-            else "which heads matter cannot be said, none is healthy"
-        )
+    if llc is not None and (tightest := held_tightest(llc)):
+        parts.append(tightest)
     if best is not None and best.verdict == "supported":
         more = sum(t.verdict == "supported" for t in trials) - 1
         parts.append(
@@ -192,8 +196,8 @@ def _found(
         )
     elif trials:
         counts = {word: sum(t.verdict == word for t in trials) for word in VERDICTS}
-        said = in_series([f"{n} {word}" for word, n in counts.items() if n])
-        parts.append(f"no circuit held on trial ({said})")
+        verdicts = in_series([f"{n} {word}" for word, n in counts.items() if n])
+        parts.append(f"no circuit held on trial ({verdicts})")
     elif not said:
         parts.append("no circuit was on trial here")
     return f"Found: {', and '.join([*parts, *said])}."

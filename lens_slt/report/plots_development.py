@@ -18,6 +18,7 @@ from lens_slt.report.colours import COLOURS, SYMBOLS
 from lens_slt.report.figure import Figure, labels
 from lens_slt.report.plots import ROW_PIXELS
 from lens_slt.report.plots_traces import MOST_PANELS
+from lens_slt.report.stacked import legend_below, titled
 from lens_slt.report.time_axis import (
     MOST_TICKS,
     SHADED,
@@ -300,14 +301,13 @@ def plot_construction(result: xr.Dataset, stages: Any = None) -> go.Figure:
     figure.update_yaxes(
         categoryorder="array", categoryarray=names[::-1], range=[-0.6, len(names) - 0.4]
     )
-    shaded = f";<br>{SHADED}" if stages is not None else ""
-    figure.update_layout(
-        template="plotly_white", height=230 + (ROW_PIXELS + 6) * len(names), margin=dict(t=110),
-        title=f"Construction: {figure_text(', '.join(dict.fromkeys(table['circuit'])))}"
-        "<br><sup>symbol: from when on it is there; thin: interval; thick: clearly there"
-        f"{shaded}</sup>",
-        legend=dict(orientation="h", y=-70 / ((ROW_PIXELS + 6) * len(names)), yanchor="top"),
+    shaded = f"; {SHADED}" if stages is not None else ""
+    pixels = (ROW_PIXELS + 6) * len(names)
+    titled(
+        figure, f"Construction: {', '.join(dict.fromkeys(table['circuit']))}",
+        f"symbol: from when on it is there; thin: interval; thick: clearly there{shaded}", pixels,
     )  # fmt: skip
+    figure.update_layout(legend=legend_below(pixels))
     return figure
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.report.tables import with_error
+from lens_slt.report.tables_phases import count
 from lens_slt.structure.match import PARTNERED
 
 
@@ -57,7 +58,9 @@ def _came_true(result: xr.Dataset) -> str:
 
 def _crossed(result: xr.Dataset) -> str:
     at = [
-        f"n = {float(one['n']):.3g} ({float(one['n_low']):.3g}–{float(one['n_high']):.3g})"
+        f"n = {count(one['n'])} ({count(one['n_low'])}"
+        + ("–" + count(one["n_high"]) if np.isfinite(one["n_high"]) else " or more")
+        + ")"
         for one in (result.isel(crossing=i) for i in range(result.sizes["crossing"]))
     ]
     about = result.attrs

@@ -157,10 +157,10 @@ def _patterns(view: DevelopmentView, held: xr.Dataset) -> str:
         "a head that works for a pattern stands out, whatever all heads do."
     )
     surest: dict[str, str] = {}  # pattern of each component that holds one
-    for pattern, component in holders(held).items():
-        surest.setdefault(component, pattern)
+    for pattern, holder in holders(held).items():
+        surest.setdefault(holder.component, pattern)
     if not surest:
-        return page.paragraph("No component holds a pattern more than other tokens at the end.")
+        return page.paragraph("No head or MLP holds a pattern beyond other tokens at the end.")
     names = list(surest.values())[:MOST_PATTERNS]
     figure = plot_curves(held.sel(pattern=names), stages=_first(view))
     table = page.table(taken_up_table(view)) if view.taken_up is not None else ""

@@ -9,6 +9,7 @@ from rich.table import Table
 from lens_slt.development.construction_table import construction_table
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView
+from lens_slt.development.pattern_curves import curve_name, held_at_first, holders, rise_of
 from lens_slt.report.plain_table import PlainTable
 
 NOWHERE = "–"
@@ -16,6 +17,7 @@ TYPES = (
     "A: the loss falls and λ̂ rises; B: both fall; below start: λ̂ is below zero, the checkpoint is "
     "no minimum of the loss"
 )
+TIMES = ("begin", "midpoint", "end")  # of a transition
 CHANGED = 0.2  # share of a pattern's range that a transition has to make for the table
 
 
@@ -44,23 +46,14 @@ def stages_table(view: DevelopmentView, component: str | None = None) -> Table:
 
 def transitions_table(view: DevelopmentView) -> Table:
     """Transitions of the loss of every pattern, in order of time."""
-    assert view.transitions is not None
-    return _transitions(view.transitions, "Transitions of the loss of patterns", "pattern", "nats")
-
-
-def taken_up_table(view: DevelopmentView) -> Table:
-    """When the component that holds each pattern most at the end took it up, in order of time."""
-    assert view.taken_up is not None
-    title = "Who holds each pattern at the end, and since when"
-    return _transitions(view.taken_up, title, "pattern in component", "λ̂ beyond others")
-
-
-def _transitions(found: xr.Dataset, title: str, what: str, change: str) -> Table:
+    found = view.transitions
+    assert found is not None
     table = PlainTable(
-        title, f"steps with 95 % intervals; those of at least {CHANGED:.0%} of the curve's range"
+        "Transitions of the loss of patterns",
+        f"steps with 95 % intervals; those of at least {CHANGED:.0%} of the curve's range",
     )
-    table.add_column(what)
-    for column in ("begin", "midpoint", "end", change):
+    table.add_column("pattern")
+    for column in (*TIMES, "nats"):
         table.add_column(column, justify="right")
     rows = []
     for name in found["observable"].values:
@@ -69,8 +62,35 @@ def _transitions(found: xr.Dataset, title: str, what: str, change: str) -> Table
             each = one.isel(transition=i)
             if float(each["share"]) >= CHANGED:
                 place = float(np.nan_to_num(each["midpoint"], nan=np.inf))
-                cells = [_step(each, key) for key in ("begin", "midpoint", "end")]
+                cells = [_step(each, key) for key in TIMES]
                 rows.append((place, [str(name), *cells, f"{float(each['change']):+.2f}"]))
+    for _, row in sorted(rows, key=lambda pair: pair[0]):
+        table.add_row(*row)
+    return table
+
+
+def taken_up_table(view: DevelopmentView) -> Table:
+    """When each pattern's holder took it up, in order of time, or that it held it all along."""
+    assert view.held is not None and view.taken_up is not None
+    table = PlainTable(
+        "Who holds each pattern at the end, and since when",
+        "steps with 95 % intervals, of the rise that brought at least half of what is held at the "
+        "end; λ̂ beyond other tokens at the end ± standard error",
+    )
+    table.add_column("pattern in component")
+    for column in (*TIMES, "λ̂ beyond others"):
+        table.add_column(column, justify="right")
+    last, rows = view.held.isel({CHECKPOINT: -1}), []
+    for pattern, holder in holders(view.held).items():
+        rise = rise_of(view.held, view.taken_up, pattern, holder)
+        cells, place = [NOWHERE] * len(TIMES), np.inf
+        if held_at_first(view.held, pattern, holder):
+            cells[0], place = "before the first", -np.inf
+        elif rise is not None:
+            cells, place = [_step(rise, key) for key in TIMES], float(rise["midpoint"])
+        one = last.sel(pattern=pattern, component=holder.component)
+        held = f"{float(one['contrast']):.2f} ± {float(one['contrast_se']):.2f}"
+        rows.append((place, [curve_name(pattern, holder), *cells, held]))
     for _, row in sorted(rows, key=lambda pair: pair[0]):
         table.add_row(*row)
     return table

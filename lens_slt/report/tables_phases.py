@@ -16,6 +16,14 @@ from lens_slt.schema import require
 UNKNOWN = "–"
 
 
+def count(n: float | xr.DataArray) -> str:
+    """A number of samples: 1,234, 2.5e+06 or ∞."""
+    value = float(n)
+    if np.isinf(value):
+        return "∞"
+    return f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
+
+
 def phases_table(phases: Sequence[Phase]) -> Table:
     """One row per phase: loss, λ̂, multiplicity, constant term, certificate."""
     table = PlainTable("Phases", "± one standard error; –: not known")
@@ -49,7 +57,7 @@ def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
         for i in range(one.sizes["crossing"]):
             row = one.isel(crossing=i)
             table.add_row(
-                pair, _count(row["n"]), f"{_count(row['n_low'])} to {_count(row['n_high'])}",
+                pair, count(row["n"]), f"{count(row['n_low'])} to {count(row['n_high'])}",
                 str(row["favoured"].values),
             )  # fmt: skip
         if not one.sizes["crossing"] and not one.sizes["undecided"]:
@@ -59,7 +67,7 @@ def crossings_table(all_found: Sequence[xr.Dataset]) -> Table:
             )
         for i in range(one.sizes["undecided"]):
             row = one.isel(undecided=i)
-            within = f"{_count(row['from_n'])} to {_count(row['to_n'])}"
+            within = f"{count(row['from_n'])} to {count(row['to_n'])}"
             table.add_row(pair, UNKNOWN, within, "undecided")
     return table
 
@@ -74,11 +82,6 @@ def diagram_table(result: xr.Dataset) -> Table:
     n = result["n"].values
     for share, row in zip(result["share"].values, result["lowest"].values, strict=True):
         places = [0, *(np.flatnonzero(row[1:] != row[:-1]) + 1)]
-        words = "; ".join(f"{n[i]:.4g}: {row[i]}" for i in places)
+        words = "; ".join(f"{count(n[i])}: {row[i]}" for i in places)
         table.add_row(*([f"{share:.3g}"] if result.attrs["pattern"] else []), words)
     return table
-
-
-def _count(n: xr.DataArray) -> str:
-    value = float(n)
-    return "∞" if np.isinf(value) else f"{value:.4g}"

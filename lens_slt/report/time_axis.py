@@ -22,6 +22,7 @@ AROUND = 210  # pixels above and below panels
 MOST_COLUMNS = COLUMNS // 2  # panels side by side
 SHADES = ("rgba(0,0,0,0.00)", "rgba(0,0,0,0.06)")  # of stages, in turn
 SHADED = "shaded in turn: stages; dotted: their boundaries, with intervals"
+NAMED = 0.25  # share of the axis that a stage has to take for a word beside its number
 DOUBT = "rgba(230,159,0,0.18)"  # intervals of boundaries
 TICKS = [0] + [m * 10**e for e in range(12) for m in range(1, 10)]
 MOST_TICKS = 9
@@ -88,9 +89,10 @@ def shade(
     for i, (begin, end) in enumerate(pairwise(edges)):
         found.append(_rectangle(begin, end, SHADES[i % 2]))
         if named and end > begin:
+            narrow = end - begin < NAMED * (edges[-1] - edges[0])
             figure.add_annotation(
-                text=f"stage {i + 1}", x=(begin + end) / 2, y=1, yanchor="bottom", showarrow=False,
-                **refs,
+                text=f"{i + 1}" if narrow else f"stage {i + 1}", x=(begin + end) / 2, y=1,
+                yanchor="bottom", showarrow=False, **refs,
             )  # fmt: skip
     for low, high in np.log1p(np.clip([bounds.low, bounds.high], lowest, highest)).T:
         found.append(_rectangle(low, high, DOUBT))

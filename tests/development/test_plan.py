@@ -34,6 +34,29 @@ def test_draws_that_were_given_stay():
     assert _fitting(run, ls.Settings(draws=200), cost, 25 * 210) == (25, 200)
 
 
+def test_checkpoints_that_were_asked_for_stay():
+    run = ls.checkpoints(run_of, steps=list(range(40)))
+    assert _fitting(run, ls.Settings(), cost, 1, fewest=40) == (40, FEWEST_DRAWS)
+    assert _fitting(run, ls.Settings(), cost, 40 * 110, fewest=40) == (40, 100)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "said"),
+    [
+        (90, 0.03, "about 1 min 30 s, one every 30 s; λ̂ within about 3.0 % (one standard error; "
+         "differences are sharper)"),
+        (1200, float("nan"), "about 20 min, one every 30 s; the error of λ̂ cannot be foreseen; "
+         "the least there is, more than 15 min"),
+    ],
+)  # fmt: skip
+def test_a_plan_in_words(seconds, error, said):
+    plan = ls.DevelopmentPlan(
+        run_of([0, 5, 20]), ls.Settings(draws=40), seconds, seconds_per_checkpoint=30.0,
+        relative_se=error, budget=900.0,
+    )  # fmt: skip
+    assert str(plan) == f"3 checkpoints (steps 0 to 20) × 40 draws: {said}"
+
+
 def test_ends_are_kept():
     assert _evenly([0, 1, 5, 9, 20], 3) == [0, 5, 20]
 

@@ -219,3 +219,7 @@ def test_standard_errors_must_be_those_of_the_curves():
     curves = xr.Dataset({"a": labelled(X), "b": labelled(X)})
     with pytest.raises(ValueError, match="se must be of a, b; got a"):
         ls.transitions(curves, se=curves[["a"]])
+    with pytest.raises(ValueError, match="blocks must have the dimension 'block'; got checkpoint"):
+        ls.transitions(curves, blocks=curves)
+    with pytest.raises(ValueError, match="blocks must be of a, b; got a"):
+        ls.transitions(curves, blocks=curves[["a"]].expand_dims(block=4))

@@ -112,7 +112,9 @@ def test_construction_shows_onsets_intervals_and_stages(construction):
     np.testing.assert_allclose(symbols.x, np.log1p([1000, np.nan, 1000]))
     assert "not there at the end" in symbols.text[1]
     assert "1000 (100–2000)" in symbols.text[0]
-    assert [a.text for a in figure.layout.annotations] == ["stage 1", "stage 2"]
+    assert [a.text for a in figure.layout.annotations] == ["stage 1", "2"]  # a narrow one
+    below = 16 * figure.layout.title.text.count("<br>")  # lines under the title
+    assert figure.layout.margin.t >= 15 + 24 + below + 25  # and the names of stages
     table = ls.construction_table(construction, [500])
     assert list(table["stage"]) == ["1–2", "1", "", "", "1–2", "2"]
 

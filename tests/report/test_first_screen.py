@@ -16,6 +16,9 @@ from lens_slt.report.drawing import circuit_drawing
 from lens_slt.report.first_screen import believed, counted, deciding, run_screen
 from lens_slt.report.run_results import RunResults
 from tests.made_draws import made_draws
+from tests.report.test_results_said import CROSSED, MATCHED
+
+CIRCUIT = "the circuit L0H2→L1H2.K; L1H2→logits; L0H2→L1H2.Q"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,48 @@ def test_a_head_that_is_not_certified_is_not_called_one_that_matters():
     third = sentences(RunResults(made_draws(bad={"L1H0": 1})))[2]
     assert "L0H0" in third and "L1H0" not in third
     assert "held the tightest of the 2 to believe of 3 heads" in third  # L1H0 is held tighter
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "others", "said"),
+    [
+        (["contradicted"], [], "no circuit held on trial (1 contradicted)"),
+        (["undecided"], [], "no circuit held on trial (1 undecided)"),
+        (
+            ["contradicted", "undecided", "contradicted"], [MATCHED],
+            "no circuit held on trial (2 contradicted and 1 undecided), and 2 of 3 components have "
+            "a partner in the other model",
+        ),
+        (
+            ["contradicted", "supported"], [CROSSED],
+            f"{CIRCUIT} held on trial for induction, and the phases square and pentagon cross at "
+            "n = 370 (330–420)",
+        ),
+        (
+            ["supported", "supported", "contradicted"], [],
+            f"{CIRCUIT} held on trial for induction, as did 1 more of 3",
+        ),
+        ([], [], "no circuit was on trial here"),
+    ],
+)  # fmt: skip
+def test_the_whole_of_what_was_found(trial, verdicts, others, said):
+    trials = [replace(trial, verdict=verdict) for verdict in verdicts]
+    assert sentences(RunResults(trials=trials, others=others))[2] == f"Found: {said}."
+
+
+def test_the_whole_of_what_was_measured(trial):
+    first, second, _ = sentences(RunResults(trials=[trial]))
+    assert first == (
+        "Measured: what ablations cost, for 1 circuit of attn-1l on trial with mean ablation on 8 "
+        "sequences of 24 tokens."
+    )
+    assert second.startswith("There is no refined LLC here to certify: a verdict rests on its tes")
+    draws = sentences(RunResults(made_draws(), others=[MATCHED]))
+    assert re.fullmatch(
+        r"Found: L1H0 \(λ̂ \S+ ± \S+\), L0H0 \(λ̂ \S+ ± \S+\) and L0H1 \(λ̂ \S+ ± \S+\) are held "
+        r"the tightest of 3 heads, and 2 of 3 components have a partner in the other model\.",
+        draws[2],
+    )
 
 
 def test_the_number_that_decides(trial, supported):

@@ -15,8 +15,14 @@ import lens_slt as ls
 from lens_slt.arrays import write_zarr
 from lens_slt.development.overview import TOGETHER, with_whole
 from lens_slt.development.pattern_curves import taken_up
+from lens_slt.report.development_screen import development_screen
 from lens_slt.report.files_circuits import write_trials
-from lens_slt.report.tables_development import heads_table, stages_table, transitions_table
+from lens_slt.report.tables_development import (
+    heads_table,
+    stages_table,
+    taken_up_table,
+    transitions_table,
+)
 from lens_slt.schema import stamped
 from tests.development.test_develop import developed
 from tests.made_curves import STEPS, as_result, curves_of, shapes
@@ -25,6 +31,7 @@ from tests.made_over_training import made_construction
 from tests.report.test_report import words
 
 PATTERNS = ["all", "induction"]
+STEPS_HELD = np.array(HELD_STEPS, dtype=float)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,7 @@ def curves() -> xr.DataTree:
     words = np.full(llc["certificate"].shape, "certified", dtype="<U13")
     words[0, 0] = "not certified"
     llc["certificate"] = (llc["certificate"].dims, words)
+    llc["verdict"] = (llc["verdict"].dims, np.where(words == "certified", "healthy", words))
     settings = json.dumps(ls.Settings(draws=100).as_dict())
     llc.attrs |= {"settings": settings, "tokens": "256 × 128", "versions": "none"}
     late = shapes()[1]
@@ -116,7 +124,7 @@ def test_the_first_screen_and_the_pages_of_heads(view, tmp_path):
     assert f"16 heads of made at {len(STEPS)} checkpoints, steps {STEPS[0]} to" in seen
     n = view.curves["refined_llc"]["certificate"].size
     assert f"Believe {n - 1} of {n} numbers, which are certified" in seen
-    assert "held the tightest, and training has" in seen
+    assert "held the tightest of 16 heads, and training has" in seen
     assert "1 of 1 circuits on trial held at the end" in seen
     assert "Supported at the end: L0H1→L1H2.K, for induction Step 2000 (1000–2000)" in seen
     keys = re.findall(r'<section class="sheet" id="([^"]+)"', text)
@@ -135,6 +143,32 @@ def test_the_page_says_who_took_a_pattern_up_and_when(view, tmp_path):
     assert since and abs(int(since[1]) - 300) < 60
     assert "first in L0H2" in seen and "on the tokens of a pattern, minus" in seen
     assert "pattern LLC" in text[text.index('id="head-L0H2"') :]
+
+
+def test_a_head_that_is_not_certified_at_the_end_is_not_called_held_the_tightest(curves):
+    llc = curves["refined_llc"].to_dataset().copy(deep=True)
+    best = str(llc["component"].values[int(llc["llc"].values[-1].argmax())])
+    llc["verdict"].loc[{"component": best}] = "diverged"
+    bad = curves.copy()
+    bad["refined_llc"] = xr.DataTree(llc)
+    found = development_screen(ls.DevelopmentView(bad))
+    assert "held the tightest of the 15 to believe of 16 heads" in found
+    assert f"{best} (λ̂" in development_screen(ls.DevelopmentView(curves))
+    assert best not in found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said", "begin"),
+    [
+        (5 + 0 * STEPS_HELD, "L0H2 holds first most, already at the first checkpoint.", "before"),
+        (0.01 * STEPS_HELD**0.7, "L0H2 holds first most.", "–"),
+    ],
+)
+def test_without_one_rise_no_step_is_named(curves, sizes, said, begin):
+    held = held_curves(sizes)
+    found = ls.DevelopmentView(curves, held=held, taken_up=taken_up(held, 0))
+    assert f", and {said}" in development_screen(found)
+    assert re.search(rf"first in L0H2 +{begin}", shown(taken_up_table(found)))
 
 
 def test_a_head_whose_number_begins_another_s_is_part_of_the_circuit(view, tmp_path):
@@ -160,6 +194,8 @@ def test_too_few_checkpoints_are_said(curves, tmp_path):
 def test_a_folder_and_what_develop_returned_are_taken(tmp_path):
     found = developed([0, 5], tmp_path / "run", behaviour=False)
     write_zarr(made_construction(), tmp_path / "run" / "construction.zarr")
+    refused = ls.read_development(found, progress=False).refused
+    assert "held" in refused and "taken_up" not in refused  # for the same reason
     path = ls.write_report(tmp_path / "run", about={"title": "Two <steps>"})
     assert path == tmp_path / "run" / "report.html"
     text = path.read_text("utf-8")

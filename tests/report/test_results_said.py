@@ -44,6 +44,7 @@ CHECKED = result(
     strength=1.0,
 )  # fmt: skip
 ENDS = {"n": [370.0], "n_low": [330.0], "n_high": [420.0]}
+WIDE = {"n": 1234.0, "n_low": 1100.0, "n_high": np.inf}
 CROSSED = result(
     "crossing", {key: ("crossing", value) for key, value in ENDS.items()}, {},
     one="square", other="pentagon",
@@ -71,6 +72,14 @@ CROSSED = result(
         (
             CROSSED.isel(crossing=[]).assign(from_n=("undecided", [100.0])),
             "the phases square and pentagon may cross",
+        ),
+        (
+            CROSSED.assign({key: ("crossing", [value]) for key, value in WIDE.items()}),
+            "the phases square and pentagon cross at n = 1,234 (1,100 or more)",
+        ),
+        (
+            CROSSED.assign(n_high=("crossing", [2.5e6])),
+            "the phases square and pentagon cross at n = 370 (330–2.5e+06)",
         ),
         (CROSSED.isel(crossing=[]), "the phases square and pentagon do not cross"),
     ],
