@@ -263,7 +263,7 @@ def _windows(weights: Any, n: int, steps: int) -> dict[int, FloatArray]:
     found: dict[int, FloatArray] = {}
     for first, one in given.items():
         name = f"weights[{first!r}]" if isinstance(weights, Mapping) else "weights"
-        integer("a step of weights", first, at_least=0, at_most=steps - 1)
+        integer("a key of weights", first, at_least=0, at_most=steps - 1)
         value = np.ones(n) if one is None else np.asarray(one, dtype=np.float64)
         if value.shape != (n,) or not np.isfinite(value).all() or (value < 0).any():
             raise ValueError(
@@ -282,8 +282,8 @@ def _steps_to_save(save_at: Sequence[int] | None, start: int, steps: int) -> lis
     last = start + steps
     if save_at is None:
         save_at = [start + round(i * steps / 15) for i in range(16)]
-    for step in save_at:
-        integer("a step of save_at", step, at_least=start, at_most=last)
+    for i, step in enumerate(save_at):
+        integer(f"save_at[{i}]", step, at_least=start, at_most=last)
     return sorted({start, *save_at, last})
 
 
