@@ -16,15 +16,15 @@ from scipy import stats
 
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.observables.log_likelihood import UNITS
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.result import one_component
+from lens_slt.sampling.spread import LEAST_DRAWS
 from lens_slt.schema import require, stamped
 from lens_slt.statistics import SIGNIFICANT, false_discovery
 
 KINDS = ("covariance", "correlation")
-UNITS = ("sequence", "token")
 LARGEST = 2**31  # bytes of the matrix
-LEAST_DRAWS = 4  # for a covariance with an error
 
 
 @typed

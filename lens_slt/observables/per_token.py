@@ -23,7 +23,13 @@ from lens_slt.arguments import choice
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
 from lens_slt.sampling.folder import folder_of, in_words
 from lens_slt.sampling.result import dataset, n_draws, settings_of
-from lens_slt.sampling.spread import MOST_BLOCKS, blocks_of, number_of_blocks, pseudo_of
+from lens_slt.sampling.spread import (
+    MOST_BLOCKS,
+    blocks_of,
+    draw_weights,
+    number_of_blocks,
+    pseudo_of,
+)
 from lens_slt.schema import require, stamp, stamped
 
 
@@ -102,11 +108,9 @@ class ProbeReader:
         phi = phi.astype(np.float64)
         used = health["used"].sel(component=component).values.astype(bool)
         weight = np.repeat(used[:, None], phi.shape[1], 1).astype(np.float64)
-        weighted = None
         if used.any():
-            weighted = settings.method.draw_weights(phi[used].ravel(), settings.n_beta)
-        if weighted is not None:
-            weight[used] = weighted[0].reshape(phi[used].shape) * phi[used].size
+            each = draw_weights(phi, phi, used, settings)
+            weight[used] = each / each.mean()
         return weight, phi
 
     def losses(self, component: str) -> FloatArray:
