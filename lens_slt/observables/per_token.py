@@ -119,6 +119,13 @@ class ProbeReader:
         drawn = values[:, : self.n_draws(component)].values
         return np.nan_to_num(drawn).astype(np.float64)
 
+    def sequence_losses(self, component: str) -> FloatArray:
+        """Mean paired losses ``[chain, draw, sequence]``; NaN where no token counts."""
+        weight = np.where(self.real, self.probe["weight"].values, 0.0)
+        each = weight.sum(1)
+        share = weight / np.where(each == 0, np.nan, each)[:, None]
+        return np.asarray(np.einsum("cdsp,sp->cds", self.losses(component), share))
+
     def moments(self, component: str) -> Moments | None:
         """Sums of one component; None if none of its chains can be used."""
         weight, phi = self.weights(component)

@@ -2,7 +2,8 @@
 
 ``RULES`` states what the published sampling guides ask people to look for in loss traces.
 
-Those that are kept would bias the mean if they were left out, or are all there is. A component is
+Chains whose verdict is named and kept would bias the mean if they were left out, or are all there
+is. A component is
 *healthy* if the model knows something of the tokens (its loss is below a uniform guess's), its
 chains are and :mod:`lens_slt.sampling.certificate` certifies it; a component whose
 chains look well but which is not certified says that instead.

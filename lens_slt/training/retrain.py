@@ -22,6 +22,7 @@ from lens_slt.data.weights import weighted_tokens
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import AdaptedModel, adapt, model_logits, trainable, weights_hash
 from lens_slt.models.checkpoints import Checkpoints, checkpoints
+from lens_slt.models.shipped_files import step_file
 from lens_slt.progress import track
 from lens_slt.sampling.folder import occupy
 from lens_slt.sampling.randomness import derived_generator
@@ -133,7 +134,7 @@ def retrain(
     try:
         check_folder(folder, about)
         note_in_folder(folder, about)
-        if not (folder / f"step-{start + steps:06d}.safetensors").exists():
+        if not step_file(folder, start + steps).exists():
             saver = CheckpointSaver(folder, saved, extra=0, precision="full")
             if trainer is not None:
                 batches = (ids[draws.at(step)] for step in range(steps))
@@ -334,7 +335,7 @@ def note_in_folder(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _check_saved(folder: Path, last: int) -> None:
-    if not (folder / f"step-{last:06d}.safetensors").exists():
+    if not step_file(folder, last).exists():
         raise ValueError(
             "trainer ended without its last checkpoint: call save(step, model) before every update "
             "and once after the last, with steps from 0"

@@ -295,6 +295,17 @@ def test_time_by_a_clock_of_the_test(sampler, thin, monkeypatch):
     assert found.seconds == pytest.approx(pilot + 30 * 2.0 + draws * 1.0 + set_up)
 
 
+def test_steps_of_a_draw_that_are_given_are_counted(monkeypatch):
+    clock = FakeTime(monkeypatch)
+    clock.slow("minibatch", 1.0, [])
+    monkeypatch.setattr(timing, "TRIAL_SECONDS", 10.0)
+    given = SHORT.but(step_size=None, n_beta=0, steps_per_draw={"L0H1": 3})
+    found = ls.estimate(**arguments(settings=given), patience=0)
+    assert found.steps == 3 * 30 and found.steps_per_draw == {"L0H1": 3, "L1H2": 1}
+    # A layer each: one takes all steps, the other a third of them.
+    assert found.seconds == pytest.approx(2 * PRIOR_BATCHES + 90 + 30)
+
+
 def test_full_losses_and_runs_at_half_the_step_have_their_time(monkeypatch):
     clock = FakeTime(monkeypatch)
     clock.slow("minibatch", 1.0, [])
