@@ -59,8 +59,9 @@ def number(
     )
     if not ok:
         bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-        wanted = " and ".join(f"{word} {at:g}" for word, at in bounds.items() if at is not None)
-        raise ValueError(f"{name} must be a finite number {wanted}; got {_plain(value, float)}")
+        words = " and ".join(f"{word} {at:g}" for word, at in bounds.items() if at is not None)
+        wanted = f"a finite number {words}".rstrip()
+        raise ValueError(f"{name} must be {wanted}; got {_plain(value, float)}")
 
 
 def _plain(value: object, kind: type) -> str:

@@ -199,7 +199,8 @@ class Develop(Resumed, OfModel, OfText, OfDraws, Foreseen):
     reference: Annotated[
         str | None,
         typer.Option(
-            help="A model whose predictions λ̂ is refined by too.", autocompletion=one_of(*SHIPPED)
+            help="Shipped, a folder or a TransformerLens name: λ̂ is refined by its predictions.",
+            autocompletion=one_of(*SHIPPED),
         ),
     ] = None
     hypothesis: Annotated[
@@ -223,13 +224,15 @@ class Match(Resumed, OfText, OfDraws):
     model: Annotated[
         str,
         typer.Option(
-            help="A shipped model, a folder, a file, or a TransformerLens name.",
+            help="A shipped model, a folder, or a TransformerLens name.",
             autocompletion=one_of(*SHIPPED),
         ),
     ]
     other: Annotated[
         str,
-        typer.Option(help="Another one, with the same tokenizer.", autocompletion=one_of(*SHIPPED)),
+        typer.Option(
+            help="Another such, with the same tokenizer.", autocompletion=one_of(*SHIPPED)
+        ),
     ]
     components: Components = "heads"
     checkpoint: Annotated[
@@ -252,7 +255,7 @@ class Pattern(Resumed, OfModel, OfText, OfDraws):
     """Which weights of the data bring about a wished change, and do they?"""
 
     command = "pattern"
-    kept_in = "draws"
+    kept_in = DRAWS
 
     probe: Annotated[list[str], typer.Option(help="name=source, tokens whose loss is observed.")]
     wish: Annotated[list[str], typer.Option(help="name=change of that loss in nats: code=-0.05.")]

@@ -84,6 +84,8 @@ def _wishes(given: list[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in given:
         name, _, value = text.partition("=")
+        if name in found:
+            raise ValueError(f"--wish names {name!r} twice")
         try:
             found[name] = float(value)
         except ValueError:

@@ -16,8 +16,7 @@ from lens_slt.cli_support import whole_numbers
 from lens_slt.development.develop import open_development
 from lens_slt.phases.free_energy import crossing
 from lens_slt.phases.phase import Phase, development_phases, read_phases
-from lens_slt.report.files import SWEEP
-from lens_slt.report.report import write_report
+from lens_slt.report.report import sweep_in, write_report
 from lens_slt.report.tables_phases import crossings_table, phases_table
 
 
@@ -52,15 +51,15 @@ def _phases(source: Path, steps: str | None, component: str | None) -> list[Phas
     if source.is_file():
         if steps is not None or component is not None:
             raise ValueError("--steps and --component choose from a folder; the source is a file")
-        phases = read_phases(source.read_text("utf-8"))
+        phases = read_phases(source)
     else:
         if steps is None:
             raise ValueError(
                 "--steps is missing: checkpoints on two or more plateaus, as 1000,5300"
             )
         chosen = whole_numbers("steps", steps)
-        folder = source / SWEEP if (source / SWEEP).is_dir() else source
-        phases = development_phases(open_development(folder), chosen, component=component)
+        sweep = open_development(sweep_in(source) or source)
+        phases = development_phases(sweep, chosen, component=component)
     if len(phases) < 2:
         raise ValueError(f"phases must be at least two; got {len(phases)}")
     return phases

@@ -6,6 +6,7 @@ from typing import Any
 
 import xarray as xr
 
+from lens_slt.arrays import write_zarr
 from lens_slt.cli_commands import Spectrum
 from lens_slt.cli_output import finish, say, show
 from lens_slt.cli_support import (
@@ -74,8 +75,10 @@ def _written(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Tables on the terminal; a CSV file and a page with figures in the folder; rows and files."""
     rows, sections = [], []
+    results: dict[str, xr.Dataset] = {}  # for lens-slt report
     for step, one in found.items():
         fitted, curved = multiplicity(one, trust=options.trust), curvatures(one)
+        results = {"spectrum": one, "curvatures": curved, "multiplicity": fitted}
         name = "Spectrum" if step is None else f"Spectrum at step {step}"
         tables = spectrum_table(one), curvatures_table(curved), multiplicity_table(fitted)
         show(options, *tables)
@@ -90,7 +93,11 @@ def _written(
         joined = join_checkpoints({int(step or 0): one for step, one in found.items()})
         body = page.figure(plot_spectrum(joined))
         sections.insert(0, page.Section("over-training", "Over training", body))
+        results = {"spectrum": joined}
     files = {"table": options.out / TABLE, "page": options.out / PAGE}
+    for name, result in results.items():
+        files[name] = options.out / f"{name}.zarr"
+        write_zarr(result, files[name])
     write_csv(files["table"], rows)
     lead = "λ̂ over nβ and γ is a regularised curvature spectrum, not an asymptote."
     text = page.page(f"Spectrum of {options.model}", page.paragraph(lead, "lead"), sections)

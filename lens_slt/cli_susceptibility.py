@@ -20,6 +20,10 @@ PROBE = "probe"
 def run(options: Susceptibility) -> None:
     """Sample with a probe, and show what its matrices hold."""
     choice("estimator", options.estimator, ESTIMATORS)
+    if options.control and options.n_beta is not None:
+        raise ValueError(
+            f"--control samples at nβ = 0, --n-beta says {options.n_beta:g}; leave one of them out"
+        )
     settings = settings_from(options, n_beta=0.0 if options.control else options.n_beta)
     model = load(options)
     probe, counts = _probe(options, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} cannot be read: its values are nested too deep") from None
     except KeyError as error:
         raise ValueError(f"{path} says {error} twice in one object: keep one") from None
+
+
+def plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that JSON can hold, as it holds them."""
+    found = {}
+    for key, value in fields.items():
+        try:
+            found[key] = json.loads(json.dumps(value, sort_keys=True))
+        except (TypeError, ValueError):
+            continue
+    return found
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

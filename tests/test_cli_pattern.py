@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import lens_slt as ls
 from lens_slt import cli, cli_support
 from tests.cli_records import record_of
 
@@ -36,12 +37,17 @@ def test_weights_and_whether_they_bring_it_about(tmp_path: Path):
     assert "Did it come true?" in Path(record["files"]["page"]).read_text()
     shown = CliRunner().invoke(cli.app, ["pattern", *TINY, *ASKED, *verify])
     assert shown.exit_code == 0 and "Data for a wish" in shown.stdout
+    assert ls.open_draws(tmp_path)["posterior"].sizes["draw"] == 24  # as of every command
+    assert CliRunner().invoke(cli.app, ["report", str(tmp_path)]).exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="health"' in page and 'id="patterning"' in page
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--probe", "code=code", "--wish", "text=-1"], "'text' is no --probe; there are code"),
+        (["--probe", "code=code", "--wish", "code=-1", "--wish", "code=1"], "names 'code' twice"),
         (["--probe", "code=code", "--wish", "code"], "--wish must read name=number; got 'code'"),
     ],
 )

@@ -21,6 +21,7 @@ from lens_slt.cli_exit import ExitCode
 from lens_slt.data.corpora import SOURCES
 from lens_slt.observables.susceptibility import ESTIMATORS
 from lens_slt.phases.ladder import GAMMAS, N_BETAS
+from lens_slt.sampling.folder import DRAWS_FOLDER
 from lens_slt.sampling.registry import SAMPLERS
 from tests.test_import import HEAVY, loaded
 
@@ -137,6 +138,7 @@ def test_what_is_completed_is_what_there_is() -> None:
     for words, there in known.items():
         assert words == tuple(sorted(there))
     assert set(cli_options.HOWS) <= {AUTO, *HOWS}
+    assert cli_commands.DRAWS == DRAWS_FOLDER
 
 
 def test_defaults_are_those_of_the_library() -> None:

@@ -54,6 +54,19 @@ def test_numbers_are_those_without_a_context(name: str, engine: str, context: st
         assert numbers(model, tokens.to("cpu").clone(), engine) == without
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_functions_are_sampled_as_without_a_context(context: str) -> None:
+    def llc() -> float:
+        few = ls.Settings(draws=8, burn_in=2, chains=2, steps_per_draw=1)
+        loss = lambda v: torch.einsum("ci,ij,cj->c", v, hessian, v) / 2  # noqa: E731
+        return ls.refined_llc(ls.sample_function(loss, point, settings=few))["llc"].item()
+
+    hessian, point = torch.diag(torch.tensor([1.0, 2, 3])), torch.zeros(3)
+    without = llc()
+    with CONTEXTS[context]():
+        assert llc() == without
+
+
 def test_every_public_function_that_takes_a_model_is_guarded() -> None:
     functions = {name: getattr(ls, name) for name in ls.__all__}
     functions = {name: one for name, one in functions.items() if inspect.isfunction(one)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.hypothesis import THROUGH
-from lens_slt.models.adapter import AdaptedModel, check_tokens, copy_weights
+from lens_slt.models.adapter import AdaptedModel, copy_weights, random_tokens
 from lens_slt.models.components import node_names
 from lens_slt.models.names import EMBEDDINGS, is_head, layer_of
 from lens_slt.models.norms import fold, norm_weight
@@ -62,7 +62,7 @@ class HeadMatrices:
 
 def stream_of(adapted: AdaptedModel) -> Stream:
     """The residual stream on tokens that no caller sees."""
-    return Stream(adapted, check_tokens(adapted))
+    return Stream(adapted, random_tokens(adapted))
 
 
 def head_matrices(adapted: AdaptedModel, stream: Stream) -> dict[str, HeadMatrices]:

@@ -143,7 +143,7 @@ class _Words:
 
     def __init__(self, tokenizer: Any) -> None:
         if not hasattr(tokenizer, "encode"):
-            raise ValueError(
+            raise TypeError(
                 f"tokenizer must have encode, such as model.tokenizer; got {tokenizer!r}"
             )
         self._tokenizer = tokenizer

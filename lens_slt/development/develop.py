@@ -34,7 +34,7 @@ from lens_slt.sampling.folder import folder_of
 from lens_slt.sampling.prepare import PreparedRun, Probe, prepare, warn_about
 from lens_slt.sampling.presets import preset
 from lens_slt.sampling.result import open_draws
-from lens_slt.sampling.settings import LEAST_DRAWS, Settings
+from lens_slt.sampling.settings import DEFAULT_DRAWS, Settings
 from lens_slt.schema import check_version, require, stamp, stamped
 from lens_slt.torch_state import plain_torch
 
@@ -247,7 +247,7 @@ def _equal_draws(settings: Settings) -> Settings:
             f"settings: target_se must be None, draws are equal at all checkpoints; got "
             f"{settings.target_se}: give draws"
         )
-    return settings if settings.draws is not None else settings.but(draws=LEAST_DRAWS)
+    return settings if settings.draws is not None else settings.but(draws=DEFAULT_DRAWS)
 
 
 def _loaded(probes: Mapping[str, Probe], device: Any) -> dict[str, Probe]:

@@ -44,13 +44,13 @@ __all__ = [
     "Leaf",
     "adapt",
     "attached_hooks",
-    "check_tokens",
     "copy_weights",
     "forward_difference",
     "hooks_note",
     "model_logits",
     "model_logits_from",
     "model_resid_pre",
+    "random_tokens",
     "trainable",
     "weights_hash",
 ]
@@ -127,7 +127,7 @@ def adapt(model: Any) -> AdaptedModel:
     )
     adapted = replace(adapted, check_positions=_check_positions(adapted))
     if kind == "TransformerBridge":
-        adapted = replace(adapted, output_form=block_output_form(model, check_tokens(adapted)))
+        adapted = replace(adapted, output_form=block_output_form(model, random_tokens(adapted)))
     gradients = _model_gradients(adapted)
     adapted = _only_read_leaves(adapted, gradients)
     hooks = attached_hooks(adapted)
@@ -308,7 +308,7 @@ def _disagreement(
     The gradient of every weight is compared too: at a bias of zero, or with small weights, logits
     alone would hide a formula that becomes wrong as soon as the weights move.
     """
-    weights, tokens = copy_weights(adapted), check_tokens(adapted)
+    weights, tokens = copy_weights(adapted), random_tokens(adapted)
     difference = forward_difference(replace(adapted, architecture=arch), weights, tokens)
     with torch.no_grad():
         tolerated = logit_tolerance(model_logits(adapted, tokens))
@@ -335,7 +335,7 @@ def _check_positions(adapted: AdaptedModel) -> int:
     while True:
         try:
             with torch.no_grad():
-                model_logits(adapted, check_tokens(replace(adapted, check_positions=n)))
+                model_logits(adapted, random_tokens(replace(adapted, check_positions=n)))
             return n
         except Exception as error:
             if n <= 2:
@@ -346,7 +346,7 @@ def _check_positions(adapted: AdaptedModel) -> int:
             n //= 2
 
 
-def check_tokens(adapted: AdaptedModel) -> Tensor:
+def random_tokens(adapted: AdaptedModel) -> Tensor:
     """Random tokens ``[2, position]`` that this model can read, for checks that no caller sees."""
     generator = torch.Generator().manual_seed(0)
     shape = (CHECK_SEQUENCES, adapted.check_positions)
@@ -368,7 +368,7 @@ def _model_gradients(adapted: AdaptedModel) -> dict[str, Tensor | None]:
     """Gradients through the caller's leaves, None where the forward pass does not read one."""
     names = list(adapted.leaves)
     with trainable(adapted):
-        value = _direction(model_logits(adapted, check_tokens(adapted)))
+        value = _direction(model_logits(adapted, random_tokens(adapted)))
         parameters = [adapted.leaves[name].parameter for name in names]
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return {

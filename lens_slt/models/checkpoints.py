@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_slt.arguments import choice, did_you_mean, integer, typed
+from lens_slt.arguments import choice, integer, typed
 from lens_slt.models.checkpoint_files import (
     broken_and_odd,
     find_files,
@@ -31,7 +31,7 @@ from lens_slt.models.checkpoint_files import (
 from lens_slt.models.checkpoint_labels import checkpoint_labels
 from lens_slt.models.own_file import WEIGHT_FILES, plain_config
 from lens_slt.models.shipped import BACKENDS, Backend
-from lens_slt.models.shipped_files import SHIPPED, SHIPPED_NAMES, shipped_checkpoints
+from lens_slt.models.shipped_files import SHIPPED_NAMES, misspelt, shipped_checkpoints
 from lens_slt.models.source import CalledModel, Device, LoadedModel, ModelSource, refuse_unpicklable
 from lens_slt.models.source_hash import source_hash
 
@@ -324,7 +324,7 @@ def _config_beside(config: Any, paths: Sequence[Path]) -> dict[str, Any]:
 
 def _from_hub(name: str, steps: Any, config: Any, backend: Backend) -> Checkpoints:
     _refuse(config=config)
-    if hint := did_you_mean(name, SHIPPED, 0.85):
+    if hint := misspelt(name):
         raise ValueError(f"source: there is no model or folder {name!r}{hint}")
     if isinstance(steps, Mapping):
         if backend == "hooked":

@@ -12,7 +12,6 @@ Whether they really compute the same numbers is checked against the model's own 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -221,57 +220,6 @@ def unembed(arch: Architecture, weights: Weights, x: Tensor) -> Tensor:
 def logits(arch: Architecture, weights: Weights, tokens: Tensor) -> Tensor:
     """Logits of the whole model, ``[sequence, position, d_vocab]``."""
     return unembed(arch, weights, run_from(arch, weights, 0, embed(arch, weights, tokens)))
-
-
-def initial_weights(arch: Architecture, generator: torch.Generator, scale: float = 0.02) -> Weights:
-    """Initial weights for training: normal, in all matrices by their number of inputs.
-
-    MLPs are four times as wide as the residual stream, and models that have them have biases;
-    norms start at weight one and bias zero where they have parameters.
-    """
-    weights = {
-        name: torch.randn(shape, generator=generator)
-        * (scale if name in ("embed.W_E", "pos_embed.W_pos") else 1 / math.sqrt(inputs))
-        for name, (inputs, shape) in _matrices(arch).items()
-    }
-    for name, length in _vectors(arch).items():
-        weights[name] = torch.ones(length) if name.endswith(".w") else torch.zeros(length)
-    return weights
-
-
-def _matrices(arch: Architecture) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Inputs of one output, and shape, of every matrix of a model without grouped queries."""
-    d, h, e, m = arch.d_model, arch.n_heads, arch.d_head, 4 * arch.d_model
-    found: dict[str, tuple[int, tuple[int, ...]]] = {"embed.W_E": (1, (arch.d_vocab, d))}
-    if arch.positions == "standard":
-        found["pos_embed.W_pos"] = (1, (arch.n_ctx, d))
-    found["unembed.W_U"] = (d, (d, arch.d_vocab))
-    for layer in range(arch.n_layers):
-        for name in ("W_Q", "W_K", "W_V"):
-            found[f"blocks.{layer}.attn.{name}"] = (d, (h, d, e))
-        found[f"blocks.{layer}.attn.W_O"] = (h * e, (h, e, d))
-        if not arch.attn_only:
-            found[f"blocks.{layer}.mlp.W_in"] = (d, (d, m))
-            found[f"blocks.{layer}.mlp.W_out"] = (m, (m, d))
-    return found
-
-
-def _vectors(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of norms, and of the biases of a model with MLPs."""
-    d, h, e = arch.d_model, arch.n_heads, arch.d_head
-    found: dict[str, tuple[int, ...]] = {}
-    for layer in range(arch.n_layers):
-        block = f"blocks.{layer}"
-        if not arch.attn_only:
-            found |= {f"{block}.attn.b_{part}": (h, e) for part in "QKV"}
-            found |= {f"{block}.attn.b_O": (d,)}
-            found |= {f"{block}.mlp.b_in": (4 * d,), f"{block}.mlp.b_out": (d,)}
-        if arch.norm == "LN":
-            norms = ("ln1",) if arch.attn_only else ("ln1", "ln2")
-            found |= {f"{block}.{norm}.{part}": (d,) for norm in norms for part in "wb"}
-    if arch.final_norm == "LN":
-        found |= {f"ln_final.{part}": (d,) for part in "wb"}
-    return found
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

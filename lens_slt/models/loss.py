@@ -118,7 +118,7 @@ class ReferenceState:
     w_u: Tensor
     b_u: Tensor | None
 
-    def log_probs(self, part: slice) -> Tensor:
+    def log_probs(self, part: slice | Tensor) -> Tensor:
         """Log-probabilities ``[token, d_vocab]`` of the tokens in ``part``."""
         logits = self.x[part] @ self.w_u
         return (logits if self.b_u is None else logits + self.b_u).log_softmax(-1)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from lens_slt.arguments import location
 from lens_slt.data.checks import usable_device
-from lens_slt.json_files import read_json
-from lens_slt.models.adapter import AdaptedModel, adapt, attached_hooks, check_tokens, model_logits
+from lens_slt.json_files import plain_fields, read_json
+from lens_slt.models.adapter import AdaptedModel, adapt, attached_hooks, model_logits, random_tokens
 from lens_slt.models.own_file import known_config_keys, plain_config
 from lens_slt.models.source import Device
 from lens_slt.models.validation import named_modules
@@ -115,15 +115,9 @@ def _kind(adapted: AdaptedModel) -> str:
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of a configuration that JSON can hold; what others do shows in the logits."""
-    found = {}
-    for key, value in config.items():
-        if isinstance(value, torch.dtype):
-            value = str(value)
-        try:
-            found[key] = json.loads(json.dumps(value))
-        except (TypeError, ValueError):
-            continue
-    return found
+    return plain_fields(
+        {key: str(v) if isinstance(v, torch.dtype) else v for key, v in config.items()}
+    )
 
 
 def _rebuilt(folder: Path, device: Device) -> Any:
@@ -223,7 +217,7 @@ def _check(adapted: AdaptedModel, again: Any) -> None:
     for key in _OF_TOKENIZER:
         if getattr(ours, key, None) != getattr(theirs, key, None):
             raise _cannot(f"its tokenizer has another {key} when it is loaded again")
-    tokens = check_tokens(adapted)
+    tokens = random_tokens(adapted)
     with torch.no_grad():
         given, found = model_logits(adapted, tokens), again(tokens, return_type="logits")
     if not torch.equal(given, found):

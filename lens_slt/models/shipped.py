@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -10,17 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from safetensors.torch import load_file
 
-from lens_slt.arguments import choice, did_you_mean, integer, nearest, typed
+from lens_slt.arguments import choice, integer, nearest, typed
 from lens_slt.data.checks import usable_device
 from lens_slt.data.tokenizer import VOCABULARY_SIZE, shipped_tokenizer
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.leaves import bridge_leaves
 from lens_slt.models.own_file import WEIGHT_FILES, load_own
 from lens_slt.models.shipped_files import (
-    SHIPPED_FOLDER,
     SHIPPED_LIST,
     SHIPPED_NAMES,
-    name_of_files,
+    misspelt,
     shipped_file,
 )
 
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "hooked", "bridge"]
 BACKENDS = get_args(Backend)
-
-_TYPO = 0.85  # similarity from which an unknown name is taken for a misspelt shipped one
 
 
 def shipped_architecture(n_layers: int, mlps: bool = False) -> Architecture:
@@ -122,12 +118,6 @@ def shipped_weights(name: str, checkpoint: int | None = None) -> Weights:
 def read_weights(path: Path) -> Weights:
     """Float32 weights from a half-precision file of the training script."""
     return {key: tensor.float() for key, tensor in load_file(path).items()}
-
-
-def shipped_training(name: str) -> dict[str, Any]:
-    """How a shipped model was trained: ``recipe``, and ``curve`` with the losses at every step."""
-    path = SHIPPED_FOLDER / name_of_files(name) / "training.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def model_tokenizer() -> PreTrainedTokenizerFast:
@@ -267,7 +257,7 @@ def _load_by_name(
     backend: Backend,
     device: torch.device,
 ) -> Any:
-    if hint := did_you_mean(name, SHIPPED_NAMES, _TYPO):
+    if hint := misspelt(name):
         raise ValueError(f"there is no model {name!r}{hint} {SHIPPED_LIST}")
     options: dict[str, Any] = {"device": device}
     if checkpoint is not None:

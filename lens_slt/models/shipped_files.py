@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lens_slt.arguments import nearest, typed
+from lens_slt.arguments import did_you_mean, nearest, typed
 
 SHIPPED = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2", "attn-1l", "gelu-4l")
 ALIASES = {"attn-2l": "attn-2l-seed0"}  # name → name of its files
 SHIPPED_NAMES = (*SHIPPED, *ALIASES.values())
 SHIPPED_LIST = f"Shipped models: {', '.join(SHIPPED)}."
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+TYPO = 0.85  # likeness from which an unknown name is taken for a misspelt shipped one
 
 
 @typed
@@ -46,9 +47,24 @@ def name_of_files(name: str) -> str:
     return ALIASES.get(name, name)
 
 
+def misspelt(name: str) -> str:
+    """Which shipped model a name that is none is taken for, as a message ends; "" for others."""
+    return did_you_mean(name, SHIPPED_NAMES, TYPO)
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """The weights of a training step."""
+    return folder / f"step-{step:06d}.safetensors"
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """The weights of all training steps in a folder, in their order."""
+    found = {int(p.stem.removeprefix("step-")): p for p in folder.glob("step-*.safetensors")}
+    return dict(sorted(found.items()))
+
+
 def _checkpoint_files(name: str) -> dict[int, Path]:
-    paths = (SHIPPED_FOLDER / name_of_files(name)).glob("step-*.safetensors")
-    return {int(path.stem.removeprefix("step-")): path for path in paths}
+    return step_files(SHIPPED_FOLDER / name_of_files(name))
 
 
 def _unknown_checkpoint(name: str, checkpoint: int, known: list[int]) -> str:

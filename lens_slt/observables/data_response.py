@@ -158,8 +158,7 @@ def _sequence_losses(reader: ProbeReader, component: str) -> tuple[FloatArray, F
             f"candidates: sequence {int(np.argmin(each))} of {reader.name!r} has no token that "
             "counts; leave it out"
         )
-    losses = np.einsum("cdsp,sp->cds", reader.losses(component), weight / each[:, None])
-    return losses, each / each.sum()
+    return reader.sequence_losses(component), each / each.sum()
 
 
 def _observed(draws: xr.DataTree, observable: Any, name: str, component: str) -> FloatArray:

@@ -16,15 +16,15 @@ from scipy import stats
 
 from lens_slt.arguments import choice, integer, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.observables.log_likelihood import UNITS
 from lens_slt.observables.per_token import ProbeReader, open_probe
 from lens_slt.sampling.result import one_component
+from lens_slt.sampling.spread import LEAST_DRAWS
 from lens_slt.schema import require, stamped
 from lens_slt.statistics import SIGNIFICANT, false_discovery
 
 KINDS = ("covariance", "correlation")
-UNITS = ("sequence", "token")
 LARGEST = 2**31  # bytes of the matrix
-LEAST_DRAWS = 4  # for a covariance with an error
 
 
 @typed
@@ -148,17 +148,12 @@ def _n_units(reader: ProbeReader, unit: str) -> int:
 
 def _series(reader: ProbeReader, component: str, unit: str) -> tuple[FloatArray, dict[str, Any]]:
     """Paired losses ``[chain, draw, unit]``, and which sequence and position each unit is."""
-    drawn = slice(reader.n_draws(component))
-    values = reader.probe["paired_loss"].sel(component=component)[:, drawn].values
     if unit == "token":
         sequence, position = np.nonzero(reader.real)
-        return values[:, :, reader.real].astype(np.float64), {
-            "sequence": sequence, "position": position,
-        }  # fmt: skip
+        where = {"sequence": sequence, "position": position}
+        return reader.losses(component)[:, :, reader.real], where
     rows = np.flatnonzero(reader.real.any(1))
-    weight = np.where(reader.real, reader.probe["weight"].values, 0.0)
-    sums = (np.nan_to_num(values.astype(np.float64)) * weight).sum(-1)
-    return sums[:, :, rows] / weight.sum(-1)[rows], {"sequence": rows}
+    return reader.sequence_losses(component)[:, :, rows], {"sequence": rows}
 
 
 def chosen_draws(reader: ProbeReader, component: str | None) -> tuple[str, FloatArray]:

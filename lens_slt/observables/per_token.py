@@ -23,7 +23,13 @@ from lens_slt.arguments import choice
 from lens_slt.arrays import BoolArray, FloatArray, read_zarr, write_zarr
 from lens_slt.sampling.folder import folder_of, in_words
 from lens_slt.sampling.result import dataset, n_draws, settings_of
-from lens_slt.sampling.spread import MOST_BLOCKS, blocks_of, number_of_blocks, pseudo_of
+from lens_slt.sampling.spread import (
+    MOST_BLOCKS,
+    blocks_of,
+    draw_weights,
+    number_of_blocks,
+    pseudo_of,
+)
 from lens_slt.schema import require, stamp, stamped
 
 
@@ -102,11 +108,9 @@ class ProbeReader:
         phi = phi.astype(np.float64)
         used = health["used"].sel(component=component).values.astype(bool)
         weight = np.repeat(used[:, None], phi.shape[1], 1).astype(np.float64)
-        weighted = None
         if used.any():
-            weighted = settings.method.draw_weights(phi[used].ravel(), settings.n_beta)
-        if weighted is not None:
-            weight[used] = weighted[0].reshape(phi[used].shape) * phi[used].size
+            each = draw_weights(phi, phi, used, settings)
+            weight[used] = each / each.mean()
         return weight, phi
 
     def losses(self, component: str) -> FloatArray:
@@ -114,6 +118,13 @@ class ProbeReader:
         values = self.probe["paired_loss"].sel(component=component)
         drawn = values[:, : self.n_draws(component)].values
         return np.nan_to_num(drawn).astype(np.float64)
+
+    def sequence_losses(self, component: str) -> FloatArray:
+        """Mean paired losses ``[chain, draw, sequence]``; NaN where no token counts."""
+        weight = np.where(self.real, self.probe["weight"].values, 0.0)
+        each = weight.sum(1)
+        share = weight / np.where(each == 0, np.nan, each)[:, None]
+        return np.asarray(np.einsum("cdsp,sp->cds", self.losses(component), share))
 
     def moments(self, component: str) -> Moments | None:
         """Sums of one component; None if none of its chains can be used."""

@@ -12,11 +12,10 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.result import dataset, settings_of
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import (
-    independent_units,
+    draw_weights,
+    mean_with_error,
     number_of_blocks,
     pseudo_values,
-    standard_error,
-    weighted_mean,
 )
 from lens_slt.schema import require, stamped
 from lens_slt.statistics import mean_over_tokens
@@ -185,29 +184,3 @@ def _blocks(
             weights = draw_weights(trace, loss, used[i], settings)
             found[:, i] = pseudo_values(trace[used[i]], weights, n_blocks)
     return found
-
-
-def draw_weights(
-    trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
-) -> FloatArray:
-    """Weights of the draws of used chains ``[chain, draw]``: 1 where the sampler has none."""
-    thin = settings.thin if trace.shape != sampling_loss.shape else 1
-    weighted = settings.method.draw_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
-    return np.ones_like(trace[used]) if weighted is None else weighted[0].reshape(trace[used].shape)
-
-
-def mean_with_error(
-    trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
-) -> tuple[float, float, float]:
-    """Mean, standard error and effective number of draws of ``trace [chain, draw]``."""
-    if not used.any():
-        return float("nan"), float("nan"), 0.0
-    thin = settings.thin if trace.shape != sampling_loss.shape else 1
-    weighted = settings.method.draw_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
-    if weighted is not None:
-        return weighted_mean(weighted[0], trace, used, settings.antithetic)
-    units = independent_units(trace, used, settings.antithetic)
-    error = standard_error(units)
-    spread = trace[used].std(ddof=1) if trace[used].size > 1 else float("nan")
-    ess = (spread / error) ** 2 if error > 0 else float("nan")
-    return float(units.mean()), error, float(ess)

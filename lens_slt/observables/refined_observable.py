@@ -6,8 +6,9 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arguments import choice, typed
-from lens_slt.observables.refined_llc import mean_over_draws, mean_with_error
+from lens_slt.observables.refined_llc import mean_over_draws
 from lens_slt.sampling.result import dataset, settings_of
+from lens_slt.sampling.spread import mean_with_error
 from lens_slt.schema import require, stamped
 from lens_slt.statistics import ratio_of_sums
 

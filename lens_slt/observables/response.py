@@ -27,7 +27,7 @@ from lens_slt.sampling.result import component_names, dataset, n_draws, settings
 from lens_slt.sampling.spread import jackknife_error
 from lens_slt.schema import require, stamped
 
-LEAST_DRAWS = 20  # effective number of reweighted draws that can be believed
+LEAST_EFFECTIVE = 20  # effective number of reweighted draws that can be believed
 LEAST_SHARE = 0.1  # of all draws
 MOST_ERRORS = 3.0  # of their difference, by which expansion and reweighting may differ
 NEGLIGIBLE = 0.5  # of the prediction's standard error: orders left out that its interval covers
@@ -194,7 +194,7 @@ def _of_component(
     agree = np.abs(found.pop("gap")) <= np.maximum(noise, left_out)
     total = counts[alive].astype(bool).sum()
     found["ess"] = ess
-    found["reliable"] = agree & (ess >= LEAST_DRAWS) & (ess >= LEAST_SHARE * total)
+    found["reliable"] = agree & (ess >= LEAST_EFFECTIVE) & (ess >= LEAST_SHARE * total)
     return found
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from lens_slt.arguments import numbers, typed
 from lens_slt.arrays import BoolArray, FloatArray
-from lens_slt.observables.refined_llc import draw_weights
 from lens_slt.progress import track
 from lens_slt.sampling.folder import folder_of
 from lens_slt.sampling.result import component_names, dataset, n_draws, settings_of
 from lens_slt.sampling.sample import sample
 from lens_slt.sampling.settings import Settings
+from lens_slt.sampling.spread import draw_weights
 from lens_slt.schema import require
 from lens_slt.torch_state import plain_torch
 

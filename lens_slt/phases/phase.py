@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from lens_slt.arguments import choice, instance, integer, number, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.pattern_masks import ALL
 from lens_slt.development.curves import CHECKPOINT
+from lens_slt.json_files import read_json
 from lens_slt.sampling.certificate import CERTIFIED
 from lens_slt.sampling.result import settings_of
 from lens_slt.schema import require
@@ -231,15 +232,12 @@ def development_phases(
     return found
 
 
-def read_phases(text: str) -> list[Phase]:
-    """Phases from JSON: a list of objects with the attributes of :class:`Phase`.
+def read_phases(path: str | Path) -> list[Phase]:
+    """Phases from a JSON file: a list of objects with the attributes of :class:`Phase`.
 
     Raises ValueError where it is none, naming the phase and the attribute.
     """
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"phases must be JSON: {error}") from None
+    rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("phases must be a list of objects with name, loss and llc")
     found = []

@@ -21,6 +21,7 @@ from lens_slt.report.run_results import ATTENTION, RunResults
 from lens_slt.report.sections_development import development_page
 from lens_slt.report.sections_results import SHOWN, is_shown
 from lens_slt.report.sections_run import run_page
+from lens_slt.report.show import OVER_CHECKPOINTS
 from lens_slt.sampling.result import open_draws
 from lens_slt.schema import require
 from lens_slt.structure.overview import View, open_views
@@ -149,8 +150,8 @@ def _read(folder: Path) -> RunResults | DevelopmentView:
 
 
 def draws_in(folder: Path) -> Path | None:
-    """Where draws lie: as most commands name them, as ``lens-slt pattern`` does, or right here."""
-    places = folder / DRAWS, folder / DRAWS.partition(".")[0], folder
+    """Where draws lie: right here, or as commands name them."""
+    places = folder, folder / DRAWS
     return next((one for one in places if (one / "zarr.json").exists()), None)
 
 
@@ -169,7 +170,9 @@ def _known(results: Sequence[xr.Dataset]) -> Sequence[xr.Dataset]:
                 f"results: a report has no section for {what}; it has for "
                 f"{', '.join([ATTENTION, *SHOWN])}"
             )
-        require(one, one.attrs["result"], argument="results")
+        kind = one.attrs["result"]
+        over = ("checkpoint",) if kind in OVER_CHECKPOINTS else ()
+        require(one, kind, argument="results", leading=over)
     return results
 
 

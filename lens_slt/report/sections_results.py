@@ -57,5 +57,6 @@ def is_shown(result: xr.Dataset) -> bool:
 
 def _shown(result: xr.Dataset) -> str:
     kind = result.attrs["result"]
-    table = page.table(TABLES[kind](result)) if kind in TABLES else ""
+    one = "checkpoint" not in result.dims  # tables are of one
+    table = page.table(TABLES[kind](result)) if kind in TABLES and one else ""
     return page.figure(FIGURES[kind](result)) + table

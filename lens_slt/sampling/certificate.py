@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.spread import independent_units, standard_error
 
 CERTIFIED = "certified"
@@ -97,28 +98,29 @@ def coupled(
     virial: FloatArray,
     defect: FloatArray,
     used: BoolArray,
-    *,
-    n_beta: float,
-    antithetic: bool,
-    inflation: float = 0.0,
+    settings: Settings,
+    step_size: float,
 ) -> Virial:
     """The coupled virial from traces ``[chain, draw]`` of one component.
 
     Args:
         loss: paired losses, virial and defect: means over the steps of every draw.
         used: chains that count.
-        inflation: of the prior chain's variance, as a share.
+        settings, step_size: that they were sampled with.
     """
-    units = independent_units(defect, used, antithetic)
+    units = independent_units(defect, used, settings.antithetic)
     if not len(units) or not np.isfinite(units).all():
         nan = float("nan")
         return Virial(nan, nan, nan, nan, nan)
     mean, error = float(units.mean()), standard_error(units)
-    size, twice = float(virial[used].mean()), 2 * n_beta * float(loss[used].mean())
+    size, twice = float(virial[used].mean()), 2 * settings.n_beta * float(loss[used].mean())
     # Below the start nβ⟨u·g⟩ tells nothing. Where it is negative above it, only the defect counts.
     room = abs(twice) if twice < 0 else min(size, twice)
     if room <= 0:
         room = float("nan")
+    inflation = 0.0
+    if settings.n_beta:  # λ̂ of the prior alone is zero, whatever its variance
+        inflation = settings.method.prior_inflation(settings.gamma, step_size)
     share = mean / room + inflation if mean or inflation else 0.0
     return Virial(size, mean, error, share, error / room if error else 0.0)
 

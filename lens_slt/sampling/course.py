@@ -21,7 +21,7 @@ import numpy as np
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.certificate import LARGEST_SHARE, Virial, coupled
 from lens_slt.sampling.settings import FLOOR, Settings
-from lens_slt.sampling.spread import independent_units, standard_error, weighted_mean
+from lens_slt.sampling.spread import mean_with_error
 
 EARLY_CHECKS = {12: 0.3, 50: LARGEST_SHARE}  # draws -> share of λ̂ above which the step shrinks
 WANTED_SHARE = 0.05  # of λ̂, that a smaller step aims at
@@ -159,11 +159,8 @@ def virial_so_far(
     """The coupled virial of one component's draws; None where the sampler has none."""
     if not np.isfinite(defect).any():
         return None
-    return coupled(
-        loss, virial, defect, finite_chains(loss), n_beta=settings.n_beta,
-        antithetic=settings.antithetic,
-        inflation=settings.method.prior_inflation(settings.gamma, course.step_size(settings)),
-    )  # fmt: skip
+    used, epsilon = finite_chains(loss), course.step_size(settings)
+    return coupled(loss, virial, defect, used, settings, epsilon)
 
 
 def _next_stride(course: Course, found: Virial | None, finite: bool) -> int:
@@ -186,14 +183,7 @@ def _next_stride(course: Course, found: Virial | None, finite: bool) -> int:
 
 def mean_so_far(loss: FloatArray, settings: Settings) -> tuple[float, float]:
     """Mean paired loss of finite chains, and its standard error; NaN if there are none."""
-    used = finite_chains(loss)
-    if not used.any():
-        return float("nan"), float("nan")
-    weighted = settings.method.draw_weights(loss[used].ravel(), settings.n_beta)
-    if weighted is not None:
-        return weighted_mean(weighted[0], loss, used, settings.antithetic)[:2]
-    units = independent_units(loss, used, settings.antithetic)
-    return float(units.mean()), standard_error(units)
+    return mean_with_error(loss, loss, finite_chains(loss), settings)[:2]
 
 
 def finite_chains(loss: FloatArray) -> BoolArray:

@@ -34,10 +34,12 @@ def course_table(outcome: Outcome, settings: Settings) -> dict[str, list[Any]]:
 
 
 def _words(settings: Settings, course: Course, curvature: float) -> str:
+    if settings.method.EXACT:  # whose draws no ε biases
+        return ""
     if settings.step_size is not None:
         return f"ε {settings.step_size:.3g} as given"
     if not settings.chooses_step:
-        return f"ε {settings.epsilon:.3g}, the published value" if not settings.method.EXACT else ""
+        return f"ε {settings.epsilon:.3g}, the published value"
     stride = course.stride
     words = f"ε {settings.epsilon / stride:.3g} = 0.8/γ"
     if stride > 1:

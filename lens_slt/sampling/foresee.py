@@ -84,7 +84,7 @@ def foresee(job: PreparedRun, times: StepTimes, patience: float = PATIENCE) -> F
     curvature = _curvature_seconds(job, costs)
     first_draws = (s.burn_in_steps + FIRST_DRAWS) * costs.step
     quick = times.pilot + curvature + first_draws <= patience
-    if quick and (_has_certificate(s) or s.least_draws < s.most_draws):
+    if quick and (s.has_certificate or s.least_draws < s.most_draws):
         return _begun(job, times, patience)
     courses = tuple(first_course(s, name) for name in job.names)
     ended = tuple(replace(c, taken=c.steps_left, done=True) for c in courses)
@@ -261,11 +261,7 @@ def _rest(place: int, course: Course, step: int) -> Stretch:
 
 def _has_half_steps(s: Settings, course: Course) -> bool:
     """Whether a component's bias may be measured by a run at half the step."""
-    return _has_certificate(s) and is_short(course)
-
-
-def _has_certificate(s: Settings) -> bool:
-    return not (s.method.EXACT or s.method.NO_CERTIFICATE or s.n_beta == 0)
+    return s.has_certificate and is_short(course)
 
 
 def _checked(s: Settings, courses: tuple[Course, ...]) -> tuple[int, ...]:
@@ -273,13 +269,9 @@ def _checked(s: Settings, courses: tuple[Course, ...]) -> tuple[int, ...]:
     return tuple(i for i, c in enumerate(courses) if s.check_step and _has_half_steps(s, c))
 
 
-def _measures_curvature(s: Settings) -> bool:
-    return s.chooses_step and s.n_beta > 0
-
-
 def _curvature_seconds(job: PreparedRun, costs: StepCosts) -> float:
     """To measure curvature, if it is measured: gradients of one row instead of every chain."""
-    if not _measures_curvature(job.settings):
+    if not job.settings.measures_curvature:
         return 0.0
     gradients = (LANCZOS_STEPS + 1) * float(costs.each.sum()) / job.settings.chains
     return CURVATURE_BATCHES * (costs.fixed * len(job.target.groups) + gradients)
@@ -287,13 +279,13 @@ def _curvature_seconds(job: PreparedRun, costs: StepCosts) -> float:
 
 def _vector_bytes(job: PreparedRun) -> int:
     """Size of the vectors of all preconditioners."""
-    if not _measures_curvature(job.settings):
+    if not job.settings.measures_curvature:
         return 0
     return RANK * sum(members.star.nbytes for members in job.target.groups)
 
 
 def _lanczos_bytes(job: PreparedRun) -> int:
     """Memory for the vectors that they are found with."""
-    if not _measures_curvature(job.settings):
+    if not job.settings.measures_curvature:
         return 0
     return _vector_bytes(job) + LANCZOS_STEPS * max(m.star.nbytes for m in job.target.groups)

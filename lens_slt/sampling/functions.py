@@ -20,6 +20,7 @@ from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.result import Labels, draw_tree, trace_specs
 from lens_slt.sampling.settings import Settings
 from lens_slt.sampling.store import open_store
+from lens_slt.torch_state import plain_torch
 
 Loss = Callable[..., Tensor]
 
@@ -50,7 +51,7 @@ class _FunctionTarget:
             rows = (self.point + u[0]).detach().requires_grad_(gradient)
             with torch.set_grad_enabled(gradient):
                 loss = self._call(rows, data)
-            grad = torch.autograd.grad(loss.sum(), rows)[0][None] if gradient else None
+                grad = torch.autograd.grad(loss.sum(), rows)[0][None] if gradient else None
             return (loss.detach() - self._call(self.point[None], data))[None], grad
 
         return evaluate
@@ -70,6 +71,7 @@ class _FunctionTarget:
 
 
 @typed
+@plain_torch
 def sample_function(
     loss: Loss,
     point: Float[Tensor, " parameter"],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lens_slt.sampling.certificate import ERRORS, Bias, Virial, coupled
-from lens_slt.sampling.course import CHEAP_STRIDE, MOST_STEPS_PER_DRAW, Course
+from lens_slt.sampling.course import CHEAP_STRIDE, MOST_STEPS_PER_DRAW, Course, virial_so_far
 from lens_slt.sampling.driver import SUMMED, Outcome, PartLosses, chains_of
 from lens_slt.sampling.members import Part, Target
 from lens_slt.sampling.randomness import chain_noise
@@ -24,7 +24,7 @@ from lens_slt.sampling.spread import independent_units, standard_error
 from lens_slt.sampling.store import DrawStore
 
 DRAWS = 50  # the difference is known to a per cent then
-LEAST_DRAWS = 20  # where a draw takes many steps
+LEAST_OF_STEPS = 20  # where a draw takes many steps
 MOST_STEPS = 4000  # of the whole steps; more would not be a short run
 COLUMNS = ("bias", "bias_se", "bias_remaining")
 
@@ -35,8 +35,7 @@ def half_steps(
     """Columns of the root: the bias of λ̂ as a share of it where it was measured, else NaN."""
     n = len(outcome.courses)
     columns = {name: [float("nan")] * n for name in COLUMNS}
-    method = settings.method
-    if method.EXACT or method.NO_CERTIFICATE or settings.n_beta == 0:
+    if not settings.has_certificate:
         return columns
     place = 0
     for g, members in enumerate(target.groups):
@@ -58,7 +57,7 @@ def is_short(course: Course) -> bool:
 
 def half_step_draws(course: Course) -> int:
     """Draws of the coupled run."""
-    return max(LEAST_DRAWS, min(DRAWS, DRAWS * CHEAP_STRIDE // course.stride))
+    return max(LEAST_OF_STEPS, min(DRAWS, DRAWS * CHEAP_STRIDE // course.stride))
 
 
 def measure_bias(
@@ -95,11 +94,7 @@ def _bias(traces: np.ndarray, settings: Settings, epsilon: float) -> Bias:
     used = np.isfinite(traces).all((0, 2))
     if not used.any():
         return Bias(float("nan"), float("nan"), float("nan"))
-    finer = coupled(
-        finer_loss, finer_virial, finer_defect, used, n_beta=settings.n_beta,
-        antithetic=settings.antithetic,
-        inflation=settings.method.prior_inflation(settings.gamma, epsilon / 2),
-    )  # fmt: skip
+    finer = coupled(finer_loss, finer_virial, finer_defect, used, settings, epsilon / 2)
     apart = independent_units(loss - finer_loss, used, settings.antithetic)
     change, error = float(apart.mean()), standard_error(apart)
     order = 1.0  # errs towards too large a bias
@@ -134,21 +129,15 @@ def _chains(
 
 def _rings(settings: Settings, outcome: Outcome, store: DrawStore, place: int) -> bool:
     """Whether the defect is large, or a default run ended without telling."""
-    n = outcome.courses[place].draws
-    loss, virial, defect = (store.read(name, place, n) for name in SUMMED)
-    found = coupled(
-        loss, virial, defect, np.isfinite(loss).all(1), n_beta=settings.n_beta,
-        antithetic=settings.antithetic,
-        inflation=settings.method.prior_inflation(
-            settings.gamma, outcome.courses[place].step_size(settings)
-        ),
-    )  # fmt: skip
-    return rings(found, outcome.courses[place], settings)
+    course = outcome.courses[place]
+    loss, virial, defect = (store.read(name, place, course.draws) for name in SUMMED)
+    found = virial_so_far(course, loss, virial, defect, settings)
+    return found is not None and rings(found, course, settings)
 
 
 def rings(found: Virial, course: Course, settings: Settings) -> bool:
     """Whether a component's bias has to be measured, with this virial at its end."""
-    if course.fixed:
+    if course.fixed or not np.isfinite(found.defect):  # half the step would tell as little
         return False
     if found.fails:
         return course.stride < MOST_STEPS_PER_DRAW  # else it is lost anyway

@@ -2,7 +2,8 @@
 
 ``RULES`` states what the published sampling guides ask people to look for in loss traces.
 
-Those that are kept would bias the mean if they were left out, or are all there is. A component is
+Chains whose verdict is named and kept would bias the mean if they were left out, or are all there
+is. A component is
 *healthy* if the model knows something of the tokens (its loss is below a uniform guess's), its
 chains are and :mod:`lens_slt.sampling.certificate` certifies it; a component whose
 chains look well but which is not certified says that instead.
@@ -20,7 +21,7 @@ import xarray as xr
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.certificate import CERTIFIED, Bias, Virial, certificate, coupled
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import LEAST_DRAWS, standard_error, weighted_mean
+from lens_slt.sampling.spread import LEAST_DRAWS, mean_with_error, standard_error
 
 HEALTHY = "healthy"
 BEYOND = "beyond the prior"
@@ -154,10 +155,9 @@ def _virial(
     """The coupled virial of one component; None of an exact sampler."""
     if settings.method.EXACT:
         return None
-    inflation = settings.method.prior_inflation(settings.gamma, float(root["step_size"]))
     return coupled(
-        traces["step_loss"], traces["virial"], traces["defect"], used, n_beta=settings.n_beta,
-        antithetic=settings.antithetic, inflation=inflation if settings.n_beta else 0.0,
+        traces["step_loss"], traces["virial"], traces["defect"], used, settings,
+        float(root["step_size"]),
     )  # fmt: skip
 
 
@@ -173,12 +173,7 @@ def _not_mixed(loss: FloatArray, used: BoolArray, rhat: float, settings: Setting
         return f"chains have not mixed (R̂ {rhat:.2f})"
     if not settings.method.EXACT:
         return ""
-    weighted = settings.method.draw_weights(loss[used].ravel(), settings.n_beta)
-    if weighted is not None:
-        _, _, effective = weighted_mean(weighted[0], loss, used, settings.antithetic)
-    else:
-        error, spread = standard_error(loss[used]), loss[used].std()
-        effective = (spread / error) ** 2 if error > 0 else 0.0
+    effective = np.nan_to_num(mean_with_error(loss, loss, used, settings)[2])
     if not effective >= LEAST_MIXED:
         return f"only {effective:.0f} effective draws of an exact sampler"
     return ""

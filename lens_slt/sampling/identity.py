@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_slt.json_files import plain_fields
 from lens_slt.models.adapter import AdaptedModel, attached_hooks, weights_hash
 from lens_slt.models.loss import ReferenceState
+from lens_slt.models.validation import hugging_face_config
 from lens_slt.sampling.target import TokenSet, TransformerTarget
 
 MOST_NUMBERS = 1024  # predictions that are kept of a token set, evenly chosen
@@ -88,7 +90,7 @@ def run_identity(
 def configuration(model: AdaptedModel) -> dict[str, Any]:
     """Fields of the model's configuration that may change what it computes, as plain values."""
     found = _plain_fields(vars(model.module.cfg))
-    inner = getattr(getattr(model.module, "original_model", None), "config", None)
+    inner = hugging_face_config(model.module)
     if inner is not None and hasattr(inner, "to_dict"):
         found |= {f"hf.{key}": value for key, value in _plain_fields(inner.to_dict()).items()}
     return found
@@ -140,11 +142,8 @@ def _losses(loss: Tensor, weight: Tensor) -> list[float]:
 def _reference(probe: TokenSet, reference: ReferenceState) -> list[float]:
     """Log-probabilities that the reference gives to tokens that count."""
     rows = _some(probe.mask.flatten().nonzero().flatten())
-    logits = reference.x[rows] @ reference.w_u
-    if reference.b_u is not None:
-        logits = logits + reference.b_u
     targets = probe.tokens[:, 1:].flatten()[rows]
-    return _numbers(logits.log_softmax(-1).gather(1, targets[:, None]).flatten())
+    return _numbers(reference.log_probs(rows).gather(1, targets[:, None]).flatten())
 
 
 def _some(values: Tensor) -> Tensor:
@@ -158,16 +157,8 @@ def _numbers(values: Tensor) -> list[float]:
 
 
 def _plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that JSON can hold, without what is harmless."""
-    found = {}
-    for key, value in fields.items():
-        if key in HARMLESS:
-            continue
-        try:
-            found[key] = json.loads(json.dumps(value, sort_keys=True))
-        except (TypeError, ValueError):  # an object; what it computes shows in the predictions
-            continue
-    return found
+    """Without what is harmless, and objects: what they compute shows in the predictions."""
+    return plain_fields({key: value for key, value in fields.items() if key not in HARMLESS})
 
 
 def _prediction_differences(

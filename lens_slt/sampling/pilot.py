@@ -62,9 +62,7 @@ def pilot(target: Target, settings: Settings) -> Pilot:
         part = (g, tuple(range(len(members.names))))
         metric = identity(members.star)
         leading = members.star.new_full((len(members.names),), float("nan"))
-        # In half precision the differences of gradients are rounding noise.
-        exact = settings.drift_dtype == "float32"
-        if settings.chooses_step and settings.n_beta > 0 and exact:
+        if settings.measures_curvature:
             values, vectors = _curvature(target, settings, part)
             metric, leading = metric_at_star((values, vectors), settings.gamma), values[:, 0]
         metrics.append(metric)

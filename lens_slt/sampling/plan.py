@@ -206,8 +206,8 @@ class Plan:
     def _step_by_step(self, costs: StepCosts) -> tuple[FloatArray, FloatArray]:
         """Seconds of every step, and bytes that it records."""
         clock, pending = np.full(self.steps, costs.fixed), np.zeros(self.steps)
-        probes = sum(_row_bytes(spec) for spec in self._probes.values())
-        traces = sum(_row_bytes(spec) for name, spec in self.specs.items() if name != BURN_IN)
+        probes = sum(spec.row_bytes for spec in self._probes.values())
+        traces = sum(spec.row_bytes for name, spec in self.specs.items() if name != BURN_IN)
         for s in self.stretches:
             at = np.arange(s.first, s.last + 1)
             draws = s.draws(at)
@@ -217,7 +217,7 @@ class Plan:
             clock[own] += costs.each[s.place] + costs.full[s.place] * drawn
             clock[own] += costs.probes[s.place] * probed
             pending[own] += probes * probed + (traces - probes) * drawn
-            pending[own] += _row_bytes(self.specs[BURN_IN]) * burnt
+            pending[own] += self.specs[BURN_IN].row_bytes * burnt
         return clock, pending
 
     def _index(self, name: str, s: Stretch, step: Steps | int) -> Steps:
@@ -241,7 +241,7 @@ class Plan:
 
     def _size(self, name: str, rows: int) -> int:
         spec = self.specs[name]
-        return spec.shape[0] * rows * _row_bytes(spec)
+        return spec.shape[0] * rows * spec.row_bytes
 
     def _array_bytes(self, name: str, chunk_bytes: float) -> int:
         spec = self.specs[name]
@@ -257,11 +257,6 @@ class Plan:
             folders = chunks * (len(spec.shape) - 3) + 2 * (self.done == 0)
             total += folders * DISK_BLOCK
         return total
-
-
-def _row_bytes(spec: ArraySpec) -> int:
-    """Size of one draw of one component."""
-    return 4 * spec.shape[1] * int(np.prod(spec.shape[3:]))
 
 
 def _series_bytes(n: int, length: int, chunk_bytes: float) -> int:

@@ -46,7 +46,7 @@ class Probe:
     """Tokens whose per-token losses are recorded at each draw.
 
     Attributes:
-        tokens: ``[sequence, position]``; all sequences of one length.
+        tokens: as for :func:`sample`.
         mask, pad_id, weights: as for :func:`sample`; the probe's mean loss is weighted, and tokens
             of weight 0 have NaN for a loss.
         observables: what is read off the logits beside the loss: one or several of

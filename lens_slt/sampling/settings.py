@@ -11,7 +11,7 @@ from lens_slt.sampling.registry import SAMPLERS
 from lens_slt.sampling.sampler import Sampler
 
 DRIFT_DTYPES = ("float32", "bfloat16")
-LEAST_DRAWS = 200  # per chain, where neither draws nor target_se say anything
+DEFAULT_DRAWS = 200  # per chain, where neither draws nor target_se say anything
 MOST_EXTENSION = 8  # times the least: how far chains go on that cannot tell yet
 PRECISION = 0.05  # relative standard error at which default runs stop
 LEAST_TO_TELL = 50  # draws before target_se can be met
@@ -42,7 +42,9 @@ class Settings:
             certificate or standard error (5 %) needs more; with ``target_se`` at most 10 000. Where
             lens_slt chose a step of ε₀/k, k steps make one draw.
         burn_in: steps that no estimate uses, in steps of one draw. None: of ``lm`` as many as relax
-            the prior 25-fold, of the others eight relaxation times.
+            the prior 25-fold, 3.2 relaxation times; eight of these of ``sgld`` and
+            ``rmsprop_sgld``; of ``pcn`` a quarter of the draws, at least 50;
+            of ``importance`` none.
         thin: probes are evaluated at every thin-th draw.
         batch_size: sequences per minibatch, drawn afresh at every step; at most all. None: 32, or
             as many as hold 2048 tokens, for few tokens cost as much and tell less. ``pcn`` and
@@ -104,7 +106,8 @@ class Settings:
         for name in ("antithetic", "full_loss", "check_step"):
             boolean(name, getattr(self, name))
         if self.thin > self.least_draws:
-            raise ValueError(f"thin must be at most draws={self.least_draws}; got {self.thin}")
+            least = f"{self.least_draws} draws that every component gets"
+            raise ValueError(f"thin must be at most the {least}; got {self.thin}")
         if self.antithetic and self.chains % 2:
             raise ValueError(
                 f"chains must be even when antithetic=True, chains come in pairs; got {self.chains}"
@@ -139,6 +142,17 @@ class Settings:
         return self.step_size is None and self.method.CHOOSES_STEP
 
     @property
+    def measures_curvature(self) -> bool:
+        """Whether the curvature at the given weights is measured before the first step."""
+        # In half precision the differences of gradients are rounding noise.
+        return self.chooses_step and self.n_beta > 0 and self.drift_dtype == "float32"
+
+    @property
+    def has_certificate(self) -> bool:
+        """Whether the coupled virial says something of λ̂'s bias, which a smaller step lowers."""
+        return not (self.method.EXACT or self.method.NO_CERTIFICATE or self.n_beta == 0)
+
+    @property
     def epsilon(self) -> float:
         """The step size that is used, or the largest that may be chosen."""
         if self.step_size is not None:
@@ -149,7 +163,7 @@ class Settings:
     def least_draws(self) -> int:
         """Draws that every component gets."""
         if self.draws is None:
-            return LEAST_DRAWS if self.target_se is None else LEAST_TO_TELL
+            return DEFAULT_DRAWS if self.target_se is None else LEAST_TO_TELL
         return self.draws if self.target_se is None else min(self.draws, LEAST_TO_TELL)
 
     @property
@@ -157,7 +171,7 @@ class Settings:
         """Draws at which every component stops."""
         if self.draws is not None:
             return self.draws
-        return MOST_EXTENSION * LEAST_DRAWS if self.target_se is None else MOST_TO_TARGET
+        return MOST_EXTENSION * DEFAULT_DRAWS if self.target_se is None else MOST_TO_TARGET
 
     @property
     def precision(self) -> float:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from lens_slt.arrays import BoolArray, FloatArray
+from lens_slt.sampling.settings import Settings
 
 LEAST_DRAWS = 4  # that have a standard error
 MOST_BLOCKS = 32  # of consecutive draws; a standard error from 8 is itself a quarter uncertain
@@ -98,3 +99,39 @@ def weighted_mean(
     apart = (w * (x - mean)).reshape(shape).sum(1)
     error = float(np.sqrt((apart**2).sum()))
     return mean, error, float(1 / (w.reshape(shape).sum(1) ** 2).sum())
+
+
+def draw_weights(
+    trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
+) -> FloatArray:
+    """Weights of the draws of used chains ``[chain, draw]``: 1 where the sampler has none.
+
+    ``trace`` may be of every thin-th draw only.
+    """
+    weighted = _weighted(trace, sampling_loss, used, settings)
+    return np.ones_like(trace[used]) if weighted is None else weighted.reshape(trace[used].shape)
+
+
+def mean_with_error(
+    trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
+) -> tuple[float, float, float]:
+    """Mean, standard error and effective number of draws of ``trace [chain, draw]``."""
+    if not used.any():
+        return float("nan"), float("nan"), 0.0
+    weighted = _weighted(trace, sampling_loss, used, settings)
+    if weighted is not None:
+        return weighted_mean(weighted, trace, used, settings.antithetic)
+    units = independent_units(trace, used, settings.antithetic)
+    error = standard_error(units)
+    spread = trace[used].std(ddof=1) if trace[used].size > 1 else float("nan")
+    ess = (spread / error) ** 2 if error > 0 else float("nan")
+    return float(units.mean()), error, float(ess)
+
+
+def _weighted(
+    trace: FloatArray, sampling_loss: FloatArray, used: BoolArray, settings: Settings
+) -> FloatArray | None:
+    """Weights of the pooled draws, as the sampler weighs them; None if all count alike."""
+    thin = settings.thin if trace.shape != sampling_loss.shape else 1
+    found = settings.method.draw_weights(sampling_loss[used][:, ::thin].ravel(), settings.n_beta)
+    return None if found is None else found[0]

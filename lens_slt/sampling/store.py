@@ -61,10 +61,14 @@ class ArraySpec:
         return 4 * int(np.prod(self.shape))
 
     @property
+    def row_bytes(self) -> int:
+        """Size of one draw of one component."""
+        return 4 * self.shape[1] * int(np.prod(self.shape[3:]))
+
+    @property
     def chunks(self) -> tuple[int, ...]:
         """Shape of a Zarr chunk: one component, a few draws."""
-        row = 4 * self.shape[1] * int(np.prod(self.shape[3:]))
-        draws = max(1, min(BLOCK, self.shape[2], LARGEST_CHUNK // row))
+        draws = max(1, min(BLOCK, self.shape[2], LARGEST_CHUNK // self.row_bytes))
         return (1, self.shape[1], draws, *self.shape[3:])
 
 

@@ -21,6 +21,7 @@ from lens_slt.models.suffix import Group, Suffix, mean_weight, prefix_for, runs_
 from lens_slt.sampling.members import Evaluate, Members, Part, probe_array
 from lens_slt.sampling.randomness import minibatch
 from lens_slt.sampling.settings import Settings
+from lens_slt.statistics import mean_over_tokens
 
 PREFIX_CACHE_BYTES = 2**30
 MOST_BASE_SEQUENCES = 64  # on which the loss at the given weights is taken
@@ -279,11 +280,7 @@ class TransformerTarget:
         Of the sequences of :attr:`base_losses`; a single one has no error.
         """
         loss, weight = self.base_losses
-        total, each, n = (weight * loss).sum(1), weight.sum(1), len(loss)
-        mean = total.sum() / each.sum()
-        if n == 1:
-            return float(mean), math.nan
-        return float(mean), float((total - mean * each).std() * n**0.5 / each.sum())
+        return mean_over_tokens(loss.numpy(), weight.numpy())
 
     @property
     def uniform_loss(self) -> float:

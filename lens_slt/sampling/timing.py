@@ -64,7 +64,8 @@ def time_steps(job: PreparedRun) -> StepTimes:
     # No burn-in, so that the first step may evaluate probes; a fixed step and draws enough, so that
     # nothing is decided.
     settings = s.but(
-        step_size=s.epsilon, burn_in=0, draws=MOST_TRIAL_STEPS + 1, thin=1, target_se=None
+        step_size=s.epsilon, steps_per_draw=None, burn_in=0, draws=MOST_TRIAL_STEPS + 1, thin=1,
+        target_se=None,
     )  # fmt: skip
 
     def on_step(book: Book) -> None:

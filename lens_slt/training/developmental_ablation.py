@@ -10,7 +10,6 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.arguments import integer, typed
-from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import stamped
 from lens_slt.torch_state import plain_torch
 from lens_slt.training.retrainings import Measure, check_measured, later, reached, retrainings
@@ -24,7 +23,7 @@ def developmental_ablation(
     model: Any,
     tokens: Any,
     without: Any,
-    measure: Measure | Mapping[str, Probe],
+    measure: Measure | Mapping[str, Any],
     levels: Mapping[str, float],
     windows: Sequence[tuple[int, int]],
     *,
@@ -46,7 +45,7 @@ def developmental_ablation(
         tokens: the data, ``[sequence, position]``.
         without: bool ``[sequence]``, those to leave out, such as the sequences in which a pattern
             occurs.
-        measure: values by name of a model, or probes by name, whose mean losses are measured.
+        measure: as for :func:`lens_slt.retrainings`.
         levels: by name, the value from which on something has formed.
         windows: (first update, update after the last one) of each, between 0 and ``steps``.
         steps: updates of every run.
@@ -109,9 +108,9 @@ def _schedules(without: Any, windows: Sequence[tuple[int, int]], steps: int) -> 
         raise ValueError("windows must hold at least one; got none")
     kept = (~out).astype(float)
     runs: dict[str, Any] = {WITH_ALL: None}
-    for first, end in windows:
-        integer("the begin of a window", first, at_least=0, at_most=steps - 1)
-        integer("the end of a window", end, at_least=first + 1, at_most=steps)
+    for i, (first, end) in enumerate(windows):
+        integer(f"windows[{i}][0]", first, at_least=0, at_most=steps - 1)
+        integer(f"windows[{i}][1]", end, at_least=first + 1, at_most=steps)
         schedule = {0: np.ones(len(out)), first: kept}
         runs[f"{first}-{end}"] = schedule | ({end: np.ones(len(out))} if end < steps else {})
     return runs

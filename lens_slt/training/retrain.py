@@ -22,6 +22,7 @@ from lens_slt.data.weights import weighted_tokens
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import AdaptedModel, adapt, model_logits, trainable, weights_hash
 from lens_slt.models.checkpoints import Checkpoints, checkpoints
+from lens_slt.models.shipped_files import step_file
 from lens_slt.progress import track
 from lens_slt.sampling.folder import occupy
 from lens_slt.sampling.randomness import derived_generator
@@ -133,7 +134,7 @@ def retrain(
     try:
         check_folder(folder, about)
         note_in_folder(folder, about)
-        if not (folder / f"step-{start + steps:06d}.safetensors").exists():
+        if not step_file(folder, start + steps).exists():
             saver = CheckpointSaver(folder, saved, extra=0, precision="full")
             if trainer is not None:
                 batches = (ids[draws.at(step)] for step in range(steps))
@@ -263,7 +264,7 @@ def _windows(weights: Any, n: int, steps: int) -> dict[int, FloatArray]:
     found: dict[int, FloatArray] = {}
     for first, one in given.items():
         name = f"weights[{first!r}]" if isinstance(weights, Mapping) else "weights"
-        integer("a step of weights", first, at_least=0, at_most=steps - 1)
+        integer("a key of weights", first, at_least=0, at_most=steps - 1)
         value = np.ones(n) if one is None else np.asarray(one, dtype=np.float64)
         if value.shape != (n,) or not np.isfinite(value).all() or (value < 0).any():
             raise ValueError(
@@ -282,8 +283,8 @@ def _steps_to_save(save_at: Sequence[int] | None, start: int, steps: int) -> lis
     last = start + steps
     if save_at is None:
         save_at = [start + round(i * steps / 15) for i in range(16)]
-    for step in save_at:
-        integer("a step of save_at", step, at_least=start, at_most=last)
+    for i, step in enumerate(save_at):
+        integer(f"save_at[{i}]", step, at_least=start, at_most=last)
     return sorted({start, *save_at, last})
 
 
@@ -334,7 +335,7 @@ def note_in_folder(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _check_saved(folder: Path, last: int) -> None:
-    if not (folder / f"step-{last:06d}.safetensors").exists():
+    if not step_file(folder, last).exists():
         raise ValueError(
             "trainer ended without its last checkpoint: call save(step, model) before every update "
             "and once after the last, with steps from 0"

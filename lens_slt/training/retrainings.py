@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from lens_slt.arguments import did_you_mean, integer, location, typed
+from lens_slt.arguments import choice, did_you_mean, integer, location, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.circuits.runs import Runs
 from lens_slt.data.tokenizer import TokenizerWarning
@@ -23,7 +23,7 @@ from lens_slt.models.source import ModelSource, refuse_unpicklable
 from lens_slt.sampling.devices import one_device
 from lens_slt.sampling.jobs import run_jobs
 from lens_slt.sampling.prepare import Probe
-from lens_slt.schema import stamped
+from lens_slt.schema import require, stamped
 from lens_slt.torch_state import plain_torch
 from lens_slt.training.retrain import prepare_retraining, retrain
 
@@ -39,7 +39,7 @@ def retrainings(
     model: Any,
     tokens: Any,
     runs: Mapping[str, Any],
-    measure: Measure | Mapping[str, Probe],
+    measure: Measure | Mapping[str, Any],
     *,
     steps: int,
     path: str | Path,
@@ -57,7 +57,7 @@ def retrainings(
         model, tokens: as in :func:`lens_slt.retrain`.
         runs: by name, weights of the data as there; None for all alike.
         measure: values by name of a model, such as losses or scores, the same names for every
-            model; or probes by name, whose mean losses are measured.
+            model; or token arrays or :class:`Probe` by name, whose mean losses are measured.
         steps: updates of every run.
         path: folder; a run that is finished is not trained again.
         seeds: of the batches.
@@ -73,7 +73,7 @@ def retrainings(
 
     Raises:
         ValueError, TypeError: no run, names that are no folders, what :func:`lens_slt.retrain`
-            refuses, other names at another model.
+            refuses, other names at another model, probes with a reference or with observables.
 
     Example:
         >>> import lens_slt as ls, tempfile
@@ -97,7 +97,7 @@ def run_schedules(
     model: Any,
     tokens: Any,
     runs: Mapping[str, Mapping[int, Any]],
-    measure: Measure | Mapping[str, Probe],
+    measure: Measure | Mapping[str, Any],
     *,
     steps: int,
     path: str | Path,
@@ -163,13 +163,16 @@ def reached(result: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
     """The step from which on each run stays beyond a level of an observable.
 
     Args:
-        result: from :func:`retrainings`.
+        result: from :func:`retrainings` or :func:`developmental_ablation`.
         levels: by observable. Beyond is below for those that are above it at the first checkpoint
             of the first run, and above for the others.
 
     Returns:
         Dataset over (observable, run, seed): ``step``, interpolated between checkpoints; the first
         one where a run is beyond from the start; NaN where it is not at the end.
+
+    Raises:
+        TypeError, ValueError: another result, levels of what was not measured.
 
     Example:
         >>> import lens_slt as ls, tempfile
@@ -180,6 +183,9 @@ def reached(result: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
         >>> ls.reached(found, {"text": 1.0})["step"].dims
         ('observable', 'run', 'seed')
     """
+    result = require(result, "retrainings", "developmental_ablation", argument="result")
+    for name in levels:
+        choice("a name in levels", name, [str(one) for one in result["observable"].values])
     shape = (len(levels), result.sizes["run"], result.sizes["seed"])
     steps = np.reshape([_steps(result, name, level) for name, level in levels.items()], shape)
     return xr.Dataset(
@@ -189,13 +195,23 @@ def reached(result: xr.Dataset, levels: Mapping[str, float]) -> xr.Dataset:
     )
 
 
-def as_measure(measure: Measure | Mapping[str, Probe]) -> Measure:
-    """A function of a model."""
-    return measure if callable(measure) else MeanLosses(dict(measure))
+def as_measure(measure: Measure | Mapping[str, Any]) -> Measure:
+    """A function of a model; ValueError for probes of which there is more than a mean loss."""
+    if callable(measure):
+        return measure
+    probes = {n: one if isinstance(one, Probe) else Probe(one) for n, one in measure.items()}
+    for name, probe in probes.items():
+        for field in ("reference", "observables"):
+            if getattr(probe, field) is not None:
+                raise ValueError(
+                    f"measure[{name!r}] has {field}, and of probes only mean next-token losses are "
+                    "measured: leave it out, or pass a function of a model as measure"
+                )
+    return MeanLosses(probes)
 
 
 def check_measured(
-    model: Any, measure: Measure | Mapping[str, Probe], **arguments: Mapping[str, Any]
+    model: Any, measure: Measure | Mapping[str, Any], **arguments: Mapping[str, Any]
 ) -> None:
     """ValueError for names in arguments that are not measured; before anything is trained."""
     known = list(as_measure(measure)(model))
@@ -281,8 +297,8 @@ def _check(runs: Mapping[str, Mapping[int, Any]]) -> None:
                 f"runs: {name!r} is a folder, too: letters, digits, spaces and '.+-_', and not "
                 f"{MODEL!r}"
             )
-    for seed in next(iter(runs.values())):
-        integer("a seed", seed, at_least=0)
+    for i, seed in enumerate(next(iter(runs.values()))):
+        integer(f"seeds[{i}]", seed, at_least=0)
 
 
 def _steps(found: xr.Dataset, name: str, level: float) -> FloatArray:

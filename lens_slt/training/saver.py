@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from bisect import bisect_right
@@ -17,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lens_slt.arguments import choice, integer, location, typed
-from lens_slt.json_files import read_json
+from lens_slt.json_files import plain_fields, read_json
 from lens_slt.models.checkpoints import SERIES_CONFIG, SERIES_TOKENIZER
 from lens_slt.models.own_file import plain_config, without_buffers
+from lens_slt.models.shipped_files import step_file
 from lens_slt.training.schedule import LossCurve, checkpoint_schedule, least_bend
 
 Precision = Literal["half", "full"]
@@ -147,7 +147,7 @@ class CheckpointSaver:
         self._write_config(model)
         loss = self._curve.at(step)
         noted = {"step": str(step), "why": why, "loss": json.dumps(loss)}
-        path = self.folder / f"step-{step:06d}.safetensors"
+        path = step_file(self.folder, step)
         save_weights(saved_weights(model), path, self.precision, noted)
         self._kept[step] = Kept(why, loss, path.stat().st_size)
         needed = self._kept[step].size * len(self.schedule)
@@ -191,7 +191,7 @@ class CheckpointSaver:
             loss = {step: self._curve.at(step) or one.loss for step, one in self._kept.items()}
             gone = least_bend(steps, bends, loss)
             gone = bends[-1] if gone is None else gone
-            (self.folder / f"step-{gone:06d}.safetensors").unlink(missing_ok=True)
+            step_file(self.folder, gone).unlink(missing_ok=True)
             del self._kept[gone]
 
     def _too_large(self) -> bool:
@@ -268,9 +268,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         value = str(value) if isinstance(value, torch.dtype) else value
         value = value.item() if hasattr(value, "item") else value  # NumPy's numbers
-        with contextlib.suppress(TypeError, ValueError):
-            found[key] = json.loads(json.dumps(value))
-    return found
+        found[key] = value
+    return plain_fields(found)
 
 
 def _checked_schedule(schedule: Sequence[int]) -> list[int]:

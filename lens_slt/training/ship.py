@@ -17,15 +17,14 @@ import torch
 
 from lens_slt.circuits.behaviour import behaviour_scores
 from lens_slt.models.shipped import architecture_of, build_model, read_weights
-from lens_slt.models.shipped_files import ALIASES, SHIPPED, SHIPPED_FOLDER
+from lens_slt.models.shipped_files import ALIASES, SHIPPED, SHIPPED_FOLDER, step_files
 from lens_slt.training.ship_card import Trained, model_card, training_figure
 from lens_slt.training.ship_circuits import SEQUENCES, circuits, stage
-from lens_slt.training.train import repeat_losses
+from lens_slt.training.train import TRANSITION, repeat_losses
 
 WITH_CHECKPOINTS = {"attn-2l": 32, "gelu-4l": 22}  # at most so many
 TRAINING, CARD, FIGURE = "training.json", "MODEL_CARD.md", "training-curve.svg"
 MOST_BYTES = 45 * 10**6
-TRANSITION = 2.0  # nats by which the second half of a repeat becomes cheaper
 
 
 def transition_step(curve: list[dict[str, float]]) -> int | None:
@@ -63,7 +62,7 @@ def ship(runs: Path, target: Path = SHIPPED_FOLDER) -> list[str]:
     for name in SHIPPED:
         path = _weights_file(name, target)
         folder, run = path.with_suffix(""), runs / path.stem
-        checkpoints = _steps(run)
+        checkpoints = step_files(run)
         if not checkpoints or not (run / TRAINING).is_file():
             print(f"{name}: skipped, {run} holds no training run")
             skipped.append(name)
@@ -80,7 +79,7 @@ def ship(runs: Path, target: Path = SHIPPED_FOLDER) -> list[str]:
             most = WITH_CHECKPOINTS[name]
             for step in choose_checkpoints(list(checkpoints), training["curve"], most):
                 shutil.copyfile(checkpoints[step], folder / checkpoints[step].name)
-        print(f"{name}: weights of step {last}, {len(_steps(folder))} checkpoints")
+        print(f"{name}: weights of step {last}, {len(step_files(folder))} checkpoints")
     return skipped
 
 
@@ -120,7 +119,7 @@ def _describe(name: str, target: Path, sequences: int) -> Trained:
     path = _weights_file(name, target)
     folder = path.with_suffix("")
     training = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-    weights, checkpoints = read_weights(path), sorted(_steps(folder).items())
+    weights, checkpoints = read_weights(path), sorted(step_files(folder).items())
     model = build_model(weights, name, "auto", torch.device("cpu"))
     first, second = repeat_losses(architecture_of(weights), weights, model.cfg.n_ctx)
     return Trained(
@@ -134,11 +133,6 @@ def _describe(name: str, target: Path, sequences: int) -> Trained:
 
 def _weights_file(name: str, target: Path) -> Path:
     return target / f"{ALIASES.get(name, name)}.safetensors"
-
-
-def _steps(run: Path) -> dict[int, Path]:
-    paths = run.glob("step-*.safetensors")
-    return {int(path.stem.removeprefix("step-")): path for path in paths}
 
 
 def _size(folder: Path) -> int:

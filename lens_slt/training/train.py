@@ -24,7 +24,10 @@ from lens_slt.models import forward
 from lens_slt.models.forward import Architecture, Weights
 from lens_slt.models.loss import unembed_loss
 from lens_slt.models.shipped import shipped_architecture
+from lens_slt.models.shipped_files import step_file
 from lens_slt.training.saver import save_weights
+
+TRANSITION = 2.0  # nats by which the second half of a repeat becomes cheaper
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def train(recipe: Recipe, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     arch = shipped_architecture(recipe.n_layers, recipe.mlps)
     generator = torch.Generator().manual_seed(recipe.seed)
-    weights = forward.initial_weights(arch, generator)
+    weights = initial_weights(arch, generator)
     for tensor in weights.values():
         tensor.requires_grad_(True)
     streams = {name: token_stream(name) for name in CORPORA}
@@ -160,7 +163,7 @@ def train(recipe: Recipe, out: Path) -> None:
         bar = progress.add_task("training", total=end)
         while True:
             if is_checkpoint(step) or step == end:
-                save_weights(weights, out / f"step-{step:06d}.safetensors")
+                save_weights(weights, step_file(out, step))
             if step % 50 == 0 or step == end:
                 first, second = repeat_losses(arch, weights, recipe.length)
                 curve.append({"step": step, "loss": recent, "first": first, "second": second})
@@ -170,7 +173,7 @@ def train(recipe: Recipe, out: Path) -> None:
                 progress.update(bar, description=note)
                 if step % 500 == 0:
                     print(f"{step:6d} {note}", flush=True)
-                if not formed and first - second > 2:
+                if not formed and first - second > TRANSITION:
                     formed, end = True, min(end, step + recipe.settle + recipe.decay)
                     progress.update(bar, total=end)
             if step == end:
@@ -183,6 +186,57 @@ def train(recipe: Recipe, out: Path) -> None:
             optimizer.step()
             step += 1
             progress.advance(bar)
+
+
+def initial_weights(arch: Architecture, generator: torch.Generator, scale: float = 0.02) -> Weights:
+    """Initial weights for training: normal, in all matrices by their number of inputs.
+
+    MLPs are four times as wide as the residual stream, and models that have them have biases;
+    norms start at weight one and bias zero where they have parameters.
+    """
+    weights = {
+        name: torch.randn(shape, generator=generator)
+        * (scale if name in ("embed.W_E", "pos_embed.W_pos") else 1 / math.sqrt(inputs))
+        for name, (inputs, shape) in _matrices(arch).items()
+    }
+    for name, length in _vectors(arch).items():
+        weights[name] = torch.ones(length) if name.endswith(".w") else torch.zeros(length)
+    return weights
+
+
+def _matrices(arch: Architecture) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Inputs of one output, and shape, of every matrix of a model without grouped queries."""
+    d, h, e, m = arch.d_model, arch.n_heads, arch.d_head, 4 * arch.d_model
+    found: dict[str, tuple[int, tuple[int, ...]]] = {"embed.W_E": (1, (arch.d_vocab, d))}
+    if arch.positions == "standard":
+        found["pos_embed.W_pos"] = (1, (arch.n_ctx, d))
+    found["unembed.W_U"] = (d, (d, arch.d_vocab))
+    for layer in range(arch.n_layers):
+        for name in ("W_Q", "W_K", "W_V"):
+            found[f"blocks.{layer}.attn.{name}"] = (d, (h, d, e))
+        found[f"blocks.{layer}.attn.W_O"] = (h * e, (h, e, d))
+        if not arch.attn_only:
+            found[f"blocks.{layer}.mlp.W_in"] = (d, (d, m))
+            found[f"blocks.{layer}.mlp.W_out"] = (m, (m, d))
+    return found
+
+
+def _vectors(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of norms, and of the biases of a model with MLPs."""
+    d, h, e = arch.d_model, arch.n_heads, arch.d_head
+    found: dict[str, tuple[int, ...]] = {}
+    for layer in range(arch.n_layers):
+        block = f"blocks.{layer}"
+        if not arch.attn_only:
+            found |= {f"{block}.attn.b_{part}": (h, e) for part in "QKV"}
+            found |= {f"{block}.attn.b_O": (d,)}
+            found |= {f"{block}.mlp.b_in": (4 * d,), f"{block}.mlp.b_out": (d,)}
+        if arch.norm == "LN":
+            norms = ("ln1",) if arch.attn_only else ("ln1", "ln2")
+            found |= {f"{block}.{norm}.{part}": (d,) for norm in norms for part in "wb"}
+    if arch.final_norm == "LN":
+        found |= {f"ln_final.{part}": (d,) for part in "wb"}
+    return found
 
 
 def token_stream(name: str) -> Tensor:

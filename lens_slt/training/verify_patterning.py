@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lens_slt.arguments import number, typed
 from lens_slt.arrays import FloatArray
+from lens_slt.data.columns import moved_back
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import adapt
-from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import require, stamped
 from lens_slt.statistics import ENDS, holm
 from lens_slt.torch_state import plain_torch
@@ -36,7 +36,7 @@ def verify_patterning(
     tokens: Any,
     response: xr.Dataset,
     wish: Mapping[str, float],
-    measure: Measure | Mapping[str, Probe],
+    measure: Measure | Mapping[str, Any],
     *,
     steps: int,
     path: str | Path,
@@ -68,7 +68,7 @@ def verify_patterning(
         response: from :func:`lens_slt.data_response`.
         wish: as for :func:`lens_slt.patterning`.
         measure: of a model, values of the response's observables by their names, and of whatever
-            else; or probes by name, whose mean losses are measured.
+            else; or probes by name, as for :func:`lens_slt.retrainings`.
         steps: updates of each retraining.
         path: folder of the retrainings; finished ones are not repeated.
         like: of a larger corpus than was sampled on, ints ``[sequence]``: the candidate whose
@@ -119,7 +119,7 @@ def verify_patterning(
     """
     response = require(response, "data_response", argument="response")
     ladder = _checked(strengths, controls, seeds)
-    ids, place = _candidates(model, tokens, response, like, pad_id)
+    ids, real, place = _candidates(model, tokens, response, like, pad_id)
     check_measured(model, measure, wish=wish, levels=levels or {})
     chosen = {
         s: patterning(response, wish, strength=s, hold_others=hold_others) for s in ladder
@@ -128,7 +128,7 @@ def verify_patterning(
     runs: dict[str, dict[int, Any]] = {USUAL: dict.fromkeys(seeds)}
     runs |= {_name(WISH, s): dict.fromkeys(seeds, weights[s]) for s in ladder}
     runs |= {
-        _name(kind, s): {seed: exchanged(weights[s], ids, kind, seed, pad_id) for seed in seeds}
+        _name(kind, s): {seed: exchanged(weights[s], ids, real, kind, seed) for seed in seeds}
         for kind in controls for s in sorted({ladder[0], ladder[-1]})
     }  # fmt: skip
     whole = run_schedules(
@@ -140,22 +140,21 @@ def verify_patterning(
     return stamped(found, "patterning_check")
 
 
-def exchanged(
-    weight: FloatArray, ids: Tensor, kind: str, seed: int, pad_id: int | None = None
-) -> FloatArray:
+def exchanged(weight: FloatArray, ids: Tensor, real: Tensor, kind: str, seed: int) -> FloatArray:
     """The weights of other sequences: any, or one of the same length and frequency of tokens.
 
     Of ``surface``, sequences are ordered by length and then by the mean log frequency of their
-    tokens, and weights are shuffled among eight neighbours.
+    tokens, and weights are shuffled among eight neighbours. Tokens that are not ``real [sequence,
+    position]`` are in neither.
     """
     generator = np.random.default_rng([seed, KINDS.index(kind)])
     if kind == SHUFFLED:
         return generator.permutation(weight)
-    rows = ids.numpy()
-    real = np.ones(rows.shape, dtype=bool) if pad_id is None else rows != pad_id
-    frequency = np.log(np.bincount(rows[real].ravel(), minlength=int(rows.max()) + 1).clip(1))
-    mean = (frequency[rows] * real).sum(1) / real.sum(1).clip(1)
-    order = np.lexsort((mean, real.sum(1)))
+    rows, there = ids.numpy(), real.numpy()
+    frequency = np.log(np.bincount(rows[there], minlength=int(rows.max()) + 1).clip(1))
+    length = there.sum(1)
+    mean = (frequency[rows] * there).sum(1) / length.clip(1)
+    order = np.lexsort((mean, length))
     made = np.empty_like(weight)
     for first in range(0, len(order), TOGETHER):
         group = order[first : first + TOGETHER]
@@ -186,13 +185,16 @@ def _checked(
 
 def _candidates(
     model: Any, tokens: Any, response: xr.Dataset, like: Any, pad_id: int | None
-) -> tuple[Tensor, np.ndarray]:
-    """Tokens, and the candidate that each sequence is weighted as."""
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Tokens, which of them are text, and the candidate that each sequence is weighted as."""
     adapted = adapt(model)
-    ids, weight, _ = weighted_tokens(
+    ids, weight, shift = weighted_tokens(
         tokens, d_vocab=adapted.d_vocab, d_vocab_out=adapted.d_vocab_out, n_ctx=adapted.n_ctx,
         model=model, pad_id=pad_id,
     )  # fmt: skip
+    counts = weight > 0
+    # The first token of a sequence is read, though nothing predicts it.
+    real = torch.cat([counts.any(1, keepdim=True), counts], 1)
     n = response.sizes["sequence"]
     if like is not None:
         place = np.asarray(like)
@@ -203,8 +205,8 @@ def _candidates(
                 f"like must be ints from 0 to {n - 1}, one for each of the {len(ids)} sequences of "
                 f"tokens; got {place.dtype} of shape {place.shape}"
             )
-        return ids, place
-    predicted = torch.where(weight > 0, ids[:, 1:], 0).numpy()
+        return ids, real, place
+    predicted = moved_back(torch.where(counts, ids[:, 1:], 0), shift).numpy()
     there = response["tokens"].values
     if predicted.shape != there.shape or (predicted != there).any():
         raise ValueError(
@@ -212,7 +214,7 @@ def _candidates(
             f"{len(ids)} sequences of {ids.shape[1]} tokens"
             + ("" if predicted.shape != there.shape else " that are others")
         )
-    return ids, np.arange(n)
+    return ids, real, np.arange(n)
 
 
 def _summary(

@@ -81,7 +81,7 @@ def test_docstrings() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="kind must be one of ioi, greater_than, docstring; got"):
         make_prompts("io", shipped_tokenizer())
-    with pytest.raises(ValueError, match="tokenizer must have encode"):
+    with pytest.raises(TypeError, match="tokenizer must have encode"):
         make_prompts("ioi", None)
     with pytest.raises(ValueError, match="role must be one of IO, S1, S2, END; got 'S3'"):
         make_prompts("ioi", shipped_tokenizer(), n=2).role("S3")

@@ -286,7 +286,7 @@ def test_the_row_of_the_padding_token_does_not_count_as_a_disagreement() -> None
     assert model.why_generic == ""
     padding = model.module.embed._modules["_original_component"].padding_idx
     assert padding == 49
-    assert 49 not in adapter.check_tokens(model)
+    assert 49 not in adapter.random_tokens(model)
 
 
 @hooked_only
@@ -297,7 +297,7 @@ def test_a_formula_that_is_wrong_only_for_moved_biases_is_caught() -> None:
             block.mlp.b_in.zero_()
     model = adapt(module)
     wrong = replace(model.architecture, gated_bias_after_product=False)
-    tokens = adapter.check_tokens(model)
+    tokens = adapter.random_tokens(model)
     blind = replace(model, architecture=wrong)
     assert forward_difference(blind, copy_weights(model), tokens) < 1e-4
     why = adapter._disagreement(model, wrong, adapter._model_gradients(model))

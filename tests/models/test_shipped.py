@@ -1,5 +1,6 @@
 """The shipped models: equal in both backends, and with the circuit they are shipped for."""
 
+import json
 import random
 import re
 from pathlib import Path
@@ -18,10 +19,15 @@ from lens_slt.models.shipped import (
     has_hooked_transformer,
     load_model,
     shipped_architecture,
-    shipped_training,
     shipped_weights,
 )
-from lens_slt.models.shipped_files import ALIASES, SHIPPED, SHIPPED_FOLDER, shipped_checkpoints
+from lens_slt.models.shipped_files import (
+    ALIASES,
+    SHIPPED,
+    SHIPPED_FOLDER,
+    name_of_files,
+    shipped_checkpoints,
+)
 from lens_slt.training.train import repeat_losses
 
 TWO_LAYERS = ("attn-2l", "attn-2l-seed1", "attn-2l-seed2")
@@ -109,7 +115,8 @@ def test_checkpoints_lead_from_the_first_step_to_the_shipped_weights(name: str) 
     early, late = (load_model(name, checkpoint=step, device="cpu") for step in (0, steps[-1]))
     assert not torch.equal(early.embed.W_E, late.embed.W_E)
     # Log-spaced, so that early training is not lost, and dense where induction forms.
-    curve = shipped_training(name)["curve"]
+    folder = SHIPPED_FOLDER / name_of_files(name)
+    curve = json.loads((folder / "training.json").read_text("utf-8"))["curve"]
     formed = next(p["step"] for p in curve if p["first"] - p["second"] > 2)
     early_steps, dense = WITH_CHECKPOINTS[name]
     assert sum(0 < step < 100 for step in steps) >= early_steps

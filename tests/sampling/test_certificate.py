@@ -254,9 +254,8 @@ def test_units_of_the_defect(chains, antithetic):
     rng = np.random.default_rng(0)
     loss = np.abs(rng.normal(size=(chains, 100)))
     defect = rng.normal(size=(chains, 100))
-    found = coupled(
-        loss, 60 * loss, defect, np.ones(chains, bool), n_beta=30.0, antithetic=antithetic
-    )  # fmt: skip
+    settings = Settings(n_beta=30.0, chains=chains, antithetic=antithetic)
+    found = coupled(loss, 60 * loss, defect, np.ones(chains, bool), settings, 0.004)
     assert found.defect == pytest.approx(defect.mean())
     spread = defect.mean(0).std() if antithetic else defect.std() / chains**0.5
     assert found.defect_se == pytest.approx(spread / 10, rel=0.5)
@@ -265,7 +264,5 @@ def test_units_of_the_defect(chains, antithetic):
 
 def test_no_finite_chain_has_no_virial():
     nothing = np.full((2, 10), np.nan)
-    found = coupled(
-        nothing, nothing, nothing, np.zeros(2, bool), n_beta=30.0, antithetic=True
-    )  # fmt: skip
+    found = coupled(nothing, nothing, nothing, np.zeros(2, bool), Settings(chains=2), 0.004)
     assert np.isnan(found.defect) and not found.holds and not found.fails

@@ -21,7 +21,7 @@ from lens_slt.sampling.course import (
     is_decision,
 )
 from lens_slt.sampling.driver import run_chains
-from lens_slt.sampling.settings import FLOOR, LEAST_DRAWS, MOST_EXTENSION, Settings
+from lens_slt.sampling.settings import DEFAULT_DRAWS, FLOOR, MOST_EXTENSION, Settings
 from tests.made_targets import MadeTarget, quadratic, run, store_of
 
 P = 24
@@ -242,7 +242,7 @@ def test_done_when_certified_and_precise():
     assert not unsure.done and unsure.target == 400
     fixed = decide(course, *traces(200, noise=2.0), settings.but(draws=200))
     assert fixed.done
-    last = LEAST_DRAWS * MOST_EXTENSION
+    last = DEFAULT_DRAWS * MOST_EXTENSION
     assert decide(at(last, settings, target=last), *traces(last, noise=9.0), settings).done
 
 
@@ -290,7 +290,7 @@ def test_more_draws_go_on_with_the_same_chain():
     noisy = quadratic(torch.tensor([8.0] + [0.0] * (P - 1)))
     draws = run(MadeTarget([{"a": noisy}], P, Settings(burn_in=5)))
     n = int(column(draws, "n_draws"))
-    assert n > LEAST_DRAWS
+    assert n > DEFAULT_DRAWS
     long = run(MadeTarget([{"a": noisy}], P, Settings(burn_in=5, draws=n)))
     for name in ("paired_loss", "step_loss", "defect", "squared_distance"):
         np.testing.assert_array_equal(draws["posterior"][name], long["posterior"][name])
@@ -308,9 +308,15 @@ def test_samplers_without_a_defect_go_on_until_they_are_precise(sampler):
         assert float(found["se"]) > 0.5 * precise
 
 
+@pytest.mark.parametrize("sampler", ["pcn", "importance"])
+def test_no_step_is_said_of_a_sampler_that_uses_none(sampler):
+    settings = SHORT.but(sampler=sampler, step_size=0.001, draws=20)
+    assert run(MadeTarget([{"a": quartic(1.0)}], P, settings))["choice"].values[0] == ""
+
+
 def test_the_control_is_done_at_the_least_draws():
     draws = run(MadeTarget([{"a": quadratic(H)}], P, Settings(n_beta=0.0)))
-    assert int(column(draws, "n_draws")) == LEAST_DRAWS
+    assert int(column(draws, "n_draws")) == DEFAULT_DRAWS
     assert ls.refined_llc(draws)["verdict"].values[0] == "healthy"
 
 

@@ -295,6 +295,17 @@ def test_time_by_a_clock_of_the_test(sampler, thin, monkeypatch):
     assert found.seconds == pytest.approx(pilot + 30 * 2.0 + draws * 1.0 + set_up)
 
 
+def test_steps_of_a_draw_that_are_given_are_counted(monkeypatch):
+    clock = FakeTime(monkeypatch)
+    clock.slow("minibatch", 1.0, [])
+    monkeypatch.setattr(timing, "TRIAL_SECONDS", 10.0)
+    given = SHORT.but(step_size=None, n_beta=0, steps_per_draw={"L0H1": 3})
+    found = ls.estimate(**arguments(settings=given), patience=0)
+    assert found.steps == 3 * 30 and found.steps_per_draw == {"L0H1": 3, "L1H2": 1}
+    # A layer each: one takes all steps, the other a third of them.
+    assert found.seconds == pytest.approx(2 * PRIOR_BATCHES + 90 + 30)
+
+
 def test_full_losses_and_runs_at_half_the_step_have_their_time(monkeypatch):
     clock = FakeTime(monkeypatch)
     clock.slow("minibatch", 1.0, [])
@@ -307,7 +318,9 @@ def test_full_losses_and_runs_at_half_the_step_have_their_time(monkeypatch):
     assert "2 of 2 run again at half the step" in str(found)
 
 
-def test_a_slow_step_is_run_once(monkeypatch):
+@pytest.mark.parametrize("drift_dtype", ["float32", "bfloat16"])
+def test_a_slow_step_is_run_once(drift_dtype, monkeypatch):
+    """Curvature, two minibatches for every layer, is measured where gradients are exact."""
     clock = FakeTime(monkeypatch)
     steps = []
     original = TransformerTarget.minibatch
@@ -319,9 +332,9 @@ def test_a_slow_step_is_run_once(monkeypatch):
         return original(self, key, parts)
 
     monkeypatch.setattr(TransformerTarget, "minibatch", slow)
-    found = ls.estimate(**arguments(settings=SHORT.but(step_size=None)))
+    found = ls.estimate(**arguments(settings=SHORT.but(step_size=None, drift_dtype=drift_dtype)))
     assert steps == [0]
-    curvature = 2 * CURVATURE_BATCHES * 100.0  # a minibatch for every layer
+    curvature = 2 * CURVATURE_BATCHES * 100.0 if drift_dtype == "float32" else 0.0
     assert found.seconds == pytest.approx(30 * 100 + curvature)
     assert "longer if components, none of which was tried, need smaller steps" in str(found)
 

@@ -156,6 +156,16 @@ def test_a_chain_that_diverges_quotes_nothing():
     assert found["certificate"] == "not certified" and found["verdict"] != "healthy"
 
 
+def test_nothing_is_run_at_half_the_step_where_no_defect_is_finite(monkeypatch):
+    """All chains diverge: a default run that cannot tell has nothing to compare."""
+    called = []
+    monkeypatch.setattr(half_step, "measure_bias", lambda *given: called.append(given))
+    settings = SETTINGS.but(
+        sampler="sgld", step_size=0.02, draws=None, chains=4, check_step=False
+    )  # fmt: skip
+    assert np.isnan(measured(settings)["bias"]) and not called
+
+
 def test_made_traces():
     """A bias of 20 % linear in ε: 6 at ε, 5.5 at ε/2, 5 at none."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 
 from lens_slt.sampling.result import dataset
 from lens_slt.sampling.settings import Settings
-from lens_slt.sampling.spread import independent_units, standard_error
+from lens_slt.sampling.spread import independent_units, mean_with_error, standard_error
 from tests.made_draws import labelled
 
 SETTINGS = Settings(gamma=100.0)
@@ -145,6 +145,17 @@ def test_weights_that_leave_few_draws_are_not_certified():
     assert found["why"].values[0] in [
         f"only {n} effective draws of an exact sampler" for n in range(60, 73)
     ]
+
+
+def test_effective_draws_are_those_of_the_table():
+    """Antithetic pairs are one unit: what the verdict counts is the ess of the rLLC."""
+    rng = np.random.default_rng(0)
+    settings = SETTINGS.but(sampler="pcn", chains=4, draws=120)
+    loss = autoregressive(rng, draws=120, memory=0.6)
+    loss[1::2] = 0.5 * loss[1::2] + 0.5 * loss[::2]
+    ess = mean_with_error(loss, loss, np.ones(4, bool), settings)[2]
+    why = verdicts(loss, settings=settings)["why"].values[0]
+    assert ess < 100 and why == f"only {ess:.0f} effective draws of an exact sampler"
 
 
 def test_the_standard_error_covers_the_truth():

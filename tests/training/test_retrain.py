@@ -128,7 +128,7 @@ def test_bad_input(tmp_path):
     refused(r"weights must hold .* from -1", -np.ones(N))
     refused("leaves no sequence", np.zeros(N))
     refused("must say what holds from step 0; it begins at 1", {1: np.ones(N)})
-    refused("a step of save_at must be an integer from 0 to 2", save_at=[5])
+    refused(r"save_at\[0\] must be an integer from 0 to 2", save_at=[5])
     refused("steps must be an integer", steps=0)
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         ls.retrain(native(), data(), steps=50, path=tmp_path / "y", progress=False,

@@ -13,8 +13,8 @@ import lens_slt as ls
 from lens_slt.models.saved import save_source
 from lens_slt.schema import stamped
 from lens_slt.statistics import holm
-from lens_slt.training.retrainings import MeanLosses, RetrainJob, last_crossing
-from lens_slt.training.verify_patterning import exchanged
+from lens_slt.training.retrainings import MeanLosses, RetrainJob, as_measure, last_crossing
+from lens_slt.training.verify_patterning import _candidates, exchanged
 from tests.tiny_models import native
 
 N, LENGTH, STEPS = 24, 6, 12
@@ -137,13 +137,13 @@ def test_surface_controls_keep_length_and_frequency():
     ids = torch.randint(1, 30, (64, 10), generator=generator)
     ids[:32, 5:] = 0  # short ones
     weight = np.arange(64.0)
-    surface = exchanged(weight, ids, "surface", 1, pad_id=0)
+    surface = exchanged(weight, ids, ids > 0, "surface", 1)
     assert sorted(surface) == sorted(weight) and (surface != weight).any()
     assert (surface[:32] < 32).all()  # among those of their length
     rows = ids.numpy()
     count = np.log(np.bincount(rows[rows > 0], minlength=30).clip(1))
     mean = (count[rows] * (rows > 0)).sum(1) / (rows > 0).sum(1)
-    shuffled = exchanged(weight, ids, "shuffled", 1)
+    shuffled = exchanged(weight, ids, ids > 0, "shuffled", 1)
     # A weight names the sequence that it comes from.
     places = np.arange(32, 64), np.flatnonzero(shuffled >= 32)
     apart = [
@@ -153,6 +153,21 @@ def test_surface_controls_keep_length_and_frequency():
     assert apart[0] < 0.5 * apart[1]
 
 
+@pytest.mark.parametrize("how", ["pad_id", "attention mask"])
+def test_candidates_padded_on_the_left_are_those_of_the_response(model, how):
+    """What comes before a text is no text of theirs, nor of the control that keeps its surface."""
+    texts = [[5, 3, 4, 3], [5, 7, 8], [5, 9, 6, 2, 1, 4]]
+    ids = torch.tensor([[0] * (6 - len(text)) + text for text in texts])
+    there = np.array([[0] * (6 - len(text)) + text[1:] for text in texts])
+    response = made_response().isel(sequence=slice(3), position=slice(0, 5))
+    response["tokens"] = (("sequence", "position"), there)
+    attended = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    given, pad_id = (ids, 0) if how == "pad_id" else (attended, None)
+    _, real, place = _candidates(model, given, response, None, pad_id)
+    assert real.sum(1).tolist() == [4, 3, 6] and place.tolist() == [0, 1, 2]
+    assert real[:, 0].all()  # rows are read from their first token on
+
+
 def test_a_level_is_reached_for_good():
     steps = np.array([0.0, 10, 20, 30])
     assert last_crossing(steps, np.array([-1.0, 1, -1, 3])) == 22.5
@@ -160,6 +175,29 @@ def test_a_level_is_reached_for_good():
     assert np.isnan(last_crossing(steps, np.array([1.0, 1, 1, -1])))
     assert np.isnan(last_crossing(steps, np.array([1.0, 1, 1, np.nan])))
     assert last_crossing(steps, np.array([np.nan, 1, 1, 1])) == 10
+
+
+def test_levels_are_of_a_result_that_has_them(checked):
+    value = np.array([3.0, 2.0, 1.0])[:, None, None, None]
+    coords = {"checkpoint": [0, 10, 20], "run": ["a"], "seed": [0], "observable": ["three"]}
+    run = stamped(
+        xr.Dataset({"value": (tuple(coords), value)}, coords, {"path": ""}), "retrainings"
+    )
+    assert ls.reached(run, {"three": 1.5})["step"].item() == 15
+    with pytest.raises(ValueError, match="a name in levels must be one of three; got 'thre'"):
+        ls.reached(run, {"thre": 1.0})
+    with pytest.raises(TypeError, match=r"result must come from retrainings\(…\) or develop"):
+        ls.reached(checked, {"three": 1.0})
+
+
+def test_probes_are_mean_losses_or_are_refused(model, tmp_path):
+    ids = data()[:2]
+    bare, probe = as_measure({"a": ids})(model), as_measure({"a": ls.Probe(ids)})(model)
+    assert bare == probe
+    for field, value in (("reference", model), ("observables", "entropy")):
+        probes = {"a": ls.Probe(ids, **{field: value})}
+        with pytest.raises(ValueError, match=rf"^measure\['a'\] has {field}, .* leave it out"):
+            ls.retrainings(model, data(), {"all": None}, probes, path=tmp_path / "x", **OPTIONS)
 
 
 def test_bad_input_is_refused_before_training(model, tmp_path):
@@ -182,7 +220,7 @@ def test_bad_input_is_refused_before_training(model, tmp_path):
         with pytest.raises(ValueError, match="without must be"):
             ls.developmental_ablation(model, data(), without, PROBES, {}, [(0, 2)], **options)
     some = np.arange(N) > 3
-    with pytest.raises(ValueError, match="end of a window"):
+    with pytest.raises(ValueError, match=r"windows\[0\]\[1\] must be"):
         ls.developmental_ablation(model, data(), some, PROBES, {}, [(4, 4)], **options)
     with pytest.raises(ValueError, match="levels: 'x' is not measured"):
         ls.developmental_ablation(model, data(), some, PROBES, {"x": 1.0}, [(0, 2)], **options)

@@ -11,7 +11,6 @@ import xarray as xr
 from safetensors.torch import save_file
 
 from lens_slt.circuits.hypothesis import Edge
-from lens_slt.models import forward
 from lens_slt.models.shipped import load_model, shipped_architecture, shipped_weights
 from lens_slt.training.ship import (
     choose_checkpoints,
@@ -22,7 +21,7 @@ from lens_slt.training.ship import (
 )
 from lens_slt.training.ship_card import Trained, model_card, training_figure
 from lens_slt.training.ship_circuits import SITUATIONS, Circuits, Effect, Stage, circuits, stage
-from lens_slt.training.train import is_checkpoint
+from lens_slt.training.train import initial_weights, is_checkpoint
 
 RECIPE = {
     "n_layers": 2, "seed": 0, "most_steps": 12000, "settle": 1500, "decay": 1500,
@@ -42,7 +41,7 @@ def curve(formed: int, last: int) -> list[dict[str, float]]:
 def write_run(folder: Path, n_layers: int = 2, mlps: bool = False, last: int = 300) -> None:
     folder.mkdir(parents=True)
     arch = shipped_architecture(n_layers, mlps)
-    weights = forward.initial_weights(arch, torch.Generator().manual_seed(0))
+    weights = initial_weights(arch, torch.Generator().manual_seed(0))
     for step in range(last + 1):
         if is_checkpoint(step):
             half = {key: tensor.half() for key, tensor in weights.items()}
