@@ -66,7 +66,7 @@ ABLATIONS = ("mean", "mean_position", "zero", AUTO)
 def edge_attribution(
     model: Any,
     tokens: Any,
-    pattern_mask: Any,
+    pattern: Any,
     *,
     steps: int = 5,
     ablate: str = "mean",
@@ -83,7 +83,7 @@ def edge_attribution(
         model: a HookedTransformer or TransformerBridge whose attention is added to the residual
             stream as it is (no norm after it).
         tokens: int ``[sequence, position]``.
-        pattern_mask: bool ``[sequence, position - 1]``: which predictions of ``tokens[:, 1:]``
+        pattern: bool ``[sequence, position - 1]``: which predictions of ``tokens[:, 1:]``
             count, such as ``label_patterns(tokens).sel(pattern="induction")``.
         steps: points on the path of integrated gradients; 1 is attribution patching.
         ablate: what the source writes becomes its ``mean`` over all tokens that a prediction which
@@ -130,10 +130,10 @@ def edge_attribution(
     )  # fmt: skip
     warn_of_padding(adapted, ids, shift, "tokens")
     real = weight > 0
-    labels = torch.tensor(checked_pattern(pattern_mask, tuple(real.shape), "pattern_mask"))
+    labels = torch.tensor(checked_pattern(pattern, tuple(real.shape), "pattern"))
     chosen = moved(labels, shift) & real
     if not bool(chosen.any()):
-        raise ValueError("pattern_mask is false everywhere: there are no tokens to take a loss of")
+        raise ValueError("pattern is false everywhere: there are no tokens to take a loss of")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings)
     learned = adapted.positions in LEARNED_POSITIONS
     how = Ablation(ablate).resolved(real.numpy(), learned).how

@@ -59,7 +59,7 @@ LEAST_DRIVE = 0.3  # nats; a head that attends to nearly everything alike is dri
 def composition_on_tokens(
     model: Any,
     tokens: Any,
-    where: Any = None,
+    pattern: Any = None,
     *,
     batch_size: int = 32,
     weights: Any = None,
@@ -72,7 +72,7 @@ def composition_on_tokens(
         model: a HookedTransformer or TransformerBridge whose attention is added to the residual
             stream as it is.
         tokens: int ``[sequence, position]``; at least two sequences.
-        where: bool ``[sequence, position - 1]``: predictions at whose positions heads are looked
+        pattern: bool ``[sequence, position - 1]``: predictions at whose positions heads are looked
             at, such as a pattern's; all that count by default.
         batch_size: sequences at a time.
         weights, mask, pad_id: which predictions count, as in :func:`lens_slt.sample`; all weights
@@ -88,7 +88,7 @@ def composition_on_tokens(
         The attribute ``left_out`` says which MLPs have none.
 
     Raises:
-        TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); ``where`` of
+        TypeError, ValueError: no such model or tokens (as :func:`lens_slt.sample`); ``pattern`` of
             another shape or false everywhere; fewer than two sequences.
 
     Example:
@@ -100,7 +100,7 @@ def composition_on_tokens(
         True
     """
     return compositions_on_tokens(
-        model, tokens, [where], batch_size=batch_size, weights=weights, mask=mask, pad_id=pad_id
+        model, tokens, [pattern], batch_size=batch_size, weights=weights, mask=mask, pad_id=pad_id
     )[0]
 
 
@@ -132,10 +132,10 @@ def compositions_on_tokens(
     chosen = torch.stack([real] * len(wheres))
     for i, where in enumerate(wheres):
         if where is not None:
-            labels = torch.tensor(checked_pattern(where, tuple(real.shape), "where"))
+            labels = torch.tensor(checked_pattern(where, tuple(real.shape), "pattern"))
             chosen[i] &= moved(labels, shift)
     if not bool(chosen.flatten(1).any(1).all()):
-        raise ValueError("where is false everywhere: there are no positions to look at")
+        raise ValueError("pattern is false everywhere: there are no positions to look at")
     wiring = Wiring.of(Stream(adapted, ids[:, :-1]), embeddings=False)
     parts = _Parts(wiring)
     places = sorted({place_of(source)[0] for source in wiring.sources})

@@ -27,7 +27,7 @@ def token_map(
     n_neighbors: int = 45,
     min_dist: float = 0.1,
     seed: int = 0,
-    components: int = 2,
+    n_axes: int = 2,
     centre_rows: bool = False,
 ) -> xr.Dataset:
     """UMAP coordinates of the tokens: tokens that the components respond to alike lie together.
@@ -42,7 +42,7 @@ def token_map(
         n_neighbors: tokens that each token is kept close to.
         min_dist: how tightly points may be packed, 0 to 1.
         seed: the same seed gives the same map. The global random state is not touched.
-        components: number of axes of the map.
+        n_axes: number of axes of the map.
         centre_rows: first take away each token's mean over the components.
 
     Returns:
@@ -60,7 +60,7 @@ def token_map(
         ('token', 'axis')
     """
     integer("n_neighbors", n_neighbors, at_least=2)
-    integer("components", components, at_least=1)
+    integer("n_axes", n_axes, at_least=1)
     integer("seed", seed, at_least=0, at_most=2**32 - 1)
     number("min_dist", min_dist, at_least=0, at_most=1)
     points = standardized(matrix, centre_rows=centre_rows)
@@ -69,10 +69,10 @@ def token_map(
         umap = _umap()
         warnings.filterwarnings("ignore", message=".*n_jobs value.*")
         made = umap.UMAP(
-            n_neighbors=n_neighbors, min_dist=min_dist, n_components=components,
+            n_neighbors=n_neighbors, min_dist=min_dist, n_components=n_axes,
             random_state=seed, n_jobs=1,  # more threads would not be reproducible
         ).fit_transform(points)  # fmt: skip
-    coords = token_coordinates(matrix) | {"axis": [f"UMAP {i + 1}" for i in range(components)]}
+    coords = token_coordinates(matrix) | {"axis": [f"UMAP {i + 1}" for i in range(n_axes)]}
     settings: dict[str, Any] = dict(
         n_neighbors=n_neighbors, min_dist=min_dist, seed=seed,
         centre_rows=int(centre_rows), quantity=matrix.attrs["quantity"],

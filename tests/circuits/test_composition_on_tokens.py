@@ -157,7 +157,7 @@ def test_several_places_at_once_are_each_alone(name):
         alone = ls.composition_on_tokens(model, tokens, where)
         xr.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-5)
         assert found.attrs == alone.attrs
-    with pytest.raises(ValueError, match="where is false everywhere"):
+    with pytest.raises(ValueError, match="pattern is false everywhere"):
         compositions_on_tokens(model, tokens, [None, some[1].numpy() & False])
 
 
@@ -237,10 +237,10 @@ def test_what_no_share_can_be_told_of():
     model = native()
     tokens = some_tokens(model)
     with pytest.raises(
-        ValueError, match=r"where must be bool \[6, 9\], \[sequence, position - 1\]"
+        ValueError, match=r"pattern must be bool \[6, 9\], \[sequence, position - 1\]"
     ):
         ls.composition_on_tokens(model, tokens, np.ones((6, 10), bool))
-    with pytest.raises(ValueError, match="where is false everywhere"):
+    with pytest.raises(ValueError, match="pattern is false everywhere"):
         ls.composition_on_tokens(model, tokens, np.zeros((6, 9), bool))
     with pytest.raises(ValueError, match="tokens must have at least 2 sequences; got 1"):
         ls.composition_on_tokens(model, tokens[:1])
