@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import lens_slt as ls
@@ -59,6 +62,18 @@ def test_a_plan_in_words(seconds, error, said):
 
 def test_ends_are_kept():
     assert _evenly([0, 1, 5, 9, 20], 3) == [0, 5, 20]
+
+
+def test_examples_name_steps_that_every_plan_takes():
+    run = ls.checkpoints("attn-2l")
+    root = Path(__file__).parents[2]
+    for file in ("README.md", "docs/concepts/phases.md"):
+        text = (root / file).read_text("utf-8")
+        named = re.findall(r"lens-slt phases \S+ --steps ([\d,]+)", text)
+        assert named
+        for step in map(int, ",".join(named).split(",")):
+            for n in range(FEWEST_CHECKPOINTS, len(run) + 1):
+                assert step in _evenly(run.steps, n), (file, step, n)
 
 
 def test_a_plan_of_a_real_run():

@@ -90,6 +90,14 @@ def test_only_heads_and_mlps_hold():
         taken_up(both.sel(component=["full"]), 0)
 
 
+def test_what_is_not_known_at_the_end_is_not_held():
+    found = held_curves(TAKEN_UP).copy(deep=True)
+    found["contrast"].loc[{"checkpoint": HELD_STEPS[-1], "component": "L0H2"}] = np.nan
+    assert "L0H2" not in {one.component for one in holders(found).values()}
+    found["contrast"][-1] = np.nan
+    assert holders(found) == {}
+
+
 @pytest.mark.parametrize("n_patterns", [1, 20])
 def test_patterns_that_nobody_holds_have_a_holder_as_often_as_the_level_says(n_patterns):
     """Over all components and patterns together."""
