@@ -34,6 +34,7 @@ import lens_slt as ls
 from benchmarks import common
 from benchmarks.common import Target
 from benchmarks.trained_runs import TRAINED, trained_run
+from lens_slt.structure.match import SURELY
 
 TARGETS = {
     "induction_transfer": Target(least=0.9), "match_accuracy": Target(least=0.9),
@@ -130,8 +131,7 @@ def by_cosine(a: Subject, b: Subject) -> dict[str, str]:
 
 def partners(found: xr.Dataset) -> dict[str, str]:
     """Those that a match is sure of."""
-    # Behaviours have no sequences to resample.
-    sure = np.isin(found["verdict"].values, ["matched", "shared", "untested"])
+    sure = np.isin(found["verdict"].values, SURELY)
     return dict(
         zip(found["component"].values[sure].tolist(), found["partner"].values[sure].tolist(),
             strict=True)

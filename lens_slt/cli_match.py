@@ -25,6 +25,7 @@ from lens_slt.observables.refined_llc import refined_llc
 from lens_slt.report import page
 from lens_slt.report.files import write_csv
 from lens_slt.report.plots_match import plot_match, plot_transfer
+from lens_slt.report.results_said import with_partners
 from lens_slt.report.tables_match import match_table, transfer_table
 from lens_slt.sampling.sample import sample
 from lens_slt.structure.match import match
@@ -114,12 +115,7 @@ def _written(options: Match, found: xr.Dataset, carried: Transfer | None) -> dic
         files["transfer"] = options.out / "transfer.zarr"
         write_zarr(carried.summary, files["transfer"])
     write_csv(files["table"], rows)
-    matched = int((found["verdict"] == "matched").sum())
-    shared = int((found["verdict"] == "shared").sum())
-    lead = (
-        f"{matched} of {found.sizes['component']} components of the first have a partner"
-        f"{f', {shared} more share one' if shared else ''}."
-    )
+    lead = f"{with_partners(found)}."
     text = page.page(
         f"Match of {options.model} and {options.other}", page.paragraph(lead, "lead"), sections
     )

@@ -9,7 +9,7 @@ import xarray as xr
 
 from lens_slt.report.tables import with_error
 from lens_slt.report.tables_phases import count
-from lens_slt.structure.match import PARTNERED
+from lens_slt.structure.match import AMBIGUOUS, SURELY
 
 
 def clauses(results: Sequence[xr.Dataset]) -> list[str]:
@@ -26,9 +26,13 @@ def carried_over(result: xr.Dataset) -> str:
 
 
 def with_partners(result: xr.Dataset) -> str:
-    """How many components :func:`lens_slt.match` names a partner of, tested or not."""
-    n = int(np.isin(result["verdict"], PARTNERED).sum())
-    return f"{n} of {result.sizes['component']} components have a partner in the other model"
+    """How many components :func:`lens_slt.match` names a partner of."""
+    n, n_rivals = (
+        int(np.isin(result["verdict"], SURELY).sum()),
+        int((result["verdict"] == AMBIGUOUS).sum()),
+    )
+    more = f", {n_rivals} more one that a rival equals" if n_rivals else ""
+    return f"{n} of {result.sizes['component']} components have a partner in the other model{more}"
 
 
 def _transferred(result: xr.Dataset) -> str:

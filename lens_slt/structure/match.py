@@ -24,7 +24,8 @@ LEAST = 0.3  # corrected similarity of a match
 SURE = 0.5  # share of resamples in which the assignment gives the same partner
 MATCHED, AMBIGUOUS, NOBODY, NOISE = "matched", "ambiguous", "no partner", "too noisy"
 SHARED, UNTESTED = "shared", "untested"
-PARTNERED = (MATCHED, SHARED, AMBIGUOUS, UNTESTED)  # verdicts that name a partner
+SURELY = (MATCHED, SHARED, UNTESTED)  # verdicts that name a partner without a rival
+PARTNERED = (*SURELY, AMBIGUOUS)  # or with one
 
 
 @typed

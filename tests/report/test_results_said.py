@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from lens_slt.report.first_screen import run_screen
-from lens_slt.report.results_said import clauses
+from lens_slt.report.results_said import clauses, with_partners
 from lens_slt.report.run_results import RunResults
 
 
@@ -49,6 +49,13 @@ CROSSED = result(
     "crossing", {key: ("crossing", value) for key, value in ENDS.items()}, {},
     one="square", other="pentagon",
 )  # fmt: skip
+
+
+def test_a_partner_that_a_rival_equals_is_no_sure_one() -> None:
+    words = np.where(MATCHED["verdict"] == "matched", "ambiguous", MATCHED["verdict"])
+    assert with_partners(MATCHED.assign(verdict=("component", words))) == (
+        "1 of 3 components have a partner in the other model, 1 more one that a rival equals"
+    )
 
 
 @pytest.mark.parametrize(
