@@ -215,9 +215,9 @@ def test_bad_arguments_are_named():
         ValueError, match="ablate must be one of mean, mean_position, zero, auto; got 'men'"
     ):
         edge_attribution(model, tokens, mask, ablate="men")
-    with pytest.raises(ValueError, match=r"here \[4, 9\], for tokens .* got bool \[4, 10\]"):
+    with pytest.raises(ValueError, match=r"bool \[4, 9\], .* got bool \[4, 10\]"):
         edge_attribution(model, tokens, torch.ones(4, 10, dtype=torch.bool))
-    with pytest.raises(ValueError, match="got int64"):
+    with pytest.raises(TypeError, match="got int64"):
         edge_attribution(model, tokens, mask.long())
     with pytest.raises(ValueError, match="false everywhere"):
         edge_attribution(model, tokens, mask & False)
