@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import lens_slt as ls
 from lens_slt.development import sweep as sweeps
 from lens_slt.development.cells import FINISHED, Drawn, SampleCell
+from lens_slt.development.sublosses import sublosses
 from lens_slt.sampling.folder import SamplingWarning
 from tests.tiny_models import native
 
@@ -220,3 +222,14 @@ def test_bad_arguments(changes, said):
 def test_one_checkpoint_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         developed([5], None)
+
+
+def test_labels_that_have_a_pattern_all_make_no_second_row():
+    everything = xr.DataArray(
+        np.ones((2, 4, 5), bool), dims=("pattern", "sequence", "position"),
+        coords={"pattern": ["all", "code"]},
+    )  # fmt: skip
+    losses = {"text": np.arange(20.0).reshape(4, 5)}
+    found = sublosses(losses, {"text": np.ones((4, 5))}, {"text": everything}, "")
+    assert found["pattern"].values.tolist() == ["all", "code"]
+    np.testing.assert_allclose(found["loss"], 9.5)
