@@ -13,6 +13,11 @@ HALF_WIDTH = float(stats.norm.ppf(ENDS[1]))  # of an interval, in standard error
 SIGNIFICANT = 0.05  # of corrected p-values and of ranks among random sets
 
 
+def error_of_mean(values: FloatArray, axis: int = 0) -> FloatArray:
+    """Standard error of the mean of independent values; of one value there is none."""
+    return np.asarray(values.std(axis, ddof=1) / np.sqrt(values.shape[axis]))
+
+
 def ratio_of_sums(total: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Σ total / Σ count over sequences and its standard error, whole sequences being the unit.
 

@@ -68,3 +68,12 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, rest = divmod(round(seconds / 300) * 5, 60)
     return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in words: 12 KiB, 120 MiB, 0.9 GiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if n_bytes >= 0.9 * unit:
+            n = n_bytes / unit
+            return f"{n:.{1 if n < 9.95 else 0}f} {name}"
+    return f"{n_bytes / 2**10:.0f} KiB"

@@ -15,6 +15,7 @@ from lens_slt.arrays import FloatArray
 from lens_slt.development.curves import CHECKPOINT
 from lens_slt.models.names import head_place, is_head
 from lens_slt.schema import require
+from lens_slt.statistics import error_of_mean
 
 WEIGHT_REFINED = "llc"  # the refinement of the sampling distribution; others have a probe's name
 LEAST_BLOCKS = 6  # that tell how errors go together, or one of a difference
@@ -97,7 +98,7 @@ class HeadCurves:
             row[members] = 1 / len(members)
         blocks = None if self.blocks is None else share @ self.blocks
         if blocks is not None and len(blocks) >= LEAST_BLOCKS:
-            se = blocks.std(0, ddof=1) / np.sqrt(len(blocks))
+            se = error_of_mean(blocks)
         else:
             se = np.sqrt(share**2 @ self.se**2)
         alone = share.max(1, initial=0) == 1

@@ -26,6 +26,7 @@ from lens_slt.observables.response import Shift, shift_weight
 from lens_slt.sampling.result import component_names, dataset, one_component, settings_of
 from lens_slt.sampling.spread import pseudo_of
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import error_of_mean
 
 LEAST_BLOCKS = 4  # of draws, for a standard error and two halves
 
@@ -100,11 +101,7 @@ def data_response(
     scale = -settings_of(draws).n_beta * share
     series = np.stack(phi)[:, alive], delta[alive], counts[alive]
     whole = np.ones(n_draws, dtype=bool)
-    left_out = []
-    for block in reader.blocks(component):
-        kept = whole.copy()
-        kept[block] = False
-        left_out.append(scale * _covariance(*series, kept))
+    left_out = [scale * _covariance(*series, kept) for kept in reader.left_out(component)]
     value: FloatArray = np.asarray(scale * _covariance(*series, whole))
     blocks: FloatArray = pseudo_of(value, np.array(left_out))
     sizes: FloatArray = np.ones(each.shape[-1])
@@ -116,7 +113,7 @@ def data_response(
     data = xr.Dataset(
         {
             "response": (over, value),
-            "se": (over, blocks.std(0, ddof=1) / np.sqrt(len(blocks))),
+            "se": (over, error_of_mean(blocks)),
             "blocks": (("block", *over), blocks),
             "tokens": (("sequence", "position"), tokens),
             "group_size": ("sequence", sizes),

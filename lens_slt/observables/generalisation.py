@@ -18,6 +18,7 @@ from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.sampling.importance import LARGEST_K_HAT, pareto_smoothed
 from lens_slt.sampling.spread import independent_units, standard_error
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import error_of_mean
 
 PRIORS = ("local", "flat")
 LARGE_VARIANCE = 0.4  # of an observation's log likelihood: above it WAIC is not to be trusted
@@ -219,7 +220,7 @@ _HELD_OUT = (
 
 def _of_choice(each: FloatArray) -> float:
     """Standard error of a mean over observations that might have been others."""
-    return float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
+    return float(error_of_mean(each)) if len(each) > 1 else math.nan
 
 
 def _posteriors(training: xr.DataArray, n_beta: float, prior: str | None) -> dict[str, _Posterior]:

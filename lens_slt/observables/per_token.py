@@ -10,7 +10,7 @@ of the draws against the second: both see the noise of the chains and of their s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from lens_slt.sampling.spread import (
     pseudo_of,
 )
 from lens_slt.schema import require, stamp, stamped
+from lens_slt.statistics import error_of_mean
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ class ProbeReader:
     def blocks(self, component: str) -> list[slice]:
         """Consecutive draws that are summed together."""
         return blocks_of(self.n_draws(component), self.n_blocks)
+
+    def left_out(self, component: str) -> Iterator[BoolArray]:
+        """Which draws stay where each block is left out."""
+        for block in self.blocks(component):
+            kept = np.ones(self.n_draws(component), dtype=bool)
+            kept[block] = False
+            yield kept
 
     def weights(self, component: str) -> tuple[FloatArray, FloatArray]:
         """Weight of every draw ``[chain, draw]``, zero for excluded chains, and φ."""
@@ -239,13 +247,12 @@ def errors_of(
     ``blocks [block, token]`` are two or more; ``first`` and ``second`` are the values from the
     first half of them and from the second.
     """
-    n = len(blocks)
-    se = blocks.std(0, ddof=1) / np.sqrt(n)
+    se = error_of_mean(blocks)
     r = correlation(first, second)
     return se, {
         "split_half": r,
         "reliability": of_both_halves(r),
-        "mean_se": float(blocks.mean(1).std(ddof=1) / np.sqrt(n)),
+        "mean_se": float(error_of_mean(blocks.mean(1))),
         "rms_se": float(np.sqrt(np.mean(se**2))),
     }
 

@@ -18,12 +18,8 @@ from lens_slt.sampling.spread import (
     pseudo_values,
 )
 from lens_slt.schema import require, stamped
+from lens_slt.schemas.posterior import CERTIFICATE, ROOT
 from lens_slt.statistics import mean_over_tokens
-
-ROOT_COLUMNS = (
-    "n_parameters", "n_draws", "step_size", "steps_per_draw", "curvature", "prior_loss",
-    "prior_loss_se", "choice", "bias", "bias_se",
-)  # fmt: skip
 
 
 def refined_llc(draws: xr.DataTree) -> xr.Dataset:
@@ -90,9 +86,9 @@ def refined_llc(draws: xr.DataTree) -> xr.Dataset:
         "chains_used": ("component", used.sum(1)),
         "verdict": ("component", health["summary"].values),
     }
-    for name in ("certificate", "why", "defect", "defect_se", "defect_share", "defect_share_se"):
+    for name in CERTIFICATE.split():
         data[name] = ("component", health[name].values)
-    for name in ROOT_COLUMNS:
+    for name in ROOT.split():
         data[name] = ("component", root[name].values)
     n_blocks = _number_of_blocks(int(min(counts)), settings.thin)
     data["blocks"] = (

@@ -181,11 +181,7 @@ def _of_component(
     whole = np.ones(phi.shape[1], dtype=bool)
     scaled = settings.n_beta * strength
     values, ess = _estimates(*series, whole, scaled)
-    without = []
-    for block in moved.blocks(name):
-        kept = whole.copy()
-        kept[block] = False
-        without.append(_estimates(*series, kept, scaled)[0])
+    without = [_estimates(*series, kept, scaled)[0] for kept in moved.left_out(name)]
     errors = jackknife_error(np.stack(without))  # [quantity, strength]
     found = dict(zip(ESTIMATES, values, strict=True))
     found |= {f"{key}_se": errors[i] for i, key in enumerate(ESTIMATES)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from lens_slt.sampling.course import Course
 from lens_slt.sampling.driver import Outcome
 from lens_slt.sampling.settings import Settings
+from lens_slt.statistics import error_of_mean
 
 
 def course_table(outcome: Outcome, settings: Settings) -> dict[str, list[Any]]:
@@ -17,14 +17,13 @@ def course_table(outcome: Outcome, settings: Settings) -> dict[str, list[Any]]:
     ``prior_loss_se``, and ``choice``, the reason in a line."""
     curvature = torch.cat(outcome.pilot.curvature).double().cpu().numpy()
     prior = torch.cat(outcome.pilot.prior).double().cpu().numpy()
-    n = prior.shape[1]
     table: dict[str, list[Any]] = {
         "step_size": [course.step_size(settings) for course in outcome.courses],
         "steps_per_draw": [course.stride for course in outcome.courses],
         "n_draws": [course.draws for course in outcome.courses],
         "curvature": curvature.tolist(),
         "prior_loss": prior.mean(1).tolist(),
-        "prior_loss_se": (prior.std(1, ddof=1) / np.sqrt(n)).tolist(),
+        "prior_loss_se": error_of_mean(prior, 1).tolist(),
     }
     table["choice"] = [
         _words(settings, course, float(h))

@@ -38,7 +38,7 @@ from lens_slt.sampling.timing import (
     time_steps,
     time_writes,
 )
-from lens_slt.text import duration
+from lens_slt.text import duration, size
 from lens_slt.torch_state import plain_torch
 
 
@@ -228,15 +228,6 @@ def estimate(
     )  # fmt: skip
     at_once = disk + 2 * state  # a state is replaced after the next is written
     return replace(found, warnings=_shortages(found, available, folder, at_once))
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in words: 12 KiB, 120 MiB, 0.9 GiB."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if n_bytes >= 0.9 * unit:
-            n = n_bytes / unit
-            return f"{n:.{1 if n < 9.95 else 0}f} {name}"
-    return f"{n_bytes / 2**10:.0f} KiB"
 
 
 def _device_of(model: Any) -> torch.device:

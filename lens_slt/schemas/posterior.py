@@ -6,11 +6,11 @@ import xarray as xr
 
 from lens_slt.schemas.declare import TOKEN, Schema, each, over, with_errors
 
-_ROOT = (
+ROOT = (
     "n_parameters n_draws step_size steps_per_draw curvature prior_loss prior_loss_se choice "
     "bias bias_se"
 )
-_CERTIFICATE = "certificate why defect defect_se defect_share defect_share_se"
+CERTIFICATE = "certificate why defect defect_se defect_share defect_share_se"
 
 
 def _matrix(name: str, quantities: str) -> Schema:
@@ -26,7 +26,7 @@ def _matrix(name: str, quantities: str) -> Schema:
 SCHEMAS = (
     Schema(
         "draws", "sample", kind=xr.DataTree, attrs=("settings",),
-        needed=over("component", _ROOT)
+        needed=over("component", ROOT)
         | over(
             "component chain draw",
             "posterior/paired_loss posterior/squared_distance posterior/step_loss "
@@ -35,7 +35,7 @@ SCHEMAS = (
         | over("component chain interval", "burn_in/paired_loss")
         | over("component chain", "health/verdict health/used")
         | over("component", "health/rhat health/summary")
-        | over("component", each(_CERTIFICATE, "health/{}"))
+        | over("component", each(CERTIFICATE, "health/{}"))
         | over("component chain draw sequence position", "probes/*/paired_loss")
         | over("sequence position", "probes/*/base_loss probes/*/tokens probes/*/weight"),
         optional=over("component chain draw", "posterior/full_loss"),
@@ -43,7 +43,7 @@ SCHEMAS = (
     Schema(
         "refined_llc", "refined_llc", attrs=("settings",),
         needed=over("component", "llc se mean_paired_loss ess rhat chains_used verdict")
-        | over("component", f"{_CERTIFICATE} {_ROOT}"),
+        | over("component", f"{CERTIFICATE} {ROOT}"),
         optional=over("component probe", "probe_llc probe_se probe_text_se")
         | over("block component", "blocks") | over("block component probe", "probe_blocks"),
     ),

@@ -8,6 +8,7 @@ import xarray as xr
 from lens_slt.arguments import typed
 from lens_slt.arrays import BoolArray, FloatArray
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import error_of_mean
 from lens_slt.structure.pattern_enrichment import FEWEST, labels_of
 
 
@@ -70,9 +71,9 @@ def pattern_llc(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
     block_on, block_elsewhere = _means(blocks, labels), _means(blocks, ~labels)
     found = xr.Dataset(
         {
-            "llc": (dims, on), "se": (dims, _error(block_on)),
+            "llc": (dims, on), "se": (dims, error_of_mean(block_on)),
             "contrast": (dims, on - elsewhere),
-            "contrast_se": (dims, _error(block_on - block_elsewhere)),
+            "contrast_se": (dims, error_of_mean(block_on - block_elsewhere)),
             "blocks": (("block", *dims), block_on - block_elsewhere),
             "n_tokens": ("pattern", labels.sum(1)),
         },
@@ -87,8 +88,3 @@ def pattern_llc(result: xr.Dataset, patterns: xr.DataArray) -> xr.Dataset:
 def _means(values: FloatArray, labels: BoolArray) -> FloatArray:
     """Of ``values [..., token]`` over the tokens of each pattern: ``[..., pattern]``."""
     return np.asarray(values @ (labels / labels.sum(1, keepdims=True)).T, dtype=np.float64)
-
-
-def _error(blocks: FloatArray) -> FloatArray:
-    """Standard error of a mean over blocks of draws, the first dimension."""
-    return np.asarray(blocks.std(0, ddof=1) / np.sqrt(len(blocks)))

@@ -10,6 +10,7 @@ import xarray as xr
 from lens_slt.arguments import number, typed
 from lens_slt.arrays import FloatArray
 from lens_slt.schema import require, stamped
+from lens_slt.statistics import error_of_mean
 
 
 @typed
@@ -85,7 +86,7 @@ def patterning(
     half = len(blocks) // 2
     predicted, variance = np.zeros(len(names)), np.zeros(len(names))
     for fitted, seen in ((blocks[:half], blocks[half:]), (blocks[half:], blocks[:half])):
-        error = fitted.std(0, ddof=1) / np.sqrt(len(fitted))
+        error = error_of_mean(fitted)
         own = _inverted(fitted.mean(0)[chosen], error[chosen], sizes, target)
         change = _weights(strength * own)[0] - 1
         effects = seen @ change  # [block, observable]

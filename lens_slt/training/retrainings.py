@@ -21,7 +21,7 @@ from lens_slt.models.adapter import adapt, weights_hash
 from lens_slt.models.saved import SavedModel, save_source
 from lens_slt.models.source import ModelSource, refuse_unpicklable
 from lens_slt.sampling.devices import one_device
-from lens_slt.sampling.jobs import run_jobs
+from lens_slt.sampling.jobs import JobOutcome, run_jobs
 from lens_slt.sampling.prepare import Probe
 from lens_slt.schema import require, stamped
 from lens_slt.torch_state import plain_torch
@@ -136,15 +136,7 @@ def run_schedules(
         for (name, seed), place in places.items()
     ]  # fmt: skip
     outcomes = run_jobs(jobs, parallel, label="retrainings", progress=progress)
-    values = []
-    for outcome in outcomes:
-        for step, row in outcome.value.items():
-            if list(row) != names:
-                raise ValueError(
-                    f"measure gives {', '.join(row)} at step {step} of {outcome.name}, and "
-                    f"{', '.join(names)} of model: it must give the same of all"
-                )
-        values.append([list(row.values()) for row in outcome.value.values()])
+    values = [_values(outcome, names) for outcome in outcomes]
     checkpoints = list(outcomes[0].value)
     over = ("checkpoint", "run", "seed", "observable")
     shape = (len(runs), len(seeds), len(checkpoints), len(names))
@@ -299,6 +291,17 @@ def _check(runs: Mapping[str, Mapping[int, Any]]) -> None:
             )
     for i, seed in enumerate(next(iter(runs.values()))):
         integer(f"seeds[{i}]", seed, at_least=0)
+
+
+def _values(outcome: JobOutcome, names: list[str]) -> list[list[float]]:
+    """``[checkpoint, observable]`` of one run; ValueError for other observables than ``names``."""
+    for step, row in outcome.value.items():
+        if list(row) != names:
+            raise ValueError(
+                f"measure gives {', '.join(row)} at step {step} of {outcome.name}, and "
+                f"{', '.join(names)} of model: it must give the same of all"
+            )
+    return [list(row.values()) for row in outcome.value.values()]
 
 
 def _steps(found: xr.Dataset, name: str, level: float) -> FloatArray:

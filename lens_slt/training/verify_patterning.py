@@ -18,7 +18,7 @@ from lens_slt.data.columns import moved_back
 from lens_slt.data.weights import weighted_tokens
 from lens_slt.models.adapter import adapt
 from lens_slt.schema import require, stamped
-from lens_slt.statistics import ENDS, holm
+from lens_slt.statistics import ENDS, error_of_mean, holm
 from lens_slt.torch_state import plain_torch
 from lens_slt.training.patterning import patterning
 from lens_slt.training.retrainings import Measure, check_measured, later, reached, run_schedules
@@ -240,7 +240,6 @@ def _summary(
     names = [str(name) for name in whole["observable"].values]
     predicted, errors = (_of_response(chosen, key, names) for key in ("predicted", "predicted_se"))
     last = change[-1]  # [kind, strength, seed, observable]
-    n = usual.sizes["seed"]
     wished = np.array([wish.get(name, 0.0) for name in names])
     inside = wished != 0
     part = last[..., inside] @ wished[inside] / (wished @ wished)  # [kind, strength, seed]
@@ -255,20 +254,12 @@ def _summary(
         "sooner": (("level", "kind", "strength", "seed"), sooner),
     }
     realised = last[0]
-    for key, values in (("realised", realised.mean(1)), ("realised_se", _se(realised, 1))):
-        columns[key] = (("strength", "observable"), values)
+    over = ("strength", "observable")
+    columns["realised"] = over, realised.mean(1)
+    columns["realised_se"] = over, error_of_mean(realised, 1)
     for key, values in _slopes(predicted, realised, wished != 0).items():
         columns[key] = ("observable", values)
-    over = ("kind", "strength")
-    se = _se(excess, -1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = excess.mean(-1) / se
-    p = stats.t.sf(z, n - 1)
-    columns |= {
-        "share": (over, part.mean(-1)), "share_se": (over, _se(part, -1)),
-        "excess": (over, excess.mean(-1)), "excess_se": (over, se), "z": (over, z),
-        "p": (over, p), "corrected_p": (over, holm(p.ravel()).reshape(p.shape)),
-    }  # fmt: skip
+    columns |= _shares(part, excess)
     for key in ("clipped", "effective_sequences"):
         columns[key] = ("strength", [one.attrs[key] for one in chosen.values()])
     coords = {
@@ -280,13 +271,23 @@ def _summary(
     return xr.Dataset(columns, coords, about | {"path": whole.attrs["path"]})
 
 
+def _shares(part: FloatArray, excess: FloatArray) -> dict[str, Any]:
+    """Of the wish that came true, and above the controls: ``[kind, strength, seed]`` over seeds."""
+    over = ("kind", "strength")
+    se = error_of_mean(excess, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = excess.mean(-1) / se
+    p = stats.t.sf(z, part.shape[-1] - 1)
+    return {
+        "share": (over, part.mean(-1)), "share_se": (over, error_of_mean(part, -1)),
+        "excess": (over, excess.mean(-1)), "excess_se": (over, se), "z": (over, z),
+        "p": (over, p), "corrected_p": (over, holm(p.ravel()).reshape(p.shape)),
+    }  # fmt: skip
+
+
 def _of_response(chosen: Mapping[float, xr.Dataset], key: str, names: Sequence[str]) -> FloatArray:
     """``[strength, observable]``, NaN for what the response has not."""
     return np.array([one[key].reindex(observable=list(names)).values for one in chosen.values()])
-
-
-def _se(values: FloatArray, axis: int) -> FloatArray:
-    return values.std(axis, ddof=1) / values.shape[axis] ** 0.5
 
 
 def _slopes(
@@ -297,6 +298,6 @@ def _slopes(
         each = (predicted[:, None] * realised).sum(0) / (predicted**2).sum(0)  # [seed, observable]
     each = np.where(wished, each, np.nan)
     n = len(each)
-    half = stats.t.ppf(ENDS[1], n - 1) * _se(each, 0)
+    half = stats.t.ppf(ENDS[1], n - 1) * error_of_mean(each, 0)
     mean = each.mean(0)
     return {"slope": mean, "slope_low": mean - half, "slope_high": mean + half}

@@ -118,7 +118,7 @@ def test_the_command_on_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "phases must be JSON"),
+        ("{", "is no JSON file"),
         ("{}", "phases must be a list of objects"),
         ('[{"name": "a", "loss": 1}]', "phase 1: .*llc"),
         ('[{"name": "a", "loss": 1, "llc": "x"}]', "phase 1: llc must be a finite number"),

@@ -14,7 +14,6 @@ import torch
 
 import lens_slt as ls
 from lens_slt.sampling import estimate, foresee, lm, store, timed_target, timing
-from lens_slt.sampling.estimate import size
 from lens_slt.sampling.half_step import DRAWS
 from lens_slt.sampling.metric import LANCZOS_STEPS
 from lens_slt.sampling.pilot import CURVATURE_BATCHES, PRIOR_BATCHES
@@ -22,7 +21,7 @@ from lens_slt.sampling.plan import Plan, StepCosts, Stretch
 from lens_slt.sampling.result import probe_specs, trace_specs
 from lens_slt.sampling.store import STATE_FILE
 from lens_slt.sampling.target import TransformerTarget
-from lens_slt.text import duration
+from lens_slt.text import duration, size
 from tests.sampling.test_sample import fingerprint, tokens_for
 from tests.tiny_models import native
 
