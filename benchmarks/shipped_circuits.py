@@ -1,8 +1,8 @@
 """The induction circuits of the shipped models: proposed without being told, and put on trial.
 
-Three seeds of the two-layer model, the demonstration's settings, a probe of 32 sequences. Circuits
-are proposed from per-token rLLCs, patterns and composition scores; the first one for induction is
-tried on 32 other sequences with every line of evidence shown, and beside it hypotheses known to be
+Three seeds of the two-layer model, the demonstration's settings with 160 draws, a probe of 32
+sequences. Circuits are proposed from per-token rLLCs, patterns and composition scores; the first
+one for induction is tried on 32 other sequences with every line of evidence shown, and beside it hypotheses known to be
 false: random heads, the right heads with a wrong pattern (word_start), a wrong input (Q for K), and
 reversed roles (the heads at the ends of an edge with their places in their layers exchanged, where
 that makes a difference: edges cannot run backwards).
@@ -63,7 +63,7 @@ def one_model(name: str, args: argparse.Namespace) -> dict[str, float]:
     few, length = (12, 32) if args.quick else (32, 128)
     text = ls.load_tokens("mix", n_sequences=16 if args.quick else 512, length=length)
     probe = ls.load_tokens("mix", n_sequences=few, length=length, seed=1, without=text)
-    settings = demo_settings(seed=args.seed)
+    settings = demo_settings(draws=160, seed=args.seed)
     draws = ls.sample(
         model, text, ["heads", "full"], settings=common.toy(settings) if args.quick else settings,
         probes={"mix": probe}, path=None if args.cache is None else args.cache / name,

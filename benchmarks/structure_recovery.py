@@ -100,7 +100,7 @@ def matrices(
 ) -> dict[str, xr.Dataset]:
     """χ and per-token rLLC of all heads."""
     sequences, length = (16, 32) if args.quick else (512, 128)
-    settings = demo_settings(seed=args.seed).but(n_beta=n_beta)
+    settings = demo_settings(draws=160, seed=args.seed).but(n_beta=n_beta)
     settings = common.toy(settings) if args.quick else settings
     draws = ls.sample(
         model, ls.load_tokens("mix", n_sequences=sequences, length=length), ["heads", "full"],

@@ -51,7 +51,7 @@ class Demo(Resumed):
 
     out: Out = Path("lens-slt-demo")
     seed: Annotated[int, typer.Option(help="Of all that is random but the choice of text.")] = 0
-    draws: Annotated[int, typer.Option(help="Draws per chain.")] = 160
+    draws: Annotated[int, typer.Option(help="Draws per chain.")] = 100
     sequences: Annotated[int, typer.Option(help="Sequences.")] = 512
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128
 

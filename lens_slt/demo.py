@@ -24,7 +24,7 @@ from lens_slt.structure.overview import View, read_structure
 
 MODEL, REFERENCE = "attn-2l", "attn-1l"
 SEQUENCES, PROBE_SEQUENCES, LENGTH = 512, 8, 128
-DRAWS = 160
+DRAWS = 100
 SETTINGS = Settings(draws=DRAWS, batch_size=8, thin=4)  # nβ 30, γ 200, 4 chains
 STRUCTURE, STRUCTURE_SEQUENCES = "structure", 24  # the probe that modes are read from
 TRIAL_SEQUENCES, HYPOTHESES = 32, 3
