@@ -2,10 +2,10 @@
 
 Three seeds of the two-layer model, the demonstration's settings with 160 draws, a probe of 32
 sequences. Circuits are proposed from per-token rLLCs, patterns and composition scores; the first
-one for induction is tried on 32 other sequences with every line of evidence shown, and beside it hypotheses known to be
-false: random heads, the right heads with a wrong pattern (word_start), a wrong input (Q for K), and
-reversed roles (the heads at the ends of an edge with their places in their layers exchanged, where
-that makes a difference: edges cannot run backwards).
+one for induction is tried on 32 other sequences with every line of evidence shown, and beside it
+hypotheses known to be false: random heads, the right heads with a wrong pattern (word_start), a
+wrong input (Q for K), and reversed roles (the heads at the ends of an edge with their places in
+their layers exchanged, where that makes a difference: edges cannot run backwards).
 
 The inferred edges are compared with edge attribution (integrated gradients) on the same tokens:
 rank of each inferred edge among all paths between heads.
