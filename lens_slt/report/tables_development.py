@@ -11,6 +11,7 @@ from lens_slt.development.curves import CHECKPOINT
 from lens_slt.development.overview import DevelopmentView
 from lens_slt.development.pattern_curves import curve_name, held_at_first, holders, rise_of
 from lens_slt.report.plain_table import PlainTable
+from lens_slt.sampling.health import HEALTHY
 
 NOWHERE = "–"
 TYPES = (
@@ -101,16 +102,19 @@ def heads_table(view: DevelopmentView, name: str | None = None) -> Table:
     llc = view.curves["refined_llc"].to_dataset().isel({CHECKPOINT: -1})
     table = PlainTable(
         "Heads over training" if name is None else f"{name} over training",
-        "λ̂ at the end ± standard error; differentiates: leaves the band of its layer's other heads "
-        "for good; cluster of trajectories, if there are any",
+        "λ̂ at the end ± standard error, !: not to be believed; differentiates: leaves the band of "
+        "its layer's other heads for good; cluster of trajectories, if there are any",
     )
     for column in ("head", "λ̂ at the end", "differentiates at", "in", "cluster", "type"):
         table.add_column(column, justify="right" if column == "λ̂ at the end" else "left")
     for head in llc["component"].values if name is None else [name]:
-        value, error = (float(llc[key].sel(component=head)) for key in ("llc", "se"))
+        last = llc.sel(component=head)
+        value, error = float(last["llc"]), float(last["se"])
+        mark = "" if last["verdict"] == HEALTHY else " !"
         step, where = _differentiates(view.differentiation, str(head))
         cluster, kind = _cluster(view.trajectories, str(head))
-        table.add_row(str(head), f"{value:.2f} ± {error:.2f}", step, where, cluster, kind)
+        at_end = f"{value:.2f} ± {error:.2f}{mark}"
+        table.add_row(str(head), at_end, step, where, cluster, kind)
     return table
 
 

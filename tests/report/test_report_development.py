@@ -95,6 +95,10 @@ def test_tables_say_when(view):
     assert re.search(r"induction +\d+ \(\d+–\d+\)", shown(transitions_table(view)))
     heads = shown(heads_table(view))
     assert "L0H0" in heads and "±" in heads
+    marked = re.findall(r"(L\dH\d) +\S+ ± \S+ !", heads)
+    last = view.curves["refined_llc"].to_dataset().isel(checkpoint=-1)
+    unsure = last["component"].values[last["verdict"].values != "healthy"]
+    assert marked == unsure.tolist()
 
 
 def test_the_page_tells_the_story(view, tmp_path):
