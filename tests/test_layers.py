@@ -14,9 +14,9 @@ ORDER = (  # from low to high
     "arguments", "arrays", "statistics", "torch_state", "schemas", "schema", "text", "json_files",
     "progress", "versions", "data", "models", "sampling", "observables", "structure", "circuits",
     "training", "development", "phases", "calibration_refusals", "calibration", "report", "demo",
-    "cli_exit", "cli_options",
-    "cli_commands", "cli_output", "cli_support", "cli_runs", "cli_calibrate", "cli_cross_check",
-    "cli_demo", "cli_develop", "cli_match", "cli_models", "cli_pattern", "cli_phases",
+    "cli_exit", "cli_options", "cli_commands", "cli_output", "cli_support", "cli_text",
+    "cli_runs", "cli_calibrate", "cli_cross_check", "cli_demo", "cli_develop", "cli_match",
+    "cli_models", "cli_pattern", "cli_phases",
     "cli_report", "cli_rllc", "cli_spectrum", "cli_susceptibility", "cli", "__main__", "__init__",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -53,7 +53,7 @@ def test_results_at_hand_have_sections(match, tmp_path):
     path = ls.write_report(None, tmp_path / "one.html", results=[found])
     text = path.read_text("utf-8")
     assert re.findall(r'<section id="(\w+)"', text) == ["matching", "limits"]
-    assert "2 of 2 components have a partner" in words(text)
+    assert "1 of 2 components have a partner in the other model, 1 more" in words(text)
     with pytest.raises(ValueError, match=r"no section for modes; it has for attention_patterns"):
         ls.write_report(None, tmp_path / "x.html", results=[xr.Dataset(attrs={"result": "modes"})])
     with pytest.raises(ValueError, match="no section for such a dataset"):

@@ -76,7 +76,7 @@ def test_agreement_with_itself_with_chance_and_in_between(made):
         (dict(n_neighbors=240), "n_neighbors = 240 needs at least 241 tokens; the matrix has 240"),
         (dict(n_neighbors=1.5), "n_neighbors must be an integer of at least 2; got 1.5"),
         (dict(min_dist=-1), "min_dist must be a finite number at least 0 and at most 1; got -1"),
-        (dict(components=0), "components must be an integer of at least 1; got 0"),
+        (dict(n_axes=0), "n_axes must be an integer of at least 1; got 0"),
     ],
 )
 def test_messages(settings, message):
