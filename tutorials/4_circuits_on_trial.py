@@ -31,7 +31,7 @@ except ImportError:
 # %% [markdown]
 # ## Draws
 #
-# All 16 heads of the shipped model, with 24 sequences as a probe: the loss of each of their tokens
+# All 16 heads of the shipped model, with 48 sequences as a probe: the loss of each of their tokens
 # is recorded at every second draw.
 
 # %%

@@ -200,7 +200,7 @@ assert refused
 # tokens* of text, more than others, to take away this head, or this path?
 
 # %%
-text = ls.load_tokens("mix", n_sequences=24, length=48, without=[tokens, probe])
+text = ls.load_tokens("mix", n_sequences=48, length=48, without=[tokens, probe])
 mine = ls.circuit("L0H2 -> L1H2.K", pattern="induction")
 built = ls.construction(few, text, mine, trials="none", n_bootstrap=300, progress=False)
 boundary = [float(moment[name].item()) for name in ("midpoint", "midpoint_low", "midpoint_high")]
@@ -219,7 +219,8 @@ ls.plot_construction(built, [boundary])
 # %% [markdown]
 # **Look at** the order, first by the symbols. The path is needed at 1700; the heads attend as they
 # do at the end from 2200 and 2300 on. At 1700 its interval is still open: the effect is small, and
-# 16 sequences are few. But all rows that say *needed* are clearly there by 2200, before the moment.
+# 48 short sequences are few. But all rows that say *needed* are clearly there by 2200, before the
+# moment.
 #
 # Onsets say from when on; sizes say how much. Side by side, the story of this circuit:
 

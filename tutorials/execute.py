@@ -8,9 +8,10 @@
     python tutorials/execute.py --make             # write every .ipynb from its .py; run nothing
 
 Notebooks run with this Python and this checkout's ``lens_slt``, without a network, in an empty
-folder. Exit code 1 if a notebook fails or takes more than 300 s. Only ``--keep`` and ``--make``
-change files here. ``--make`` leaves what a notebook shows where no code changed; ``--keep`` shows
-figures as small pictures, as a code host can draw them, which needs kaleido and a Chrome.
+folder. Exit code 1 if a notebook fails or takes more than 300 s; with ``--jobs``, where each has
+one core, twice that. Only ``--keep`` and ``--make`` change files here. ``--make`` leaves what a
+notebook shows where no code changed; ``--keep`` shows figures as small pictures, as a code host can
+draw them, which needs kaleido and a Chrome.
 
 Once pyproject.toml has the address of the repository (``project.urls.Repository``), ``--make``
 gives notebooks a badge that opens them in Colab, lets their first cell install from there, and
@@ -39,7 +40,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parent
-LONGEST = 300  # seconds that a tutorial may take
+LONGEST = 300  # seconds that a tutorial may take on two cores, and twice that on one
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 ASKS = 'input("Where is lens_slt? A folder, a wheel, or git+https://…: ")'  # in each first cell
 FROM = re.compile(r"^    source = .*$", re.MULTILINE)
@@ -154,11 +155,11 @@ def execute(
 
     notebook = nbformat.read(path, as_version=4)
     n_cells = len(code_cells(notebook))
-    problem = ""
+    problem, longest = "", LONGEST if alone else 2 * LONGEST
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
-            timeout=LONGEST,
+            timeout=longest,
             kernel_manager_class=ThisPython,
             resources={"metadata": {"path": folder}},
         )
@@ -168,8 +169,8 @@ def execute(
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             problem = str(error)
         seconds = time.perf_counter() - start
-    if not problem and seconds > LONGEST:
-        problem = f"took {seconds:.0f} s; at most {LONGEST} s are allowed"
+    if not problem and seconds > longest:
+        problem = f"took {seconds:.0f} s; at most {longest} s are allowed"
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, out / path.name)
