@@ -21,7 +21,14 @@ from lens_slt.cli_runs import (
     show_trials,
     write_attention,
 )
-from lens_slt.cli_support import circuits_of, load, settings_from, show_estimate, show_health
+from lens_slt.cli_support import (
+    circuits_of,
+    load,
+    settings_from,
+    show_estimate,
+    show_health,
+    with_enough_tokens,
+)
 from lens_slt.cli_text import weighted_text
 from lens_slt.data.inputs import read_inputs
 from lens_slt.data.patterns import label_patterns
@@ -60,6 +67,8 @@ def run(options: CrossCheck) -> None:
         return
     if given is None:
         given = found.circuits if found is not None else []
+        if options.positions is None:  # else everything that counts is one pattern
+            given = with_enough_tokens(options, given, tokens, model)
     trials = cross_check(
         model, tokens, given, slt=None if found is None else found.evidence, how=options.how,
         weights=weights, least_effect=options.least_effect, n_null=options.null_sets,

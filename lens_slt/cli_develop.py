@@ -27,6 +27,7 @@ from lens_slt.cli_support import (
     record_of_curves,
     settings_from,
     whole_numbers,
+    with_enough_tokens,
 )
 from lens_slt.cli_text import first_rows, text_of
 from lens_slt.data.patterns import label_patterns
@@ -88,6 +89,8 @@ def run(options: Develop) -> None:
         path=options.kept, parallel=workers, device=options.device, progress=progress,
     )  # fmt: skip
     circuits = _circuits(options, chosen, last, probe, labels)
+    if options.hypothesis == INFERRED:
+        circuits = with_enough_tokens(options, circuits, tried, last)
     built = None
     if circuits:
         built = construction(

@@ -17,6 +17,7 @@ from lens_slt.cli_support import (
     processes,
     record_of,
     settings_from,
+    show_health,
 )
 from lens_slt.cli_text import text_of
 from lens_slt.observables.data_response import data_response
@@ -50,6 +51,7 @@ def run(options: Pattern) -> None:
         probes={CANDIDATES: tokens, **probes}, device=options.device, progress=not options.quiet,
     )  # fmt: skip
     llc = refined_llc(drawn)
+    show_health(options, llc)
     if not is_usable(llc):
         say(options, f"no weights: no chain of {options.component} can be used")
         finish(options, record_of(llc) | {"files": {}}, usable=False)
@@ -73,6 +75,8 @@ def run(options: Pattern) -> None:
 def _asked(options: Pattern) -> tuple[dict[str, str], dict[str, float]]:
     """Sources of the probes, and the wishes about them."""
     sources, wishes = parse_probes(options.probe), _wishes(options.wish)
+    if options.verify is not None and options.n_seeds < 2:
+        raise ValueError(f"--n-seeds must be at least 2, for intervals; got {options.n_seeds}")
     for name in wishes:
         if name not in sources:
             raise ValueError(f"--wish {name!r} is no --probe; there are {', '.join(sources)}")

@@ -16,9 +16,12 @@ from rich.text import Text
 
 from lens_slt.arguments import choice, instance
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
+from lens_slt.circuits.statistics import FEWEST_SEQUENCES, FEWEST_TOKENS
 from lens_slt.cli_options import OfModel, Options, Resumed
 from lens_slt.cli_output import console, finish, say, show
 from lens_slt.data.checks import usable_device
+from lens_slt.data.inputs import read_inputs
+from lens_slt.data.patterns import label_patterns
 from lens_slt.json_files import read_json
 from lens_slt.models.source import LoadedModel
 from lens_slt.report.tables import health_summary
@@ -203,6 +206,26 @@ def circuits_of(option: str, given: str, pattern: str | None) -> list[CircuitHyp
             f"--{option} names roles ({', '.join(roles)}), and the command line knows no "
             "positions of roles: use lens_slt.cross_check with roles= in Python"
         )
+    return found
+
+
+def with_enough_tokens(
+    options: Options, circuits: list[CircuitHypothesis], tokens: Any, model: Any
+) -> list[CircuitHypothesis]:
+    """Of inferred circuits, those whose pattern the text of the trial holds often enough."""
+    ids, real = read_inputs(tokens)
+    labels = label_patterns(ids, model.tokenizer)
+    found = []
+    for one in circuits:
+        mask = labels.sel(pattern=one.pattern).values
+        mask = mask if real is None else mask & real[:, 1:].numpy()
+        n_tokens, n_sequences = int(mask.sum()), int(mask.any(1).sum())
+        if n_tokens >= FEWEST_TOKENS and n_sequences >= FEWEST_SEQUENCES:
+            found.append(one)
+        else:
+            say(options, f"not tried: {one}: the text of the trial has {n_tokens} {one.pattern} "
+                f"tokens in {n_sequences} of its {len(ids)} sequences, and {FEWEST_TOKENS} in "
+                f"{FEWEST_SEQUENCES} are needed")  # fmt: skip
     return found
 
 

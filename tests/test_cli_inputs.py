@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import lens_slt as ls
 from lens_slt import cli, cli_commands
 from lens_slt.cli_options import OfText, OfWeightedText
+from lens_slt.cli_support import with_enough_tokens
 from lens_slt.cli_text import text_of, weighted_text
 from lens_slt.data.datasets import dataset_columns
 from lens_slt.data.inputs import read_inputs, sequences_in
@@ -264,3 +265,13 @@ def test_bad_columns_and_configs(mine: Path, tmp_path: Path) -> None:
     assert found.exit_code == 2 and "needs config=" in found.stderr
     found = rllc(mine, tmp_path, "--data", "code")
     assert found.exit_code == 2 and "is text and the model has no tokenizer" in found.stderr
+
+
+def test_circuits_of_rare_patterns_are_not_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokens = ls.load_model("attn-1l"), ls.load_tokens("mix", n_sequences=12, length=32)
+    circuits = [ls.circuit("L0H1", "word_start"), ls.circuit("L0H2", "quote")]
+    assert with_enough_tokens(made(data="mix"), circuits, tokens, model) == circuits[:1]
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        r"not tried: circuit for quote: L0H2: .* has \d+ quote tokens in \d+ of its 12 seq", said
+    )

@@ -27,4 +27,4 @@ def test_a_spectrum_is_kept_for_a_report(tmp_path: Path, steps: list[str]) -> No
     assert sorted(stored["llc"].values.ravel()) == pytest.approx(sorted(rungs))
     written = CliRunner().invoke(cli.app, ["report", str(tmp_path)])
     assert written.exit_code == 0, written.output
-    assert 'id="phases"' in (tmp_path / "report.html").read_text()
+    assert 'id="spectrum"' in (tmp_path / "report.html").read_text()

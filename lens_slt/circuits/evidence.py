@@ -123,13 +123,16 @@ def faithfulness(case: Case) -> list[Evidence]:
     return [replace(found, votes=False)]
 
 
+ALONE = "in the circuit alone"  # a context of components
+
+
 def minimality(case: Case) -> list[Evidence]:
     """Every component is needed: without it, in some context, the pattern suffers.
 
     Contexts: the whole model, the model without one other component of the circuit (a redundant
     one hides what this one does), without all others, and the circuit alone. The clearest effect
-    counts, its p-value corrected for the choice. The null: what a random component outside brings
-    to the circuit alone (Shi et al. 2410.13032); it does not vote.
+    counts, its p-value corrected for the choice. The null, where that is the circuit alone: what a
+    random component outside brings to it (Shi et al. 2410.13032); it does not vote.
     """
     parts = case.hypothesis.components
     base_kept = case.kept(case.nodes)
@@ -154,12 +157,13 @@ def minimality(case: Case) -> list[Evidence]:
             for given, words in contexts.items()
         ]
         alone = case.contrast.on_pattern(case.kept(case.nodes - mine) - base_kept)
-        estimates.append((alone, "in the circuit alone"))
+        estimates.append((alone, ALONE))
         best, looks, outcome, words = _in_contexts(estimates, case.least_effect, 0.0)
-        null_words = f"each of {len(inflated)} components added to the circuit"
-        share = _reached(alone.value, inflated)
+        null = inflated if words == ALONE else inflated[:0]  # effects elsewhere are others
+        null_words = f"each of {len(null)} components added to the circuit" if len(null) else ""
+        share = _reached(best.value, null)
         found.append(
-            _evidence("minimality", part, best, outcome, inflated, null_words, share,
+            _evidence("minimality", part, best, outcome, null, null_words, share,
                       case.least_effect, f"clearest {words}", case.unit, looks)
         )  # fmt: skip
     return found

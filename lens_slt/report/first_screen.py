@@ -52,10 +52,20 @@ def run_screen(found: RunResults, llc: xr.Dataset | None, about: Mapping[str, An
     else:
         titles = [title.lower() for title in titles_of(found.others)]
         first = f"Measured: {in_series(titles) or 'where heads attend'}."
-        second = "There is no refined LLC to certify: each section says what its numbers rest on."
+        second = _certified(found.others)
     shown = "" if best is None else _outcome(best, found.behaviour)
     said = clauses(found.others)
     return screen(first, second, _found(found.trials, best, llc, said), shown)
+
+
+def _certified(results: Sequence[xr.Dataset]) -> str:
+    """How many numbers of results are certified, where they say so."""
+    words = [one["certificate"].values.ravel() for one in results if "certificate" in one]
+    rests = "each section says what its numbers rest on."
+    if not words:
+        return f"No number here has a certificate of its own: {rests}"
+    every = np.concatenate(words)
+    return f"{int((every == CERTIFIED).sum())} of {len(every)} numbers are certified: {rests}"
 
 
 def screen(measured: str, believe: str, found: str, shown: str) -> str:
@@ -198,8 +208,10 @@ def _found(
         counts = {word: sum(t.verdict == word for t in trials) for word in VERDICTS}
         verdicts = in_series([f"{n} {word}" for word, n in counts.items() if n])
         parts.append(f"no circuit held on trial ({verdicts})")
-    elif not said:
+    elif llc is not None and not said:
         parts.append("no circuit was on trial here")
+    elif not said:
+        parts.append("see the sections")
     return f"Found: {', and '.join([*parts, *said])}."
 
 

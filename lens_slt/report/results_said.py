@@ -56,7 +56,7 @@ def _came_true(result: xr.Dataset) -> str:
     one = result.sel(kind="wish", strength=result.attrs["strength"])
     if not np.isfinite(float(one["share"])):
         return ""
-    share = with_error(float(one["share"]), float(one["share_se"]))
+    share = f"{with_error(100 * float(one['share']), 100 * float(one['share_se']))} %"
     return f"retraining for {result.attrs['steps']} steps made {share} of that come true"
 
 

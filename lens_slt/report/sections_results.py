@@ -26,8 +26,12 @@ KINDS = {  # sections: key, title, what it is, and the results that belong there
     "phases": (
         "Phases",
         "Where free energies cross as data grow, and what the density of states says of volumes.",
-        ("crossing", "phase_diagram", "limit_llc", "spectrum", "multiplicity", "curvatures",
-         "density_of_states"),
+        ("crossing", "phase_diagram", "limit_llc", "density_of_states"),
+    ),
+    "spectrum": (
+        "Spectrum",
+        "λ̂ over nβ and γ: a regularised curvature spectrum, not an asymptote.",
+        ("spectrum", "multiplicity", "curvatures"),
     ),
 }  # fmt: skip
 SHOWN = tuple(kind for _, _, kinds in KINDS.values() for kind in kinds)

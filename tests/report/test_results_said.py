@@ -70,10 +70,10 @@ def test_a_partner_that_a_rival_equals_is_no_sure_one() -> None:
             WISHED,
             "weights of the data are predicted to change code by -0.0096 ± 0.0033 (-0.04 wished)",
         ),
-        (CHECKED, "retraining for 30 steps made 0.92 ± 0.11 of that come true"),
+        (CHECKED, "retraining for 30 steps made 92 ± 11 % of that come true"),
         (
             CHECKED.assign_attrs(strength=-1.0),  # the other one is the opposite of the wish
-            "retraining for 30 steps made 0.50 ± 0.10 of that come true",
+            "retraining for 30 steps made 50 ± 10 % of that come true",
         ),
         (CROSSED, "the phases square and pentagon cross at n = 370 (330–420)"),
         (
