@@ -59,7 +59,7 @@ def plot_match(result: xr.Dataset) -> go.Figure:
         "correlation on the same tokens, corrected for noise; ● matched, ◐ shared: the "
         "partner of another, too; ○ ambiguous: resampled sequences give another partner; "
         "?: the likest, not tested; "
-        f"{result.attrs['kinds'].replace('_', ' ')}",
+        f"{result.attrs['kinds'].replace(' ', ' and ').replace('_', ' ')}",
         ROW_PIXELS * len(names),
     )  # fmt: skip
     return figure

@@ -24,10 +24,11 @@ def match_table(result: xr.Dataset) -> Table:
     table = PlainTable(
         "Partners",
         f"similarity: correlation corrected for noise, 95 % over sequences; p corrected over all "
-        f"components; stable: share of resamples with this partner; by "
-        f"{result.attrs['kinds'].replace('_', ' ')}",
+        f"components; stable: share of resamples with this partner; next: similarity of the "
+        f"runner-up; in brackets: the likest, and not alike enough; by "
+        f"{result.attrs['kinds'].replace(' ', ' and ').replace('_', ' ')}",
     )
-    for name in ("component", "partner", "similarity", "p", "stable", "next", ""):
+    for name in ("component", "partner", "similarity", "p", "stable", "next", "verdict"):
         right = name in ("similarity", "p", "stable", "next")
         table.add_column(name, justify="right" if right else "left", no_wrap=name == "component")
     for name in result["component"].values:
