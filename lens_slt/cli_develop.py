@@ -33,7 +33,7 @@ from lens_slt.cli_text import first_rows, text_of
 from lens_slt.data.patterns import label_patterns
 from lens_slt.development.construction import construction
 from lens_slt.development.develop import develop, open_checkpoint
-from lens_slt.development.overview import DevelopmentView, read_development, unknown
+from lens_slt.development.overview import DevelopmentView, read_development, refusals
 from lens_slt.development.plan import DevelopmentPlan, plan_development
 from lens_slt.json_files import read_json
 from lens_slt.models.adapter import adapt
@@ -215,8 +215,8 @@ def _finish(options: Develop, view: DevelopmentView, plan: DevelopmentPlan, name
     write_about(options.out, about)
     written = write_report(view, options.out / REPORT, about=about)
     show(options, *_tables(view))
-    for what, why in view.refused.items():
-        say(options, f"{unknown(what)}: {why}")
+    for line in refusals(view):
+        say(options, line)
     words = f"open {written}; results in {options.out}"
     say(options, f"done in {seconds(options):.0f} s; {words}")
     llc = view.curves["refined_llc"].to_dataset()

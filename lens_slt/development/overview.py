@@ -44,6 +44,14 @@ def unknown(name: str) -> str:
     return _UNKNOWN.get(name, f"no {name}")
 
 
+def refusals(view: DevelopmentView) -> list[str]:
+    """What could not be read and why, each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in view.refused.items():
+        by_reason.setdefault(why, []).append(unknown(name))
+    return [f"{', '.join(names)}: {why}" for why, names in by_reason.items()]
+
+
 @dataclass(frozen=True)
 class DevelopmentView:
     """What curves over checkpoints say; what cannot be read is None, and ``refused`` says why.

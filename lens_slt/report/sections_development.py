@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from lens_slt.development.curves import CHECKPOINT
-from lens_slt.development.overview import DevelopmentView, unknown, with_whole
+from lens_slt.development.overview import DevelopmentView, refusals, unknown, with_whole
 from lens_slt.development.pattern_curves import MOST_PATTERNS, holders
 from lens_slt.report import page
 from lens_slt.report.development_screen import development_heads, development_screen
@@ -235,8 +235,7 @@ def limits(view: DevelopmentView) -> list[str]:
             f"10 % cannot be excluded), most often where λ̂ is near zero: {', '.join(odd[:12])}"
             f"{' …' if len(odd) > 12 else ''}"
         )
-    lines += [f"{unknown(name)}: {why}" for name, why in view.refused.items()]
-    return lines
+    return [*lines, *refusals(view)]
 
 
 def _first(view: DevelopmentView) -> xr.Dataset | None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import lens_slt as ls
 from lens_slt.arrays import write_zarr
-from lens_slt.development.overview import TOGETHER, with_whole
+from lens_slt.development.overview import TOGETHER, refusals, with_whole
 from lens_slt.development.pattern_curves import taken_up
 from lens_slt.report.development_screen import development_screen
 from lens_slt.report.files_circuits import write_trials
@@ -221,3 +221,9 @@ def test_a_sweep_and_a_run_in_one_folder_become_one_page(tmp_path, trial):
     assert keys == [
         "run", "circuits", "stages", "losses", "heads", "structure", "disagrees", "limits",
     ]  # fmt: skip
+
+
+def test_a_reason_is_said_once(view):
+    few = "stages and transitions need at least 20 checkpoints"
+    gone = replace(view, refused={"stages": few, "transitions": few, "modes": "no probe"})
+    assert refusals(gone) == [f"no stages, no transitions: {few}", "no modes: no probe"]
