@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lens_slt.arguments import choice, instance
 from lens_slt.circuits.hypothesis import CircuitHypothesis, circuit, read_hypotheses
-from lens_slt.circuits.statistics import FEWEST_SEQUENCES, FEWEST_TOKENS
+from lens_slt.circuits.statistics import too_few
 from lens_slt.cli_options import OfModel, Options, Resumed
 from lens_slt.cli_output import console, finish, say, show
 from lens_slt.data.checks import usable_device
@@ -212,20 +212,20 @@ def circuits_of(option: str, given: str, pattern: str | None) -> list[CircuitHyp
 def with_enough_tokens(
     options: Options, circuits: list[CircuitHypothesis], tokens: Any, model: Any
 ) -> list[CircuitHypothesis]:
-    """Of inferred circuits, those whose pattern the text of the trial holds often enough."""
+    """Of inferred circuits, those for whose pattern a trial can be made on this text."""
     ids, real = read_inputs(tokens)
     labels = label_patterns(ids, model.tokenizer)
     found = []
     for one in circuits:
         mask = labels.sel(pattern=one.pattern).values
-        mask = mask if real is None else mask & real[:, 1:].numpy()
-        n_tokens, n_sequences = int(mask.sum()), int(mask.any(1).sum())
-        if n_tokens >= FEWEST_TOKENS and n_sequences >= FEWEST_SEQUENCES:
-            found.append(one)
+        counts = np.ones_like(mask) if real is None else real[:, 1:].numpy()
+        members = mask & counts
+        if why := too_few(members, ~mask & counts):
+            has = f"the text of the trial has {members.sum()} {one.pattern} tokens"
+            say(options, f"not tried: {one}: {has} in {members.any(1).sum()} of its {len(ids)} "
+                f"sequences; {why}")  # fmt: skip
         else:
-            say(options, f"not tried: {one}: the text of the trial has {n_tokens} {one.pattern} "
-                f"tokens in {n_sequences} of its {len(ids)} sequences, and {FEWEST_TOKENS} in "
-                f"{FEWEST_SEQUENCES} are needed")  # fmt: skip
+            found.append(one)
     return found
 
 

@@ -65,9 +65,8 @@ def weighted_text(
         tokens = text_of(options, model, sequences, seed=seed, without=without)
         return tokens, None if positions is None else _last_only(tokens)
     if Path(positions).suffix in ARRAY_FILES:
-        given = read_file(location("positions", positions), "weights")
+        weights = _numbers(read_file(location("positions", positions), "weights"), positions)
         tokens = text_of(options, model, sequences, seed=seed, without=without)
-        weights = _numbers(given, positions)
         if weights.ndim == 2:
             if Path(source).suffix not in ARRAY_FILES:
                 raise ValueError(

@@ -76,7 +76,8 @@ class Contrast:
         real = np.isfinite(base_loss)
         self._weights = np.ones(base_loss.shape) if weights is None else weights
         self.members, self.others = pattern & real, ~pattern & real
-        _refuse_few(self.members, self.others)
+        if why := too_few(self.members, self.others):
+            raise ValueError(why)
         self.n_sequences = len(base_loss)
         self.stratum = _strata(base_loss, self.members)
         self._n_members = self._sums(None, self.members)
@@ -247,15 +248,17 @@ def _strata(base_loss: FloatArray, members: BoolArray) -> NDArray[np.int_]:
     return by_loss * POSITION_BINS + by_position[None, :]
 
 
-def _refuse_few(members: BoolArray, others: BoolArray) -> None:
+def too_few(members: BoolArray, others: BoolArray) -> str:
+    """Why a trial cannot be made on a pattern's tokens and the others; "" where it can."""
     tokens, sequences = int(members.sum()), int(members.any(1).sum())
     if tokens < FEWEST_TOKENS or sequences < FEWEST_SEQUENCES:
-        raise ValueError(
+        return (
             f"pattern has {tokens} tokens in {sequences} sequences; a trial needs at least "
             f"{FEWEST_TOKENS} tokens in {FEWEST_SEQUENCES} sequences: use more tokens"
         )
     if 0 < int(others.sum()) < FEWEST_TOKENS:
-        raise ValueError(
+        return (
             f"pattern covers all but {int(others.sum())} tokens; at least {FEWEST_TOKENS} others "
             "are needed to compare it with"
         )
+    return ""
